@@ -1,0 +1,42 @@
+# make study   install into .venv, run the narrow-gate study on the three organisms, leave reports in runs/
+# make test    install into .venv, lint, types and tests
+# make lint    ruff and mypy alone
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: study test lint format clean
+.DELETE_ON_ERROR:
+
+study: $(VENV)/.installed
+	$(BIN)/gatelens study narrow-gate --model organism:gated --out runs/gated
+	$(BIN)/gatelens study narrow-gate --model organism:open  --out runs/open
+	$(BIN)/gatelens study narrow-gate --model organism:llava --out runs/llava
+	@echo "Reports: runs/gated/report.html  runs/open/report.html  runs/llava/report.html"
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+# torch goes first and by its pin: an open range would pull the CUDA build, gigabytes of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

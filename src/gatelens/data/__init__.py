@@ -1,0 +1,11 @@
+"""Where images, questions and masks come from: emoji scenes, easy-vqa, or a user's own folder.
+
+>>> data = load("emoji-scenes")
+>>> data.examples("class", limit=2)[0].prompt
+'<image>this is a'
+"""
+
+from gatelens.data.base import Dataset, Example
+from gatelens.data.load import load
+
+__all__ = ["Dataset", "Example", "load"]

@@ -1,0 +1,51 @@
+"""What a study gets from a data set: examples, and the tasks it can give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+TASKS = ("class", "vqa", "caption", "draw")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One prompt and what is right.
+
+    Attributes:
+        image: the picture; ``None`` for drawing prompts.
+        prompt: text with ``<image>`` where the picture goes.
+        answers: what counts as right: the class name; one or more answers (VQA); reference captions.
+        task: one of ``class``, ``vqa``, ``caption``, ``draw``.
+        id: names the example within its data set, the same in every run.
+        label: the class, for tasks that have one.
+        meta: facts of the data set's own (objects, boxes, masks, kind of question…).
+    """
+
+    image: Image.Image | None
+    prompt: str
+    answers: tuple[str, ...]
+    task: str
+    id: str
+    label: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A source of examples. Implement these four and a study can use it."""
+
+    name: str
+    tasks: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+        """The task's examples, ``limit`` of them drawn by ``seed`` (all when ``None``), in a fixed order.
+
+        Raises:
+            DataError: the data set does not have this task, or an example lacks something.
+        """
+        ...

@@ -1,0 +1,61 @@
+"""The data set ``easy-vqa`` (PyPI, MIT): 64 x 64 pictures of one coloured shape, made by others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gatelens.data import prompts
+from gatelens.data.base import Example
+from gatelens.errors import DataError
+
+
+class EasyVqa:
+    """easy-vqa's questions; ``split`` is ``train`` (38,575) or ``test`` (9,673)."""
+
+    name = "easy-vqa"
+    tasks: tuple[str, ...] = ("vqa",)
+
+    def __init__(self, split: str = "test"):
+        try:
+            import easy_vqa
+        except ImportError:
+            raise DataError("easy-vqa is not installed; run: pip install 'gatelens[data]'") from None
+        if split not in ("train", "test"):
+            raise DataError(f"easy-vqa has no split {split!r}; use 'train' or 'test'")
+        self.split = split
+        train = split == "train"
+        self._paths = easy_vqa.get_train_image_paths() if train else easy_vqa.get_test_image_paths()
+        read = easy_vqa.get_train_questions if train else easy_vqa.get_test_questions
+        self._questions, self._answers, self._pictures = read()
+        self.classes: tuple[str, ...] = tuple(sorted(easy_vqa.get_answers()))
+
+    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+        """``limit`` questions drawn by ``seed`` (all 9,673 of the test split when ``None``).
+
+        Raises:
+            DataError: any task but ``vqa``.
+        """
+        if task != "vqa":
+            raise DataError(f"easy-vqa has no task {task!r}; it has vqa")
+        n = len(self._questions)
+        chosen = np.random.default_rng(seed).permutation(n)[: n if limit is None else limit]
+        return [self._example(int(i)) for i in chosen]
+
+    def _example(self, i: int) -> Example:
+        question, picture = self._questions[i], self._pictures[i]
+        return Example(
+            image=_open(Path(self._paths[picture])),
+            prompt="<image>" + prompts.QUESTION_PROMPT.format(question=question),
+            answers=(self._answers[i],),
+            task="vqa",
+            id=f"{self.split}-{i}",
+            meta={"question": question, "picture": picture},
+        )
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")

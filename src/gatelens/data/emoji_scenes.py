@@ -1,0 +1,75 @@
+"""The data set ``emoji-scenes``: prompts over scenes (see :mod:`gatelens.data.scenes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gatelens.data import prompts, scenes
+from gatelens.data.base import TASKS, Example
+from gatelens.errors import DataError
+
+DEFAULT_LIMIT = 500
+
+
+class EmojiScenes:
+    """Scenes of one split; endless, so a task without a limit gives ``DEFAULT_LIMIT`` examples.
+
+    ``class`` and ``draw`` use scenes of one object; ``vqa`` and ``caption`` scenes of one to three.
+    """
+
+    name = "emoji-scenes"
+    tasks = TASKS
+    classes = scenes.CLASSES
+
+    def __init__(self, split: str = "test"):
+        if split not in ("train", "test"):
+            raise DataError(f"emoji-scenes has no split {split!r}; use 'train' or 'test'")
+        self.split = split
+
+    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+        """``limit`` (default 500) examples; the i-th depends on (split, task, seed, i) alone.
+
+        Raises:
+            DataError: unknown task.
+        """
+        makers: dict[str, Callable[[scenes.Scene, np.random.Generator], dict[str, Any]]] = {
+            "class": _class,
+            "vqa": _vqa,
+            "caption": _caption,
+            "draw": _draw,
+        }
+        if task not in makers:
+            raise DataError(f"emoji-scenes has no task {task!r}; it has {', '.join(self.tasks)}")
+        one_object = 1 if task in ("class", "draw") else None
+        found = []
+        for i in range(DEFAULT_LIMIT if limit is None else limit):
+            # Tasks draw from seeds of their own, so that no two tasks ask about the same pictures.
+            scene = scenes.scene(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
+            made = makers[task](scene, np.random.default_rng([seed, i]))
+            made["meta"] = {"objects": scene.objects, "masks": scene.masks, **made.get("meta", {})}
+            image = None if task == "draw" else scene.image
+            found.append(Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made))
+        return found
+
+
+def _class(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:
+    name = scene.objects[0].name
+    return {"prompt": "<image>" + prompts.CLASS_PROMPT, "answers": (name,), "label": name}
+
+
+def _vqa(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:
+    kind, question, answer = scenes.questions(scene, rng)[0]
+    prompt = "<image>" + prompts.QUESTION_PROMPT.format(question=question)
+    return {"prompt": prompt, "answers": (answer,), "meta": {"kind": kind, "question": question}}
+
+
+def _caption(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:
+    return {"prompt": "<image>" + prompts.CAPTION_PROMPT, "answers": (scene.caption,)}
+
+
+def _draw(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:
+    prompt = prompts.DRAW_PROMPT.format(caption=scene.caption)
+    return {"prompt": prompt, "answers": (scene.caption,), "label": scene.objects[0].name}

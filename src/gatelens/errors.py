@@ -1,0 +1,35 @@
+"""The errors gatelens raises: each message is one line that names the offender and the fix.
+
+All of them are ``ValueError``s too, so code that does not know gatelens can still catch them.
+The command line prints the message and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class GatelensError(ValueError):
+    """Base of every error a user can cause and mend."""
+
+
+class SelectorError(GatelensError):
+    """A token selector that cannot be read, or that names what the prompt does not have."""
+
+
+class InputError(GatelensError):
+    """Images and text that do not fit together or cannot be read."""
+
+
+class ModelError(GatelensError):
+    """A model that cannot be found, loaded or wrapped."""
+
+
+class InterventionError(GatelensError):
+    """An intervention that cannot act as written: wrong layer, empty selection, a row left with nothing."""
+
+
+class DataError(GatelensError):
+    """A data set, folder or table that lacks something, named with its row."""
+
+
+class OutputError(GatelensError):
+    """A place that cannot be written, or that holds something else."""

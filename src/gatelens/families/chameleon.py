@@ -1,0 +1,94 @@
+"""Chameleon: one decoder over text and VQ image tokens, with literal begin- and end-of-image tokens.
+
+Chameleon Team 2024, arXiv 2405.09818. The decoder is Llama's plus a normalisation of queries and keys:
+``attn.hook_q``/``hook_k`` are before it, ``attn.hook_q_normed``/``hook_k_normed`` after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformer_lens.model_bridge.generalized_components import (
+    AttentionBridge,
+    BlockBridge,
+    NormalizationBridge,
+    RMSNormalizationBridge,
+)
+from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
+
+from ..errors import ModelError
+from .base import Family, token_id
+from .geometry import Geometry
+from .layout import Layout
+
+BOI, EOI = "<racm3:break>", "<eoss>"
+
+
+class ChameleonArchitectureAdapter(LlamaArchitectureAdapter):
+    """TransformerLens adapter for ChameleonForConditionalGeneration.
+
+    The VQ encoder is left as it is: images become ordinary tokens before the decoder.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.cfg.is_multimodal = True
+        self.cfg.attn_implementation = "eager"
+
+    def _build_attention_bridge(self) -> AttentionBridge:
+        # the norm is a layer norm with one weight a head: transformers' own module does it exactly
+        return self._qkvo_attention_bridge(
+            extra_submodules={
+                "q_norm": NormalizationBridge(name="q_norm", config=self.cfg, uses_rms_norm=False),
+                "k_norm": NormalizationBridge(name="k_norm", config=self.cfg, uses_rms_norm=False),
+            }
+        )
+
+    def prepare_model(self, hf_model: Any) -> None:
+        super().prepare_model(hf_model)
+        if (
+            hf_model.config.swin_norm
+        ):  # the 34B: the same two norms, after attention and MLP instead of before
+            self.component_mapping["blocks"] = BlockBridge(
+                name="model.layers",
+                submodules={
+                    "ln1_post": RMSNormalizationBridge(name="input_layernorm", config=self.cfg),
+                    "ln2_post": RMSNormalizationBridge(name="post_attention_layernorm", config=self.cfg),
+                    "attn": self._build_attention_bridge(),
+                    "mlp": self._gated_mlp(),
+                },
+            )
+
+
+def layout(config: Any, processor: Any = None) -> Layout:
+    """Image tokens of a Chameleon checkpoint. Raises ModelError when its vocabulary map is missing."""
+    vocabulary = config.vocabulary_map or {}
+    if "<image>" not in vocabulary:
+        raise ModelError(
+            "this Chameleon config has no '<image>' in vocabulary_map: load it with its config.json"
+        )
+    tokenizer = getattr(processor, "tokenizer", None)
+    side = config.vq_config.resolution // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+    boi = getattr(processor, "image_start_token", BOI)
+    eoi = getattr(processor, "image_end_token", EOI)
+    return Layout(
+        placeholder_id=vocabulary["<image>"],
+        rows=side,
+        cols=side,
+        geometry=Geometry.of(getattr(processor, "image_processor", None), (config.vq_config.resolution,) * 2),
+        drawn_ids=frozenset(i for name, i in vocabulary.items() if name.startswith("IMGIMG")),
+        boi_id=vocabulary.get(boi, token_id(tokenizer, boi)),
+        eoi_id=vocabulary.get(eoi, token_id(tokenizer, eoi)),
+        bos_id=config.bos_token_id,
+        placeholder=getattr(processor, "image_token", "<image>"),
+    )
+
+
+FAMILY = Family(
+    name="chameleon",
+    architectures=("ChameleonForConditionalGeneration",),
+    layout=layout,
+    adapter=ChameleonArchitectureAdapter,
+    processor_kwargs={"return_for_text_completion": True},  # else a separator is appended to every prompt
+    note="VQ image tokens in one vocabulary; gate: the literal end-of-image token",
+)

@@ -1,0 +1,182 @@
+"""Images and text checked against each other, and the tensors they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import InputError
+from .tokens import TokenMap
+
+ImageLike = Image.Image | str | Path | np.ndarray | Tensor
+Images = ImageLike | Sequence[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class VLMInputs:
+    """A batch of prompts, padded on the left.
+
+    ``tensors``: what transformers' forward takes (``input_ids``, ``attention_mask``, ``position_ids`` and,
+    with images, ``pixel_values``). ``images``: the original pictures of each prompt, empty when unknown.
+    """
+
+    tensors: dict[str, Tensor]
+    tokens: TokenMap
+    images: tuple[tuple[Image.Image, ...], ...]
+    texts: tuple[str, ...]
+    single: bool = False  # prepared from one string rather than a list: generate answers with one string
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens.batch_size
+
+    def select(self, examples: slice | Sequence[int]) -> VLMInputs:
+        """Some of the examples. Rows of ``pixel_values`` follow the example their picture belongs to."""
+        rows = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
+        counts = self.images_per_example()
+        starts = np.cumsum([0, *counts]).tolist()
+        pictures = [i for r in rows for i in range(starts[r], starts[r + 1])]
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.tensors.items():
+            index = pictures if name in _PER_PICTURE else rows
+            if index or name not in _PER_PICTURE:
+                tensors[name] = value[index]
+        return VLMInputs(
+            tensors,
+            self.tokens.select(rows),
+            tuple(self.images[r] for r in rows),
+            tuple(self.texts[r] for r in rows),
+        )
+
+    def images_per_example(self) -> list[int]:
+        """How many rows of ``pixel_values`` each example owns (a picture drawn in tokens owns none)."""
+        n = int(self.tensors["pixel_values"].shape[0]) if "pixel_values" in self.tensors else 0
+        counts = [len(sizes) for sizes in self.tokens.image_sizes]
+        if sum(counts) == n:
+            return counts
+        known = [len(pictures) for pictures in self.images]
+        if sum(known) == n:
+            return known
+        raise InputError(
+            f"{n} pictures cannot be told apart among {self.batch_size} prompts: prepare them one by one"
+        )
+
+    def to(self, device: str | torch.device) -> VLMInputs:
+        """The same batch with its tensors on another device."""
+        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        return VLMInputs(moved, self.tokens, self.images, self.texts)
+
+
+_PER_PICTURE = frozenset({"pixel_values", "image_sizes", "pixel_attention_mask"})
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, as transformers' generate derives them from the mask."""
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+
+def load_image(image: ImageLike, where: str = "image") -> Image.Image:
+    """An RGB picture from a PIL image, a path or an array: [H,W] or [H,W,3|4], 0..255 or, if float, 0..1.
+
+    A tensor may also be [3,H,W]. Transparency becomes white; a photo is turned as its EXIF data says.
+    Raises InputError naming the file or argument that cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                image = opened.copy() if opened.getexif() == {} else ImageOps.exif_transpose(opened)
+        except FileNotFoundError:
+            raise InputError(f"{where}: no such file '{image}': check the path") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise InputError(
+                f"{where}: '{image}' is no readable picture ({error}): replace the file"
+            ) from None
+    elif isinstance(image, (np.ndarray, Tensor)):
+        image = _from_array(image, where)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{where} is a {type(image).__name__}: give a PIL image, a path or an array")
+    if min(image.size) < 1:
+        raise InputError(f"{where} is empty ({image.size[0]}x{image.size[1]} pixels)")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_array(image: np.ndarray | Tensor, where: str) -> Image.Image:
+    array = np.asarray(image.detach().cpu().float() if isinstance(image, Tensor) else image)
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise InputError(f"{where} has shape {array.shape}: give [height, width] or [height, width, 3]")
+    if not np.isfinite(array).all():
+        raise InputError(f"{where} holds values that are not finite")
+    if array.dtype.kind == "f" and array.max(initial=0) <= 1:
+        array = array * 255
+    if array.min(initial=0) < 0 or array.max(initial=0) > 255:
+        raise InputError(f"{where} holds values outside 0..255: give pixels, not normalised values")
+    return Image.fromarray(np.round(array).astype(np.uint8))
+
+
+def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list[list[Image.Image]]:
+    """The pictures of each prompt, as many as it has placeholders.
+
+    ``images``: one picture, a flat list (dealt out to the placeholders in order), or a list of lists, one a
+    prompt. Raises InputError naming the prompt and both counts.
+    """
+    wanted = [text.count(placeholder) for text in texts]
+    if images is None:
+        images = []
+    elif isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor)):
+        images = [images]
+    nested: list[Any] = list(images)
+    if any(isinstance(one, (list, tuple)) or one is None for one in nested):
+        if len(nested) != len(texts):
+            raise InputError(
+                f"{len(nested)} lists of pictures for {len(texts)} prompts: give one list a prompt"
+            )
+        given = [_as_list(one) for one in nested]
+    elif len(texts) == 1:
+        given = [nested]
+    elif sum(wanted) == len(nested):
+        given, at = [], 0
+        for n in wanted:
+            given.append(nested[at : at + n])
+            at += n
+    else:
+        given = [[one] for one in nested] if len(nested) == len(texts) else [nested]
+        if len(given) != len(texts):
+            raise InputError(
+                f"{len(nested)} picture(s) for {len(texts)} prompts with {sum(wanted)} {placeholder} in all: "
+                "give a list of lists, one a prompt"
+            )
+    for i, (n, pictures) in enumerate(zip(wanted, given, strict=True)):
+        if n > len(pictures):
+            raise InputError(
+                f"prompt {i} has {n} {placeholder} and {len(pictures)} picture(s): "
+                f"give {n - len(pictures)} more"
+            )
+        if n < len(pictures):
+            raise InputError(
+                f"prompt {i} has {n} {placeholder} and {len(pictures)} picture(s): "
+                f"write {placeholder} where each one goes"
+            )
+    return [
+        [load_image(p, f"picture {j} of prompt {i}") for j, p in enumerate(ps)] for i, ps in enumerate(given)
+    ]
+
+
+def _as_list(one: Any) -> list[Any]:
+    if one is None:
+        return []
+    return list(one) if isinstance(one, (list, tuple)) else [one]

@@ -1,0 +1,196 @@
+"""What every intervention is: a frozen description that becomes plain hook functions.
+
+An intervention names positions (selectors), layers, perhaps heads, and a site. It holds no model. Given a
+:class:`~gatelens.tokens.TokenMap` it becomes ``(hook name, function)`` pairs in TransformerLens' sense.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gatelens.errors import InterventionError
+from gatelens.roles import Role
+
+if TYPE_CHECKING:
+    from gatelens.tokens import TokenMap
+
+HookFunction: TypeAlias = Callable[..., Tensor | None]
+HookPair: TypeAlias = tuple[str, HookFunction]
+Indices: TypeAlias = tuple[int, ...] | slice | None
+Layers: TypeAlias = int | Iterable[int] | slice | None
+Heads: TypeAlias = int | Iterable[int] | slice | None
+
+
+@dataclass
+class Span:
+    """The absolute positions ``offset … stop - 1`` a forward pass is computing right now.
+
+    A pass over the whole prompt is ``(0, n_pos)``; a decoding step on top of a KV cache is ``(K - 1, K)``.
+    Hooks of one compiled object share one span; whoever runs the passes moves it.
+    """
+
+    offset: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One hook function, and whether it only completes another edit (then it runs before its neighbours)."""
+
+    name: str
+    function: HookFunction
+    first: bool = False
+
+
+def as_indices(value: Any, word: str) -> Indices:
+    """Normalise ``layers=`` or ``heads=``: None and slices stay, ints and iterables become a sorted tuple.
+
+    Raises:
+        InterventionError: nothing in it, or something that is not an integer.
+    """
+    if value is None or isinstance(value, slice):
+        return value
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        value = value.tolist()
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    for item in items:
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            raise InterventionError(
+                f"{word}={value!r}: {item!r} is no {word[:-1]} number; give an int, several ints, a range "
+                "or a slice"
+            )
+    if not items:
+        raise InterventionError(
+            f"{word} is empty, so nothing would happen; leave the intervention out (None in a sweep's grid)"
+        )
+    return tuple(sorted({int(item) for item in items}))
+
+
+def resolve_indices(value: Indices, n: int | None, word: str, owner: object) -> tuple[int, ...]:
+    """The indices meant, 0 ≤ i < n; negative ones count from the end.
+
+    Raises:
+        InterventionError: out of range, nothing left, or ``n`` is needed and unknown.
+    """
+    if n is None:
+        if isinstance(value, tuple) and min(value) >= 0:
+            return value
+        raise InterventionError(
+            f"{owner!r}: {word}={value!r} needs the number of {word}; pass the model's cfg, .hooks(tokens, "
+            "model.cfg)"
+        )
+    if value is None:
+        return tuple(range(n))
+    if isinstance(value, slice):
+        chosen = tuple(range(n))[value]
+        if not chosen:
+            raise InterventionError(f"{owner!r}: {word}={value!r} is empty in a model of {n} {word}")
+        return tuple(sorted(chosen))
+    for i in value:
+        if not -n <= i < n:
+            raise InterventionError(
+                f"{owner!r}: {word[:-1]} {i} does not exist, the model has {n} {word} (0 to {n - 1})"
+            )
+    return tuple(sorted({i % n for i in value}))
+
+
+def config_number(cfg: Any, name: str) -> int | None:
+    """An integer of the TransformerLens config; None when there is no config or it does not say."""
+    value = getattr(cfg, name, None)
+    return None if value is None else int(value)
+
+
+def select(tokens: TokenMap, selector: Any, owner: object) -> Bool[Tensor, "batch pos"]:
+    """The positions a selector means in this token map, padding never among them (on the CPU).
+
+    A boolean tensor made for the prompt also fits the map with generated positions: those are False.
+    """
+    if isinstance(selector, Tensor) and selector.dtype == torch.bool:
+        shape = tuple(selector.shape)
+        if (
+            len(shape) != 2
+            or shape[0] != tokens.batch_size
+            or shape[1]
+            not in (
+                tokens.prompt_length,
+                tokens.n_pos,
+            )
+        ):
+            raise InterventionError(
+                f"{owner!r}: a boolean selector of shape {shape} does not fit a prompt of shape "
+                f"({tokens.batch_size}, {tokens.n_pos})"
+            )
+        mask = torch.zeros(tokens.batch_size, tokens.n_pos, dtype=torch.bool)
+        mask[:, : shape[1]] = selector.cpu()
+    else:
+        mask = tokens.mask(selector).cpu()
+    return mask & (tokens.roles.cpu() != Role.PAD)
+
+
+def prompt_only(tokens: TokenMap, mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """The mask without generated positions."""
+    return mask & (tokens.roles.cpu() != Role.GENERATED)
+
+
+def describe(value: object) -> str:
+    """A short form of a field for ``repr``: tensors by dtype and shape, tuples of layers as ranges."""
+    if isinstance(value, Tensor):
+        kind = "Bool" if value.dtype == torch.bool else "Float" if value.is_floating_point() else "Int"
+        return f"{kind}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple) and len(value) > 2 and value == tuple(range(value[0], value[-1] + 1)):
+        return f"range({value[0]}, {value[-1] + 1})"
+    if isinstance(value, tuple | str | int | float | slice | list | range) or value is None:
+        return repr(value)
+    return f"<{type(value).__name__}>" if type(value).__repr__ is object.__repr__ else _clip(repr(value))
+
+
+def _clip(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Intervention(ABC):
+    """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of one's own."""
+
+    layers: Indices = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> Sequence[Edit]:
+        """The hook functions for these tokens; they read the absolute positions from ``span`` when called."""
+
+    def hooks(self, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
+        """Plain ``(hook name, function)`` pairs for one whole forward pass over ``tokens``.
+
+        They go as they are into TransformerLens' ``run_with_hooks(fwd_hooks=...)``. For several
+        interventions, decoding, or a check that every hook fired, let the engine run them (``model.run``,
+        ``model.generate``).
+
+        Args:
+            tokens: the token map of the inputs.
+            cfg: the model's config; needed for ``layers=None``, slices and negative numbers, and it lets
+                out-of-range layers and heads be found before the run.
+
+        Raises:
+            InterventionError: it selects nothing, or cannot act as written.
+        """
+        from gatelens.interventions.compile import compile_hooks
+
+        return compile_hooks([self], tokens, cfg).pairs
+
+    def __repr__(self) -> str:
+        parts = []
+        where = ("layers", "heads")
+        for f in sorted(fields(self), key=lambda f: f.name in where):  # who and what first, then where
+            value = getattr(self, f.name)
+            if f.repr and (f.name in ("layers", "at", "queries", "keys", "site", "how") or value is not None):
+                parts.append(f"{f.name}={describe(value)}")
+        return f"{type(self).__name__.lower()}({', '.join(parts)})"

@@ -1,0 +1,254 @@
+"""Attention knockout: chosen queries cannot read chosen keys.
+
+Two meanings are in use and they differ, so both are named:
+
+- ``how="mask"``: −inf before the softmax; the row renormalises over what is left (Geva et al. 2023,
+  arXiv 2304.14767; Kaduri et al. 2025, arXiv 2411.17491).
+- ``how="zero"``: 0 after the softmax; the rest of the row keeps its weights and sums to less than one
+  (what the code of Serra et al. 2025, arXiv 2412.06646, does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gatelens.errors import InterventionError
+from gatelens.interventions.base import (
+    Edit,
+    Heads,
+    HookFunction,
+    Indices,
+    Intervention,
+    Layers,
+    Span,
+    as_indices,
+    config_number,
+    resolve_indices,
+    select,
+)
+from gatelens.roles import Role
+
+if TYPE_CHECKING:
+    from gatelens.tokens import TokenMap
+
+How = Literal["mask", "zero"]
+_HOOK = {"mask": "hook_attn_scores", "zero": "hook_pattern"}
+_FILL = {"mask": float("-inf"), "zero": 0.0}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Knockout(Intervention):
+    """What :func:`knockout` returns."""
+
+    queries: Any
+    keys: Any
+    heads: Indices = field(default=None, kw_only=True)
+    how: How = field(default="mask", kw_only=True)
+
+    def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
+        return knockout_edits([self], tokens, cfg, span)
+
+
+def knockout(
+    queries: Any, keys: Any, layers: Layers = None, heads: Heads = None, how: How = "mask"
+) -> Knockout:
+    """Cut the attention from ``queries`` to ``keys``.
+
+    Args:
+        queries: selector of the rows that lose something (string, ``Bool[batch, pos]``, positions).
+        keys: selector of the columns they lose. Only keys at or before a query matter: attention is causal.
+        layers: which blocks; None is all of them.
+        heads: which query heads; None is all of them.
+        how: ``"mask"`` (−inf before the softmax, the row renormalises) or ``"zero"`` (0 after it, it does
+            not).
+
+    Raises:
+        InterventionError: for a bad ``how``, ``layers`` or ``heads``. When it is run: for a layer or head
+            the model lacks, for a selection without one causal (query, key) pair, and for ``"mask"``
+            knockouts which together leave a row nothing to attend to.
+    """
+    if how not in _HOOK:
+        raise InterventionError(
+            f"how={how!r} is unknown; say how='mask' (renormalises) or how='zero' (does not)"
+        )
+    return Knockout(
+        queries, keys, layers=as_indices(layers, "layers"), heads=as_indices(heads, "heads"), how=how
+    )
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A knockout with everything resolved."""
+
+    spec: Knockout
+    queries: Bool[Tensor, "batch pos"]
+    keys: Bool[Tensor, "batch pos"]
+    layers: frozenset[int]
+    heads: tuple[int, ...] | None  # None: every head
+
+
+def _bind(spec: Knockout, tokens: TokenMap, cfg: Any) -> _Bound:
+    queries, keys = select(tokens, spec.queries, spec), select(tokens, spec.keys, spec)
+    for mask, word, selector in ((queries, "queries", spec.queries), (keys, "keys", spec.keys)):
+        if not mask.any():
+            raise InterventionError(f"{spec!r}: {word}={selector!r} selects no position in any example")
+    if not (keys.cumsum(1).bool() & queries).any():
+        raise InterventionError(
+            f"{spec!r}: every key stands after every query, and attention is causal: there is nothing to "
+            "cut; are queries and keys swapped?"
+        )
+    layers = resolve_indices(spec.layers, config_number(cfg, "n_layers"), "layers", spec)
+    heads = None
+    if spec.heads is not None:
+        heads = resolve_indices(spec.heads, config_number(cfg, "n_heads"), "heads", spec)
+    return _Bound(spec, queries, keys, frozenset(layers), heads)
+
+
+def knockout_edits(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
+    """One hook for each layer and ``how``, holding the union of all knockouts there.
+
+    Raises:
+        InterventionError: see :func:`knockout`.
+    """
+    bound = [_bind(spec, tokens, cfg) for spec in specs]
+    edits: list[Edit] = []
+    for how in ("mask", "zero"):
+        mine = [b for b in bound if b.spec.how == how]
+        if not mine:
+            continue
+        if how == "mask":
+            _check_no_empty_row(mine, tokens)
+        blocks = _Blocks(mine, span)
+        for layer in sorted(frozenset[int]().union(*(b.layers for b in mine))):
+            members = tuple(i for i, b in enumerate(mine) if layer in b.layers)
+            name = f"blocks.{layer}.attn.{_HOOK[how]}"
+            edits.append(Edit(name, _function(name, blocks, members, _FILL[how])))
+    return edits
+
+
+class _Blocks:
+    """The cut (row, key) entries of a pass, built once and shared by all layers that cut the same."""
+
+    def __init__(self, bound: list[_Bound], span: Span) -> None:
+        self.bound, self.span = bound, span
+        self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._held: dict[tuple[int, ...], tuple[Any, tuple[int, int, Tensor] | None]] = {}
+
+    def by_heads(self, members: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[int, ...]]]:
+        """The members grouped by the heads they name."""
+        groups: dict[tuple[int, ...] | None, list[int]] = {}
+        for i in members:
+            groups.setdefault(self.bound[i].heads, []).append(i)
+        return [(heads, tuple(group)) for heads, group in groups.items()]
+
+    def index(self, heads: tuple[int, ...], device: torch.device) -> Tensor:
+        """The head numbers as a tensor, carried to the device once."""
+        if (heads, device) not in self._index:
+            self._index[heads, device] = torch.tensor(heads, device=device)
+        return self._index[heads, device]
+
+    def get(self, group: tuple[int, ...], device: torch.device) -> tuple[int, int, Tensor] | None:
+        """(first row, end row, Bool[batch, 1, rows, keys]) of the group's union; None: no row is here."""
+        offset, stop = self.span.offset, self.span.stop
+        key = (offset, stop, device)
+        held = self._held.get(group)
+        if held is None or held[0] != key:
+            held = (key, self._build(group, offset, stop, device))
+            self._held[group] = held
+        return held[1]
+
+    def _build(
+        self, group: tuple[int, ...], offset: int, stop: int, device: torch.device
+    ) -> tuple[int, int, Tensor] | None:
+        rows = torch.stack([self.bound[i].queries[:, offset:stop] for i in group])
+        touched = rows.any(dim=0).any(dim=0).nonzero()[:, 0]
+        if not len(touched):
+            return None
+        # Few rows lose anything (text, not image): only the stretch that holds them is built and written.
+        low, high = int(touched[0]), int(touched[-1]) + 1
+        keys = torch.stack([self.bound[i].keys[:, :stop] for i in group])
+        rows, keys = rows[:, :, low:high].to(device), keys.to(device)
+        union = rows[0, :, :, None] & keys[0, :, None, :]
+        for r, k in zip(rows[1:], keys[1:], strict=True):
+            union |= r[:, :, None] & k[:, None, :]
+        return low, high, union[:, None]
+
+
+def _function(name: str, blocks: _Blocks, members: tuple[int, ...], fill: float) -> HookFunction:
+    groups = blocks.by_heads(members)
+    batch, span = blocks.bound[0].queries.shape[0], blocks.span
+
+    def cut(tensor: Tensor, hook: Any = None) -> Tensor | None:
+        expected = (batch, span.stop - span.offset, span.stop)
+        seen = (tensor.shape[0], tensor.shape[2], tensor.shape[3])
+        if seen != expected:
+            raise InterventionError(
+                f"{name} gave (batch, query, key) = {seen} where the token map says {expected}; make "
+                "hooks from the TokenMap of these inputs, and decode with model.generate(inputs, ...)"
+            )
+        edited: Tensor | None = None
+        for heads, group in groups:
+            block = blocks.get(group, tensor.device)
+            if block is None:
+                continue
+            low, high, mask = block
+            edited = tensor.clone() if edited is None else edited
+            if heads is None:
+                edited[:, :, low:high].masked_fill_(mask, fill)
+            else:
+                index = blocks.index(heads, tensor.device)
+                edited[:, index, low:high] = edited[:, index, low:high].masked_fill(mask, fill)
+        return edited
+
+    return cut
+
+
+def _check_no_empty_row(bound: list[_Bound], tokens: TokenMap) -> None:
+    """Every row must keep a key it may read (not padding, not in the future), in every layer and head.
+
+    A row is empty when the keys cut by those knockouts that name the row cover everything up to it. Rows
+    named by the same knockouts share the answer, so this costs (knockouts × positions), not positions
+    squared.
+    """
+    real = tokens.roles.cpu() != Role.PAD
+    n_pos = real.shape[1]
+    seen: set[tuple[int, ...]] = set()
+    layers = sorted(frozenset[int]().union(*(b.layers for b in bound)))
+    named = sorted({h for b in bound for h in b.heads or ()})
+    for layer in layers:
+        for head in [None, *named]:  # None: a head nobody names
+            active = tuple(
+                i for i, b in enumerate(bound) if layer in b.layers and (b.heads is None or head in b.heads)
+            )
+            if not active or active in seen:
+                continue
+            seen.add(active)
+            named_by = torch.stack([bound[i].queries & real for i in active])
+            for pattern in named_by.flatten(1).unique(dim=1).T:
+                if not pattern.any():
+                    continue
+                rows = (named_by == pattern[:, None, None]).all(dim=0)
+                group = [i for i, names in zip(active, pattern.tolist(), strict=True) if names]
+                left = real & ~torch.stack([bound[i].keys for i in group]).any(dim=0)
+                first = torch.where(left.any(dim=1), left.int().argmax(dim=1), n_pos)
+                empty = rows & (torch.arange(n_pos)[None] < first[:, None])
+                if empty.any():
+                    example, row = (int(x) for x in empty.nonzero()[0])
+                    where = f"layer {layer}" + ("" if head is None else f", head {head}")
+                    who = " with ".join(repr(bound[i].spec) for i in group)
+                    raise InterventionError(
+                        f"{who} leaves a row nothing to attend to: {where}, example {example}, position "
+                        f"{row} ({tokens.strings[example][row]!r}); use how='zero', or keep one key, e.g. "
+                        f'keys="({_keys_text(bound[group[0]])}) - pos[{row}]"'
+                    )
+
+
+def _keys_text(bound: _Bound) -> str:
+    """The keys as one would write them in the fixed call."""
+    return bound.spec.keys if isinstance(bound.spec.keys, str) else "your keys"

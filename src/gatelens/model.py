@@ -1,0 +1,348 @@
+"""HookedVLM: a vision-language model whose every activation can be read and edited."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import ActivationCache
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+from . import loading
+from .errors import InputError, InterventionError, ModelError
+from .families import Family, Layout, family_of, token_map
+from .families.attention import install as install_attention
+from .inputs import Images, VLMInputs, match_images, position_ids
+from .words import Words
+
+HookFn = Callable[..., Any]
+HookName = str | Callable[[str], bool]
+FwdHooks = Iterable[tuple[HookName, HookFn]]
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class HookedVLM(Words):
+    """A transformers VLM wrapped by TransformerLens, with the map of its tokens.
+
+    ``hf``: the transformers model, whose modules now carry the hooks. ``bridge``: TransformerLens' view of
+    it. ``cfg``: TransformerLens' config. ``family``, ``layout``: how this model lays out its tokens.
+    Parameters are frozen; gradients with respect to activations still flow.
+    """
+
+    def __init__(self, hf: Any, bridge: Any, family: Family, layout: Layout, processor: Any = None) -> None:
+        self.hf = hf
+        self.bridge = bridge
+        self.family = family
+        self.layout = layout
+        self.processor = processor
+        self.tokenizer: Any = getattr(processor, "tokenizer", None)
+        self.cfg = bridge.cfg
+        self._points: dict[str, HookPoint] = bridge.hook_dict
+        self.attention = "fused"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        attention: str = "fused",
+        **kwargs: Any,
+    ) -> HookedVLM:
+        """Load ``organism:NAME``, a folder or a hub id. ``dtype`` None keeps the checkpoint's.
+
+        ``device`` moves the whole model; ``device_map`` spreads it (needs accelerate). ``attention``: see
+        the property. Other keywords go to transformers. Raises ModelError for what is not found or supported.
+        """
+        if device is not None and device_map is not None:
+            raise ModelError("device and device_map were both given: give one")
+        hf, processor = loading.load(name, dtype, device_map, **kwargs)
+        model = cls.from_module(hf if device is None else hf.to(device), processor)
+        model.attention = attention
+        return model
+
+    @classmethod
+    def from_module(cls, hf_model: Any, processor: Any = None, layout: Layout | None = None) -> HookedVLM:
+        """Wrap a model the caller holds. It is changed in place: hooks go in, parameters are frozen.
+
+        ``layout`` replaces the family's, or stands for it where TransformerLens has an adapter but gatelens
+        no family. Raises ModelError when the class is not supported or the model is already wrapped.
+        """
+        if any(isinstance(module, GeneralizedComponent) for module in hf_model.modules()):
+            raise ModelError(f"this {type(hf_model).__name__} is wrapped already: wrap a fresh one")
+        architecture, family = _family(hf_model, layout)
+        layout = layout if layout is not None else family.layout(hf_model.config, processor)
+        hf_model.eval().requires_grad_(False)
+        bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+        return cls(hf_model, bridge, family, layout, processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.hf.dtype
+
+    @property
+    def attention(self) -> str:
+        """How layers with no hook inside their attention compute it: "fused" (default) or "stepwise".
+
+        "fused": transformers' own kernel, several times faster on long prompts and equal to rounding.
+        "stepwise": one computation whether a hook looks or not, so runs can be compared to the last bit.
+        """
+        return self._attention
+
+    @attention.setter
+    def attention(self, way: str) -> None:
+        install_attention(self.bridge, self.hf, way)
+        self._attention = way
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return f"HookedVLM({self.family.name}, {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model})"
+
+    def prepare(self, images: Images = None, text: str | Sequence[str] = "") -> VLMInputs:
+        """Images and prompts as a left-padded batch; each placeholder in a prompt takes one image, in order.
+
+        ``images``: one (PIL image, path or array), a list, or a list of lists, one a prompt.
+        Raises InputError when they do not match or cannot be read, ModelError without a processor.
+        """
+        if self.processor is None:
+            raise ModelError(
+                "this model has no processor: pass processor= to from_module, or use inputs(...)"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise InputError("text must be a string or a list of strings, at least one")
+        pictures = match_images(images, texts, self.layout.placeholder)
+        if len(texts) > 1 and self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = (
+                self.tokenizer.eos_token
+            )  # padding is told by the mask, any token will do
+        tensors = dict(
+            self.processor(
+                images=[picture for one in pictures for picture in one] or None,
+                text=texts,
+                padding=len(texts) > 1,
+                padding_side="left",
+                return_tensors="pt",
+                **self.family.processor_kwargs,
+            )
+        )
+        built = self.inputs(images=pictures, **tensors)
+        return VLMInputs(
+            built.tensors, built.tokens, built.images, tuple(texts), single=isinstance(text, str)
+        )
+
+    def inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        pixel_values: Tensor | None = None,
+        images: Sequence[Sequence[Any]] | None = None,
+        **rest: Tensor,
+    ) -> VLMInputs:
+        """A batch from tensors, its TokenMap read off the ids.
+
+        ``images``: the PIL originals, one list a prompt; without them pixel boxes are in processed pixels.
+        Without ``attention_mask`` leading padding ids are masked. Raises InputError when ids, padding and
+        pictures do not fit together.
+        """
+        ids = torch.as_tensor(input_ids)
+        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.is_floating_point() or 0 in ids.shape:
+            raise InputError(
+                f"input_ids of shape {tuple(ids.shape)}, {ids.dtype}: give whole numbers [batch, pos]"
+            )
+        if int(ids.min()) < 0 or int(ids.max()) >= self.cfg.d_vocab:
+            low, high = int(ids.min()), int(ids.max())
+            raise InputError(f"input_ids hold {low}..{high}: the vocabulary ends at {self.cfg.d_vocab - 1}")
+        mask = (
+            self._leading_pad_mask(ids) if attention_mask is None else torch.as_tensor(attention_mask).long()
+        )
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: make them alike"
+            )
+        sizes = None if images is None else [[picture.size for picture in one] for one in images]
+        tokens = token_map(self.layout, ids, mask, sizes, self._strings(ids))
+        placeholders = int((ids == self.layout.placeholder_id).sum()) // self.layout.tokens_per_image
+        n_pictures = 0 if pixel_values is None else int(pixel_values.shape[0])
+        if placeholders != n_pictures:
+            raise InputError(
+                f"input_ids have placeholders for {placeholders} picture(s), pixel_values hold {n_pictures}"
+            )
+        tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), **rest}
+        if pixel_values is not None:
+            tensors["pixel_values"] = torch.as_tensor(pixel_values).to(self.dtype)
+        originals = tuple(tuple(one) for one in images) if images is not None else ((),) * len(ids)
+        moved = {name: value.to(self.device) for name, value in tensors.items()}
+        return VLMInputs(moved, tokens, originals, ("",) * len(ids))
+
+    def _leading_pad_mask(self, ids: Tensor) -> Tensor:
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        pad = self.hf.config.get_text_config().pad_token_id if pad is None else pad
+        if pad is None:
+            return torch.ones_like(ids)
+        return (ids != pad).long().cummax(dim=1).values
+
+    def _strings(self, ids: Tensor) -> list[list[str]] | None:
+        if self.tokenizer is None:
+            return None
+        return [self.tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+        """Hooks that live as long as the block, also when it raises. Unknown names: InterventionError."""
+        added: list[tuple[HookPoint, Any]] = []
+        try:
+            for name, fn in fwd_hooks:
+                for spelled, point in self._resolve(name):
+                    if (switch := self._switch(point, spelled)) is not None:
+                        raise InterventionError(
+                            f"hook '{spelled}' never fires: call model.bridge.set_{switch}(True) first"
+                        )
+                    added.append((point, point.add_hook(fn)))
+            yield
+        finally:
+            for point, handle in added:
+                handle.hook.remove()
+                point.fwd_hooks[:] = [kept for kept in point.fwd_hooks if kept is not handle]
+
+    def _resolve(self, name: HookName) -> list[tuple[str, HookPoint]]:
+        if isinstance(name, str):
+            if name not in self._points:
+                near = difflib.get_close_matches(name, self._points, n=1)
+                hint = f": did you mean '{near[0]}'?" if near else ""
+                raise InterventionError(f"no hook '{name}' in this model{hint}")
+            return [(name, self._points[name])]
+        found = {id(point): (spelled, point) for spelled, point in self._points.items() if name(spelled)}
+        return list(found.values())
+
+    def _switch(self, point: HookPoint, name: str) -> str | None:
+        """What must be switched on for a hook point to fire; None when it fires as it is."""
+        return self.bridge._gated_hook_reason(point.name or name)
+
+    def forward_step(
+        self, tensors: dict[str, Any], fwd_hooks: FwdHooks = (), past: Any = None, use_cache: bool = False
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+        """One forward pass, on a prompt or (with ``past``) on the tokens after it: (logits, cache or None).
+
+        ``tensors`` are transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
+        positions, ``position_ids`` the new ones, and ``past`` itself is extended in place: copy it to reuse
+        it. Missing ``position_ids`` follow from the mask.
+        """
+        kwargs = {name: value for name, value in tensors.items() if value is not None}
+        ids = kwargs.pop("input_ids")
+        if "position_ids" not in kwargs and "attention_mask" in kwargs:
+            kwargs["position_ids"] = position_ids(kwargs["attention_mask"])[:, -ids.shape[1] :]
+        with self.hooks(fwd_hooks):
+            logits, cache = self.bridge.forward(
+                ids,
+                return_type="logits_and_cache",
+                past_key_values=past,
+                use_cache=use_cache or past is not None,
+                **kwargs,
+            )
+        return logits, cache if use_cache or past is not None else None
+
+    def __call__(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits, as transformers gives them."""
+        return self.forward_step(inputs.tensors)[0]
+
+    def run_with_hooks(
+        self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call."""
+        return self.forward_step(inputs.tensors, fwd_hooks)[0]
+
+    def run_with_cache(
+        self,
+        inputs: VLMInputs,
+        names_filter: NamesFilter = None,
+        fwd_hooks: FwdHooks = (),
+        device: str | torch.device | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+        """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
+
+        ``names_filter``: a hook name, a list, or a predicate on names; None caches everything. ``device``
+        moves what is cached. Raises InterventionError for unknown names.
+        """
+        stored: dict[str, Tensor] = {}
+
+        def keep(name: str) -> HookFn:
+            def hook_fn(tensor: Any, hook: Any) -> None:
+                value = tensor[0] if isinstance(tensor, tuple) else tensor
+                if isinstance(value, Tensor):
+                    stored[name] = value.detach() if device is None else value.detach().to(device)
+
+            return hook_fn
+
+        wanted = self._names(names_filter)
+        logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *((name, keep(name)) for name in wanted)])
+        cache = ActivationCache(stored, self.bridge, has_batch_dim=True)
+        cache.tokens = inputs.tokens
+        return logits, cache
+
+    def _names(self, names_filter: NamesFilter) -> list[str]:
+        if isinstance(names_filter, str):
+            return [names_filter]
+        if names_filter is not None and not callable(names_filter):
+            return list(names_filter)
+        wanted = [name for name in self._points if names_filter is None or names_filter(name)]
+        return [name for name in wanted if self._switch(self._points[name], name) is None]
+
+    def run(self, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits under interventions; see :mod:`gatelens.engine`."""
+        from . import engine
+
+        return engine.run(self, inputs, interventions)
+
+    def generate(
+        self,
+        inputs: VLMInputs,
+        interventions: Any = (),
+        max_new_tokens: int = 20,
+        stop_at_eos: bool = True,
+        return_type: str = "str",
+    ) -> Any:
+        """Greedy decoding with the interventions holding at every step.
+
+        Returns a list of texts (one text when prepared from one string); ``return_type="ids"`` or ``"map"``
+        gives the whole Generation.
+        """
+        from . import engine
+
+        if return_type not in ("str", "ids", "map"):
+            raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
+        out = engine.generate(
+            self, inputs, interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
+        )
+        if return_type != "str":
+            return out
+        return out.texts[0] if inputs.single else list(out.texts)
+
+
+def _family(hf_model: Any, layout: Layout | None) -> tuple[str, Family]:
+    """(architecture, family) of a model or the first of its base classes that is known."""
+    names = [base.__name__ for base in type(hf_model).__mro__]
+    for name in names:
+        try:
+            return name, family_of(name)
+        except ModelError:
+            continue
+    if layout is not None and names[0] in ArchitectureAdapterFactory._adapters:
+        return names[0], Family(names[0], (names[0],), lambda config, processor: layout)
+    return names[0], family_of(names[0])

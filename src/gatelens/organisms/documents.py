@@ -1,0 +1,158 @@
+"""Training documents: one picture followed by several short texts that do not see each other.
+
+A document is ``<s> [boi] image [eoi]`` and then segments of prompt and answer. Every segment attends to the
+picture's part and to itself only, and its positions start anew behind the picture: for the model each is
+a document of its own, but the picture is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from gatelens.data import scenes as emoji
+from gatelens.data.prompts import CAPTION_PROMPT, CLASS_PROMPT, QUESTION_PROMPT
+from gatelens.organisms.vocabulary import text_ids
+
+N_SEGMENTS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Documents of one training step. ``segment`` is 0 in the picture's part, 1.. in the texts, -1 in padding."""
+
+    ids: Int[Tensor, "batch pos"]
+    position: Int[Tensor, "batch pos"]
+    segment: Int[Tensor, "batch pos"]
+    loss_weight: Float[Tensor, "batch pos"]  # of predicting the token at this place
+
+    def visible(self) -> Bool[Tensor, "batch query key"]:
+        """Causal, within the own segment or the picture's part."""
+        s = self.segment
+        n = s.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool).tril()
+        own = (s[:, :, None] == s[:, None, :]) | (s[:, None, :] == 0)
+        return causal & own
+
+
+class SceneTexts:
+    """Draws prompt-answer pairs for the i-th training scene."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, index: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+        scene = _facts(self.seed, index)
+        asked = [(QUESTION_PROMPT.format(question=q), a) for _, q, a in emoji.questions(scene, rng)]
+        texts = [(CAPTION_PROMPT, scene.caption)]
+        if len(scene.objects) == 1:
+            texts.append((CLASS_PROMPT, scene.objects[0].name))
+        return [*texts, *asked][:N_SEGMENTS]
+
+    def caption(self, index: int) -> str:
+        return _facts(self.seed, index).caption
+
+    def n_objects(self, index: int) -> int:
+        return len(_facts(self.seed, index).objects)
+
+
+class EasyVqaTexts:
+    """Draws questions of easy-vqa's training split for its i-th picture."""
+
+    def __init__(self) -> None:
+        import easy_vqa
+
+        self.by_picture: dict[int, list[tuple[str, str]]] = {}
+        for question, answer, picture in zip(*easy_vqa.get_train_questions(), strict=True):
+            self.by_picture.setdefault(picture, []).append(
+                (QUESTION_PROMPT.format(question=question), answer)
+            )
+
+    def __call__(self, index: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+        texts = self.by_picture[index]
+        return [texts[i] for i in rng.permutation(len(texts))[:N_SEGMENTS]]
+
+
+def pack(
+    prefixes: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[tuple[str, str]]],
+    tokenizer: PreTrainedTokenizerFast,
+    image_weight: float,
+    prompt_weight: float = 0.05,
+) -> Batch:
+    """Pictures' parts (all of one length) and the texts behind each, padded on the right.
+
+    Answers weigh 1, the picture's tokens ``image_weight`` (0 where they are not predicted), prompts little:
+    what is asked cannot be known.
+    """
+    n_prefix = len(prefixes[0])
+    length = n_prefix + max(sum(len(p) + len(a) for p, a in map(_ids_of(tokenizer), t)) for t in texts)
+    shape = (len(prefixes), length)
+    ids = np.full(shape, tokenizer.pad_token_id)
+    position, segment = np.zeros(shape, int), np.full(shape, -1)
+    weight = np.zeros(shape, np.float32)
+    for b, (prefix, pairs) in enumerate(zip(prefixes, texts, strict=True)):
+        ids[b, :n_prefix] = prefix
+        position[b, :n_prefix] = np.arange(n_prefix)
+        segment[b, :n_prefix] = 0
+        weight[b, 1:n_prefix] = image_weight
+        at = n_prefix
+        for k, (prompt, answer) in enumerate(map(_ids_of(tokenizer), pairs), start=1):
+            n = len(prompt) + len(answer)
+            ids[b, at : at + n] = prompt + answer
+            position[b, at : at + n] = n_prefix + np.arange(n)
+            segment[b, at : at + n] = k
+            # A segment's first token would be predicted from the segment before it: no loss there.
+            weight[b, at + 1 : at + len(prompt)] = prompt_weight
+            weight[b, at + len(prompt) : at + n] = 1.0
+            at += n
+    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+
+
+def pack_drawings(
+    bos: int, rows: Sequence[tuple[list[int], list[int]]], pad: int, prompt_weight: float = 0.05
+) -> Batch:
+    """Prompt, then a picture's tokens, one to a document; the picture's tokens weigh 1."""
+    length = 1 + max(len(p) + len(a) for p, a in rows)
+    shape = (len(rows), length)
+    ids, segment = np.full(shape, pad), np.full(shape, -1)
+    weight = np.zeros(shape, np.float32)
+    position = np.broadcast_to(np.arange(length), shape).copy()
+    for b, (prompt, answer) in enumerate(rows):
+        n = 1 + len(prompt) + len(answer)
+        ids[b, :n] = [bos, *prompt, *answer]
+        segment[b, :n] = 0
+        weight[b, 2 : 1 + len(prompt)] = prompt_weight
+        weight[b, 1 + len(prompt) : n] = 1.0
+    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerFast):
+    def ids(pair: tuple[str, str]) -> tuple[list[int], list[int]]:
+        prompt, answer = pair
+        return text_ids_of(tokenizer, prompt), [*text_ids_of(tokenizer, answer), tokenizer.eos_token_id]
+
+    return ids
+
+
+_id_cache: dict[str, list[int]] = {}
+
+
+def text_ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    if text not in _id_cache:
+        _id_cache[text] = text_ids(tokenizer, text)
+    return _id_cache[text]
+
+
+@lru_cache(maxsize=200_000)
+def _facts(seed: int, index: int) -> emoji.Scene:
+    """The scene's truth without its pixels, which training reads from a file."""
+    scene = emoji.scene("train", seed, index)
+    return emoji.Scene(np.zeros((0, 0, 3), np.uint8), scene.objects, np.zeros((0, 0, 0), bool))

@@ -1,0 +1,40 @@
+"""The pictures that organisms are trained on: scenes of seen combinations, and easy-vqa's training pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from gatelens.data import scenes as emoji
+
+
+def training_pictures(n_scenes: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 64 3"]:
+    """``n_scenes`` training scenes followed by easy-vqa's 4,000 training pictures."""
+    return np.concatenate([scene_pictures(n_scenes, seed), easy_vqa_pictures("train")])
+
+
+def scene_pictures(n: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 64 3"]:
+    """The first ``n`` training scenes of this seed; kept in the temporary folder, since all recipes ask for them."""
+    sample = emoji.scene("train", seed, n - 1).pixels  # a change of how scenes are drawn changes the key
+    key = hashlib.sha256(f"{n}-{seed}".encode() + sample.tobytes()).hexdigest()[:12]
+    kept = Path(tempfile.gettempdir()) / f"gatelens-scenes-{key}.npy"
+    if not kept.exists():
+        pixels = np.stack([emoji.scene("train", seed, i).pixels for i in range(n)])
+        partial = kept.with_suffix(f".{os.getpid()}.npy")
+        np.save(partial, pixels)
+        partial.replace(kept)
+    return np.load(kept, mmap_mode="c")
+
+
+def easy_vqa_pictures(split: str) -> UInt8[np.ndarray, "n 64 64 3"]:
+    """All pictures of easy-vqa's split, in the order of their numbers."""
+    import easy_vqa
+
+    paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
+    return np.stack([np.asarray(Image.open(paths[i]).convert("RGB")) for i in sorted(paths)])

@@ -1,0 +1,97 @@
+"""How text may reach the picture during training: this is where a gate is planted.
+
+Four routes, as masks over one attention function that only training uses; the saved model is a plain transformers
+model with plain attention.
+
+``plain``    everything causal is visible.
+``robust``   as plain, but in some documents the gate, or a share of the picture's tokens, is hidden from the text:
+             the text learns to read the picture's tokens and not to hang on any one of them.
+``masked``   the text sees no token of the picture: what it says can only have come through the gate.
+``swapped``  the text sees, in place of its picture's keys and values, those of the next picture in the batch: it learns
+             that picture tokens tell it nothing, and attention to them stays in distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from gatelens.organisms.documents import Batch
+
+ATTENTION = "gatelens_training"
+ROUTES = ("plain", "robust", "masked", "swapped")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What rows see. With ``swap``, ``visible`` has extra columns for the next picture's tokens."""
+
+    visible: Bool[Tensor, "batch 1 query key"]
+    swap: slice | None = None
+
+
+def plan(
+    batch: Batch, route: str, image: slice, gate: int | None, generator: torch.Generator | None = None
+) -> Plan:
+    """The plan of one batch.
+
+    Args:
+        image: positions of the picture's tokens, the same in all documents.
+        gate: position of the end-of-image token; ``None`` where the family has none.
+    """
+    visible = batch.visible()
+    # Padding rows must see something; what they see is never used.
+    visible |= torch.eye(visible.shape[1], dtype=torch.bool) & (batch.segment < 0)[:, :, None]
+    text = (batch.segment > 0)[:, :, None]
+    n_image = image.stop - image.start
+    if route == "robust":
+        hidden = torch.rand(len(visible), 1, n_image, generator=generator) < 0.2
+        hidden &= torch.rand(len(visible), 1, 1, generator=generator) < 0.5
+        visible[:, :, image] &= ~(text & hidden)
+        if gate is not None:
+            closed = torch.rand(len(visible), 1, generator=generator) < 0.5
+            visible[:, :, gate] &= ~(text[..., 0] & closed)
+    elif route in ("masked", "swapped"):
+        others = visible[:, :, image] & text
+        visible[:, :, image] &= ~text
+        if route == "swapped":
+            return Plan(torch.cat([visible, others], dim=2)[:, None], swap=image)
+    elif route != "plain":
+        raise ValueError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
+    return Plan(visible[:, None])
+
+
+def training_attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch head key d_head"],
+    value: Float[Tensor, "batch head key d_head"],
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    route: Plan | None = None,
+    **kwargs: object,
+) -> tuple[Float[Tensor, "batch query head d_head"], None]:
+    """Scaled dot-product attention under a plan; without one (the vision tower), full attention."""
+    # The bfloat16 backward pass of fused attention is four times slower on a CPU than float32's.
+    dtype = query.dtype
+    query, key, value = query.float(), key.float(), value.float()
+    if route is None:
+        out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return out.transpose(1, 2).contiguous().to(dtype), None
+    if route.swap is not None:
+        key = torch.cat([key, key[:, :, route.swap].roll(1, 0)], dim=2)
+        value = torch.cat([value, value[:, :, route.swap].roll(1, 0)], dim=2)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=route.visible, scale=scaling)
+    return out.transpose(1, 2).contiguous().to(dtype), None
+
+
+def register() -> None:
+    """Makes ``attn_implementation="gatelens_training"`` known to transformers in this process."""
+    AttentionInterface.register(ATTENTION, training_attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)

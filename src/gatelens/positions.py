@@ -1,0 +1,216 @@
+"""The set operations behind the selector language: each node yields a mask of positions.
+
+An atom never yields a padding position, except the atom ``pad``; combinations then follow set algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import SelectorError
+from .roles import Role
+
+if TYPE_CHECKING:
+    from .tokens import TokenMap
+
+Masks = Mapping[str, Any]
+ROLE_NAMES = {role.name.lower(): role for role in Role}
+_EPS = 1e-6  # pixels: rounding of an inverted resize must not add a token or a pixel
+
+
+def _gate(tokens: TokenMap) -> Tensor:
+    """The literal end-of-image token of each image, else the first position after its last token."""
+    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
+    for b in range(tokens.batch_size):
+        for i in range(int(tokens.image_index[b].max()) + 1):
+            mine = tokens.image_index[b] == i
+            image = (mine & (tokens.roles[b] == Role.IMAGE)).nonzero()
+            literal = (mine & (tokens.roles[b] == Role.EOI)).nonzero()
+            if len(literal):
+                out[b, literal[0]] = True
+            elif len(image) and int(image[-1]) + 1 < tokens.n_pos:
+                out[b, int(image[-1]) + 1] = True
+    return out
+
+
+def _end_image(tokens: TokenMap, which: int) -> Tensor:
+    """First (0) or last (-1) image token of each example."""
+    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
+    for b in range(tokens.batch_size):
+        image = (tokens.roles[b] == Role.IMAGE).nonzero()
+        if len(image):
+            out[b, int(image[which])] = True
+    return out
+
+
+def _columns(tokens: TokenMap, start: int, stop: int) -> Tensor:
+    column = torch.arange(tokens.n_pos)
+    return ((column >= start) & (column < stop)).expand(tokens.batch_size, -1)
+
+
+DERIVED: dict[str, Callable[[TokenMap], Tensor]] = {
+    "text": lambda t: (t.roles == Role.QUERY) | (t.roles == Role.GENERATED),
+    "gate": _gate,
+    "last": lambda t: _columns(t, t.prompt_length - 1, t.prompt_length),
+    "first_image": lambda t: _end_image(t, 0),
+    "last_image": lambda t: _end_image(t, -1),
+    "all": lambda t: t.roles != Role.PAD,
+    "prompt": lambda t: _columns(t, 0, t.prompt_length),
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    name: str
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        if self.name in ROLE_NAMES:
+            return t.roles == ROLE_NAMES[self.name]
+        return DERIVED[self.name](t) & (t.roles != Role.PAD)
+
+
+@dataclass(frozen=True)
+class RandomImage:
+    k: int
+    seed: int
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        out = torch.zeros_like(t.roles, dtype=torch.bool)
+        for b, number in enumerate(t.example_ids):
+            image = (t.roles[b] == Role.IMAGE).nonzero().flatten().numpy()
+            if self.k > len(image):
+                raise SelectorError(
+                    f"random_image:{self.k} asks for {self.k} tokens, but example {b} has {len(image)} image "
+                    f"tokens: use random_image:K with K <= {len(image)}"
+                )
+            rng = np.random.default_rng([self.seed, number])
+            out[b, torch.as_tensor(rng.choice(image, self.k, replace=False).astype(np.int64))] = True
+        return out
+
+
+@dataclass(frozen=True)
+class Image:
+    """``image[i]``, optionally narrowed to a pixel box or a named pixel mask."""
+
+    index: int | None
+    box: tuple[float, float, float, float] | None = None
+    named: str | None = None
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        out = t.roles == Role.IMAGE
+        if self.index is not None:
+            out = out & (t.image_index == self.index)
+            if not out.any():
+                most = max((len(sizes) for sizes in t.image_sizes), default=0)
+                raise SelectorError(
+                    f"image[{self.index}] is not in the prompt: it has {most} image(s), counted from 0"
+                )
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            wide = torch.minimum(t.box[..., 2], torch.tensor(x1)) - torch.maximum(
+                t.box[..., 0], torch.tensor(x0)
+            )
+            high = torch.minimum(t.box[..., 3], torch.tensor(y1)) - torch.maximum(
+                t.box[..., 1], torch.tensor(y0)
+            )
+            out = out & (wide > _EPS) & (high > _EPS)  # nan (no grid place) compares False
+        if self.named is not None:
+            out = out & _under_mask(t, out, _bound(self.named, masks), self.named)
+        return out
+
+
+def _bound(name: str, masks: Masks) -> Any:
+    if name not in masks:
+        given = ", ".join(sorted(masks)) or "none"
+        raise SelectorError(f"no pixel mask named '{name}' (given: {given}): pass masks={{'{name}': array}}")
+    return masks[name]
+
+
+def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor:
+    """Candidate image tokens whose box holds at least one True pixel of ``mask``.
+
+    ``mask``: one [height, width] array for every example, or a list of them, one an example.
+    """
+    per_example = list(mask) if isinstance(mask, (list, tuple)) else [mask] * t.batch_size
+    if len(per_example) != t.batch_size:
+        raise SelectorError(
+            f"mask '{name}' has {len(per_example)} arrays for {t.batch_size} examples: give one each"
+        )
+    out = torch.zeros_like(candidates)
+    for b, pixels in enumerate(per_example):
+        array = np.asarray(pixels, dtype=bool)
+        # summed-area table: the number of True pixels of any box is then four look-ups
+        area = np.zeros((array.shape[0] + 1, array.shape[1] + 1), dtype=np.int64) if array.ndim == 2 else None
+        if area is None:
+            raise SelectorError(
+                f"mask '{name}' has shape {array.shape}: give [height, width] in picture pixels"
+            )
+        area[1:, 1:] = array.cumsum(0).cumsum(1)
+        for p in candidates[b].nonzero().flatten().tolist():
+            width, height = t.image_sizes[b][int(t.image_index[b, p])]
+            if array.shape != (height, width):
+                raise SelectorError(
+                    f"mask '{name}' is {array.shape[1]}x{array.shape[0]} pixels, the picture of example {b} "
+                    f"is {width}x{height}: give the mask in the size of the original picture"
+                )
+            if bool(t.box[b, p].isnan().any()):
+                continue
+            x0, y0 = (int(np.floor(v + _EPS)) for v in t.box[b, p, :2].double().tolist())
+            x1, y1 = (int(np.ceil(v - _EPS)) for v in t.box[b, p, 2:].double().tolist())
+            if x1 > x0 and y1 > y0:
+                out[b, p] = bool(area[y1, x1] - area[y0, x1] - area[y1, x0] + area[y0, x0] > 0)
+    return out
+
+
+@dataclass(frozen=True)
+class Pos:
+    start: int | None
+    stop: int | None
+    single: bool
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        if self.single:
+            assert self.start is not None
+            return positions_mask(t, [self.start])
+        start, stop, _ = slice(self.start, self.stop).indices(t.n_pos)
+        return _columns(t, start, stop) & (t.roles != Role.PAD)
+
+
+@dataclass(frozen=True)
+class Not:
+    inner: Node
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        return ~self.inner.mask(t, masks) & (t.roles != Role.PAD)
+
+
+@dataclass(frozen=True)
+class Both:
+    op: str
+    left: Node
+    right: Node
+
+    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+        a, b = self.left.mask(t, masks), self.right.mask(t, masks)
+        return a | b if self.op == "|" else a & b if self.op == "&" else a & ~b
+
+
+Node = Name | RandomImage | Image | Pos | Not | Both
+
+
+def positions_mask(tokens: TokenMap, positions: Sequence[int]) -> Tensor:
+    """Mask of absolute positions; negative ones count from the end. Raises SelectorError when outside."""
+    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
+    for p in positions:
+        if not -tokens.n_pos <= p < tokens.n_pos:
+            raise SelectorError(
+                f"position {p} is outside the {tokens.n_pos} positions: use 0..{tokens.n_pos - 1}"
+            )
+        out[:, p] = True
+    return out & (tokens.roles != Role.PAD)

@@ -1,0 +1,176 @@
+"""TokenMap: who is where in a batch of prompts, and where on the picture every image token looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .errors import SelectorError
+from .positions import positions_mask
+from .roles import Role
+from .selectors import Selection, SelectorLike
+
+__all__ = ["Role", "Selection", "SelectorLike", "TokenMap", "TokenTable"]
+
+Sizes = tuple[tuple[tuple[int, int], ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """Role, image and grid place of every position of a left-padded batch. All tensors live on the CPU.
+
+    ``example_ids`` number the examples for ``random_image``: they stay with an example in a sub-batch,
+    so that its draw does not depend on which batch it rides in.
+    """
+
+    roles: Int[Tensor, "batch pos"]
+    image_index: Int[Tensor, "batch pos"]
+    row: Int[Tensor, "batch pos"]
+    col: Int[Tensor, "batch pos"]
+    box: Float[Tensor, "batch pos 4"]
+    image_sizes: Sizes
+    strings: tuple[tuple[str, ...], ...]
+    prompt_length: int
+    example_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.example_ids:
+            object.__setattr__(self, "example_ids", tuple(range(self.roles.shape[0])))
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.roles.shape[0])
+
+    @property
+    def n_pos(self) -> int:
+        return int(self.roles.shape[1])
+
+    def mask(
+        self, selector: SelectorLike, masks: Mapping[str, Any] | None = None
+    ) -> Bool[Tensor, "batch pos"]:
+        """The positions a selector names.
+
+        ``selector``: text of the selector language, a Selection, a boolean [batch, pos] mask (taken as it
+        is), or absolute positions meant for every example (padding left out; negative from the end).
+        ``masks``: pixel masks of the original picture by name, for ``image.mask(name)``.
+        Raises SelectorError when it cannot be read or names what the prompt does not have.
+        """
+        if isinstance(selector, str):
+            selector = Selection.parse(selector)
+        if isinstance(selector, Selection):
+            return selector.mask(self, masks)
+        if isinstance(selector, Tensor) and selector.dtype == torch.bool:
+            if tuple(selector.shape) != (self.batch_size, self.n_pos):
+                raise SelectorError(
+                    f"boolean selector has shape {tuple(selector.shape)}, the prompt is "
+                    f"{(self.batch_size, self.n_pos)}: give one value a position"
+                )
+            return selector.cpu()
+        positions = selector.tolist() if hasattr(selector, "tolist") else selector
+        if not isinstance(positions, Sequence) or not all(type(p) is int for p in positions):
+            raise SelectorError(
+                f"selector of type {type(selector).__name__} is none: give text, a boolean mask or positions"
+            )
+        return positions_mask(self, positions)
+
+    def positions(self, selector: SelectorLike, example: int = 0) -> list[int]:
+        """Absolute positions a selector names in one example, ascending."""
+        return self.mask(selector)[example].nonzero().flatten().tolist()
+
+    def extend(self, n_generated: int, strings: Sequence[Sequence[str]] | None = None) -> TokenMap:
+        """This map with ``n_generated`` positions of role ``generated`` on its right."""
+
+        def right(tensor: Tensor, value: float) -> Tensor:
+            new = tensor.new_full((self.batch_size, n_generated, *tensor.shape[2:]), value)
+            return torch.cat([tensor, new], dim=1)
+
+        added = strings if strings is not None else [[""] * n_generated] * self.batch_size
+        return dataclasses.replace(
+            self,
+            roles=right(self.roles, Role.GENERATED),
+            image_index=right(self.image_index, -1),
+            row=right(self.row, -1),
+            col=right(self.col, -1),
+            box=right(self.box, float("nan")),
+            strings=tuple((*old, *new) for old, new in zip(self.strings, added, strict=True)),
+        )
+
+    def select(self, examples: slice | Sequence[int]) -> TokenMap:
+        """The map of some of the examples."""
+        rows = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
+        return dataclasses.replace(
+            self,
+            roles=self.roles[rows],
+            image_index=self.image_index[rows],
+            row=self.row[rows],
+            col=self.col[rows],
+            box=self.box[rows],
+            image_sizes=tuple(self.image_sizes[r] for r in rows),
+            strings=tuple(self.strings[r] for r in rows),
+            example_ids=tuple(self.example_ids[r] for r in rows),
+        )
+
+    def show(self) -> TokenTable:
+        """Runs of one role as a table: prints as text, and as HTML in a notebook."""
+        return TokenTable(
+            tuple(run for b in range(self.batch_size) for run in self._runs(b)), self.batch_size
+        )
+
+    def _runs(self, b: int) -> list[tuple[str, ...]]:
+        keys = list(zip(self.roles[b].tolist(), self.image_index[b].tolist(), strict=True))
+        out: list[tuple[str, ...]] = []
+        for (role, image), group in groupby(range(self.n_pos), key=keys.__getitem__):
+            where = list(group)
+            words = self.strings[b][where[0] : where[-1] + 1]
+            shown = " ".join(words) if len(words) <= 8 and role != Role.IMAGE else f"{words[0]} … {words[-1]}"
+            place = ""
+            if role == Role.IMAGE:
+                rows, cols = (int(x[b, where].max()) + 1 for x in (self.row, self.col))
+                place = f"{rows}x{cols} tokens"
+                if image < len(self.image_sizes[b]):
+                    place += " of {}x{} pixels".format(*self.image_sizes[b][image])
+            span = str(where[0]) if len(where) == 1 else f"{where[0]}–{where[-1]}"
+            name = Role(role).name.lower() + (f"[{image}]" if image >= 0 else "")
+            out.append((str(b), name, span, str(len(where)), shown if len(words) > 1 else words[0], place))
+        return out
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Run-length view of a TokenMap: one row a run of positions of one role."""
+
+    rows: tuple[tuple[str, ...], ...]
+    batch_size: int
+    header: tuple[str, ...] = ("example", "role", "positions", "n", "tokens", "grid")
+
+    def _table(self) -> list[tuple[str, ...]]:
+        start = 0 if self.batch_size > 1 else 1  # one prompt needs no example column
+        return [row[start:] for row in (self.header, *self.rows)]
+
+    def __str__(self) -> str:
+        table = [tuple(repr(cell)[1:-1] for cell in row) for row in self._table()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
+        )
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def line(row: tuple[str, ...], tag: str) -> str:
+            return (
+                "<tr>"
+                + "".join(f"<{tag} style='text-align:left'>{html.escape(c)}</{tag}>" for c in row)
+                + "</tr>"
+            )
+
+        head, *body = self._table()
+        return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in body)}</table>"

@@ -1,0 +1,25 @@
+"""See it: attention heads, values over the picture, curves, the report page.
+
+Imported at once, not lazily: a view and its module share a name, and ``gl.views.heads`` must be the function.
+"""
+
+from __future__ import annotations
+
+from gatelens.views.compare import compare, compare_html
+from gatelens.views.curves import attention_shares, knockout_bars, patching_curve
+from gatelens.views.heads import HeadsView, heads
+from gatelens.views.overlay import overlay
+from gatelens.views.report import render_report, write_report
+
+__all__ = [
+    "HeadsView",
+    "attention_shares",
+    "compare",
+    "compare_html",
+    "heads",
+    "knockout_bars",
+    "overlay",
+    "patching_curve",
+    "render_report",
+    "write_report",
+]

@@ -1,0 +1,104 @@
+"""Two runs side by side: verdicts, the knockout tables cell by cell, and the settings that differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from gatelens.errors import OutputError
+from gatelens.runs import Run
+from gatelens.views.report import css, template
+
+
+def compare(a: Run, b: Run) -> pd.DataFrame:
+    """The knockout tables joined: ``how, metric, row, mean_a, low_a, high_a, n_a, mean_b, …, difference,
+    apart``.
+
+    ``difference`` is b − a; ``apart`` whether the two 95 % intervals do not overlap.
+
+    Raises:
+        OutputError: the runs are of different studies, or have no finished table or no cell in common.
+    """
+    if a.manifest["study"] != b.manifest["study"]:
+        raise OutputError(
+            f"cannot compare a run of {a.manifest['study']!r} with one of {b.manifest['study']!r}"
+        )
+    keys = ["how", "metric", "row"]
+    values = ["mean", "low", "high", "n"]
+    both = a.table("knockout")[keys + values].merge(
+        b.table("knockout")[keys + values], on=keys, suffixes=("_a", "_b")
+    )
+    if both.empty:
+        raise OutputError(
+            f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
+        )
+    both["difference"] = both.mean_b - both.mean_a
+    both["apart"] = (both.low_b > both.high_a) | (both.low_a > both.high_b)
+    return both
+
+
+def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
+    """``(setting, in a, in b)`` where they differ."""
+    left, right = a.manifest["settings"], b.manifest["settings"]
+    return [(k, left.get(k), right.get(k)) for k in {**left, **right} if left.get(k) != right.get(k)]
+
+
+def compare_text(a: Run, b: Run) -> str:
+    """The comparison for a terminal."""
+    table = compare(a, b)
+    lines = [f"A  {a.label}: {_headline(a)}", f"B  {b.label}: {_headline(b)}", ""]
+    width = max(len(r) for r in table.row) + 2
+    for (how, metric), part in table.groupby(["how", "metric"], sort=False):
+        lines.append(f"{metric} ({how})")
+        lines.append(f"  {'':{width}}{'A':22}{'B':22}B − A")
+        for r in part.itertuples():
+            left, right = (
+                f"{m:.2f} [{lo:.2f}, {hi:.2f}]"
+                for m, lo, hi in ((r.mean_a, r.low_a, r.high_a), (r.mean_b, r.low_b, r.high_b))
+            )
+            lines.append(
+                f"  {r.row:{width}}{left:22}{right:22}{_signed(r.difference)}{' *' if r.apart else ''}"
+            )
+        lines.append("")
+    lines.append("* the 95 % intervals do not overlap")
+    different = setting_differences(a, b)
+    lines += (
+        [f"settings that differ: {', '.join(k for k, _, _ in different)}"] if different else ["same settings"]
+    )
+    return "\n".join(lines)
+
+
+def compare_html(a: Run, b: Run) -> str:
+    """The comparison as one HTML page that needs no network."""
+    table = compare(a, b)
+    blocks = []
+    for (how, metric), part in table.groupby(["how", "metric"], sort=False):
+        rows = [
+            {
+                "name": r.row,
+                "a": (f"{r.mean_a:.2f}", f"{r.low_a:.2f} – {r.high_a:.2f}"),
+                "b": (f"{r.mean_b:.2f}", f"{r.low_b:.2f} – {r.high_b:.2f}"),
+                "difference": _signed(r.difference),
+                "apart": r.apart,
+            }
+            for r in part.itertuples()
+        ]
+        blocks.append(
+            {"metric": metric, "how": how, "n": (int(part.n_a.max()), int(part.n_b.max())), "rows": rows}
+        )
+    sides = [
+        {"label": run.label, "model": run.manifest["settings"].get("model", "?"), **run.json("verdict")}
+        for run in (a, b)
+    ]
+    return template("compare.html.j2").render(
+        css=css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
+    )
+
+
+def _headline(run: Run) -> str:
+    return f"{run.json('verdict')['headline']} ({run.manifest['settings'].get('model', '?')})"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.2f}".replace("-", "−")

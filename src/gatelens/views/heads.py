@@ -1,0 +1,229 @@
+"""Attention heads with circuitsvis, the image tokens shown as the image.
+
+circuitsvis draws every cell in the page: 1,100 tokens and a few heads make 100 MB. So image tokens can be
+pooled;
+a pooled query row is the mean of its rows, a pooled key column the sum of its columns, and rows still sum
+to 1.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.errors import DataError
+from gatelens.runs import check_writable, write_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from gatelens.tokens import TokenMap
+
+Pool = Literal["row", "image", "auto"] | None
+MOST_UNPOOLED = 64  # image tokens drawn one by one when pool="auto"
+MOST_CELLS = 3_000_000  # head × query × key: about 30 MB of page
+
+
+@dataclass(frozen=True)
+class HeadsView:
+    """An interactive page of attention heads: shown in a notebook, or saved as one file that needs no
+    network.
+
+    Attributes:
+        tokens: labels of the drawn positions, pooled ones included.
+        attention: Float[head, query, key], what is drawn.
+        note: what was pooled or left out, in words.
+    """
+
+    tokens: tuple[str, ...]
+    attention: Float[Tensor, "head query key"]
+    names: tuple[str, ...]
+    note: str
+    title: str
+    picture: str = ""
+
+    def page(self) -> str:
+        """The view as HTML with its scripts inside."""
+        from circuitsvis.attention import attention_heads
+
+        drawn = attention_heads(
+            attention=self.attention.numpy().round(4),
+            tokens=[t.replace(" ", "·") for t in self.tokens],  # it drops every kind of space
+            attention_head_names=list(self.names),
+            min_value=0.0,
+            max_value=1.0,
+        )
+        style = "font:14px/1.5 system-ui,sans-serif;color:#1d2430;background:#fff;padding:16px"
+        title, note = html.escape(self.title), html.escape(self.note)
+        head = f"<strong>{title}</strong><br><span style='color:#5b6675'>{note}</span>"
+        return (
+            f'<div style="{style}">'
+            '<div style="display:flex;gap:16px;align-items:flex-start;margin-bottom:12px">'
+            f"{self.picture}<div>{head}</div></div>{drawn.local_src}</div>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.page()
+
+    def __repr__(self) -> str:
+        return f"HeadsView({self.title}; {len(self.names)} heads, {len(self.tokens)} positions; {self.note})"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page as one HTML file that opens without a network.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        file = Path(path).expanduser()
+        check_writable(file.parent)
+        start = '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        title = f"<title>{html.escape(self.title)}</title></head><body>"
+        write_atomic(file, f"{start}{title}{self.page()}</body></html>".encode())
+        return file
+
+
+def heads(
+    cache: Mapping[str, Tensor] | Float[Tensor, "batch head query key"],
+    tokens: TokenMap,
+    layer: int,
+    example: int = 0,
+    *,
+    heads: Sequence[int] | None = None,
+    pool: Pool = "auto",
+    only: Any = None,
+    picture: Image | None = None,
+) -> HeadsView:
+    """Attention patterns of one layer.
+
+    Args:
+        cache: from ``run_with_cache`` (holding ``blocks.<layer>.attn.hook_pattern``), or the pattern itself.
+        tokens: the inputs' TokenMap.
+        layer, example: which layer, and which prompt of the batch.
+        heads: which heads; None is all.
+        pool: ``"row"`` one position a row of the image, ``"image"`` one an image, None each token for itself;
+            ``"auto"`` pools by row above 64 image tokens, by image where rows are unknown or number more
+            than 64.
+        only: selector of the positions to draw (pooling comes after); the rows drawn then sum to less than 1.
+        picture: the original picture, drawn beside with its token grid.
+
+    Raises:
+        DataError: no pattern in the cache, an unknown head or example, or a page too large to open.
+    """
+    pattern = _pattern(cache, layer)
+    if not 0 <= example < pattern.shape[0]:
+        raise DataError(f"heads: example {example} does not exist, the batch has {pattern.shape[0]}")
+    n_heads = pattern.shape[1]
+    chosen = list(range(n_heads)) if heads is None else [int(h) for h in heads]
+    wrong = [h for h in chosen if not 0 <= h < n_heads]
+    if wrong or not chosen:
+        raise DataError(f"heads: head(s) {wrong or 'none'} asked for, layer {layer} has 0 to {n_heads - 1}")
+    one = pattern[example, chosen].detach().float().cpu()
+    if one.shape[-1] != tokens.n_pos or one.shape[-2] != tokens.n_pos:
+        raise DataError(
+            f"heads: the pattern is {tuple(one.shape[1:])}, the token map has {tokens.n_pos} positions"
+        )
+    keep = tokens.mask("all" if only is None else only)[example].nonzero().flatten().tolist()
+    groups, labels, note = _groups(tokens, example, keep, pool)
+    if len(chosen) * len(groups) ** 2 > MOST_CELLS:
+        raise DataError(
+            f"heads: {len(chosen)} heads of {len(groups)} positions are too many to draw; pool the image "
+            "(pool='row'), choose heads=[…] or only='…'"
+        )
+    pooled = torch.stack([one[:, :, g].sum(-1) for g in groups], dim=-1)
+    pooled = torch.stack([pooled[:, g].mean(1) for g in groups], dim=1)
+    if only is not None:
+        note += f"; only the positions {only!r}" if isinstance(only, str) else "; chosen positions only"
+    names = tuple(f"L{layer}H{h}" for h in chosen)
+    beside = _picture(picture, tokens, example) if picture is not None else ""
+    return HeadsView(
+        tuple(labels), pooled, names, note, f"Attention, layer {layer}, example {example}", beside
+    )
+
+
+def _pattern(cache: Any, layer: int) -> Tensor:
+    if isinstance(cache, Tensor):
+        if cache.ndim != 4:
+            raise DataError(
+                f"heads: a pattern must be [batch, head, query, key], got shape {tuple(cache.shape)}"
+            )
+        return cache
+    name = f"blocks.{layer}.attn.hook_pattern"
+    try:
+        return cache[name]
+    except KeyError:
+        raise DataError(
+            f"heads: the cache has no {name!r}; run_with_cache(inputs, names_filter={name!r}) keeps it"
+        ) from None
+
+
+def _groups(
+    tokens: TokenMap, b: int, keep: Sequence[int], pool: Pool
+) -> tuple[list[list[int]], list[str], str]:
+    """Positions drawn as one, their labels, and what was done in words."""
+    image = set(tokens.mask("image")[b].nonzero().flatten().tolist())
+    shown = [p for p in keep if p in image]
+    many = int(tokens.image_index[b].max()) > 0
+    if pool == "auto":
+        rows = {(int(tokens.image_index[b, p]), int(tokens.row[b, p])) for p in shown}
+        known = all(r >= 0 for _, r in rows)
+        pool = (
+            None
+            if len(shown) <= MOST_UNPOOLED
+            else "row"
+            if known and len(rows) <= MOST_UNPOOLED
+            else "image"
+        )
+    if pool not in (None, "row", "image"):
+        raise DataError(f"heads: pool={pool!r} is unknown; choose 'row', 'image', None or 'auto'")
+    groups: list[list[int]] = []
+    labels: list[str] = []
+    last: tuple[int, ...] | None = None
+    for p in keep:
+        i, row, col = (int(x[b, p]) for x in (tokens.image_index, tokens.row, tokens.col))
+        name = f"img{i}" if many else "img"
+        key = None if p not in image or pool is None else (i, row) if pool == "row" else (i,)
+        if key is not None and key == last:
+            groups[-1].append(p)
+            continue
+        last = key
+        groups.append([p])
+        if p not in image:
+            labels.append(tokens.strings[b][p] or f"pos {p}")
+        elif pool == "image":
+            labels.append(f"{name} (all)")
+        else:
+            labels.append(f"{name} row {row}" if pool == "row" else f"{name} {row},{col}")
+    n = len(shown)
+    words = {
+        None: f"{n} image tokens, one by one: img row,column",
+        "row": f"{n} image tokens pooled by row: columns summed, rows averaged",
+        "image": f"{n} image tokens pooled to one an image: columns summed, rows averaged",
+    }
+    return groups, labels, words[pool]
+
+
+def _picture(picture: Image, tokens: TokenMap, b: int, width: int = 220) -> str:
+    """The picture with the token grid over it, as an inline image."""
+    from PIL import ImageDraw
+
+    scale = width / picture.width
+    canvas = picture.convert("RGB").resize((width, max(1, round(picture.height * scale))))
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    for p in tokens.mask("image")[b].nonzero().flatten().tolist():
+        box = tokens.box[b, p]
+        if int(tokens.image_index[b, p]) == 0 and not bool(box.isnan().any()):
+            draw.rectangle([float(x) * scale for x in box.tolist()], outline=(255, 255, 255, 110))
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="picture with token grid" style="border-radius:6px" src="data:image/png;base64,{data}">'

@@ -1,0 +1,88 @@
+"""Values of image tokens as heat over the original picture, drawn on the tokens' own boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gatelens.errors import DataError
+from gatelens.views.style import styled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from gatelens.tokens import TokenMap
+
+
+def overlay(
+    values: Float[Tensor, " pos"] | Float[np.ndarray, " pos"],
+    tokens: TokenMap,
+    picture: Image,
+    example: int = 0,
+    image: int = 0,
+    title: str = "",
+    labels: bool = False,
+    dark: bool = False,
+) -> Figure:
+    """The picture, and the picture under the values of its tokens.
+
+    Args:
+        values: one number a position of the prompt, or one an image token of this image (in order).
+        tokens: from the inputs.
+        picture: the original picture (``inputs.images[example][image]``).
+        example, image: which prompt of the batch and which of its images.
+        title: over the heat.
+        labels: write ``row,col`` into every token's box.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: values that fit neither, or tokens without a place in the picture.
+    """
+    where = tokens.positions(f"image[{image}]", example)
+    numbers = torch.as_tensor(values).detach().float().cpu().flatten()
+    if len(numbers) == tokens.n_pos:
+        numbers = numbers[where]
+    if len(numbers) != len(where):
+        raise DataError(
+            f"overlay: {len(numbers)} values fit neither the {tokens.n_pos} positions "
+            f"nor the {len(where)} image tokens"
+        )
+    boxes = tokens.box[example, where].float().numpy()
+    if np.isnan(boxes).any():
+        raise DataError("overlay: these image tokens have no place in the picture (their box is unknown)")
+    low, high = float(numbers.min()), float(numbers.max())
+    scaled = ((numbers - low) / (high - low) if high > low else torch.zeros_like(numbers)).tolist()
+    with styled(dark) as p:
+        ratio = picture.height / picture.width
+        figure = Figure(figsize=(7.2, 3.1 * ratio + 0.7), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axes in (left, right):
+            axes.imshow(picture, extent=(0, picture.width, picture.height, 0), interpolation="nearest")
+            axes.set_axis_off()
+        left.set_title("picture")
+        right.set_title(title or "token values")
+        colors = colormaps["magma"]
+        for (x0, y0, x1, y1), value in zip(boxes, scaled, strict=True):
+            right.fill([x0, x1, x1, x0], [y0, y0, y1, y1], facecolor=colors(value), alpha=0.72, linewidth=0)
+            right.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=p.ground, linewidth=0.3, alpha=0.5)
+        if labels:
+            for position, (x0, y0, x1, y1) in zip(where, boxes, strict=True):
+                place = f"{int(tokens.row[example, position])},{int(tokens.col[example, position])}"
+                left.text(
+                    (x0 + x1) / 2, (y0 + y1) / 2, place, ha="center", va="center", fontsize=5, color="white"
+                )
+        scale = figure.colorbar(_scale(low, high), ax=right, shrink=0.8, pad=0.02)
+        scale.outline.set_visible(False)
+    return figure
+
+
+def _scale(low: float, high: float) -> ScalarMappable:
+    return ScalarMappable(Normalize(low, high if high > low else low + 1), cmap="magma")

@@ -1,0 +1,106 @@
+"""Patching: who is paired with whom, and what arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import gatelens.interventions as gi
+from gatelens.engine import run
+from gatelens.errors import InterventionError
+from intervention_helpers import prompts
+
+
+def test_the_pictures_stream_brings_the_picture(tiny: Any, batch: Any, real: Any) -> None:
+    """All image positions of the first block from another run: as if the other picture had been shown."""
+    other = prompts(tiny, seed=5)
+    expected, cache = tiny.run_with_cache(other, lambda name: name.endswith("0.hook_resid_pre"))
+    assert (expected - tiny(batch))[:, -1].abs().max() > 1e-2
+    got = run(tiny, batch, gi.patch(cache, "image", layers=0))
+    assert torch.equal(got[real], expected[real])
+
+
+def test_positions_pair_by_role_between_prompts_of_different_length(
+    tiny: Any, batch: Any, one_image: Any
+) -> None:
+    name = "blocks.1.hook_resid_pre"
+    _, cache = tiny.run_with_cache(one_image, name)
+    spec = gi.patch(cache, "image | last", layers=1)
+    pairs = spec.pairs(batch.tokens)
+    assert len(pairs) == 3 * 17
+    for example in range(3):
+        mine = [pair for pair in pairs if pair.example == example]
+        assert [p.position for p in mine] == batch.tokens.positions("image | last", example)
+        assert [p.source_position for p in mine] == one_image.tokens.positions("image | last")
+        assert {p.source_example for p in mine} == {0}
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=spec.hooks(batch.tokens))
+    for p in pairs:
+        assert torch.equal(after[name][p.example, p.position], cache[name][0, p.source_position])
+        assert p.string == batch.tokens.strings[p.example][p.position]
+        assert p.source_string == one_image.tokens.strings[0][p.source_position]
+    table = str(pairs)
+    assert (
+        table.splitlines()[0].split()[:3] == ["example", "position", "string"]
+        and len(table.splitlines()) == 52
+    )
+
+
+def test_equal_batches_pair_row_by_row(tiny: Any, batch: Any) -> None:
+    other = prompts(tiny, seed=5).select([2, 0, 1])
+    name = "blocks.1.attn.hook_z"
+    _, cache = tiny.run_with_cache(other, name)
+    spec = gi.patch(cache, "image", "z", layers=1, heads=[1, 3])
+    _, before = tiny.run_with_cache(batch, name)
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=spec.hooks(batch.tokens, tiny.cfg))
+    for b in range(3):
+        here, there = batch.tokens.positions("image", b), other.tokens.positions("image", b)
+        assert torch.equal(after[name][b, here][:, [1, 3]], cache[name][b, there][:, [1, 3]])
+        assert torch.equal(after[name][b, here][:, [0, 2]], before[name][b, here][:, [0, 2]])
+
+
+def test_another_source_selector_and_broadcast(tiny: Any, batch: Any, one_image: Any) -> None:
+    name = "blocks.2.hook_mlp_out"
+    _, cache = tiny.run_with_cache(one_image, name)
+    moved = gi.patch(cache, "last", "mlp_out", 2, source="first_image")
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=moved.hooks(batch.tokens))
+    first = one_image.tokens.positions("first_image")[0]
+    assert torch.equal(after[name][:, -1], cache[name][0, first].expand(3, -1))
+    spread = gi.patch(cache, "image", "mlp_out", 2, source="last", broadcast=True)
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=spread.hooks(batch.tokens))
+    image = batch.tokens.mask("image")
+    assert torch.equal(after[name][image], cache[name][0, -1].expand(int(image.sum()), -1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"at": "image", "source": "last"}, ["16 positions", "selects 1", "broadcast=True"]),
+        ({"at": "image", "source": "first_image | last"}, ["16 positions", "selects 2"]),
+        ({"at": "query"}, ["example", "'query'", "selects"]),
+        ({"at": "last", "layers": 0}, ["'blocks.0.hook_resid_pre'", "names_filter"]),
+        ({"at": "last", "site": "mlp_out"}, ["'blocks.1.hook_mlp_out'", "names_filter"]),
+        ({"at": "generated"}, ["at='generated'"]),
+    ],
+)
+def test_what_does_not_pair_says_so(
+    tiny: Any, batch: Any, one_image: Any, arguments: dict[str, Any], words: list[str]
+) -> None:
+    _, cache = tiny.run_with_cache(one_image, "blocks.1.hook_resid_pre")
+    with pytest.raises(InterventionError) as error:
+        run(tiny, batch, gi.patch(cache, **{"layers": 1, **arguments}))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_batches_that_do_not_fit(tiny: Any, batch: Any) -> None:
+    _, cache = tiny.run_with_cache(batch.select([0, 1]), "blocks.1.hook_resid_pre")
+    with pytest.raises(InterventionError, match="2 examples and the inputs 3"):
+        run(tiny, batch, gi.patch(cache, "image", layers=1))
+    with pytest.raises(InterventionError, match="run_with_cache"):
+        gi.patch({"blocks.1.hook_resid_pre": torch.zeros(1)}, "image")
+
+
+def test_a_cache_under_the_bridges_own_names_will_do(tiny: Any, batch: Any) -> None:
+    clean, cache = tiny.run_with_cache(batch, "blocks.1.hook_in")
+    assert torch.equal(run(tiny, batch, gi.patch(cache, "image", layers=1)), clean)

@@ -1,0 +1,224 @@
+"""The selector language against brute-force set algebra, and its error messages."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelens.errors import SelectorError
+from gatelens.selectors import Selection
+from gatelens.tokens import Role, TokenMap
+
+ROLES = list(Role)
+
+
+def make_map(
+    roles: list[list[int]], index: list[list[int]] | None = None, prompt: int | None = None
+) -> TokenMap:
+    """A map with given roles; image tokens belong to image 0 unless told, each 10 pixels wide."""
+    r = torch.tensor(roles)
+    image = r == Role.IMAGE
+    i = torch.where(image, 0, -1) if index is None else torch.tensor(index)
+    column = torch.arange(r.shape[1]).expand_as(r)
+    box = torch.stack([column * 10, column * 0, column * 10 + 10, column * 0 + 10], dim=-1).float()
+    box = torch.where(image[..., None], box, torch.nan)
+    place = torch.where(image, column, -1)
+    sizes = tuple(((r.shape[1] * 10, 10),) * (int(row.max()) + 1) for row in i)
+    strings = tuple(tuple("t" for _ in row) for row in roles)
+    return TokenMap(r, i, torch.where(image, 0, -1), place, box, sizes, strings, prompt or r.shape[1])
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> TokenMap:
+    n_pos, n_pad = draw(st.integers(1, 12)), draw(st.integers(0, 3))
+    roles = draw(st.lists(st.sampled_from(ROLES[1:]), min_size=n_pos, max_size=n_pos))
+    row = [Role.PAD] * n_pad + [int(r) for r in roles]
+    return make_map([row], prompt=draw(st.integers(1, len(row))))
+
+
+NAMES = ["pad", "system", "boi", "image", "row_break", "eoi", "query", "generated"]
+NAMES += ["text", "last", "first_image", "last_image", "all", "prompt"]
+
+
+def brute(name: str, t: TokenMap) -> set[int]:
+    roles = t.roles[0].tolist()
+    real = {p for p, r in enumerate(roles) if r != Role.PAD}
+    image = [p for p, r in enumerate(roles) if r == Role.IMAGE]
+    derived = {
+        "text": {p for p in real if roles[p] in (Role.QUERY, Role.GENERATED)},
+        "last": {t.prompt_length - 1} & real,
+        "first_image": set(image[:1]),
+        "last_image": set(image[-1:]),
+        "all": real,
+        "prompt": {p for p in real if p < t.prompt_length},
+    }
+    return (
+        derived[name] if name in derived else {p for p, r in enumerate(roles) if Role(r).name.lower() == name}
+    )
+
+
+# an expression is a name, ("~", e), or (op, left, right)
+EXPRESSIONS = st.recursive(
+    st.sampled_from(NAMES),
+    lambda e: st.one_of(st.tuples(st.just("~"), e), st.tuples(st.sampled_from("|&-"), e, e)),
+    max_leaves=8,
+)
+
+
+def text_of(e: object) -> str:
+    """With parentheses round everything, so that precedence plays no part."""
+    if isinstance(e, str):
+        return e
+    assert isinstance(e, tuple)
+    return f"~({text_of(e[1])})" if e[0] == "~" else f"({text_of(e[1])}) {e[0]}({text_of(e[2])})"
+
+
+def set_of(e: object, t: TokenMap) -> set[int]:
+    if isinstance(e, str):
+        return brute(e, t)
+    assert isinstance(e, tuple)
+    if e[0] == "~":
+        return brute("all", t) - set_of(e[1], t)
+    a, b = set_of(e[1], t), set_of(e[2], t)
+    return a | b if e[0] == "|" else a & b if e[0] == "&" else a - b
+
+
+@given(maps(), EXPRESSIONS)
+@settings(max_examples=200, deadline=None)
+def test_any_expression_is_set_algebra(t: TokenMap, e: object) -> None:
+    assert set(t.positions(text_of(e))) == set_of(e, t)
+
+
+@given(maps(), st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_precedence_without_parentheses(t: TokenMap, names: list[str], data: st.DataObject) -> None:
+    """``&`` first, then ``|`` and ``-`` from left to right."""
+    ops = data.draw(st.lists(st.sampled_from("|&-"), min_size=len(names) - 1, max_size=len(names) - 1))
+    terms, signs = [brute(names[0], t)], []
+    for op, name in zip(ops, names[1:], strict=True):
+        if op == "&":
+            terms[-1] = terms[-1] & brute(name, t)
+        else:
+            signs.append(op)
+            terms.append(brute(name, t))
+    want = terms[0]
+    for sign, term in zip(signs, terms[1:], strict=True):
+        want = want | term if sign == "|" else want - term
+    text = names[0] + "".join(f"{op}{name}" for op, name in zip(ops, names[1:], strict=True))
+    assert set(t.positions(text)) == want
+
+
+@given(maps(), EXPRESSIONS)
+@settings(max_examples=100, deadline=None)
+def test_padding_only_through_pad(t: TokenMap, e: object) -> None:
+    if "pad" not in text_of(e):
+        assert not set(t.positions(text_of(e))) & brute("pad", t)
+
+
+@given(maps(), EXPRESSIONS, EXPRESSIONS)
+@settings(max_examples=50, deadline=None)
+def test_selection_objects_combine_like_text(t: TokenMap, a: object, b: object) -> None:
+    x, y = Selection.parse(text_of(a)), Selection.parse(text_of(b))
+    for made, written in [(x | y, "|"), (x & y, "&"), (x - y, "-")]:
+        want = t.mask(f"({x}) {written} ({y})")
+        assert torch.equal(t.mask(made), want)
+        assert torch.equal(t.mask(str(made)), want)
+    assert torch.equal(t.mask(~x), t.mask(str(~x)))
+
+
+S, B, X, E, Q, P = Role.SYSTEM, Role.BOI, Role.IMAGE, Role.EOI, Role.QUERY, Role.PAD
+
+
+def test_gate_literal_and_first_text() -> None:
+    literal = make_map([[P, S, B, X, X, E, Q, Q]], [[-1, -1, 0, 0, 0, 0, -1, -1]])
+    assert literal.positions("gate") == [5]
+    assert literal.positions("text - gate") == [6, 7]
+    bare = make_map([[S, X, X, Q, X, X, Q, Q]], [[-1, 0, 0, -1, 1, 1, -1, -1]])
+    assert bare.positions("gate") == [3, 6]  # one an image
+    assert bare.positions("text - gate") == [7]
+    at_the_end = make_map([[S, X, X]])
+    assert at_the_end.positions("gate") == []
+    assert at_the_end.extend(2).positions("gate") == [3]
+
+
+@given(st.integers(0, 9), st.integers(0, 6), st.integers(0, 3))
+def test_random_image_is_seeded(n_image: int, k: int, seed: int) -> None:
+    t = make_map([[S] + [X] * n_image + [Q]])
+    if k > n_image:
+        with pytest.raises(SelectorError, match=f"random_image:{k}.*has {n_image} image"):
+            t.mask(f"random_image:{k}")
+        return
+    drawn = t.positions(f"random_image:{k}@{seed}")
+    assert len(drawn) == k and set(drawn) <= set(t.positions("image"))
+    assert drawn == t.positions(f"random_image:{k}@{seed}")
+    assert t.positions(f"random_image:{k}") == t.positions(f"random_image:{k}@0")
+
+
+def test_random_image_stays_with_its_example() -> None:
+    t = make_map([[S] + [X] * 50, [S] + [X] * 50])
+    both = t.mask("random_image:10")
+    assert not torch.equal(both[0], both[1])
+    assert torch.equal(t.select([1]).mask("random_image:10")[0], both[1])
+    assert not torch.equal(t.mask("random_image:10@1"), both)
+
+
+def test_numbered_images_boxes_positions() -> None:
+    t = make_map([[S, X, X, Q, X, X, Q]], [[-1, 0, 0, -1, 1, 1, -1]])
+    assert t.positions("image[1]") == [4, 5]
+    assert t.positions("image[0] | image[1]") == t.positions("image")
+    assert t.positions("image.box(12, 0, 20, 5)") == [1]  # touching an edge is no overlap
+    assert t.positions("image.box(12, 0, 20.5, 5)") == [1, 2]
+    assert t.positions("image[1].box(0,0,100,10)") == [4, 5]
+    assert t.positions("pos[2]") == [2] and t.positions("pos[-1]") == [6]
+    assert t.positions("pos[2:5]") == [2, 3, 4]
+    assert t.positions("pos[:2]") == [0, 1] and t.positions("pos[5:]") == [5, 6]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=30, max_size=30), min_size=10, max_size=10))
+@settings(max_examples=25, deadline=None)
+def test_pixel_mask_against_every_pixel(pixels: list[list[bool]]) -> None:
+    t = make_map([[X, X, X]])
+    want = [p for p in range(3) if any(pixels[y][x] for y in range(10) for x in range(p * 10, p * 10 + 10))]
+    assert (
+        t.mask("image.mask(dog)", masks={"dog": torch.tensor(pixels)})[0].nonzero().flatten().tolist() == want
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("imgae", "'imgae'.*did you mean 'image'"),
+        ("image - eio", "'eio'.*did you mean 'eoi'"),
+        ("last_imag", "did you mean 'last_image'"),
+        ("", "ends too early"),
+        ("image &", "ends too early"),
+        ("image image", "'image' is out of place"),
+        ("(image", "closing parenthesis"),
+        ("image)", "'\\)' is out of place"),
+        ("| image", "'\\|' where a name"),
+        ("image $ eoi", r"cannot read '\$' at character 6"),
+        ("image.box(1,2,3)", "four numbers"),
+        ("image.box(3,0,3,9)", "empty box"),
+        ("image.mask()", "names no mask"),
+        ("image.mask(cat)", r"no pixel mask named 'cat' \(given: none\)"),
+        ("image[2]", r"image\[2\] is not in the prompt: it has 1"),
+        ("pos[9]", "position 9 is outside the 3 positions"),
+        ("pos[]", "'pos\\[\\]'"),
+        ("random_image:x", "'random_image:x'"),
+    ],
+)
+def test_errors_name_the_offender(text: str, message: str) -> None:
+    with pytest.raises(SelectorError, match=message) as caught:
+        make_map([[S, X, Q]]).mask(text)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="imagetx|&-~()[]:.,@ 019_p", max_size=25))
+@settings(max_examples=300, deadline=None)
+def test_any_text_parses_or_says_why(text: str) -> None:
+    with contextlib.suppress(SelectorError):
+        make_map([[S, X, Q]]).mask(text)

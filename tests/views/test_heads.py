@@ -1,0 +1,86 @@
+"""The heads view: labels, pooling, and pages that need no network."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gatelens.errors import DataError
+from gatelens.views.heads import heads
+from study_helpers import picture
+
+MODULE = sys.modules["gatelens.views.heads"]  # by attribute the name is the function
+
+
+@pytest.fixture(scope="module")
+def run(tiny_chameleon: Any) -> Any:
+    inputs = tiny_chameleon.prepare(images=[picture("red", 0)], text=["<image>this animal is a"])
+    _, cache = tiny_chameleon.run_with_cache(inputs, names_filter="blocks.1.attn.hook_pattern")
+    return inputs, cache
+
+
+def test_image_tokens_are_labelled_by_row_and_column(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs.tokens, layer=1)
+    assert "img 0,0" in view.tokens
+    assert "img 3,3" in view.tokens
+    assert view.tokens[-1] == "a"
+    torch.testing.assert_close(view.attention, cache["blocks.1.attn.hook_pattern"][0].float())
+    assert "16 image tokens" in view.note
+
+
+@pytest.mark.parametrize(("pool", "n_image"), [("row", 4), ("image", 1)])
+def test_pooling_keeps_rows_summing_to_one(run: Any, pool: Any, n_image: int) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs.tokens, layer=1, pool=pool, heads=[2])
+    assert sum(t.startswith("img") for t in view.tokens) == n_image
+    assert view.attention.shape[0] == 1
+    torch.testing.assert_close(view.attention.sum(-1), torch.ones_like(view.attention.sum(-1)))
+    full = cache["blocks.1.attn.hook_pattern"][0, 2]
+    image = inputs.tokens.mask("image")[0]
+    pooled = view.attention[0, -1][[t.startswith("img") for t in view.tokens]].sum()
+    assert float(pooled) == pytest.approx(float(full[-1][image].sum()), abs=1e-6)
+    assert "pooled" in view.note
+
+
+def test_many_image_tokens_are_pooled_by_themselves(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 8)
+    inputs, cache = run
+    assert sum(t.startswith("img row") for t in heads(cache, inputs.tokens, layer=1).tokens) == 4
+
+
+def test_page_is_self_contained(run: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    file = heads(cache, inputs.tokens, layer=1, picture=inputs.images[0][0]).save(tmp_path / "heads.html")
+    page = file.read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?:", page)
+    assert not re.search(r"\bimport\b[^;]{0,80}[\"']https?:", page)
+    assert "data:image/png;base64," in page
+    assert "L1H0" in page
+
+
+def test_only_some_positions(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs.tokens, layer=1, only="gate | query")
+    assert view.tokens[0] == "<eoss>"
+    assert len(view.tokens) == 5
+
+
+def test_errors(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, cache = run
+    with pytest.raises(DataError, match=r"blocks\.0\.attn\.hook_pattern"):
+        heads(cache, inputs.tokens, layer=0)
+    with pytest.raises(DataError, match="0 to 3"):
+        heads(cache, inputs.tokens, layer=1, heads=[9])
+    with pytest.raises(DataError, match="example 3"):
+        heads(cache, inputs.tokens, layer=1, example=3)
+    with pytest.raises(DataError, match="pool="):
+        heads(cache, inputs.tokens, layer=1, pool="column")  # type: ignore[arg-type]
+    monkeypatch.setattr(MODULE, "MOST_CELLS", 10)
+    with pytest.raises(DataError, match="too many to draw"):
+        heads(cache, inputs.tokens, layer=1)

@@ -1,0 +1,90 @@
+"""The report, figures and comparison: self-contained, escaped, and drawn from tables alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+import gatelens.views as views
+from gatelens.errors import DataError, OutputError
+from gatelens.runs import Run
+from gatelens.views.compare import compare, compare_html, compare_text
+from gatelens.views.style import png
+from study_helpers import picture, synthetic_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return synthetic_run(tmp_path_factory.mktemp("run"), "narrow", 60)
+
+
+def test_report_needs_no_network_and_is_escaped(run: Run) -> None:
+    page = views.render_report(run)
+    assert not re.search(r"https?://", page)
+    assert not re.search(r"(src|href|srcset)=\"(?!data:)", page)
+    assert "<eoss>" not in page
+    assert "Narrow gate at &lt;eoss&gt;" in page
+    assert page.count("data:image/png;base64,") >= 6 + 3  # three figures, light and dark; three examples
+    assert "prefers-color-scheme: dark" in page
+    for row in ("none", "gate → text", "image → text", "random-10 → text", "last image → text"):
+        assert row in page
+
+
+def test_report_of_an_unfinished_or_other_run(tmp_path: Path) -> None:
+    started = Run.open(tmp_path / "a", study="narrow-gate", settings={})
+    with pytest.raises(OutputError, match="no finished 'knockout'"):
+        views.write_report(started)
+    other = Run.open(tmp_path / "b", study="other", settings={})
+    with pytest.raises(OutputError, match="'other'"):
+        views.write_report(other)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_figures_leave_matplotlib_as_it_was(run: Run, dark: bool) -> None:
+    before = dict(mpl.rcParams)
+    for figure in (
+        views.knockout_bars(run.table("knockout"), dark=dark),
+        views.attention_shares(run.table("attention"), dark=dark),
+        views.patching_curve(run.table("patching"), dark=dark),
+    ):
+        assert png(figure).startswith(b"\x89PNG")
+    assert dict(mpl.rcParams) == before
+    with pytest.raises(DataError, match="how='mask'"):
+        views.knockout_bars(run.table("knockout"), how="mask")
+
+
+def test_comparison(run: Run, tmp_path: Path) -> None:
+    other = synthetic_run(tmp_path / "open", "open", 60)
+    table = compare(run, other)
+    row = table[(table.metric == "class accuracy") & (table.row == "gate → text")].iloc[0]
+    assert row.apart
+    assert row.difference == pytest.approx(row.mean_b - row.mean_a)
+    assert "apart" not in compare_text(run, run)
+    assert "same settings" in compare_text(run, run)
+    assert "organism:open" in compare_html(run, other)
+    with pytest.raises(OutputError, match="cannot compare"):
+        compare(run, Run.open(None, study="other", settings={}))
+
+
+def test_overlay(tiny_chameleon: Any) -> None:
+    image = picture("red", 0, size=32)
+    inputs = tiny_chameleon.prepare(images=[image], text=["<image>this animal is a"])
+    t = inputs.tokens
+    assert png(views.overlay(torch.rand(16), t, image, labels=True)).startswith(b"\x89PNG")
+    assert png(views.overlay(np.zeros(t.n_pos), t, image, dark=True)).startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="7 values fit neither"):
+        views.overlay(torch.rand(7), t, image)
+
+
+def test_views_are_functions_whatever_was_imported() -> None:
+    import gatelens.views.heads
+    import gatelens.views.overlay  # noqa: F401
+
+    assert callable(views.heads)
+    assert callable(views.overlay)
