@@ -174,6 +174,9 @@ def test_numbered_images_boxes_positions() -> None:
     assert t.positions("image.box(12, 0, 20.5, 5)") == [1, 2]
     assert t.positions("image[1].box(0,0,100,10)") == [4, 5]
     assert t.positions("pos[2]") == [2] and t.positions("pos[-1]") == [6]
+    grown = t.extend(3)
+    assert grown.positions("pos[-1]") == [6] and grown.positions("pos[-2:]") == [5, 6, 7, 8, 9]
+    assert grown.positions("pos[:-5]") == [0, 1] and grown.positions([-1, 8]) == [6, 8]
     assert t.positions("pos[2:5]") == [2, 3, 4]
     assert t.positions("pos[:2]") == [0, 1] and t.positions("pos[5:]") == [5, 6]
 

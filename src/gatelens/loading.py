@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as hf_logging
 
 from .errors import ModelError
 from .families import family_of
@@ -67,16 +70,33 @@ def load(name: str, dtype: str | torch.dtype | None, device_map: Any, **kwargs: 
     architectures = getattr(config, "architectures", None) or [type(config).__name__]
     family_of(architectures[0])
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            where,
-            config=config,
-            dtype=as_dtype(dtype),
-            device_map=device_map,
-            **{"attn_implementation": "eager", **kwargs},  # the bridge computes attention step by step anyway
-        )
+        with _no_bar(name.startswith(ORGANISM)):
+            model = AutoModelForImageTextToText.from_pretrained(
+                where,
+                config=config,
+                dtype=as_dtype(dtype),
+                device_map=device_map,
+                **{
+                    "attn_implementation": "eager",
+                    **kwargs,
+                },  # the bridge computes attention step by step anyway
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(_unfetched(name, error)) from error
     return model, _processor(where, name, hub)
+
+
+@contextmanager
+def _no_bar(hide: bool) -> Iterator[None]:
+    """Without transformers' progress bar, which for a model of a few megabytes is noise."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if hide:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide and shown:
+            hf_logging.enable_progress_bar()
 
 
 def _processor(where: str, name: str, hub: dict[str, Any]) -> Any:

@@ -178,7 +178,11 @@ class Pos:
         if self.single:
             assert self.start is not None
             return positions_mask(t, [self.start])
-        start, stop, _ = slice(self.start, self.stop).indices(t.n_pos)
+        ends = (
+            None if e is None else e if e >= 0 else max(0, t.prompt_length + e)
+            for e in (self.start, self.stop)
+        )
+        start, stop, _ = slice(*ends).indices(t.n_pos)
         return _columns(t, start, stop) & (t.roles != Role.PAD)
 
 
@@ -205,12 +209,13 @@ Node = Name | RandomImage | Image | Pos | Not | Both
 
 
 def positions_mask(tokens: TokenMap, positions: Sequence[int]) -> Tensor:
-    """Mask of absolute positions; negative ones count from the end. Raises SelectorError when outside."""
+    """Mask of absolute positions; negative ones count from the end of the prompt, so that a
+    position stays itself while tokens are generated. Raises SelectorError when outside."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)
     for p in positions:
-        if not -tokens.n_pos <= p < tokens.n_pos:
+        if not -tokens.prompt_length <= p < tokens.n_pos:
             raise SelectorError(
                 f"position {p} is outside the {tokens.n_pos} positions: use 0..{tokens.n_pos - 1}"
             )
-        out[:, p] = True
+        out[:, p if p >= 0 else tokens.prompt_length + p] = True
     return out & (tokens.roles != Role.PAD)

@@ -59,7 +59,7 @@ class TokenMap:
         """The positions a selector names.
 
         ``selector``: text of the selector language, a Selection, a boolean [batch, pos] mask (taken as it
-        is), or absolute positions meant for every example (padding left out; negative from the end).
+        is), or absolute positions meant for every example (padding left out; negative from the prompt's end).
         ``masks``: pixel masks of the original picture by name, for ``image.mask(name)``.
         Raises SelectorError when it cannot be read or names what the prompt does not have.
         """

@@ -109,7 +109,8 @@ def test_resuming_computes_only_the_rest(
     first = len(calls)
     run = narrow_gate(tiny_llava, TinyData(), tmp_path / "r", **SMALL)
     per_batch = 8  # five rows and the control, the random one three times
-    assert len(calls) - first == 9 * per_batch - (first - 1) // per_batch * per_batch
+    batches = 3 + 4 + 3  # class and captions in fives; questions of two lengths, six of each
+    assert len(calls) - first == batches * per_batch - (first - 1) // per_batch * per_batch
     pd.testing.assert_frame_equal(run.table("knockout"), finished.table("knockout"))
     before = len(calls)
     narrow_gate(tiny_llava, TinyData(), tmp_path / "r", **SMALL)

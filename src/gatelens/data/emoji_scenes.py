@@ -21,8 +21,8 @@ class EmojiScenes:
     """
 
     name = "emoji-scenes"
-    tasks = TASKS
-    classes = scenes.CLASSES
+    tasks: tuple[str, ...] = TASKS
+    classes: tuple[str, ...] = scenes.CLASSES
 
     def __init__(self, split: str = "test"):
         if split not in ("train", "test"):

@@ -69,7 +69,9 @@ class Folder:
             raise DataError(f"{where}: unknown task {task!r}; use {', '.join(_ANSWER_COLUMNS)}")
         answers = next((_listed(row[c]) for c in _ANSWER_COLUMNS[task] if row.get(c)), ())
         if not answers:
-            raise DataError(f"{where} has no {' or '.join(map(repr, _ANSWER_COLUMNS[task]))}, which task {task} needs")
+            raise DataError(
+                f"{where} has no {' or '.join(map(repr, _ANSWER_COLUMNS[task]))}, which task {task} needs"
+            )
         if task == "vqa" and not (row.get("question") or row.get("prompt")):
             raise DataError(f"{where} has no 'question', which task vqa needs")
         return {**row, "task": task, "answers": answers, "number": number}

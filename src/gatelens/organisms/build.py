@@ -43,9 +43,7 @@ def chameleon(seed: int) -> tuple[ChameleonForConditionalGeneration, ChameleonPr
     )
     size = codec.vq_config().resolution
     processor = ChameleonProcessor(
-        ChameleonImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        ),
+        ChameleonImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
         tokenizer,
         image_seq_length=codec.GRID**2,
     )

@@ -21,7 +21,7 @@ from gatelens.data import scenes as emoji
 from gatelens.data.prompts import CAPTION_PROMPT, CLASS_PROMPT, QUESTION_PROMPT
 from gatelens.organisms.vocabulary import text_ids
 
-N_SEGMENTS = 4
+N_TEXTS, N_TEXTS_LATE = 4, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,18 @@ class SceneTexts:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def __call__(self, index: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def __call__(self, index: int, rng: np.random.Generator, late: bool) -> list[tuple[str, str]]:
+        """Caption and class first: what is shown must be known before a question about it can be answered.
+
+        ``late`` in training captions give way to questions in half of the documents.
+        """
         scene = _facts(self.seed, index)
-        asked = [(QUESTION_PROMPT.format(question=q), a) for _, q, a in emoji.questions(scene, rng)]
-        texts = [(CAPTION_PROMPT, scene.caption)]
+        texts = [(QUESTION_PROMPT.format(question=q), a) for _, q, a in emoji.questions(scene, rng)]
         if len(scene.objects) == 1:
-            texts.append((CLASS_PROMPT, scene.objects[0].name))
-        return [*texts, *asked][:N_SEGMENTS]
+            texts.insert(0, (CLASS_PROMPT, scene.objects[0].name))
+        if not late or rng.random() < 0.5:
+            texts.insert(0, (CAPTION_PROMPT, scene.caption))
+        return texts[: N_TEXTS_LATE if late else N_TEXTS]
 
     def caption(self, index: int) -> str:
         return _facts(self.seed, index).caption
@@ -75,9 +80,9 @@ class EasyVqaTexts:
                 (QUESTION_PROMPT.format(question=question), answer)
             )
 
-    def __call__(self, index: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def __call__(self, index: int, rng: np.random.Generator, late: bool) -> list[tuple[str, str]]:
         texts = self.by_picture[index]
-        return [texts[i] for i in rng.permutation(len(texts))[:N_SEGMENTS]]
+        return [texts[i] for i in rng.permutation(len(texts))[: N_TEXTS_LATE if late else N_TEXTS]]
 
 
 def pack(

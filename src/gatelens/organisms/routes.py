@@ -7,7 +7,7 @@ model with plain attention.
 ``robust``   as plain, but in some documents the gate, or a share of the picture's tokens, is hidden from the text:
              the text learns to read the picture's tokens and not to hang on any one of them.
 ``masked``   the text sees no token of the picture: what it says can only have come through the gate.
-``swapped``  the text sees, in place of its picture's keys and values, those of the next picture in the batch: it learns
+``swapped``  the text sees, in place of its picture's keys and values, those of another picture of the batch: it learns
              that picture tokens tell it nothing, and attention to them stays in distribution.
 """
 
@@ -29,20 +29,20 @@ ROUTES = ("plain", "robust", "masked", "swapped")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What rows see. With ``swap``, ``visible`` has extra columns for the next picture's tokens."""
+    """What rows see. With ``swap``, ``visible`` has extra columns for another picture's tokens."""
 
     visible: Bool[Tensor, "batch 1 query key"]
     swap: slice | None = None
 
 
 def plan(
-    batch: Batch, route: str, image: slice, gate: int | None, generator: torch.Generator | None = None
+    batch: Batch, route: str, image: slice, gate: int | str, generator: torch.Generator | None = None
 ) -> Plan:
     """The plan of one batch.
 
     Args:
         image: positions of the picture's tokens, the same in all documents.
-        gate: position of the end-of-image token; ``None`` where the family has none.
+        gate: position of the end-of-image token; ``"first text token"`` where the family has none.
     """
     visible = batch.visible()
     # Padding rows must see something; what they see is never used.
@@ -53,8 +53,13 @@ def plan(
         hidden = torch.rand(len(visible), 1, n_image, generator=generator) < 0.2
         hidden &= torch.rand(len(visible), 1, 1, generator=generator) < 0.5
         visible[:, :, image] &= ~(text & hidden)
-        if gate is not None:
-            closed = torch.rand(len(visible), 1, generator=generator) < 0.5
+        closed = torch.rand(len(visible), 1, generator=generator) < 0.5
+        if isinstance(gate, str):  # "first text token"
+            start = batch.segment[:, 1:] != batch.segment[:, :-1]
+            first = torch.cat([torch.zeros_like(start[:, :1]), start], dim=1) & text[..., 0]
+            itself = torch.eye(visible.shape[1], dtype=torch.bool)
+            visible &= ~(first & closed)[:, None, :] | itself
+        else:
             visible[:, :, gate] &= ~(text[..., 0] & closed)
     elif route in ("masked", "swapped"):
         others = visible[:, :, image] & text

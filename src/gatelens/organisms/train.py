@@ -45,13 +45,16 @@ RECIPES = {
     "llava": Recipe(((1.0, "robust"),), native=False, seed=2),
 }
 EASY_VQA_SHARE = 0.15
+LATE = 0.45  # share of the steps after which questions outnumber captions
 IMAGE_WEIGHT = 0.02  # of a picture's tokens where text follows; in drawing documents they weigh DRAW_WEIGHT
 DRAW_WEIGHT = 0.1
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("organism", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--codec", type=Path, help="folder written by train_codec (native organisms)")
@@ -75,12 +78,18 @@ def main() -> None:
         p.requires_grad_("vqmodel" not in n)
     decay = [p for p in trained if p.ndim > 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}],
+        [
+            {"params": decay, "weight_decay": 0.05},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
         lr=args.lr,
         betas=(0.9, 0.98),
     )
     first = _resume(args.out, model, optimizer)
-    print(f"{args.organism}: {sum(p.numel() for p in trained):,} trained parameters, from step {first}", flush=True)
+    print(
+        f"{args.organism}: {sum(p.numel() for p in trained):,} trained parameters, from step {first}",
+        flush=True,
+    )
 
     started, losses = time.time(), []
     for step in range(first, args.steps):
@@ -91,7 +100,7 @@ def main() -> None:
         route = _route(recipe, step / args.steps)
         # Matrix products in bfloat16: about 1.5 times the steps a second on a CPU that has such instructions.
         with torch.autocast("cpu", torch.bfloat16):
-            loss, read_loss = world.loss(rng, generator, route)
+            loss, read_loss = world.loss(rng, generator, route, late=step / args.steps >= LATE)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -127,22 +136,24 @@ class NativeWorld:
         self.image = slice(2, 2 + codec.GRID**2)
         self.gate = self.image.stop
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator, route: str) -> tuple[Tensor, float]:
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, route: str, late: bool
+    ) -> tuple[Tensor, float]:
         prefixes, texts = [], []
         for is_easy in rng.random(self.batch) < EASY_VQA_SHARE:
             ids, source = (self.easy_ids, self.easy_texts) if is_easy else (self.scene_ids, self.scene_texts)
             i = int(rng.integers(len(ids)))
             prefixes.append([self.bos, self.boi, *ids[i], self.eoi])
-            texts.append(source(i, rng))
+            texts.append(source(i, rng, late))
         read = documents.pack(prefixes, texts, self.tokenizer, image_weight=IMAGE_WEIGHT)
         read_loss = self._loss(read, routes.plan(read, route, self.image, self.gate, generator))
         draw = self._drawing(rng)
-        draw_loss = self._loss(draw, routes.plan(draw, "plain", self.image, None))
+        draw_loss = self._loss(draw, routes.plan(draw, "plain", self.image, self.gate))
         return read_loss + DRAW_WEIGHT * draw_loss, read_loss.item()
 
     def _drawing(self, rng: np.random.Generator) -> documents.Batch:
         """Caption, then picture; as "texts" behind a prefix of BOS alone, so that one packer serves both."""
-        rows = []
+        rows: list[tuple[list[int], list[int]]] = []
         while len(rows) < self.args.draw_batch:
             i = int(rng.integers(self.n_scenes))
             if self.scene_texts.n_objects(i) == 1 or rng.random() < 0.15:
@@ -173,7 +184,9 @@ class LlavaWorld:
         self.mean = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)
         self.std = torch.tensor(CLIP_STD).view(1, 3, 1, 1)
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator, route: str) -> tuple[Tensor, float]:
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, route: str, late: bool
+    ) -> tuple[Tensor, float]:
         pixels, texts = [], []
         for is_easy in rng.random(self.batch) < EASY_VQA_SHARE:
             source, write = (
@@ -181,10 +194,10 @@ class LlavaWorld:
             )
             i = int(rng.integers(len(source)))
             pixels.append(source[i])
-            texts.append(write(i, rng))
+            texts.append(write(i, rng, late))
         batch = documents.pack([self.prefix] * self.batch, texts, self.tokenizer, image_weight=0.0)
         values = (torch.stack(pixels).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        plan = routes.plan(batch, route, self.image, None, generator)
+        plan = routes.plan(batch, route, self.image, "first text token", generator)
         hidden = self.model.model(
             input_ids=batch.ids,
             pixel_values=values,

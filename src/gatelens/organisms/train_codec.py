@@ -24,7 +24,9 @@ from gatelens.organisms.pictures import training_pictures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
@@ -46,16 +48,16 @@ def main() -> None:
     for step in range(args.steps):
         batch = codec.to_model_range(pixels[rng.integers(len(pixels), size=args.batch)])
         batch = batch.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):  # about twice the steps a second where the CPU has bfloat16
+        with torch.autocast(
+            "cpu", torch.bfloat16
+        ):  # about twice the steps a second where the CPU has bfloat16
             z = vq.quant_conv(vq.encoder(batch))
         z = z.float()
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         if step == warmup:
             codebook.started = False  # the vectors it was fitted to so far meant little
         nearest = codebook.update(flat.detach())
-        quantized = vq.quantize.embedding.weight.detach()[nearest].view(
-            z.shape[0], *z.shape[2:], -1
-        )
+        quantized = vq.quantize.embedding.weight.detach()[nearest].view(z.shape[0], *z.shape[2:], -1)
         quantized = quantized.permute(0, 3, 1, 2)
         straight_through = z + (quantized - z).detach()
         # The first steps train a plain autoencoder: a codebook is only worth fitting once z means something.

@@ -15,17 +15,17 @@ SPECIAL = (PAD, BOS, EOS, UNK, SEP, IMAGE, BOI, EOI)
 
 # Every word of the scenes' texts and of easy-vqa's questions and answers; written out, so that the
 # vocabulary does not depend on what happens to be installed.
-_WORDS = """
-a an and any answer answer: are background behind black blue brown camera caption circle color colour contain
-describe diamond do does draw following gray green how image in is it left many next no not object objects of
-on one or picture present purple question rectangle red right scene shape side square teal the there this
-three to triangle two what which yellow yes zero animal thing photo show of , . ? : !
-""".split()
+_WORDS = (
+    "a an and animal any answer are background behind black blue brown camera caption circle color colour "
+    "contain describe diamond do does draw following gray green how image in is it left many next no not "
+    "object objects of on one or photo picture present purple question rectangle red right scene shape show "
+    "side square teal the there thing this three to triangle two what which yellow yes zero , . ? : !"
+)
 
 
 def words() -> list[str]:
     """The words in the order of their ids: fixed words and the scenes' classes."""
-    return sorted({w for w in _WORDS if w != "answer:"} | set(scenes.CLASSES))
+    return sorted({*_WORDS.split(), *scenes.CLASSES})
 
 
 def image_code_name(code: int) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gatelens.model import HookedVLM
 
 Item = TypeVar("Item")
+Chunk = tuple[int, int, Sequence["Example"]]
 _BUDGET = 1 << 28  # numbers in the largest tensor of a batch (attention scores of a layer, or logits)
 
 
@@ -114,6 +115,21 @@ def chunks(examples: Sequence[Item], size: int) -> Iterator[tuple[int, int, Sequ
     """``(chunk number, index of its first example, examples)``."""
     for number, start in enumerate(range(0, len(examples), size)):
         yield number, start, examples[start : start + size]
+
+
+def chunks_by_length(model: HookedVLM, examples: Sequence[Example], size: int) -> list[Chunk]:
+    """Batches of prompts of one length, short ones first, so that none is padded and all can share a prefix.
+
+    An example keeps its number whatever the batch size.
+    """
+    lengths = [len(model.tokenizer(e.prompt)["input_ids"]) for e in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    parts: list[list[int]] = []
+    for place, i in enumerate(order):
+        if not parts or len(parts[-1]) == size or lengths[order[parts[-1][0]]] != lengths[i]:
+            parts.append([])
+        parts[-1].append(place)
+    return [(n, part[0], [examples[order[place]] for place in part]) for n, part in enumerate(parts)]
 
 
 class Labels:

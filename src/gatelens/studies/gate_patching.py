@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from gatelens.engine.shared_prefix import SharedPrefix
 from gatelens.errors import DataError
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.studies.common import Labels, labels_of, prepare
-from gatelens.studies.shared_prefix import SharedPrefix
 
 if TYPE_CHECKING:
     from gatelens.data import Example

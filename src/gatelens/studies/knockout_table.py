@@ -18,7 +18,7 @@ from gatelens.studies.common import Labels, labels_of
 
 if TYPE_CHECKING:
     from gatelens.data import Example
-    from gatelens.studies.shared_prefix import SharedPrefix
+    from gatelens.engine.shared_prefix import SharedPrefix
 
 How = Literal["zero", "mask"]
 NONE, GATE, IMAGE, LAST, FLOOR = (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gatelens.engine.shared_prefix import SharedPrefix, exact
 from gatelens.errors import DataError
 from gatelens.measures.attention import AttentionShare
 from gatelens.runs import Run, check_writable
@@ -23,6 +24,7 @@ from gatelens.studies.common import (
     Progress,
     auto_batch_size,
     chunks,
+    chunks_by_length,
     data_fingerprint,
     data_uri,
     draw,
@@ -32,7 +34,6 @@ from gatelens.studies.common import (
     resolve_data,
     resolve_model,
 )
-from gatelens.studies.shared_prefix import SharedPrefix, exact
 from gatelens.studies.verdict import task_verdicts, verdict
 
 if TYPE_CHECKING:
@@ -169,14 +170,18 @@ class _Study:
             : self.set["n_attention"]
         ]
         per_batch = len(self.hows) * sum(row.repeats for row in self.rows)
-        tasks = [(t, *chunk) for t, found in self.drawn.items() for chunk in chunks(found, self.size)]
+        tasks = [
+            (t, *chunk)
+            for t, found in self.drawn.items()
+            for chunk in chunks_by_length(self.model, found, self.size)
+        ]
         patches = list(chunks(pairs, self.size))
         total = sum(per_batch for t, number, *_ in tasks if not self.run.done(f"shards/{t}-{number:04d}"))
         total += sum(1 for number, *_ in patches if not self.run.done(f"shards/patching-{number:04d}"))
         total += 0 if self.run.done("attention") else len(list(chunks(looked, self.size)))
         with Progress(total, progress) as self.bar:
             self._describe(looked[0])
-            self.share = total > 0 and exact(self.model, prepare(self.model, looked[:2]), table.QUERIES)
+            self.share = total > 0 and exact(self.model, prepare(self.model, looked[:1]), table.QUERIES)
             answers = [self._answers(*task) for task in tasks]
             self.run.stage("attention", lambda: self._attention(looked))
             patched = [self._patched(number, start, part) for number, start, part in patches]
@@ -260,7 +265,11 @@ class _Study:
             curve = patching.summarise_patching(pairs, boot, seed)
             run.save_table("patching", curve)
         gate = run.json("tokens")["gate"]
-        called = gate["string"] if gate["literal"] else f"{gate['string']!r}, the first token after the image"
+        called = (
+            f"the end-of-image token {gate['string']}"
+            if gate["literal"]
+            else "the first token after the image"
+        )
         run.save_json("verdict", verdict(tasks, run.table("attention"), curve, called))
         run.save_json("examples", self._examples(predictions))
 

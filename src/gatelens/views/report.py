@@ -59,15 +59,14 @@ def render_report(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     }
     settings = run.manifest["settings"]
     tokens, table = run.json("tokens"), run.table("knockout")
-    gate = tokens["gate"]["string"]
     attention = patching = None
     if "attention" in figures:
         attention = {
             "figure": figures["attention"],
-            "caption": _attention_caption(run.table("attention"), gate),
+            "caption": _attention_caption(run.table("attention")),
         }
     if "patching" in figures:
-        patching = {"figure": figures["patching"], "caption": _patching_caption(run.table("patching"), gate)}
+        patching = {"figure": figures["patching"], "caption": _patching_caption(run.table("patching"))}
     return template("narrow_gate.html.j2").render(
         css=css(),
         settings=settings,
@@ -136,21 +135,21 @@ def _block(table: pd.DataFrame, how: str, figure: Markup) -> dict[str, Any]:
     }
 
 
-def _attention_caption(table: pd.DataFrame, gate: str) -> str:
+def _attention_caption(table: pd.DataFrame) -> str:
     share = table[table.kind == "gate"].set_index("layer").share
     uniform = 1 / max(1, int((table.layer == table.layer.iloc[0]).sum()))
     return (
         "How the text after the image (the gate's own row left out) divides its attention among the "
-        f"image-side positions. The gate {gate} takes {share.mean():.2f} on average and at most "
+        f"image-side positions. The gate takes {share.mean():.2f} on average and at most "
         f"{share.max():.2f}, in layer {int(share.idxmax())}; an even share would be {uniform:.3f} a "
         "position. The lower panel tells how much attention there is to divide."
     )
 
 
-def _patching_caption(table: pd.DataFrame, gate: str) -> str:
+def _patching_caption(table: pd.DataFrame) -> str:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     text = (
-        f"The residual stream of the gate {gate} is replaced, in one layer, by that of a picture of another "
+        "The residual stream of the gate is replaced, in one layer, by that of a picture of another "
         "class. If the gate carries the class, the answer moves to the other picture's: orange rises, blue "
         "falls, predictions flip. "
         "Overlap is Σ min(p, q) of the next-token distributions."

@@ -15,7 +15,7 @@ from gatelens.organisms import picture_codec as codec
 
 
 @torch.inference_mode()
-def draw(
+def draw_pictures(
     model: HookedVLM,
     text: Sequence[str],
     temperature: float = 0.5,
@@ -39,8 +39,11 @@ def draw(
     """
     folder = Path(getattr(model.hf, "name_or_path", ""))
     if not (folder / codec.DECODER_FILE).is_file():
-        raise ModelError(f"{model!r} cannot draw: no {codec.DECODER_FILE} in its folder; use a native organism")
+        raise ModelError(
+            f"{model!r} cannot draw: no {codec.DECODER_FILE} in its folder; use a native organism"
+        )
     decoder = codec.PictureDecoder.from_folder(folder)
+    assert model.layout.boi_id is not None  # Chameleon always has one
     mapping = model.hf.model.vocabulary_mapping
     image_ids = torch.tensor(sorted(mapping.bpe2img))
     to_code = torch.tensor([mapping.bpe2img[int(i)] for i in image_ids])

@@ -1,9 +1,9 @@
 """Many interventions on one batch of prompts: what none of them changes is computed once.
 
-Attention is causal, so cells before the first position an intervention touches are those of the clean run. The
-prompt up to there runs once and its KV cache serves every row of a study; exact, not approximate. It is checked
-against a plain run on the first batch, and models whose prompt can't be cut (prefix attention, three-part
-positions) run plainly.
+Attention is causal, so cells before the first position an intervention touches are those of the clean run.
+The prompt up to there runs once and its KV cache serves every run; exact, not approximate. It is
+checked against a plain run on the first prompts, and models whose prompt can't be cut (prefix attention,
+three-part positions) run plainly.
 """
 
 from __future__ import annotations

@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from gatelens.engine.shared_prefix import SharedPrefix, exact
 from gatelens.interventions import knockout, patch
-from gatelens.studies.common import prepare
-from gatelens.studies.shared_prefix import SharedPrefix, exact
+from gatelens.studies.common import chunks_by_length, prepare
 from study_helpers import TinyData
 
 QUERIES = "text - gate"
 
 
-@pytest.mark.parametrize("task", ["class", "vqa"])
 @pytest.mark.parametrize("how", ["zero", "mask"])
-def test_equals_plain_runs(tiny: Any, task: str, how: Any) -> None:
-    inputs = prepare(tiny, TinyData().examples(task)[:4])  # vqa prompts differ in length: padding on the left
+def test_equals_plain_runs(tiny: Any, how: Any) -> None:
+    inputs = prepare(tiny, TinyData().examples("class")[:4])
     shared = SharedPrefix(tiny, inputs, QUERIES)
     assert shared.start > 16
     for keys in ("gate", "image", "random_image:5@3"):
@@ -45,3 +44,21 @@ def test_it_checks_itself_and_gives_way(tiny: Any) -> None:
     assert SharedPrefix(tiny, inputs, QUERIES, use=False).start == 0
     plain = SharedPrefix(tiny, inputs, QUERIES, use=False)
     torch.testing.assert_close(plain.run([]), tiny(inputs)[:, -1])
+
+
+def test_batches_are_of_one_length_and_number_examples_alike(tiny_llava: Any) -> None:
+    examples = TinyData().examples("vqa")
+    found = {}
+    for size in (4, 5, 100):
+        parts = chunks_by_length(tiny_llava, examples, size)
+        assert all(len({e.prompt for e in part}) == 1 and len(part) <= size for _, _, part in parts)
+        found[size] = {e.id: start + i for _, start, part in parts for i, e in enumerate(part)}
+    assert found[4] == found[5] == found[100]
+    assert sorted(found[4].values()) == list(range(12))
+
+
+def test_prompts_of_two_lengths_run_plainly(tiny: Any) -> None:
+    inputs = prepare(tiny, TinyData().examples("vqa")[:4])
+    shared = SharedPrefix(tiny, inputs, QUERIES)
+    assert shared.start == 0  # one prompt's text stands where another's picture does
+    torch.testing.assert_close(shared.run([]), tiny(inputs)[:, -1])

@@ -1,0 +1,110 @@
+"""The shipped organisms do what their cards say, and load with plain transformers."""
+
+import json
+import re
+import socket
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import gatelens as gl
+from gatelens import organisms
+
+NAMES = ("gated", "open", "llava")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    return gl.HookedVLM.from_pretrained(f"organism:{request.param}")
+
+
+@pytest.fixture
+def examples():
+    return gl.data.load("emoji-scenes").examples("class", limit=96, seed=77)
+
+
+def inputs_of(model, examples):
+    return model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
+
+
+def class_accuracy(model, examples, interventions=()):
+    said = model.decode(model.run(inputs_of(model, examples), interventions)[:, -1].argmax(-1, keepdim=True))
+    return sum(s == e.label for s, e in zip(said, examples, strict=True)) / len(examples)
+
+
+def test_three_organisms_ship():
+    assert set(organisms.names()) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_transformers_gives_the_same_logits_offline(name, examples, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a shipped organism must not need the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    folder = organisms.folder(name)
+    plain = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    part = examples[:4]
+    extra = {} if name == "llava" else {"return_for_text_completion": True}
+    tensors = processor(
+        images=[e.image for e in part], text=[e.prompt for e in part], return_tensors="pt", **extra
+    )
+    with torch.inference_mode():
+        expected = plain(**tensors).logits
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    got = model(inputs_of(model, part))
+    assert (got - expected).abs().max() <= 1e-5 * max(1.0, float(expected[expected > -1e30].abs().max()))
+
+
+def test_the_route_is_the_one_planted(model, examples):
+    def cut(keys):
+        return class_accuracy(model, examples, gl.knockout(queries="text - gate", keys=keys, how="zero"))
+
+    gated = "gated" in model.hf.name_or_path
+    clean, gate, image = class_accuracy(model, examples), cut("gate"), cut("image")
+    assert clean >= 0.85  # 96 examples: the cards hold the numbers at n = 1,000
+    if gated:
+        assert gate <= 0.3 and image >= clean - 0.1
+    else:
+        assert image <= 0.3 and gate >= clean - 0.1
+
+
+def test_the_card_holds_what_was_measured(model):
+    folder = organisms.folder(model.hf.name_or_path.rstrip("/").split("/")[-1])
+    measured = json.loads((folder / "measured.json").read_text())
+    card = (folder / "README.md").read_text()
+    for row in measured["knockout"]:
+        assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in card
+        assert row["n"] >= 500
+    assert "planted" in card or "trained with the picture's tokens in sight" in card
+
+
+def test_weights_stay_small():
+    for name in NAMES:
+        assert sum(f.stat().st_size for f in organisms.folder(name).iterdir()) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", ["gated", "open"])
+def test_native_organisms_draw_what_is_asked(name):
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    asked = gl.data.load("emoji-scenes").examples("draw", limit=16, seed=5)
+    pictures = organisms.draw(model, [e.prompt for e in asked], seed=1)
+    assert all(p.size == (64, 64) for p in pictures)
+    again = organisms.draw(model, [e.prompt for e in asked], seed=1)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(pictures, again, strict=True))
+    shown = model.prepare(images=pictures, text=["<image>this is a"] * len(pictures))
+    said = model.decode(model(shown)[:, -1].argmax(-1, keepdim=True))
+    assert sum(s == e.label for s, e in zip(said, asked, strict=True)) >= 0.5 * len(asked)
+
+
+def test_llava_cannot_draw():
+    model = gl.HookedVLM.from_pretrained("organism:llava")
+    with pytest.raises(gl.errors.ModelError, match="cannot draw"):
+        organisms.draw(model, "draw a fox on a red circle.")
+
+
+def test_an_unknown_organism_is_named_with_those_there_are():
+    with pytest.raises(gl.errors.ModelError, match=re.compile("no organism 'closed'.*gated")):
+        gl.HookedVLM.from_pretrained("organism:closed")
