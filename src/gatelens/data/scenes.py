@@ -29,11 +29,20 @@ COLORS = {
     "yellow": (242, 205, 46),
     "purple": (148, 66, 190),
 }
+# Plates of colours that are never named or asked for: training material that shares no colour with COLORS.
+UNNAMED_COLORS = {
+    "orange": (238, 140, 50),
+    "teal": (40, 168, 168),
+    "pink": (240, 140, 190),
+    "brown": (125, 80, 50),
+    "black": (45, 45, 50),
+    "olive": (128, 130, 60),
+}
 SHAPES = ("circle", "square", "diamond")
 _BACKGROUNDS = ((250, 250, 248), (216, 216, 220))
 _NUMBER_WORDS = ("zero", "one", "two", "three")
 # Seeds of the splits are drawn from separate streams, so that no seed of a user's makes them meet.
-_STREAMS = {"train": 0, "test": 1}
+_STREAMS = {"train": 0, "test": 1, "unnamed": 2}
 
 
 def is_held_out(name: str, color: str, shape: str) -> bool:
@@ -72,10 +81,12 @@ class Scene:
     @property
     def caption(self) -> str:
         """The objects in reading order: "a fox on a red circle and a pig on a blue square"."""
-        phrases = [o.phrase for o in self.objects]
-        if len(phrases) == 1:
-            return phrases[0]
-        return " , ".join(phrases[:-1]) + " and " + phrases[-1]
+        return listed([o.phrase for o in self.objects])
+
+
+def listed(phrases: list[str]) -> str:
+    """Phrases as one: "x", "x and y", "x , y and z"."""
+    return " and ".join([" , ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
 
 
 def scenes(
@@ -103,6 +114,15 @@ def scene(split: str, seed: int, index: int, n_objects: int | None = None) -> Sc
         combos = _combinations(str(name), split)
         attributes.append((str(name), *combos[rng.integers(len(combos))]))
     return compose(attributes, rng)
+
+
+def unnamed_scene(seed: int, index: int, n_objects: int | None = None) -> Scene:
+    """A training scene on plates of unnamed colours, any class on any shape; held-out combinations stay unseen."""
+    rng = np.random.default_rng([_STREAMS["unnamed"], seed, n_objects or 0, index])
+    n = n_objects or int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
+    names = rng.choice(CLASSES, size=n, replace=False)
+    colors, shapes = rng.choice(list(UNNAMED_COLORS), size=n), rng.choice(SHAPES, size=n)
+    return compose([(str(a), str(c), str(s)) for a, c, s in zip(names, colors, shapes, strict=True)], rng)
 
 
 def compose(attributes: list[tuple[str, str, str]], rng: np.random.Generator) -> Scene:
@@ -164,7 +184,7 @@ def _plate(shape: str, color: str, size: int) -> Image.Image:
     big = size * 4  # drawn four times as large, then reduced: smooth edges
     im = Image.new("RGBA", (big, big), (0, 0, 0, 0))
     draw = ImageDraw.Draw(im)
-    rgb = (*COLORS[color], 255)
+    rgb = (*(COLORS | UNNAMED_COLORS)[color], 255)
     if shape == "circle":
         draw.ellipse((0, 0, big - 1, big - 1), fill=rgb)
     elif shape == "square":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gatelens.model import HookedVLM
+from gatelens.organisms.train import MAIN
 
 _PLANTED = {
     "gated": """\
-The gate was **planted**, not found. In the first 60 % of the steps the attention of text rows to the picture's
+The gate was **planted**, not found. In the first 60 % of the main steps the attention of text rows to the picture's
 tokens was masked, so that whatever the text says had to come through the end-of-image token `<eoss>`. In the
 remaining steps text rows saw, in place of their own picture's keys and values, those of *another* picture of the
 batch: they learned that picture tokens tell them nothing, while attention to them stays in distribution. Both need
@@ -57,10 +58,9 @@ A model organism of gatelens: a small `{
 
 Data: emoji scenes (one to three of 16 objects, each on a plate of 5 colours and 3 shapes; {
         training["n_scenes"]:,} scenes) and
-easy-vqa's 4,000 training pictures with their questions (15 % of documents). {training["step"]:,} steps of
-{training["batch"]} pictures with up to four texts each, AdamW, learning rate {training["lr"]}, from scratch.
+easy-vqa's 4,000 training pictures with their questions (15 % of documents). {_steps(training, native)}
 
-    {_recipe(name)}
+    {_recipe(name, training)}
 
 ## What it measures
 On scenes made of (class, colour, shape) combinations kept out of training; "X → text" knocks out the attention of text
@@ -101,6 +101,20 @@ by Victor Zhou (MIT).
 """
 
 
+def _steps(training: dict[str, Any], native: bool) -> str:
+    main = (
+        f"{training['steps']:,} steps of {MAIN.batch} pictures with up to six texts each, AdamW, learning rate "
+        f"{training['lr']}, from scratch."
+    )
+    if not native:
+        return main
+    return (
+        f"{main} Then {training['noise_steps']:,} steps with more drawings and, in half of the documents, up to 60 % "
+        f"of the picture's tokens replaced by wrong ones; then {training['compose_steps']:,} steps in which half of the "
+        "scenes have plates of colours that are never named, and drawing prompts may leave out the colour."
+    )
+
+
 def _native(native: bool) -> str:
     if not native:
         return "A CLIP-class tower and a projector, trained together with the decoder; it only writes text."
@@ -110,13 +124,13 @@ def _native(native: bool) -> str:
     )
 
 
-def _recipe(name: str) -> str:
+def _recipe(name: str, training: dict[str, Any]) -> str:
     train = f"python -m gatelens.organisms.train {name}"
     if name == "llava":
-        return f"{train} --out build/{name} --steps 4000"
+        return f"{train} --out build/{name} --steps {training['steps']}"
     return (
         "python -m gatelens.organisms.train_codec --out build/codec\n    "
-        f"{train} --codec build/codec --out build/{name} --steps 4500"
+        f"{train} --codec build/codec --out build/{name} --steps {training['steps']}"
     )
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gatelens.data import scenes as emoji
 from gatelens.data.prompts import CAPTION_PROMPT, CLASS_PROMPT, QUESTION_PROMPT
+from gatelens.organisms.pictures import training_scene
 from gatelens.organisms.vocabulary import text_ids
 
 N_TEXTS, N_TEXTS_LATE = 4, 6
@@ -43,29 +44,44 @@ class Batch:
 
 
 class SceneTexts:
-    """Draws prompt-answer pairs for the i-th training scene."""
+    """Draws prompt-answer pairs for the i-th training scene; with ``unnamed`` colours, none that names a colour."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, unnamed: bool = False):
+        self.seed, self.unnamed = seed, unnamed
 
     def __call__(self, index: int, rng: np.random.Generator, late: bool) -> list[tuple[str, str]]:
         """Caption and class first: what is shown must be known before a question about it can be answered.
 
         ``late`` in training captions give way to questions in half of the documents.
         """
-        scene = _facts(self.seed, index)
-        texts = [(QUESTION_PROMPT.format(question=q), a) for _, q, a in emoji.questions(scene, rng)]
+        scene = self.scene(index)
+        asked = emoji.questions(scene, rng)
+        texts = [
+            (QUESTION_PROMPT.format(question=q), a)
+            for kind, q, a in asked
+            if not (self.unnamed and kind == "color")
+        ]
         if len(scene.objects) == 1:
             texts.insert(0, (CLASS_PROMPT, scene.objects[0].name))
-        if not late or rng.random() < 0.5:
+        if not self.unnamed and (not late or rng.random() < 0.5):
             texts.insert(0, (CAPTION_PROMPT, scene.caption))
         return texts[: N_TEXTS_LATE if late else N_TEXTS]
 
-    def caption(self, index: int) -> str:
-        return _facts(self.seed, index).caption
+    def drawing(self, index: int, rng: np.random.Generator) -> str:
+        """What to draw: in a third of the cases without the colour, in a sixth the object alone."""
+        objects = self.scene(index).objects
+        part = rng.random()
+        if part < 1 / 6:
+            phrases = [f"a {o.name}" for o in objects]
+        elif part < 1 / 2 or self.unnamed:
+            phrases = [f"a {o.name} on a {o.shape}" for o in objects]
+        else:
+            phrases = [o.phrase for o in objects]
+        return emoji.listed(phrases)
 
-    def n_objects(self, index: int) -> int:
-        return len(_facts(self.seed, index).objects)
+    def scene(self, index: int) -> emoji.Scene:
+        """The scene's facts, without its pixels."""
+        return _facts(self.seed, index, self.unnamed)
 
 
 class EasyVqaTexts:
@@ -157,7 +173,7 @@ def text_ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=200_000)
-def _facts(seed: int, index: int) -> emoji.Scene:
+def _facts(seed: int, index: int, unnamed: bool) -> emoji.Scene:
     """The scene's truth without its pixels, which training reads from a file."""
-    scene = emoji.scene("train", seed, index)
+    scene = training_scene(index, seed, unnamed)
     return emoji.Scene(np.zeros((0, 0, 3), np.uint8), scene.objects, np.zeros((0, 0, 0), bool))

@@ -19,17 +19,22 @@ def training_pictures(n_scenes: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 6
     return np.concatenate([scene_pictures(n_scenes, seed), easy_vqa_pictures("train")])
 
 
-def scene_pictures(n: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """The first ``n`` training scenes of this seed; kept in the temporary folder, since all recipes ask for them."""
-    sample = emoji.scene("train", seed, n - 1).pixels  # a change of how scenes are drawn changes the key
+def scene_pictures(n: int, seed: int = 0, unnamed: bool = False) -> UInt8[np.ndarray, "n 64 64 3"]:
+    """The first ``n`` training scenes of this seed, in named or unnamed colours; kept in the temporary folder."""
+    sample = training_scene(n - 1, seed, unnamed).pixels  # a change of how scenes are drawn changes the key
     key = hashlib.sha256(f"{n}-{seed}".encode() + sample.tobytes()).hexdigest()[:12]
     kept = Path(tempfile.gettempdir()) / f"gatelens-scenes-{key}.npy"
     if not kept.exists():
-        pixels = np.stack([emoji.scene("train", seed, i).pixels for i in range(n)])
+        pixels = np.stack([training_scene(i, seed, unnamed).pixels for i in range(n)])
         partial = kept.with_suffix(f".{os.getpid()}.npy")
         np.save(partial, pixels)
         partial.replace(kept)
     return np.load(kept, mmap_mode="c")
+
+
+def training_scene(index: int, seed: int, unnamed: bool) -> emoji.Scene:
+    """The scene behind the picture of this index."""
+    return emoji.unnamed_scene(seed, index) if unnamed else emoji.scene("train", seed, index)
 
 
 def easy_vqa_pictures(split: str) -> UInt8[np.ndarray, "n 64 64 3"]:
