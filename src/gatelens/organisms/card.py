@@ -110,8 +110,8 @@ def _steps(training: dict[str, Any], native: bool) -> str:
         return main
     return (
         f"{main} Then {training['noise_steps']:,} steps with more drawings and, in half of the documents, up to 60 % "
-        f"of the picture's tokens replaced by wrong ones; then {training['compose_steps']:,} steps in which half of the "
-        "scenes have plates of colours that are never named, and drawing prompts may leave out the colour."
+        f"of the picture's tokens replaced by wrong ones; then {training['compose_steps']:,} steps in which half of "
+        "the scenes have plates of colours that are never named, and drawing prompts may leave out the colour."
     )
 
 
