@@ -153,8 +153,8 @@ def _drawn(measured: dict[str, Any]) -> str:
     if "drawn" not in measured:
         return ""
     return (
-        "\nDrawn pictures of held-out combinations (temperature 0.5), shown to the same model, named as the class "
-        f"asked for: {_value(measured['drawn'])}.\n"
+        "\nDrawn pictures of held-out combinations (temperature 0.2, guidance 1.5), shown to the same model, named "
+        f"as the class asked for: {_value(measured['drawn'])}.\n"
     )
 
 

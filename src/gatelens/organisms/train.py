@@ -165,11 +165,12 @@ class NativeWorld:
         self, rng: np.random.Generator, generator: torch.Generator, route: str, late: bool, stage: Stage
     ) -> tuple[Tensor, float]:
         prefixes, texts = [], []
-        for draw in rng.random(stage.batch):
-            ids, source = self.scene_ids, self.scene_texts
-            if draw < EASY_VQA_SHARE:
+        for kind in rng.random(stage.batch):
+            ids = self.scene_ids
+            source: documents.SceneTexts | documents.EasyVqaTexts = self.scene_texts
+            if kind < EASY_VQA_SHARE:
                 ids, source = self.easy_ids, self.easy_texts
-            elif draw > 1 - (1 - EASY_VQA_SHARE) * stage.unnamed:
+            elif kind > 1 - (1 - EASY_VQA_SHARE) * stage.unnamed:
                 ids, source = self.unnamed_ids, self.unnamed_texts
             i = int(rng.integers(len(ids)))
             prefixes.append([self.bos, self.boi, *ids[i], self.eoi])
