@@ -14,7 +14,8 @@ def test_the_verdict_is_the_one_planted(name):
     )
     verdict = run.json("verdict")
     assert verdict["verdict"] == EXPECTED[name], verdict["sentence"]
-    assert verdict["disagree"] == []
+    # Text of the gated organism looks at picture tokens without using them: attention alone would mislead.
+    assert set(verdict["disagree"]) <= ({"attention share"} if name == "gated" else set())
     if name == "gated":
         assert verdict["headline"] == "narrow gate at the end-of-image token <eoss>"
         flips = run.table("patching").query("measure == 'flipped' and layer >= 0")["mean"]
