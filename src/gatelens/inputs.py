@@ -71,7 +71,7 @@ class VLMInputs:
     def to(self, device: str | torch.device) -> VLMInputs:
         """The same batch with its tensors on another device."""
         moved = {name: value.to(device) for name, value in self.tensors.items()}
-        return VLMInputs(moved, self.tokens, self.images, self.texts)
+        return VLMInputs(moved, self.tokens, self.images, self.texts, self.single)
 
 
 _PER_PICTURE = frozenset({"pixel_values", "image_sizes", "pixel_attention_mask"})

@@ -30,17 +30,20 @@ _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", 
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Make the folder and prove that a file can be written there, before any compute.
+    """Prove that the folder can be made and written to, before any compute; leaves nothing behind.
 
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
     """
     folder = Path(path).expanduser()
     try:
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
+        for new in made:  # innermost first: a run that fails before it has anything to write leaves no folder
+            new.rmdir()
     except OSError as error:
         raise OutputError(
             f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder"
@@ -114,6 +117,7 @@ class Run:
         if path is None:
             return cls(None, fresh)
         folder = check_writable(path)
+        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             others = sorted(p.name for p in folder.iterdir())
             if others:
