@@ -31,7 +31,7 @@ def prompts(model: Any, seed: int = 0) -> Any:
     if model.family.name != "chameleon":
         return inputs
     ids, placeholder = inputs.tensors["input_ids"].clone(), model.layout.placeholder_id
-    codes = torch.tensor(sorted(model.layout.drawn_ids))
+    codes = torch.tensor(sorted(model.layout.drawn.ids))
     drawn = torch.randint(len(codes), ids.shape, generator=torch.Generator().manual_seed(seed))
     ids = torch.where(ids == placeholder, codes[drawn], ids)
     return model.inputs(input_ids=ids, attention_mask=inputs.tensors["attention_mask"])

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
-    PositionEmbeddingsAttentionBridge,
-)
 
 from gatelens.errors import InterventionError, ModelError
+from gatelens.families.common import attention
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from model_helpers import CASES, PICTURES, TEXTS, close, no_hook_left
@@ -84,8 +82,8 @@ def test_pattern_is_transformers_attention(tiny: HookedVLM, oracle: Any) -> None
     )
     assert len(cache) == len(want) == 3
     real = inputs.tensors["attention_mask"].bool()[:, None, :, None]
-    for layer, attention in enumerate(want):
-        assert close(torch.where(real, cache["pattern", layer], 0), torch.where(real, attention, 0))
+    for layer, weights in enumerate(want):
+        assert close(torch.where(real, cache["pattern", layer], 0), torch.where(real, weights, 0))
 
 
 def test_score_and_pattern_edits_take_effect(tiny: HookedVLM) -> None:
@@ -222,14 +220,14 @@ def test_every_hook_fires_with_the_same_values_either_way(tiny: HookedVLM, stepw
 def test_fused_attention_is_only_taken_apart_where_a_hook_stands(
     tiny: HookedVLM, stepwise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apart: list[str] = []
-    base = PositionEmbeddingsAttentionBridge.forward
+    apart: list[int] = []
+    whole = attention.masked
 
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        apart.append(self.name)
-        return base(self, *args, **kwargs)
+    def counted(scores: Tensor, mask: Tensor | None) -> Tensor:
+        apart.append(1)
+        return whole(scores, mask)
 
-    monkeypatch.setattr(PositionEmbeddingsAttentionBridge, "forward", counted)
+    monkeypatch.setattr(attention, "masked", counted)
     inputs = tiny.prepare(*CASES["one image"])
     for site, n_apart in [("attn.hook_z", 0), ("attn.hook_pattern", 1), ("attn.hook_attn_scores", 1)]:
         apart.clear()

@@ -98,7 +98,7 @@ def test_position_ids_are_those_of_generate() -> None:
 def test_select_gives_each_example_its_pictures(tiny: HookedVLM) -> None:
     pictures = [[make_picture(seed=0), make_picture(seed=1)], [], [make_picture(seed=2)]]
     inputs = tiny.prepare(pictures, ["<image> and <image>", "what is it", "<image> is a dog"])
-    assert inputs.images_per_example() == [2, 0, 1]
+    assert inputs.rows["pixel_values"] == (2, 0, 1)
     for rows, pixels in [([0], [0, 1]), ([2, 0], [2, 0, 1]), (slice(1, 3), [2])]:
         part = inputs.select(rows)
         want = [0, 1, 2][rows] if isinstance(rows, slice) else rows

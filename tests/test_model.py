@@ -51,7 +51,7 @@ def test_the_image_matters(tiny: HookedVLM) -> None:
 
 def test_chameleon_forbids_image_tokens_as_transformers_does(tiny_chameleon: HookedVLM) -> None:
     logits = tiny_chameleon(tiny_chameleon.prepare(*CASES["one image"]))
-    codes = sorted(tiny_chameleon.layout.drawn_ids)
+    codes = sorted(tiny_chameleon.layout.drawn.ids)
     assert (logits[..., codes] == torch.finfo(logits.dtype).min).all()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ ImageLike = Image.Image | str | Path | np.ndarray | Tensor
 Images = ImageLike | Sequence[Any] | None
 
 
+PER_PICTURE = frozenset({"image_sizes", "image_grid_thw"})  # tensors with one row a picture
+
+
 @dataclass(frozen=True, eq=False)
 class VLMInputs:
     """A batch of prompts, padded on the left.
 
     ``tensors``: what transformers' forward takes (``input_ids``, ``attention_mask``, ``position_ids`` and,
     with images, ``pixel_values``). ``images``: the original pictures of each prompt, empty when unknown.
+    ``rows``: for tensors whose rows are pictures or patches, how many belong to each example.
     """
 
     tensors: dict[str, Tensor]
@@ -33,53 +38,53 @@ class VLMInputs:
     texts: tuple[str, ...]
     single: bool = False  # prepared from one string rather than a list: generate answers with one string
 
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
     @property
     def batch_size(self) -> int:
         return self.tokens.batch_size
 
     def select(self, examples: slice | Sequence[int]) -> VLMInputs:
         """Some of the examples. Rows of ``pixel_values`` follow the example their picture belongs to."""
-        rows = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
-        counts = self.images_per_example()
-        starts = np.cumsum([0, *counts]).tolist()
-        pictures = [i for r in rows for i in range(starts[r], starts[r + 1])]
+        chosen = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
         tensors: dict[str, Tensor] = {}
         for name, value in self.tensors.items():
-            index = pictures if name in _PER_PICTURE else rows
-            if index or name not in _PER_PICTURE:
-                tensors[name] = value[index]
+            if name in self.rows:
+                starts = np.cumsum([0, *self.rows[name]]).tolist()
+                index = [i for e in chosen for i in range(starts[e], starts[e + 1])]
+                if index:
+                    tensors[name] = value[index]
+            elif name == "position_ids" and value.ndim == 3:  # three or four streams come first
+                tensors[name] = value[:, chosen]
+            else:
+                tensors[name] = value[chosen]
+        rows = {name: tuple(counts[e] for e in chosen) for name, counts in self.rows.items()}
         return VLMInputs(
             tensors,
-            self.tokens.select(rows),
-            tuple(self.images[r] for r in rows),
-            tuple(self.texts[r] for r in rows),
-        )
-
-    def images_per_example(self) -> list[int]:
-        """How many rows of ``pixel_values`` each example owns (a picture drawn in tokens owns none)."""
-        n = int(self.tensors["pixel_values"].shape[0]) if "pixel_values" in self.tensors else 0
-        counts = [len(sizes) for sizes in self.tokens.image_sizes]
-        if sum(counts) == n:
-            return counts
-        known = [len(pictures) for pictures in self.images]
-        if sum(known) == n:
-            return known
-        raise InputError(
-            f"{n} pictures cannot be told apart among {self.batch_size} prompts: prepare them one by one"
+            self.tokens.select(chosen),
+            tuple(self.images[e] for e in chosen),
+            tuple(self.texts[e] for e in chosen),
+            self.single and len(chosen) == 1,
+            rows,
         )
 
     def to(self, device: str | torch.device) -> VLMInputs:
         """The same batch with its tensors on another device."""
         moved = {name: value.to(device) for name, value in self.tensors.items()}
-        return VLMInputs(moved, self.tokens, self.images, self.texts, self.single)
-
-
-_PER_PICTURE = frozenset({"pixel_values", "image_sizes", "pixel_attention_mask"})
+        return dataclasses.replace(self, tensors=moved)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count real tokens only, as transformers' generate derives them from the mask."""
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+
+def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
+    """Positions of the token ``step`` after the prompt: one after the highest, in every stream alike."""
+    highest = position_ids.amax(dim=-1, keepdim=True)
+    if highest.ndim == 3:  # streams of time, height and width run together again after a picture
+        highest = highest.amax(dim=0, keepdim=True).expand_as(highest)
+    return highest + 1 + step
 
 
 def load_image(image: ImageLike, where: str = "image") -> Image.Image:

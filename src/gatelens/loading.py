@@ -76,10 +76,7 @@ def load(name: str, dtype: str | torch.dtype | None, device_map: Any, **kwargs: 
                 config=config,
                 dtype=as_dtype(dtype),
                 device_map=device_map,
-                **{
-                    "attn_implementation": "eager",
-                    **kwargs,
-                },  # the bridge computes attention step by step anyway
+                **kwargs,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(_unfetched(name, error)) from error

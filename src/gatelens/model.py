@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +12,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
-from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.factories.architecture_adapter_factory import (
+    SUPPORTED_ARCHITECTURES,
+    ArchitectureAdapterFactory,
+)
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from . import loading
 from .errors import InputError, InterventionError, ModelError
-from .families import Family, Layout, family_of, token_map
-from .families.attention import install as install_attention
-from .inputs import Images, VLMInputs, match_images, position_ids
+from .families import Family, Layout, family_of
+from .families.common.attention import install as install_attention
+from .families.common.layout import read as read_layout
+from .families.common.parts import Parts
+from .inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
 from .words import Words
 
 HookFn = Callable[..., Any]
@@ -83,7 +89,34 @@ class HookedVLM(Words):
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
         hf_model.eval().requires_grad_(False)
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+        if family.adjust is not None:
+            family.adjust(bridge)
         return cls(hf_model, bridge, family, layout, processor)
+
+    @classmethod
+    def from_parts(
+        cls, language_model: Any, embed_images: Callable[..., Tensor], layout: Layout, processor: Any = None
+    ) -> HookedVLM:
+        """Wrap a decoder that transformers knows together with a picture encoder it does not know.
+
+        The general route for models with code of their own. ``language_model``: a causal language model
+        (Llama, Qwen, Mistral …). ``embed_images(pixel_values)``: Float[features, d_model], or
+        [pictures, features, d_model], one row for each placeholder in order; a torch module is moved and
+        saved with the rest. ``layout``: where they stand. ``processor``: anything that takes images= and
+        text=, as transformers' do; without it use ``inputs``. Raises ModelError for a decoder
+        TransformerLens has no adapter for, or a layout whose placeholder is outside its vocabulary.
+        """
+        parts = Parts(language_model, embed_images, layout.placeholder_id)
+        architecture = type(language_model).__name__
+        if (
+            architecture not in SUPPORTED_ARCHITECTURES
+            and architecture not in ArchitectureAdapterFactory._adapters
+        ):
+            raise ModelError(f"TransformerLens has no adapter for the decoder {architecture}")
+        parts.eval().requires_grad_(False)
+        bridge = build_bridge_from_module(language_model, architecture, hf_config=language_model.config)
+        family = Family(f"parts:{architecture}", (architecture,), lambda config, processor: layout)
+        return cls(parts, bridge, family, layout, processor)
 
     @property
     def device(self) -> torch.device:
@@ -113,10 +146,12 @@ class HookedVLM(Words):
         c = self.cfg
         return f"HookedVLM({self.family.name}, {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model})"
 
-    def prepare(self, images: Images = None, text: str | Sequence[str] = "") -> VLMInputs:
+    def prepare(self, images: Images = None, text: str | Sequence[str] = "", chat: bool = False) -> VLMInputs:
         """Images and prompts as a left-padded batch; each placeholder in a prompt takes one image, in order.
 
-        ``images``: one (PIL image, path or array), a list, or a list of lists, one a prompt.
+        ``images``: one (PIL image, path or array), a list, or a list of lists, one a prompt. ``<image>`` in a
+        prompt stands for a picture in every family; the family's own markers may be written out instead.
+        ``chat``: make each prompt one user turn by the tokenizer's chat template, else the family's.
         Raises InputError when they do not match or cannot be read, ModelError without a processor.
         """
         if self.processor is None:
@@ -126,25 +161,39 @@ class HookedVLM(Words):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise InputError("text must be a string or a list of strings, at least one")
-        pictures = match_images(images, texts, self.layout.placeholder)
+        written = [self._written(one, chat) for one in texts]
+        pictures = match_images(images, written, self.layout.placeholder)
         if len(texts) > 1 and self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = (
                 self.tokenizer.eos_token
             )  # padding is told by the mask, any token will do
-        tensors = dict(
-            self.processor(
-                images=[picture for one in pictures for picture in one] or None,
-                text=texts,
-                padding=len(texts) > 1,
-                padding_side="left",
-                return_tensors="pt",
-                **self.family.processor_kwargs,
+        if self.family.process is not None:
+            tensors = self.family.process(self.processor, pictures, written)
+        else:
+            tensors = dict(
+                self.processor(
+                    images=[picture for one in pictures for picture in one] or None,
+                    text=written,
+                    padding=len(texts) > 1,
+                    padding_side="left",
+                    return_tensors="pt",
+                    **self.family.processor_kwargs,
+                )
             )
-        )
         built = self.inputs(images=pictures, **tensors)
-        return VLMInputs(
-            built.tensors, built.tokens, built.images, tuple(texts), single=isinstance(text, str)
-        )
+        return dataclasses.replace(built, texts=tuple(texts), single=isinstance(text, str))
+
+    def _written(self, text: str, chat: bool) -> str:
+        """A prompt as the processor takes it."""
+        if chat and getattr(self.tokenizer, "chat_template", None):
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        elif chat:
+            text = self.family.turn.format(text)
+        wanted = self.layout.written or self.layout.placeholder
+        if self.layout.placeholder not in text and "<image>" in text:
+            text = text.replace("<image>", wanted)
+        return text
 
     def inputs(
         self,
@@ -157,8 +206,9 @@ class HookedVLM(Words):
         """A batch from tensors, its TokenMap read off the ids.
 
         ``images``: the PIL originals, one list a prompt; without them pixel boxes are in processed pixels.
-        Without ``attention_mask`` leading padding ids are masked. Raises InputError when ids, padding and
-        pictures do not fit together.
+        ``rest``: what else this family's forward takes (``image_grid_thw``, ``image_sizes`` …). Without
+        ``attention_mask`` leading padding ids are masked. Raises InputError when ids, padding and pictures
+        do not fit together.
         """
         ids = torch.as_tensor(input_ids)
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
@@ -166,9 +216,10 @@ class HookedVLM(Words):
             raise InputError(
                 f"input_ids of shape {tuple(ids.shape)}, {ids.dtype}: give whole numbers [batch, pos]"
             )
-        if int(ids.min()) < 0 or int(ids.max()) >= self.cfg.d_vocab:
+        n_ids = max(int(self.cfg.d_vocab), self.layout.placeholder_id + 1)
+        if int(ids.min()) < 0 or int(ids.max()) >= n_ids:
             low, high = int(ids.min()), int(ids.max())
-            raise InputError(f"input_ids hold {low}..{high}: the vocabulary ends at {self.cfg.d_vocab - 1}")
+            raise InputError(f"input_ids hold {low}..{high}: the vocabulary ends at {n_ids - 1}")
         mask = (
             self._leading_pad_mask(ids) if attention_mask is None else torch.as_tensor(attention_mask).long()
         )
@@ -177,19 +228,38 @@ class HookedVLM(Words):
                 f"attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: make them alike"
             )
         sizes = None if images is None else [[picture.size for picture in one] for one in images]
-        tokens = token_map(self.layout, ids, mask, sizes, self._strings(ids))
-        placeholders = int((ids == self.layout.placeholder_id).sum()) // self.layout.tokens_per_image
-        n_pictures = 0 if pixel_values is None else int(pixel_values.shape[0])
-        if placeholders != n_pictures:
-            raise InputError(
-                f"input_ids have placeholders for {placeholders} picture(s), pixel_values hold {n_pictures}"
-            )
+        rest = {name: torch.as_tensor(value) for name, value in rest.items() if value is not None}
+        tokens, plans = read_layout(self.layout, ids, mask, sizes, self._strings(ids), rest)
+        owned = self._owned_rows(plans, pixel_values, rest)
         tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), **rest}
         if pixel_values is not None:
             tensors["pixel_values"] = torch.as_tensor(pixel_values).to(self.dtype)
+        if self.family.complete is not None:
+            tensors = {**tensors, **self.family.complete(self.hf, tensors)}
         originals = tuple(tuple(one) for one in images) if images is not None else ((),) * len(ids)
         moved = {name: value.to(self.device) for name, value in tensors.items()}
-        return VLMInputs(moved, tokens, originals, ("",) * len(ids))
+        return VLMInputs(moved, tokens, originals, ("",) * len(ids), rows=owned)
+
+    def _owned_rows(
+        self, plans: list[list[Any]], pixel_values: Tensor | None, rest: dict[str, Tensor]
+    ) -> dict[str, tuple[int, ...]]:
+        """How many rows of the tensors that go by picture belong to each example. Raises InputError."""
+        counts = tuple(len(one) for one in plans)
+        if self.layout.pixels == "example":
+            if sum(counts) and pixel_values is None:
+                raise InputError(
+                    f"input_ids have placeholders for {sum(counts)} picture(s): give pixel_values"
+                )
+            return {}
+        wanted = tuple(sum(plan.pixel_rows for plan in one) for one in plans)
+        given = 0 if pixel_values is None else int(pixel_values.shape[0])
+        if sum(wanted) != given:
+            rows = "" if sum(wanted) == sum(counts) else f" of {sum(wanted)} rows"
+            raise InputError(
+                f"input_ids have placeholders for {sum(counts)} picture(s){rows}, pixel_values hold {given}"
+            )
+        owned = {"pixel_values": wanted} if pixel_values is not None else {}
+        return owned | {name: counts for name in rest if name in PER_PICTURE}
 
     def _leading_pad_mask(self, ids: Tensor) -> Tensor:
         pad = getattr(self.tokenizer, "pad_token_id", None)
@@ -245,18 +315,13 @@ class HookedVLM(Words):
         it. Missing ``position_ids`` follow from the mask.
         """
         kwargs = {name: value for name, value in tensors.items() if value is not None}
-        ids = kwargs.pop("input_ids")
         if "position_ids" not in kwargs and "attention_mask" in kwargs:
-            kwargs["position_ids"] = position_ids(kwargs["attention_mask"])[:, -ids.shape[1] :]
+            n_new = kwargs["input_ids"].shape[1]
+            kwargs["position_ids"] = position_ids(kwargs["attention_mask"])[:, -n_new:]
+        use_cache = use_cache or past is not None
         with self.hooks(fwd_hooks):
-            logits, cache = self.bridge.forward(
-                ids,
-                return_type="logits_and_cache",
-                past_key_values=past,
-                use_cache=use_cache or past is not None,
-                **kwargs,
-            )
-        return logits, cache if use_cache or past is not None else None
+            out = self.hf(past_key_values=past, use_cache=use_cache, **kwargs)
+        return out.logits, out.past_key_values if use_cache else None
 
     def __call__(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, as transformers gives them."""

@@ -30,7 +30,7 @@ def _gate(tokens: TokenMap) -> Tensor:
     for b in range(tokens.batch_size):
         for i in range(int(tokens.image_index[b].max()) + 1):
             mine = tokens.image_index[b] == i
-            image = (mine & (tokens.roles[b] == Role.IMAGE)).nonzero()
+            image = (mine & ((tokens.roles[b] == Role.IMAGE) | (tokens.roles[b] == Role.ROW_BREAK))).nonzero()
             literal = (mine & (tokens.roles[b] == Role.EOI)).nonzero()
             if len(literal):
                 out[b, literal[0]] = True

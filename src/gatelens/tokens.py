@@ -28,7 +28,9 @@ class TokenMap:
     """Role, image and grid place of every position of a left-padded batch. All tensors live on the CPU.
 
     ``example_ids`` number the examples for ``random_image``: they stay with an example in a sub-batch,
-    so that its draw does not depend on which batch it rides in.
+    so that its draw does not depend on which batch it rides in. ``tile`` numbers the pieces of a picture
+    that is cut up (0: the whole, 1..: pieces). ``two_way``: positions of one number attend to each other in
+    both directions, -1 only backwards.
     """
 
     roles: Int[Tensor, "batch pos"]
@@ -40,10 +42,16 @@ class TokenMap:
     strings: tuple[tuple[str, ...], ...]
     prompt_length: int
     example_ids: tuple[int, ...] = ()
+    tile: Int[Tensor, "batch pos"] = None  # type: ignore[assignment]  # filled in below
+    two_way: Int[Tensor, "batch pos"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not self.example_ids:
             object.__setattr__(self, "example_ids", tuple(range(self.roles.shape[0])))
+        if self.tile is None:
+            object.__setattr__(self, "tile", torch.where(self.row >= 0, 0, -1))
+        if self.two_way is None:
+            object.__setattr__(self, "two_way", torch.full_like(self.roles, -1))
 
     @property
     def batch_size(self) -> int:
@@ -99,6 +107,8 @@ class TokenMap:
             image_index=right(self.image_index, -1),
             row=right(self.row, -1),
             col=right(self.col, -1),
+            tile=right(self.tile, -1),
+            two_way=right(self.two_way, -1),
             box=right(self.box, float("nan")),
             strings=tuple((*old, *new) for old, new in zip(self.strings, added, strict=True)),
         )
@@ -112,6 +122,8 @@ class TokenMap:
             image_index=self.image_index[rows],
             row=self.row[rows],
             col=self.col[rows],
+            tile=self.tile[rows],
+            two_way=self.two_way[rows],
             box=self.box[rows],
             image_sizes=tuple(self.image_sizes[r] for r in rows),
             strings=tuple(self.strings[r] for r in rows),
@@ -125,7 +137,9 @@ class TokenMap:
         )
 
     def _runs(self, b: int) -> list[tuple[str, ...]]:
-        keys = list(zip(self.roles[b].tolist(), self.image_index[b].tolist(), strict=True))
+        # a picture is one line, its row breaks in it
+        whole = torch.where(self.roles[b] == Role.ROW_BREAK, int(Role.IMAGE), self.roles[b])
+        keys = list(zip(whole.tolist(), self.image_index[b].tolist(), strict=True))
         out: list[tuple[str, ...]] = []
         for (role, image), group in groupby(range(self.n_pos), key=keys.__getitem__):
             where = list(group)
@@ -133,14 +147,24 @@ class TokenMap:
             shown = " ".join(words) if len(words) <= 8 and role != Role.IMAGE else f"{words[0]} … {words[-1]}"
             place = ""
             if role == Role.IMAGE:
-                rows, cols = (int(x[b, where].max()) + 1 for x in (self.row, self.col))
-                place = f"{rows}x{cols} tokens"
+                place = self._grid(b, where)
                 if image < len(self.image_sizes[b]):
                     place += " of {}x{} pixels".format(*self.image_sizes[b][image])
             span = str(where[0]) if len(where) == 1 else f"{where[0]}–{where[-1]}"
             name = Role(role).name.lower() + (f"[{image}]" if image >= 0 else "")
             out.append((str(b), name, span, str(len(where)), shown if len(words) > 1 else words[0], place))
         return out
+
+    def _grid(self, b: int, where: list[int]) -> str:
+        """The grid of one picture's tokens in words."""
+        tiles = self.tile[b, where]
+        parts = []
+        for tile in sorted({int(t) for t in tiles if t >= 0}):
+            mine = tiles == tile
+            parts.append("{}x{}".format(*(int(x[b, where][mine].max()) + 1 for x in (self.row, self.col))))
+        counted = [f"{parts.count(p)} × {p}" if parts.count(p) > 1 else p for p in dict.fromkeys(parts)]
+        breaks = int((self.roles[b, where] == Role.ROW_BREAK).sum())
+        return " + ".join(counted) + " tokens" + (f", {breaks} separators" if breaks else "")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ def test_registry_names_what_is_supported() -> None:
 
 def test_chameleon_layout(tiny_chameleon: HookedVLM) -> None:
     layout = tiny_chameleon.layout
-    assert (layout.rows, layout.cols, layout.n_leading) == (4, 4, 0)
+    assert (layout.plan.rows, layout.plan.cols, layout.plan.n_leading) == (4, 4, 0)
     assert layout.boi_id == VOCABULARY["<racm3:break>"] and layout.eoi_id == VOCABULARY["<eoss>"]
-    assert layout.drawn_ids == frozenset(range(8, 24))
-    assert layout.geometry.shortest == 16 and layout.geometry.crop == (16, 16)
+    assert layout.drawn.ids == frozenset(range(8, 24))
+    assert layout.plan.geometry.shortest == 16 and layout.plan.geometry.crop == (16, 16)
 
 
 def test_chameleon_layout_needs_no_processor(tiny_chameleon: HookedVLM) -> None:
@@ -61,7 +61,7 @@ def test_llava_with_and_without_class_token(strategy: str, n_tokens: int) -> Non
     plain = make_llava(strategy)
     model = HookedVLM.from_module(copy.deepcopy(plain), make_llava_processor(strategy))
     inputs = model.prepare(make_picture(), "<image> is a")
-    assert inputs.tokens.mask("image").sum() == n_tokens == model.layout.tokens_per_image
+    assert inputs.tokens.mask("image").sum() == n_tokens == model.layout.plan.n_tokens
     assert inputs.tokens.mask("image.box(0,0,16,16)").sum() == 16
     assert not inputs.tokens.mask("boi | eoi").any()
     assert inputs.tokens.positions("gate") == [n_tokens + 1]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gatelens.engine.run import compile_for, strict_edits
 from gatelens.errors import InterventionError
+from gatelens.inputs import next_position_ids
 from gatelens.roles import Role
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def generate(
     attention = tensors.get("attention_mask")
     if attention is None:
         attention = (prompt.roles != Role.PAD).long().to(tensors["input_ids"].device)
+    positions = tensors.get("position_ids")
     past: Any = None
     done = torch.zeros(prompt.batch_size, dtype=torch.bool)
     ended = torch.full((prompt.batch_size,), ends[0] if ends else 0)
@@ -89,6 +91,8 @@ def generate(
             length = prompt.n_pos + step + 1
             attention = torch.cat([attention, attention.new_ones(attention.shape[0], 1)], dim=1)
             tensors = {"input_ids": chosen[:, None].to(attention.device), "attention_mask": attention}
+            if positions is not None:
+                tensors["position_ids"] = next_position_ids(positions, step)
             compiled.at(length - 1, length)
     return _finish(model, prompt, torch.stack(new, dim=1), ends)
 

@@ -1,16 +1,34 @@
-"""The VLM families gatelens knows, and how to add one: ``register(Family(...))``."""
+"""The VLM families gatelens knows: every module here declares one (``FAMILY``) or several (``FAMILIES``).
+
+To add one, add a module, or call ``register(Family(...))`` from your own package.
+"""
 
 from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
 from ..errors import ModelError
-from . import chameleon, llava
-from .base import Family
-from .geometry import Geometry
-from .layout import Layout, token_map
+from .common.base import Family
+from .common.geometry import Geometry
+from .common.layout import Drawn, Layout, token_map
+from .common.plan import FixedGrid, Picture, Plan
 
-__all__ = ["Family", "Geometry", "Layout", "all_families", "family_of", "register", "token_map"]
+__all__ = [
+    "Drawn",
+    "Family",
+    "FixedGrid",
+    "Geometry",
+    "Layout",
+    "Picture",
+    "Plan",
+    "all_families",
+    "family_of",
+    "register",
+    "token_map",
+]
 
 _BY_ARCHITECTURE: dict[str, Family] = {}
 
@@ -39,5 +57,12 @@ def all_families() -> tuple[Family, ...]:
     return tuple(sorted({id(f): f for f in _BY_ARCHITECTURE.values()}.values(), key=lambda f: f.name))
 
 
-for _family in (chameleon.FAMILY, llava.FAMILY):
-    register(_family)
+def _discover() -> None:
+    for info in pkgutil.iter_modules(__path__):
+        if not info.ispkg:
+            module = importlib.import_module(f"{__name__}.{info.name}")
+            for family in getattr(module, "FAMILIES", None) or (module.FAMILY,):
+                register(family)
+
+
+_discover()

@@ -17,9 +17,10 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
 from ..errors import ModelError
-from .base import Family, token_id
-from .geometry import Geometry
-from .layout import Layout
+from .common.base import Family, ids_of, token_id
+from .common.geometry import Geometry
+from .common.layout import Drawn, Layout
+from .common.plan import FixedGrid
 
 BOI, EOI = "<racm3:break>", "<eoss>"
 
@@ -68,17 +69,18 @@ def layout(config: Any, processor: Any = None) -> Layout:
             "this Chameleon config has no '<image>' in vocabulary_map: load it with its config.json"
         )
     tokenizer = getattr(processor, "tokenizer", None)
-    side = config.vq_config.resolution // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+    pixels = config.vq_config.resolution
+    side = pixels // 2 ** (len(config.vq_config.channel_multiplier) - 1)
     boi = getattr(processor, "image_start_token", BOI)
     eoi = getattr(processor, "image_end_token", EOI)
+    geometry = Geometry.of(getattr(processor, "image_processor", None), (pixels, pixels))
+    codes = frozenset(i for name, i in vocabulary.items() if name.startswith("IMGIMG"))
     return Layout(
         placeholder_id=vocabulary["<image>"],
-        rows=side,
-        cols=side,
-        geometry=Geometry.of(getattr(processor, "image_processor", None), (config.vq_config.resolution,) * 2),
-        drawn_ids=frozenset(i for name, i in vocabulary.items() if name.startswith("IMGIMG")),
-        boi_id=vocabulary.get(boi, token_id(tokenizer, boi)),
-        eoi_id=vocabulary.get(eoi, token_id(tokenizer, eoi)),
+        plan=FixedGrid(side, side, geometry),
+        drawn=Drawn(codes, pixels / side, side, side),
+        boi_ids=ids_of(vocabulary.get(boi, token_id(tokenizer, boi))),
+        eoi_ids=ids_of(vocabulary.get(eoi, token_id(tokenizer, eoi))),
         bos_id=config.bos_token_id,
         placeholder=getattr(processor, "image_token", "<image>"),
     )
@@ -90,5 +92,8 @@ FAMILY = Family(
     layout=layout,
     adapter=ChameleonArchitectureAdapter,
     processor_kwargs={"return_for_text_completion": True},  # else a separator is appended to every prompt
-    note="VQ image tokens in one vocabulary; gate: the literal end-of-image token",
+    markers=f"{BOI} … {EOI}",
+    grid="32x32 of 512x512 pixels",
+    checkpoints=("facebook/chameleon-7b", "facebook/chameleon-30b"),
+    note="VQ image tokens in one vocabulary; the 34B norms after attention and MLP",
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Family
-from .geometry import Geometry
-from .layout import Layout
+from .common.base import Family
+from .common.geometry import Geometry
+from .common.layout import Layout
+from .common.plan import FixedGrid
 
 
 def layout(config: Any, processor: Any = None) -> Layout:
@@ -20,12 +21,10 @@ def layout(config: Any, processor: Any = None) -> Layout:
     # "default" drops the first feature, which is the class token only where the tower has one
     class_token = 1 if vision.model_type == "clip_vision_model" else 0
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0
+    geometry = Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2)
     return Layout(
         placeholder_id=config.image_token_id,
-        rows=side,
-        cols=side,
-        n_leading=class_token - dropped,
-        geometry=Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2),
+        plan=FixedGrid(side, side, geometry, n_leading=class_token - dropped),
         bos_id=config.text_config.bos_token_id,
         placeholder=getattr(processor, "image_token", "<image>"),
     )
@@ -35,5 +34,9 @@ FAMILY = Family(
     name="llava",
     architectures=("LlavaForConditionalGeneration",),
     layout=layout,
-    note="vision tower and projector; gate: the first position after the last image token",
+    turn="USER: {} ASSISTANT:",
+    markers="none",
+    grid="24x24 of 336x336 pixels",
+    checkpoints=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"),
+    note="vision tower and projector",
 )

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 
 from .layout import Layout
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,26 @@ class Family:
 
     ``architectures``: transformers class names it covers. ``adapter``: the TransformerLens architecture
     adapter to register for them, None where TransformerLens has its own. ``layout(config, processor)``:
-    its image tokens (``processor`` may be None). ``processor_kwargs``: passed to every processor call.
-    ``note``: one line for ``gatelens models``.
+    its image tokens (``processor`` may be None). ``process(processor, pictures, texts)``: tensors of a
+    left-padded batch, where the processor itself cannot be called; ``processor_kwargs``: for every call of
+    it where it can. ``complete(hf, tensors)``: what forward needs beside ids, mask and pixels (position
+    ids of three streams, token types), for those who give tensors only. ``turn``: a prompt as one user turn,
+    where the tokenizer has no chat template; ``{}`` is the prompt. ``adjust(bridge)``: last touches after
+    wrapping. ``markers``, ``grid``, ``checkpoints``, ``note``: words for ``gatelens models``.
     """
 
     name: str
     architectures: tuple[str, ...]
     layout: Callable[[Any, Any], Layout]
     adapter: type[ArchitectureAdapter] | None = None
+    process: Callable[[Any, list[list[Any]], list[str]], Tensors] | None = None
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    complete: Callable[[Any, Tensors], Tensors] | None = None
+    adjust: Callable[[Any], None] | None = None
+    turn: str = "{}"
+    markers: str = ""
+    grid: str = ""
+    checkpoints: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -39,3 +53,8 @@ def token_id(tokenizer: Any, token: str) -> int | None:
         if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token)
         else int(found)
     )
+
+
+def ids_of(*found: int | None) -> frozenset[int]:
+    """The ids that are there, as a layout takes them."""
+    return frozenset(int(i) for i in found if i is not None)

@@ -1,0 +1,1 @@
+"""What all families share: the layout of image tokens, attention with hooks, decoders with foreign towers."""

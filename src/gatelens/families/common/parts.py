@@ -1,0 +1,76 @@
+"""Parts: a decoder of transformers and any picture encoder, as one model.
+
+The general route for models whose code transformers does not have (VILA-U, research models): the decoder is
+wrapped as TransformerLens knows it, the encoder is a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...errors import InputError, ModelError
+
+
+class Parts(nn.Module):
+    """Behaves as transformers' image-text models: ``input_ids`` and ``pixel_values`` in, logits and cache out.
+
+    Raises ModelError when the placeholder has no row in the decoder's embedding.
+    """
+
+    def __init__(self, language_model: Any, embed_images: Callable[..., Tensor], placeholder_id: int) -> None:
+        super().__init__()
+        n_ids = language_model.get_input_embeddings().weight.shape[0]
+        if not 0 <= placeholder_id < n_ids:
+            raise ModelError(
+                f"placeholder id {placeholder_id} is outside the decoder's vocabulary of {n_ids}: "
+                "choose an id the decoder's embedding has"
+            )
+        self.language_model = language_model
+        self.embed_images = embed_images
+        self.placeholder_id = placeholder_id
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The decoder's output over text embeddings with picture features at the placeholders."""
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            embeds = self._with_pictures(embeds, input_ids == self.placeholder_id, pixel_values)
+        return self.language_model(inputs_embeds=embeds, **kwargs)
+
+    def _with_pictures(
+        self, embeds: Float[Tensor, "batch pos d_model"], where: Tensor, pixel_values: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
+        features = self.embed_images(pixel_values)
+        if features.ndim == 3:
+            features = features.flatten(0, 1)
+        wanted = (int(where.sum()), embeds.shape[-1])
+        if tuple(features.shape) != wanted:
+            raise InputError(
+                f"embed_images gave {tuple(features.shape)} for {wanted[0]} placeholders of width {wanted[1]}: "
+                "return one row of d_model numbers for each placeholder"
+            )
+        return embeds.masked_scatter(where[..., None], features.to(embeds))
+
+    @property
+    def config(self) -> Any:
+        return self.language_model.config
+
+    @property
+    def generation_config(self) -> Any:
+        return getattr(self.language_model, "generation_config", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language_model.dtype
+
+    def get_input_embeddings(self) -> Any:
+        return self.language_model.get_input_embeddings()

@@ -1,0 +1,128 @@
+"""Plan: what the placeholders of one picture stand for, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .geometry import Geometry
+
+Size = tuple[int, int]
+_COLUMNS = ("row", "col", "tile", "box", "breaks")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a picture when its tokens are to be placed.
+
+    ``size``: (width, height) of the original, None when only tensors were given. ``n``: placeholders left in
+    its stretch of the prompt. ``tensors``: this picture's row of each tensor in ``Layout.evidence``.
+    """
+
+    size: Size | None
+    n: int
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One entry for each placeholder of a picture, in the order of the prompt.
+
+    ``row``, ``col``: place in its tile, -1 without one. ``tile``: 0 for a picture in one piece; the pieces
+    of a tiled picture are numbered from 1 and its overview is 0. ``box``: (x0, y0, x1, y1) in pixels of
+    ``size``, nan without a place. ``breaks``: placeholders that end a row and show nothing of the picture.
+    ``pixel_rows``: how many rows of ``pixel_values`` the picture takes.
+    """
+
+    row: Int[Tensor, " n"]
+    col: Int[Tensor, " n"]
+    tile: Int[Tensor, " n"]
+    box: Float[Tensor, "n 4"]
+    breaks: Bool[Tensor, " n"]
+    size: Size
+    pixel_rows: int = 1
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def grid(
+    boxes: Float[Tensor, "cells 4"],
+    cols: int,
+    size: Size,
+    tile: int = 0,
+    breaks: bool = False,
+    pixel_rows: int = 1,
+) -> Plan:
+    """Cells row by row; with ``breaks`` a placeholder without a place ends every row."""
+    cells = torch.arange(len(boxes))
+    row, col = cells // cols, cells % cols
+    plan = Plan(
+        row,
+        col,
+        torch.full_like(row, tile),
+        boxes.float(),
+        torch.zeros_like(row, dtype=torch.bool),
+        size,
+        pixel_rows,
+    )
+    if not breaks:
+        return plan
+    end = placeless(1, size, breaks=True, tile=tile)
+    rows = [part for r in range(len(boxes) // cols) for part in (cut(plan, r * cols, (r + 1) * cols), end)]
+    return chain(rows, pixel_rows)
+
+
+def placeless(n: int, size: Size, breaks: bool = False, tile: int = 0) -> Plan:
+    """``n`` placeholders that show no place of the picture: a class token, a newline."""
+    none = torch.full((n,), -1)
+    return Plan(
+        none,
+        none,
+        torch.full((n,), tile),
+        torch.full((n, 4), float("nan")),
+        torch.full((n,), breaks),
+        size,
+    )
+
+
+def chain(parts: Iterable[Plan], pixel_rows: int = 1) -> Plan:
+    """The placeholders of the parts one after the other."""
+    found = list(parts)
+    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in found]) for name in _COLUMNS}
+    return Plan(**columns, size=found[0].size, pixel_rows=pixel_rows)
+
+
+def cut(plan: Plan, start: int, stop: int) -> Plan:
+    """Some of the placeholders."""
+    columns: dict[str, Any] = {name: getattr(plan, name)[start:stop] for name in _COLUMNS}
+    return Plan(**columns, size=plan.size, pixel_rows=plan.pixel_rows)
+
+
+@dataclass(frozen=True)
+class FixedGrid:
+    """Every picture becomes ``rows`` x ``cols`` tokens after ``n_leading`` tokens with no place.
+
+    ``n_leading`` is 1 for a class token that is kept, -1 when the first cell is dropped.
+    """
+
+    rows: int
+    cols: int
+    geometry: Geometry
+    n_leading: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return self.rows * self.cols + self.n_leading
+
+    def __call__(self, picture: Picture) -> Plan:
+        size = picture.size or self.geometry.processed
+        cells = grid(self.geometry.boxes(size, self.rows, self.cols), self.cols, size)
+        if self.n_leading > 0:
+            return chain([placeless(self.n_leading, size), cells])
+        return cut(cells, -self.n_leading, len(cells))

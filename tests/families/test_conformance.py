@@ -1,0 +1,340 @@
+"""What every family must show, each against plain transformers or by moving pixels. One row a family in cases/."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from case import Case, cases
+from PIL import Image
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+import gatelens as gl
+from gatelens.families import family_of
+from gatelens.interventions.sites import SITES, head_count
+from gatelens.model import HookedVLM
+from gatelens.tokens import Role
+
+CASES = cases()
+TOLERANCE = 1e-5
+
+
+class Built:
+    """A case built once: the plain model, the wrapped copy of it, and its processor."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.plain = case.model()
+        self.processor = case.processor()
+        self.model = self.wrap(self.plain)
+
+    def wrap(self, hf: Any) -> HookedVLM:
+        twin = copy.deepcopy(hf)
+        if self.case.wrap is not None:
+            return self.case.wrap(twin, self.processor)
+        return HookedVLM.from_module(twin, self.processor)
+
+    def inputs(self, kind: str, seed: int = 0) -> Any:
+        first, second, two = self.case.texts
+        a, b = self.case.picture(0, seed), self.case.picture(1, seed)
+        if kind == "one":
+            return self.model.prepare(a, first)
+        if kind == "two":
+            return self.model.prepare([a, b], two)
+        return self.model.prepare([[b], [a, b]], [second, two])
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def built(request: pytest.FixtureRequest) -> Built:
+    return Built(CASES[request.param])
+
+
+def plain_logits(built: Built, inputs: Any) -> Tensor:
+    with torch.no_grad():
+        return built.plain(**inputs.tensors).logits
+
+
+def real(inputs: Any) -> Tensor:
+    return inputs.tensors["attention_mask"].bool()
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "batch"])
+def test_logits_equal_transformers(built: Built, kind: str) -> None:
+    inputs = built.inputs(kind)
+    got, want = built.model(inputs), plain_logits(built, inputs)
+    assert (got - want)[real(inputs)].abs().max() <= TOLERANCE
+    assert want[real(inputs)].std() > 0.05  # numbers worth comparing
+    if kind == "batch":
+        assert not real(inputs).all()
+
+
+@pytest.mark.parametrize("kind", ["one", "batch"])
+def test_cached_decoding_equals_transformers(built: Built, kind: str) -> None:
+    inputs = built.inputs(kind)
+    n = inputs.tensors["input_ids"].shape[1]
+    # position ids are transformers' own to find: what ours are is part of what is tested
+    tensors = {k: v for k, v in inputs.tensors.items() if k != "position_ids"}
+    with torch.no_grad():
+        want = built.plain.generate(**tensors, max_new_tokens=8, min_new_tokens=8, do_sample=False)[:, n:]
+    got = built.model.generate(inputs, max_new_tokens=8, stop_at_eos=False, return_type="ids").token_ids
+    ends = gl.engine.decode.eos_ids(built.model)
+    for mine, theirs in zip(got.tolist(), want.tolist(), strict=True):
+        upto = next((i for i, t in enumerate(mine) if t in ends), len(mine))  # transformers forbids it till 8
+        assert mine[:upto] == theirs[:upto] and upto > 2
+
+
+def changed(built: Built, model: HookedVLM, before: Any, after: Any) -> Tensor:
+    """How much each position of the decoder's input moved: Float[pos] of the first example."""
+    name = "blocks.0.hook_resid_pre"
+    a, b = (model.run_with_cache(x, name)[1][name][0] for x in (before, after))
+    return (a - b).abs().amax(-1)
+
+
+def test_roles_cover_every_position_and_images_are_where_features_go(built: Built) -> None:
+    inputs = built.inputs("two")
+    tokens = inputs.tokens
+    assert set(tokens.roles[0].tolist()) <= {int(r) for r in Role}
+    assert ((tokens.roles == Role.PAD) == ~real(inputs)).all()
+    assert (tokens.roles[0] == Role.QUERY).any() and len(tokens.image_sizes[0]) == 2
+    placed = (tokens.roles == Role.IMAGE) & (tokens.row >= 0)
+    assert not tokens.box[placed].isnan().any()
+    assert (tokens.image_index[0][tokens.roles[0] == Role.IMAGE] >= 0).all()
+    for which in (0, 1):
+        pictures = [built.case.picture(0), built.case.picture(1)]
+        pictures[which] = built.case.picture(which, seed=7)
+        other = built.model.prepare(pictures, built.case.texts[2])
+        moved = changed(built, built.model, inputs, other) > 1e-6
+        mine = tokens.mask(f"image[{which}]")[0]
+        if built.case.features is None:
+            assert torch.equal(moved, mine)
+        else:  # codes: some may stay as they were
+            assert moved.any() and not (moved & ~mine).any()
+
+
+def paint(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The picture with the pixels of a box inverted."""
+    pixels = torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    x0, y0, x1, y1 = (round(v) for v in box)
+    pixels[y0:y1, x0:x1] = 255 - pixels[y0:y1, x0:x1]
+    return Image.fromarray(pixels.numpy())
+
+
+def overlap(boxes: Tensor, box: tuple[float, float, float, float], margin: float) -> Tensor:
+    """Whether boxes, grown by a margin on every side, reach into a box."""
+    x0, y0, x1, y1 = box
+    wide = torch.minimum(boxes[:, 2] + margin, torch.tensor(x1)) - torch.maximum(
+        boxes[:, 0] - margin, torch.tensor(x0)
+    )
+    high = torch.minimum(boxes[:, 3] + margin, torch.tensor(y1)) - torch.maximum(
+        boxes[:, 1] - margin, torch.tensor(y0)
+    )
+    return (wide > 1e-4) & (high > 1e-4)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_pixel_boxes(built: Built, which: int) -> None:
+    """Change a box of pixels: the tokens whose boxes it touches change, and no others."""
+    case = built.case
+    plain = copy.deepcopy(built.plain)
+    if case.unmix is not None:
+        case.unmix(plain)
+    model = built.wrap(plain)
+    text = case.texts[0]
+    picture = case.picture(which)
+    before = model.prepare(picture, text)
+    where = before.tokens.positions("image")
+    placed = [p for p in where if before.tokens.row[0, p] >= 0]
+    boxes = before.tokens.box[0, placed]
+    assert before.tokens.image_sizes[0][0] == picture.size
+    for i in torch.linspace(0, len(placed) - 1, 7).round().int().tolist():
+        box = tuple(float(round(float(v))) for v in boxes[i])
+        if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+            continue
+        after = model.prepare(paint(picture, box), text)
+        if case.features is not None:
+            a, b = (case.features(model, x) for x in (before, after))
+            moved = (a - b).abs().amax(-1)
+        else:
+            moved = changed(built, model, before, after)[placed]
+        if not case.local:
+            assert overlap(boxes[moved.argmax()][None], box, case.blur).all()
+            continue
+        must = overlap(boxes, box, -case.blur)
+        may = overlap(boxes, box, case.blur)
+        assert must.any() or case.blur > 0
+        assert (moved[must] > 1e-6).all() and (moved[~may] <= 1e-6).all()
+        assert may[moved.argmax()]
+
+
+def test_nothing_after_the_picture_depends_on_it_when_it_is_cut_off(built: Built) -> None:
+    one, other = (built.inputs("one", seed) for seed in (0, 7))
+    if built.case.features is None:
+        assert (built.model(one) - built.model(other))[0, -1].abs().max() > 1e-4
+    # row breaks and closing markers read the picture too, so they are keys as well. Only how="mask": zeroed
+    # weights leave the row's normaliser, which the picture has a part in
+    picture = "image | row_break | eoi | gate"
+    cut = gl.knockout(queries=f"all - ({picture})", keys=picture, how="mask")
+    text = one.tokens.mask(f"query - ({picture})")
+    assert text.any()
+    a, b = (built.model.run(x, cut)[text] for x in (one, other))
+    assert (a - b).abs().max() <= TOLERANCE
+    assert (built.model(one)[text] - a).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_self_patch_changes_nothing_and_zeroing_does(built: Built, site: str) -> None:
+    inputs = built.inputs("one")
+    clean, cache = built.model.run_with_cache(inputs, lambda name: name.startswith("blocks."))
+    same = built.model.run(inputs, gl.patch(cache, at="all", site=site))
+    assert (same - clean).abs().max() <= TOLERANCE
+    for layer in range(int(built.model.cfg.n_layers)):
+        zero = built.model.run(inputs, gl.ablate(at="all", site=site, layers=[layer]))
+        assert (zero - clean).abs().max() > 1e-3, layer
+
+
+def test_the_residual_stream_adds_up(built: Built) -> None:
+    inputs = built.inputs("one")
+    _, cache = built.model.run_with_cache(inputs, lambda name: name.startswith("blocks."))
+    for layer in range(int(built.model.cfg.n_layers)):
+        pre, attn, mlp, post = (
+            cache[f"blocks.{layer}.hook_{n}"] for n in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        torch.testing.assert_close(pre + attn + mlp, post, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pre + attn, cache[f"blocks.{layer}.hook_resid_mid"], atol=1e-4, rtol=1e-4)
+
+
+class Reference:
+    """Plain transformers whose attention function leaves out given entries. Nothing of gatelens is in it."""
+
+    NAME = "reference"
+
+    def __init__(self, plain: Any) -> None:
+        self.plain, self.cuts = plain, {}
+        AttentionInterface.register(self.NAME, self.attention)
+        AttentionMaskInterface.register(self.NAME, eager_mask)
+
+    def attention(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        **kw: Any,
+    ) -> tuple[Tensor, Tensor]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = query @ key.transpose(2, 3) * scaling
+        if kw.get("softcap") is not None:
+            scores = torch.tanh(scores / kw["softcap"]) * kw["softcap"]
+        scores = scores + mask
+        for cut, how in self.cuts.get(module.layer_idx, []):
+            if how == "mask":
+                scores = scores.masked_fill(cut, float("-inf"))
+        pattern = scores.softmax(-1)
+        for cut, how in self.cuts.get(module.layer_idx, []):
+            if how == "zero":
+                pattern = pattern.masked_fill(cut, 0)
+        return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+    def logits(self, inputs: Any, cuts: dict[int, list[tuple[Tensor, str]]]) -> Tensor:
+        config = self.plain.config.get_text_config()
+        before, self.cuts = config._attn_implementation, cuts
+        config._attn_implementation = self.NAME
+        try:
+            with torch.no_grad():
+                return self.plain(**inputs.tensors).logits
+        finally:
+            config._attn_implementation = before
+
+
+@pytest.fixture
+def reference(built: Built) -> Iterator[Reference]:
+    yield Reference(built.plain)
+
+
+def cut_of(inputs: Any, queries: str, keys: str, heads: list[int] | None, n_heads: int) -> Tensor:
+    q, k = inputs.tokens.mask(queries), inputs.tokens.mask(keys)
+    cut = (q[:, :, None] & k[:, None, :])[:, None].expand(-1, n_heads, -1, -1).clone()
+    if heads is not None:
+        cut[:, [h for h in range(n_heads) if h not in heads]] = False
+    return cut
+
+
+@pytest.mark.parametrize("how", ["mask", "zero"])
+@pytest.mark.parametrize("heads", [None, [1]])
+def test_knockouts_equal_plain_transformers(built: Built, reference: Reference, how: str, heads: Any) -> None:
+    inputs = built.inputs("batch")
+    n_heads = int(built.model.cfg.n_heads)
+    cuts = {1: [(cut_of(inputs, "query", "image", heads, n_heads), how)]}
+    want = reference.logits(inputs, cuts)
+    got = built.model.run(inputs, gl.knockout("query", "image", layers=[1], heads=heads, how=how))
+    assert (got - want)[real(inputs)].abs().max() <= TOLERANCE
+    assert (got - built.model(inputs))[real(inputs)].abs().max() > 1e-4
+    with torch.no_grad():
+        assert (reference.logits(inputs, {}) - built.model(inputs))[real(inputs)].abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v", "z"])
+def test_heads_are_the_heads_of_transformers(built: Built, site: str) -> None:
+    """Zeroing one head of a site is zeroing its columns in plain transformers; key-value heads under GQA."""
+    inputs, model = built.inputs("one"), built.model
+    n, head = head_count(site, model.cfg), 1
+    assert n is not None and n >= 2
+    layer = next(
+        m for m in built.plain.modules() if getattr(m, "layer_idx", None) == 1 and hasattr(m, "q_proj")
+    )
+    width = layer.head_dim
+    columns = slice(head * width, (head + 1) * width)
+
+    def zero(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor[..., columns] = 0
+        return tensor
+
+    if site == "z":
+        handle = layer.o_proj.register_forward_pre_hook(lambda m, args: (zero(args[0]), *args[1:]))
+    else:
+        projection = getattr(layer, f"{site}_proj")
+        handle = projection.register_forward_hook(lambda m, args, out: zero(out))
+    try:
+        want = plain_logits(built, inputs)
+    finally:
+        handle.remove()
+    got = model.run(inputs, gl.ablate(at="all", site=site, layers=[1], heads=[head]))
+    assert (got - want).abs().max() <= TOLERANCE
+    assert (got - model(inputs)).abs().max() > 1e-4
+
+
+FULL = [(name, label) for name in sorted(CASES) for label in CASES[name].full]
+
+
+@pytest.mark.parametrize("name, label", FULL, ids=[f"{n}-{label}" for n, label in FULL])
+def test_full_size_builds_without_weights(name: str, label: str) -> None:
+    """The real size on the meta device: the shapes fit, the adapter finds its modules, the layout resolves."""
+    config = CASES[name].full[label]()
+    kind = type(built_class(CASES[name]))
+    with torch.device("meta"):
+        hf = kind(config)
+    family = family_of(kind.__name__)
+    layout = family.layout(config, None)
+    model = HookedVLM.from_module(hf, None, layout)
+    text = config.get_text_config()
+    assert model.cfg.n_layers == text.num_hidden_layers and model.cfg.d_model == text.hidden_size
+    assert f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern" in model.bridge.hook_dict
+    assert layout.placeholder_id >= 0
+
+
+_CLASSES: dict[str, Any] = {}
+
+
+def built_class(case: Case) -> Any:
+    if case.name not in _CLASSES:
+        _CLASSES[case.name] = case.model()
+    return _CLASSES[case.name]
