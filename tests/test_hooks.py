@@ -223,9 +223,9 @@ def test_fused_attention_is_only_taken_apart_where_a_hook_stands(
     apart: list[int] = []
     whole = attention.masked
 
-    def counted(scores: Tensor, mask: Tensor | None) -> Tensor:
+    def counted(*args: Any) -> Tensor:
         apart.append(1)
-        return whole(scores, mask)
+        return whole(*args)
 
     monkeypatch.setattr(attention, "masked", counted)
     inputs = tiny.prepare(*CASES["one image"])
@@ -235,6 +235,6 @@ def test_fused_attention_is_only_taken_apart_where_a_hook_stands(
         assert len(apart) == n_apart, site
     apart.clear()
     stepwise(lambda: tiny(inputs))
-    assert len(apart) == 3
+    assert len(apart) == sum(isinstance(m, attention.HookedAttention) for m in tiny.hf.modules())
     with pytest.raises(ModelError, match="attention 'quick': write fused or stepwise"):
         tiny.attention = "quick"

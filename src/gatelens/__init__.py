@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__ below does the same
-    from gatelens import data, errors, families, interventions, measures, organisms, studies, views
+    from gatelens import data, engine, errors, families, interventions, measures, organisms, studies, views
     from gatelens.engine.decode import Generation
+    from gatelens.engine.explain import explain
     from gatelens.engine.sweep import sweep
-    from gatelens.families import Family, Layout
+    from gatelens.families import Family, FixedGrid, Geometry, Layout
     from gatelens.inputs import VLMInputs
     from gatelens.interventions import ablate, knockout, patch, steer
     from gatelens.measures import logits as metrics
@@ -24,7 +25,17 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__
     from gatelens.selectors import Selection
     from gatelens.tokens import TokenMap
 
-_MODULES = ("data", "errors", "families", "interventions", "measures", "organisms", "studies", "views")
+_MODULES = (
+    "data",
+    "engine",
+    "errors",
+    "families",
+    "interventions",
+    "measures",
+    "organisms",
+    "studies",
+    "views",
+)
 # public name -> the module that holds it
 _NAMES = {
     "HookedVLM": "model",
@@ -34,18 +45,23 @@ _NAMES = {
     "Selection": "selectors",
     "Family": "families",
     "Layout": "families",
+    "FixedGrid": "families",
+    "Geometry": "families",
     "Generation": "engine",
     "Run": "runs",
     "knockout": "interventions",
     "patch": "interventions",
     "steer": "interventions",
     "ablate": "interventions",
+    "explain": "engine",
     "sweep": "engine",
 }
 
 __all__ = [
     "Family",
+    "FixedGrid",
     "Generation",
+    "Geometry",
     "HookedVLM",
     "Layout",
     "Role",
@@ -56,7 +72,9 @@ __all__ = [
     "__version__",
     "ablate",
     "data",
+    "engine",
     "errors",
+    "explain",
     "families",
     "interventions",
     "knockout",

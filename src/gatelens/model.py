@@ -19,14 +19,20 @@ from transformer_lens.factories.architecture_adapter_factory import (
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import DynamicCache
 
 from . import loading
 from .errors import InputError, InterventionError, ModelError
-from .families import Family, Layout, family_of
+from .families import Family, Layout, adapted, family_of
+from .families.common import towers
 from .families.common.attention import install as install_attention
+from .families.common.attention import windows
 from .families.common.layout import read as read_layout
+from .families.common.norms import install as install_norms
 from .families.common.parts import Parts
 from .inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
+from .kept import DECODER, Kept
+from .tokens import SelectorLike
 from .words import Words
 
 HookFn = Callable[..., Any]
@@ -51,7 +57,10 @@ class HookedVLM(Words):
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         self.cfg = bridge.cfg
+        self.cfg.attention_windows = windows(hf.config.get_text_config(), int(self.cfg.n_layers))
         self._points: dict[str, HookPoint] = bridge.hook_dict
+        self._tower_points, self._unread = towers.points(bridge), towers.unread(bridge, hf.config)
+        install_norms(bridge)
         self.attention = "fused"
 
     @classmethod
@@ -72,7 +81,13 @@ class HookedVLM(Words):
         if device is not None and device_map is not None:
             raise ModelError("device and device_map were both given: give one")
         hf, processor = loading.load(name, dtype, device_map, **kwargs)
-        model = cls.from_module(hf if device is None else hf.to(device), processor)
+        if device is not None:
+            try:
+                hf = hf.to(device)
+            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise ModelError(f"device '{device}' cannot be used: {reason}") from error
+        model = cls.from_module(hf, processor)
         model.attention = attention
         return model
 
@@ -83,12 +98,13 @@ class HookedVLM(Words):
         ``layout`` replaces the family's, or stands for it where TransformerLens has an adapter but gatelens
         no family. Raises ModelError when the class is not supported or the model is already wrapped.
         """
-        if any(isinstance(module, GeneralizedComponent) for module in hf_model.modules()):
-            raise ModelError(f"this {type(hf_model).__name__} is wrapped already: wrap a fresh one")
+        _check_fresh(hf_model)
         architecture, family = _family(hf_model, layout)
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
         hf_model.eval().requires_grad_(False)
-        bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+        with adapted(architecture, family):
+            bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+        towers.install(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
         return cls(hf_model, bridge, family, layout, processor)
@@ -99,20 +115,33 @@ class HookedVLM(Words):
     ) -> HookedVLM:
         """Wrap a decoder that transformers knows together with a picture encoder it does not know.
 
-        The general route for models with code of their own. ``language_model``: a causal language model
-        (Llama, Qwen, Mistral …). ``embed_images(pixel_values)``: Float[features, d_model], or
-        [pictures, features, d_model], one row for each placeholder in order; a torch module is moved and
-        saved with the rest. ``layout``: where they stand. ``processor``: anything that takes images= and
-        text=, as transformers' do; without it use ``inputs``. Raises ModelError for a decoder
-        TransformerLens has no adapter for, or a layout whose placeholder is outside its vocabulary.
+        The general route for models with code of their own. ``language_model``: a causal language model with
+        its head (Llama, Qwen, Mistral …), or of a class derived from one. ``embed_images(pixel_values)``:
+        Float[features, d_model], or [pictures, features, d_model], one row for each placeholder in order; the
+        tensors ``layout.evidence`` names go to it by keyword. A torch module is frozen with the rest.
+        ``layout``: where the features stand; a model whose own code marks a picture by one id outside the
+        vocabulary (-200) gets a spare id, written once for each feature. ``processor``: anything that takes
+        images= and text=, as transformers' do; without it use ``inputs``. Raises ModelError for a decoder that
+        TransformerLens has no adapter for or that is wrapped already, or a placeholder outside its vocabulary.
+
+            >>> import torch, gatelens as gl
+            >>> from gatelens.families import FixedGrid, Geometry, Layout
+            >>> from transformers import LlamaConfig, LlamaForCausalLM
+            >>> decoder = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2,
+            ...                                        num_attention_heads=4, intermediate_size=48))
+            >>> tower = torch.nn.Conv2d(3, 32, kernel_size=8, stride=8)  # 2x2 features of 16x16 pixels
+            >>> layout = Layout(placeholder_id=7, plan=FixedGrid(2, 2, Geometry((16, 16))), eoi_ids=frozenset({8}))
+            >>> model = gl.HookedVLM.from_parts(decoder, lambda x: tower(x).flatten(2).transpose(1, 2), layout)
+            >>> ids = torch.tensor([[1, 7, 7, 7, 7, 8, 20, 21]])
+            >>> inputs = model.inputs(ids, pixel_values=torch.rand(1, 3, 16, 16))
+            >>> inputs.tokens.positions("image"), inputs.tokens.positions("gate")
+            ([1, 2, 3, 4], [5])
+            >>> model.run(inputs, gl.knockout(queries="text - gate", keys="eoi", layers=[0, 1])).shape
+            torch.Size([1, 8, 50])
         """
-        parts = Parts(language_model, embed_images, layout.placeholder_id)
-        architecture = type(language_model).__name__
-        if (
-            architecture not in SUPPORTED_ARCHITECTURES
-            and architecture not in ArchitectureAdapterFactory._adapters
-        ):
-            raise ModelError(f"TransformerLens has no adapter for the decoder {architecture}")
+        architecture = _decoder(language_model)
+        _check_fresh(language_model)
+        parts = Parts(language_model, embed_images, layout.placeholder_id, layout.evidence)
         parts.eval().requires_grad_(False)
         bridge = build_bridge_from_module(language_model, architecture, hf_config=language_model.config)
         family = Family(f"parts:{architecture}", (architecture,), lambda config, processor: layout)
@@ -120,8 +149,11 @@ class HookedVLM(Words):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the embedding."""
-        return self.hf.get_input_embeddings().weight.device
+        """Where token ids go: the device the embedding computes on."""
+        embedding = self.hf.get_input_embeddings()
+        # weights that accelerate keeps elsewhere are on "meta" until their module runs
+        elsewhere = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return embedding.weight.device if elsewhere is None else torch.device(elsewhere)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,6 +172,7 @@ class HookedVLM(Words):
     @attention.setter
     def attention(self, way: str) -> None:
         install_attention(self.bridge, self.hf, way)
+        towers.follow(self.bridge, way)
         self._attention = way
 
     def __repr__(self) -> str:
@@ -167,8 +200,9 @@ class HookedVLM(Words):
             self.tokenizer.pad_token = (
                 self.tokenizer.eos_token
             )  # padding is told by the mask, any token will do
-        if self.family.process is not None:
-            tensors = self.family.process(self.processor, pictures, written)
+        process = self.layout.process or self.family.process
+        if process is not None:
+            tensors = process(self.processor, pictures, written)
         else:
             tensors = dict(
                 self.processor(
@@ -186,8 +220,7 @@ class HookedVLM(Words):
     def _written(self, text: str, chat: bool) -> str:
         """A prompt as the processor takes it."""
         if chat and getattr(self.tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            text = _user_turn(self.tokenizer, text)
         elif chat:
             text = self.family.turn.format(text)
         wanted = self.layout.written or self.layout.placeholder
@@ -284,7 +317,10 @@ class HookedVLM(Words):
                         raise InterventionError(
                             f"hook '{spelled}' never fires: call model.bridge.set_{switch}(True) first"
                         )
-                    added.append((point, point.add_hook(fn)))
+                    why = self._unread.get(spelled)
+                    added.append(
+                        (point, point.add_hook(fn if why is None else towers.refusing(fn, spelled, why)))
+                    )
             yield
         finally:
             for point, handle in added:
@@ -312,13 +348,22 @@ class HookedVLM(Words):
 
         ``tensors`` are transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
         positions, ``position_ids`` the new ones, and ``past`` itself is extended in place: copy it to reuse
-        it. Missing ``position_ids`` follow from the mask.
+        it. Missing ``position_ids`` follow from the mask, where a family's positions do; else InputError.
         """
         kwargs = {name: value for name, value in tensors.items() if value is not None}
         if "position_ids" not in kwargs and "attention_mask" in kwargs:
             n_new = kwargs["input_ids"].shape[1]
             kwargs["position_ids"] = position_ids(kwargs["attention_mask"])[:, -n_new:]
+            if self.family.complete is not None:
+                if past is not None and past.get_seq_length():
+                    raise InputError(
+                        "position_ids are missing, and this family counts positions in its own way: "
+                        "go on from the prompt's with gatelens.inputs.next_position_ids"
+                    )
+                kwargs |= self.family.complete(self.hf, kwargs)
         use_cache = use_cache or past is not None
+        if use_cache and past is None:
+            past = DynamicCache()  # without sliding layers: hooks count rows and keys from the first position
         with self.hooks(fwd_hooks):
             out = self.hf(past_key_values=past, use_cache=use_cache, **kwargs)
         return out.logits, out.past_key_values if use_cache else None
@@ -330,8 +375,12 @@ class HookedVLM(Words):
     def run_with_hooks(
         self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call."""
-        return self.forward_step(inputs.tensors, fwd_hooks)[0]
+        """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call.
+
+        Raises InterventionError for unknown names, and where an edit of the vision tower would change nothing.
+        """
+        with towers.noticing(fwd_hooks, self._tower_points) as hooks:
+            return self.forward_step(inputs.tensors, hooks)[0]
 
     def run_with_cache(
         self,
@@ -339,19 +388,30 @@ class HookedVLM(Words):
         names_filter: NamesFilter = None,
         fwd_hooks: FwdHooks = (),
         device: str | torch.device | None = None,
+        positions: SelectorLike | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
 
-        ``names_filter``: a hook name, a list, or a predicate on names; None caches everything. ``device``
-        moves what is cached. Raises InterventionError for unknown names.
+        ``names_filter``: a hook name, a list, or a predicate on names; None caches everything. ``positions``:
+        a selector; only these rows of the decoder's activations are kept, [batch, kept, ...] (of scores and
+        patterns their query rows), as many in every example; :func:`gatelens.patch` finds them again.
+        ``device`` and ``dtype`` are what is kept, moved and cast. Raises InterventionError for unknown names,
+        InputError when the examples of a batch select different numbers of positions.
         """
         stored: dict[str, Tensor] = {}
+        kept = None if positions is None else Kept.of(inputs.tokens, positions)
+        named = None if dtype is None else loading.as_dtype(dtype)
+        kind = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
 
         def keep(name: str) -> HookFn:
             def hook_fn(tensor: Any, hook: Any) -> None:
                 value = tensor[0] if isinstance(tensor, tuple) else tensor
                 if isinstance(value, Tensor):
-                    stored[name] = value.detach() if device is None else value.detach().to(device)
+                    value = value.detach()
+                    if kept is not None and name.startswith(DECODER):
+                        value = kept.rows(value, name)
+                    stored[name] = value.to(device=device, dtype=kind if value.is_floating_point() else None)
 
             return hook_fn
 
@@ -359,6 +419,7 @@ class HookedVLM(Words):
         logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *((name, keep(name)) for name in wanted)])
         cache = ActivationCache(stored, self.bridge, has_batch_dim=True)
         cache.tokens = inputs.tokens
+        cache.kept = kept
         return logits, cache
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
@@ -400,14 +461,44 @@ class HookedVLM(Words):
         return out.texts[0] if inputs.single else list(out.texts)
 
 
+def _user_turn(tokenizer: Any, text: str) -> str:
+    """A prompt by the chat template. Many image-text templates want typed pieces and lose a plain string."""
+    for content in (text, [{"type": "text", "text": text}]):
+        turn = [{"role": "user", "content": content}]
+        written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        if text.strip() in written:
+            return written
+    raise ModelError(
+        "the tokenizer's chat template leaves the prompt out: write the turn yourself, without chat"
+    )
+
+
+def _check_fresh(hf_model: Any) -> None:
+    if any(isinstance(module, GeneralizedComponent) for module in hf_model.modules()):
+        raise ModelError(f"this {type(hf_model).__name__} is wrapped already: wrap a fresh one")
+
+
+def _decoder(language_model: Any) -> str:
+    """The class of a decoder, or the first of its base classes, that TransformerLens has an adapter for."""
+    ArchitectureAdapterFactory.discover_entry_points()
+    for base in type(language_model).__mro__:
+        if base.__name__ in SUPPORTED_ARCHITECTURES or base.__name__ in ArchitectureAdapterFactory._adapters:
+            return base.__name__
+    raise ModelError(
+        f"TransformerLens has no adapter for the decoder {type(language_model).__name__}: give a causal language "
+        "model with its head, such as LlamaForCausalLM, or register an adapter"
+    )
+
+
 def _family(hf_model: Any, layout: Layout | None) -> tuple[str, Family]:
     """(architecture, family) of a model or the first of its base classes that is known."""
     names = [base.__name__ for base in type(hf_model).__mro__]
     for name in names:
         try:
-            return name, family_of(name)
+            return name, family_of(name, getattr(hf_model, "config", None))
         except ModelError:
             continue
+    ArchitectureAdapterFactory.discover_entry_points()
     if layout is not None and names[0] in ArchitectureAdapterFactory._adapters:
         return names[0], Family(names[0], (names[0],), lambda config, processor: layout)
     return names[0], family_of(names[0])

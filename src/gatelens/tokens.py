@@ -164,7 +164,7 @@ class TokenMap:
             parts.append("{}x{}".format(*(int(x[b, where][mine].max()) + 1 for x in (self.row, self.col))))
         counted = [f"{parts.count(p)} × {p}" if parts.count(p) > 1 else p for p in dict.fromkeys(parts)]
         breaks = int((self.roles[b, where] == Role.ROW_BREAK).sum())
-        return " + ".join(counted) + " tokens" + (f", {breaks} separators" if breaks else "")
+        return " + ".join(counted) + " tokens" + (f", {breaks} separator{'s' * (breaks > 1)}" if breaks else "")
 
 
 @dataclass(frozen=True)

@@ -198,17 +198,17 @@ def test_a_batch_is_its_examples(tiny: Any, batch: Any) -> None:
 
 
 def test_decoding_builds_one_row_a_step(tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gatelens.interventions.knockout import _Blocks
+    from gatelens.engine.cuts import Cuts
 
     shapes: list[tuple[int, int]] = []
-    original = _Blocks._build
+    original = Cuts._build
 
-    def noting(self: Any, group: Any, offset: int, stop: int, device: Any) -> Any:
-        out = original(self, group, offset, stop, device)
-        shapes.append((out[2].shape[2], out[2].shape[3]))
+    def noting(self: Any, members: Any, device: Any) -> Any:
+        out = original(self, members, device)
+        shapes.append((out.entries.shape[2], out.entries.shape[3]))
         return out
 
-    monkeypatch.setattr(_Blocks, "_build", noting)
+    monkeypatch.setattr(Cuts, "_build", noting)
     generate(tiny, batch, gi.knockout("text", "image"), max_new_tokens=4, stop_at_eos=False)
     n = batch.tokens.n_pos
     assert [keys for _, keys in shapes] == [n, n + 1, n + 2, n + 3]

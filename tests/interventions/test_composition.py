@@ -94,18 +94,18 @@ def test_nothing_is_the_clean_run(tiny: Any, batch: Any, nothing: Any) -> None:
 
 
 def test_layers_that_cut_the_same_share_one_block_and_others_have_no_hook(tiny: Any, batch: Any) -> None:
-    from gatelens.interventions.knockout import _Blocks
+    from gatelens.engine.cuts import Cuts
 
     built: list[Any] = []
-    original = _Blocks._build
+    original = Cuts._build
     try:
-        _Blocks._build = lambda self, *a: built.append(a) or original(self, *a)  # type: ignore[method-assign]
+        Cuts._build = lambda self, *a: built.append(a) or original(self, *a)  # type: ignore[method-assign]
         run(tiny, batch, gi.knockout("text", "image", layers=[0, 1, 2]))
         assert len(built) == 1
-        pairs = gi.knockout("text", "image", layers=[1]).hooks(batch.tokens)
-        assert [name for name, _ in pairs] == ["blocks.1.attn.hook_attn_scores"]
     finally:
-        _Blocks._build = original  # type: ignore[method-assign]
+        Cuts._build = original  # type: ignore[method-assign]
+    pairs = gi.knockout("text", "image", layers=[1]).hooks(batch.tokens)
+    assert [name for name, _ in pairs] == ["blocks.1.attn.hook_attn_scores"]
 
 
 def test_edits_of_one_site_act_in_the_order_of_the_list(tiny: Any, batch: Any) -> None:

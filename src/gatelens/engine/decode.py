@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import DynamicCache
 
-from gatelens.engine.run import compile_for, strict_edits
+from gatelens.engine.clean import with_mask
+from gatelens.engine.cuts import Look, can_conduct
+from gatelens.engine.many import Many, runs_of
+from gatelens.engine.replay import greedy
+from gatelens.engine.run import Whole
 from gatelens.errors import InterventionError
 from gatelens.inputs import next_position_ids
 from gatelens.roles import Role
@@ -43,6 +49,7 @@ def generate(
     interventions: Any = (),
     max_new_tokens: int = 20,
     stop_at_eos: bool = True,
+    see: Look | None = None,
 ) -> Generation:
     """Decode greedily; each step is the same as running the grown prompt again with the same interventions.
 
@@ -56,48 +63,88 @@ def generate(
         interventions: an intervention, a (nested) list of them, or None.
         max_new_tokens: at most so many new tokens.
         stop_at_eos: end an example at its end-of-sequence token, and the run when all have ended.
+        see: shown the attention of the row that writes each token, ``see(layer, pattern, position)`` with
+            Float[batch, head, 1, key]: row ``last`` for the first new token, then each generated row.
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
     """
     if max_new_tokens < 1:
         raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
-    prompt = inputs.tokens
-    compiled = compile_for(model, interventions, prompt.extend(max_new_tokens))
-    compiled.at(0, prompt.n_pos)
+    if see is not None and not can_conduct(model):
+        raise InterventionError(
+            "see= needs attention that gatelens computes; this decoder's is not exchangeable"
+        )
     ends = eos_ids(model) if stop_at_eos else []
-    tensors = dict(inputs.tensors)
-    attention = tensors.get("attention_mask")
-    if attention is None:
-        attention = (prompt.roles != Role.PAD).long().to(tensors["input_ids"].device)
-    positions = tensors.get("position_ids")
-    past: Any = None
-    done = torch.zeros(prompt.batch_size, dtype=torch.bool)
-    ended = torch.full((prompt.batch_size,), ends[0] if ends else 0)
-    new: list[Tensor] = []
-    with strict_edits():
-        for step in range(max_new_tokens):
-            logits, past = model.forward_step(tensors, compiled.pairs, past=past, use_cache=True)
-            if step == 0:
-                compiled.check_fired()
-            chosen = logits[:, -1].argmax(dim=-1).cpu()
-            chosen = torch.where(done, ended, chosen)
-            new.append(chosen)
-            is_end = torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype)) & ~done
-            ended = torch.where(is_end, chosen, ended)
-            done |= is_end
-            if bool(done.all()) or step + 1 == max_new_tokens:
-                break
-            length = prompt.n_pos + step + 1
-            attention = torch.cat([attention, attention.new_ones(attention.shape[0], 1)], dim=1)
-            tensors = {"input_ids": chosen[:, None].to(attention.device), "attention_mask": attention}
-            if positions is not None:
-                tensors["position_ids"] = next_position_ids(positions, step)
-            compiled.at(length - 1, length)
-    return _finish(model, prompt, torch.stack(new, dim=1), ends)
+    ids = decode_plainly(model, inputs, interventions, max_new_tokens, ends, see)
+    return finish(model, inputs.tokens, ids, ends)
 
 
-def _finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:
+@torch.no_grad()
+def generate_many(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    runs: Sequence[Any],
+    max_new_tokens: int = 20,
+    stop_at_eos: bool = True,
+) -> list[Generation]:
+    """:func:`generate` under each of several runs; what they have in common is computed once.
+
+    Args:
+        model: the model.
+        inputs: prompts, padded on the left.
+        runs: each an intervention, a (nested) list of them, or None.
+        max_new_tokens: at most so many new tokens.
+        stop_at_eos: end an example at its end-of-sequence token.
+
+    Raises:
+        InterventionError: an intervention cannot act as written, or has no effect in this model.
+    """
+    if max_new_tokens < 1:
+        raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
+    ends = eos_ids(model) if stop_at_eos else []
+    many = Many(model, inputs, runs_of(runs), logits=False, max_new_tokens=max_new_tokens)
+    found = many.generate(
+        max_new_tokens, ends, lambda run: decode_plainly(model, inputs, run, max_new_tokens, ends)
+    )
+    return [finish(model, inputs.tokens, ids, ends) for ids in found]
+
+
+def decode_plainly(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    interventions: Any,
+    max_new_tokens: int,
+    ends: list[int],
+    see: Look | None = None,
+) -> Int[Tensor, "batch new"]:
+    """The whole prompt once, then one position a step."""
+    prompt = inputs.tokens
+    whole = Whole(model, interventions, prompt.extend(max_new_tokens), see)
+    whole.at(0, prompt.n_pos)
+    tensors = with_mask(inputs)
+    mask, positions = tensors["attention_mask"], tensors["position_ids"]
+    past = DynamicCache()  # every layer keeps every position: a knockout's rows count from the first
+
+    def step(n: int, chosen: Int[Tensor, " batch"]) -> Tensor:
+        nonlocal mask
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        whole.at(prompt.n_pos + n, prompt.n_pos + n + 1)
+        new = {
+            "input_ids": chosen[:, None].to(mask.device),
+            "attention_mask": mask,
+            "position_ids": next_position_ids(positions, n),
+        }
+        return model.forward_step(new, pairs, past=past)[0][:, -1]
+
+    with whole.acting() as pairs:
+        logits, _ = model.forward_step({**tensors, "logits_to_keep": 1}, pairs, past=past)
+        whole.compiled.check_fired()
+        return greedy(logits[:, -1], step, max_new_tokens, ends)
+
+
+def finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:
+    """Texts and token map of new tokens."""
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     after = (is_end.int().cumsum(dim=1) - is_end.int()) > 0
     texts = [

@@ -1,4 +1,4 @@
-"""One forward pass under interventions: the plain way, one hooked run of the whole model."""
+"""One forward pass under interventions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from gatelens.engine.cuts import Cuts, Look, can_conduct, conducting
 from gatelens.errors import InterventionError
-from gatelens.interventions.compile import CompiledHooks, compile_hooks
+from gatelens.interventions.base import Span
+from gatelens.interventions.compile import CompiledHooks, as_interventions, compile_hooks
+from gatelens.interventions.knockout import Knockout
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
@@ -28,6 +31,57 @@ def compile_for(model: HookedVLM, interventions: Any, tokens: TokenMap) -> Compi
     compiled = compile_hooks(interventions, tokens, model.cfg)
     compiled.check_names(model.bridge.hook_dict)
     return compiled
+
+
+class Whole:
+    """A run that computes every cell: knockouts inside attention, other interventions as hooks.
+
+    ``see(layer, pattern, position)``: shown the last row of every pass, Float[batch, head, 1, key].
+
+    Attributes:
+        compiled: the hooks; ``compiled.pairs`` go into the passes.
+
+    Raises:
+        InterventionError: an intervention cannot act as written in this model.
+    """
+
+    def __init__(
+        self, model: HookedVLM, interventions: Any, tokens: TokenMap, see: Look | None = None
+    ) -> None:
+        self.model = model
+        specs = as_interventions(interventions)
+        self.cuts: Cuts | None = None
+        if can_conduct(model):
+            self.span = Span(0, tokens.n_pos)
+            knockouts = [s for s in specs if isinstance(s, Knockout)]
+            last = None if see is None else self._last_row
+            show = None if see is None else self._absolute(see)
+            self.cuts = Cuts([knockouts], tokens, model.cfg, self.span, rows=last, look=show)
+            specs = [s for s in specs if not isinstance(s, Knockout)]
+        self.compiled = compile_for(model, specs, tokens)
+
+    def _last_row(self, layer: int) -> range:
+        n = self.span.stop - self.span.offset
+        return range(n - 1, n)
+
+    def _absolute(self, see: Look) -> Look:
+        return lambda layer, pattern, low: see(layer, pattern, self.span.offset + low)
+
+    def at(self, offset: int, stop: int) -> None:
+        """Say which positions the next pass computes."""
+        self.compiled.at(offset, stop)
+        if self.cuts is not None:
+            self.span.offset, self.span.stop = offset, stop
+
+    @contextmanager
+    def acting(self) -> Iterator[list[Any]]:
+        """The hooks to pass on, while the knockouts hold."""
+        with strict_edits():
+            if self.cuts is None:
+                yield self.compiled.pairs
+            else:
+                with conducting(self.model, self.cuts):
+                    yield self.compiled.pairs
 
 
 @contextmanager
@@ -62,8 +116,8 @@ def run(model: HookedVLM, inputs: VLMInputs, interventions: Any = ()) -> Float[T
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
     """
-    compiled = compile_for(model, interventions, inputs.tokens)
-    with strict_edits():
-        logits = model.run_with_hooks(inputs, fwd_hooks=compiled.pairs)
-    compiled.check_fired()
+    whole = Whole(model, interventions, inputs.tokens)
+    with whole.acting() as pairs:
+        logits = model.run_with_hooks(inputs, fwd_hooks=pairs)
+    whole.compiled.check_fired()
     return logits

@@ -7,11 +7,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gatelens.engine.run import run
+from gatelens.engine.many import Many
 from gatelens.errors import InterventionError
 from gatelens.interventions.compile import as_interventions
 
@@ -24,10 +23,13 @@ def sweep(
     model: HookedVLM,
     inputs: VLMInputs,
     grid: Mapping[str, Iterable[Any] | Mapping[Any, Any]],
-    metric: Callable[[Tensor], Tensor],
+    metric: Callable[[Tensor], Tensor] | Mapping[str, Callable[[Tensor], Tensor]],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run every point of a grid of interventions.
+    """Run every point of a grid of interventions, computing once what they have in common.
+
+    The numbers are those of a plain run of each point (to rounding); see :func:`gatelens.explain` for what
+    is computed and what is not.
 
     Args:
         model: the model.
@@ -35,12 +37,14 @@ def sweep(
         grid: named axes. Each is a list of choices, labelled 0, 1, …, or a dict of label to choice; a choice
             is an intervention, a list of them, or None for nothing. The points are the product of the axes,
             the last axis moving fastest; the choices of one point act together, in the order of the axes.
-        metric: logits ``Float[batch, pos, d_vocab]`` to ``Float[batch]``, e.g. from ``gl.metrics``.
+        metric: logits ``Float[batch, pos, d_vocab]`` to ``Float[batch]``, e.g. from ``gl.metrics``; or a dict
+            of column name to metric. Those of ``gl.metrics`` that read the last position spare the other
+            rows of the logits. The logits are overwritten after the metric has returned: keep a copy.
         progress: show a progress bar.
 
     Returns:
         One row a point and example, in order. Columns: the axes (the label of the choice), ``example`` (its
-        number in the batch), and last ``value``. An empty grid is the one clean run.
+        number in the batch), and last ``value`` (or the metrics' names). An empty grid is the one clean run.
 
     Raises:
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
@@ -48,7 +52,7 @@ def sweep(
     """
     axes: dict[str, list[tuple[Any, list[Any]]]] = {}
     for name, choices in grid.items():
-        if name in ("example", "value"):
+        if name in ("example", "value") or (not callable(metric) and name in metric):
             raise InterventionError(
                 f"an axis cannot be called {name!r}, that is a column of the table; rename it"
             )
@@ -58,19 +62,23 @@ def sweep(
             raise InterventionError(
                 f"axis {name!r} of the grid has no choices; leave it out or put None in it"
             )
+    metrics = {"value": metric} if callable(metric) else dict(metric)
     points = list(product(*axes.values()))
-    rows: list[tuple[Any, ...]] = []
-    with torch.no_grad():
-        for point in tqdm(points, desc="sweep", unit="point", disable=not progress):
-            values = metric(run(model, inputs, [one for _, group in point for one in group]))
-            if not isinstance(values, Tensor) or tuple(values.shape) != (inputs.tokens.batch_size,):
-                shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                raise InterventionError(
-                    f"the metric gave {shape} where {(inputs.tokens.batch_size,)} was due: one number an "
-                    "example"
-                )
-            labels = tuple(label for label, _ in point)
-            rows.extend(
-                (*labels, i, value) for i, value in enumerate(values.detach().cpu().double().tolist())
-            )
-    return pd.DataFrame(rows, columns=[*axes, "example", "value"])
+    runs = [[one for _, group in point for one in group] for point in points]
+    many = Many(model, inputs, runs, logits=not all(getattr(m, "last_only", False) for m in metrics.values()))
+    found: dict[int, list[list[float]]] = {}
+    for i, logits in tqdm(many.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
+        found[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
+    rows = [
+        (*(label for label, _ in point), example, *values)
+        for i, point in enumerate(points)
+        for example, values in enumerate(zip(*found[i], strict=True))
+    ]
+    return pd.DataFrame(rows, columns=[*axes, "example", *metrics])
+
+
+def _numbers(values: Any, batch: int) -> list[float]:
+    if not isinstance(values, Tensor) or tuple(values.shape) != (batch,):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InterventionError(f"the metric gave {shape} where {(batch,)} was due: one number an example")
+    return values.detach().cpu().double().tolist()

@@ -1,7 +1,7 @@
 """What to do to the selected tokens: specs that become plain TransformerLens hook functions."""
 
 from gatelens.interventions.ablate import Ablate, ablate
-from gatelens.interventions.base import Edit, Intervention, Span
+from gatelens.interventions.base import Edit, Intervention, Reach, Span
 from gatelens.interventions.compile import CompiledHooks, as_interventions, compile_hooks
 from gatelens.interventions.knockout import Knockout, knockout
 from gatelens.interventions.patch import Pair, Pairs, Patch, patch
@@ -18,6 +18,7 @@ __all__ = [
     "Pair",
     "Pairs",
     "Patch",
+    "Reach",
     "Site",
     "SiteEdit",
     "Span",

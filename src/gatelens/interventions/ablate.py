@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, Span, as_indices, prompt_only, select
+from gatelens.interventions.base import Heads, Layers, Reach, Span, as_indices, prompt_only, select
 from gatelens.interventions.patch import cached
 from gatelens.interventions.sites import Site, SiteEdit, as_site_vector, check_site
 
@@ -51,6 +51,17 @@ class Ablate(SiteEdit):
             )
         return _Run(tokens.batch_size, over, {})
 
+    def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
+        found = super().reach(tokens, cfg)
+        if (
+            found is None
+            or isinstance(self.with_, Tensor)
+            or self.with_ != "mean"
+            or self.reference is not None
+        ):
+            return found
+        return Reach(0, found.layer, whole_batch=True)  # the mean is taken over positions of this very run
+
     def start(self, tensor: Tensor, layer: int, bound: _Run, span: Span) -> None:
         if bound.over is None or self.reference is not None or span.offset:
             return
@@ -80,7 +91,10 @@ class Ablate(SiteEdit):
                     f"{span.offset}"
                 )
             values = cached(self.reference, self.site, layer, self)
-            bound.means[layer] = values[bound.over.to(values.device)].mean(dim=0)
+            there, position = bound.over.to(values.device).nonzero(as_tuple=True)
+            if getattr(self.reference, "kept", None) is not None:
+                position = self.reference.kept.find(there, position, self)
+            bound.means[layer] = values[there, position].mean(dim=0)
         return as_site_vector(bound.means[layer], old, example, bound.batch, self)
 
 

@@ -139,6 +139,12 @@ def prompt_only(tokens: TokenMap, mask: Bool[Tensor, "batch pos"]) -> Bool[Tenso
     return mask & (tokens.roles.cpu() != Role.GENERATED)
 
 
+def first_position(mask: Bool[Tensor, "batch pos"]) -> int:
+    """The first column selected in any example; the number of columns when none is."""
+    columns = mask.any(dim=0).nonzero()
+    return int(columns[0]) if len(columns) else int(mask.shape[1])
+
+
 def describe(value: object) -> str:
     """A short form of a field for ``repr``: tensors by dtype and shape, tuples of layers as ranges."""
     if isinstance(value, Tensor):
@@ -157,6 +163,18 @@ def _clip(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Where an intervention begins: cells before ``position``, and cells below ``layer``, stay as they are.
+
+    ``whole_batch``: it mixes the examples of a batch, so that a batch cannot be run in parts.
+    """
+
+    position: int
+    layer: int
+    whole_batch: bool = False
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Intervention(ABC):
     """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of one's own."""
@@ -166,6 +184,13 @@ class Intervention(ABC):
     @abstractmethod
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> Sequence[Edit]:
         """The hook functions for these tokens; they read the absolute positions from ``span`` when called."""
+
+    def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
+        """The first position and the first layer it can change; None (as here) where nobody knows.
+
+        What is known to stay as it is need not be run again; with None the whole model is.
+        """
+        return None
 
     def hooks(self, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
         """Plain ``(hook name, function)`` pairs for one whole forward pass over ``tokens``.

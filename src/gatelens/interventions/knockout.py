@@ -26,12 +26,15 @@ from gatelens.interventions.base import (
     Indices,
     Intervention,
     Layers,
+    Reach,
     Span,
     as_indices,
     config_number,
+    first_position,
     resolve_indices,
     select,
 )
+from gatelens.interventions.sight import in_sight, window_of
 from gatelens.roles import Role
 
 if TYPE_CHECKING:
@@ -51,6 +54,10 @@ class Knockout(Intervention):
     heads: Indices = field(default=None, kw_only=True)
     how: How = field(default="mask", kw_only=True)
 
+    def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
+        bound = _bind(self, tokens, cfg)
+        return Reach(first_position(bound.queries), min(bound.layers))
+
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         return knockout_edits([self], tokens, cfg, span)
 
@@ -62,7 +69,8 @@ def knockout(
 
     Args:
         queries: selector of the rows that lose something (string, ``Bool[batch, pos]``, positions).
-        keys: selector of the columns they lose. Only keys at or before a query matter: attention is causal.
+        keys: selector of the columns they lose. Only keys a query can read matter: those at or before it, and
+            where tokens attend both ways (``TokenMap.two_way``) those of its own block.
         layers: which blocks; None is all of them.
         heads: which query heads; None is all of them.
         how: ``"mask"`` (−inf before the softmax, the row renormalises) or ``"zero"`` (0 after it, it does
@@ -70,8 +78,8 @@ def knockout(
 
     Raises:
         InterventionError: for a bad ``how``, ``layers`` or ``heads``. When it is run: for a layer or head
-            the model lacks, for a selection without one causal (query, key) pair, and for ``"mask"``
-            knockouts which together leave a row nothing to attend to.
+            the model lacks, for a selection without one (query, key) pair that attention reads, and for
+            ``"mask"`` knockouts which together leave a row nothing to attend to.
     """
     if how not in _HOOK:
         raise InterventionError(
@@ -91,6 +99,7 @@ class _Bound:
     keys: Bool[Tensor, "batch pos"]
     layers: frozenset[int]
     heads: tuple[int, ...] | None  # None: every head
+    windows: dict[int, int | None]  # how far back each of the layers looks
 
 
 def _bind(spec: Knockout, tokens: TokenMap, cfg: Any) -> _Bound:
@@ -98,16 +107,35 @@ def _bind(spec: Knockout, tokens: TokenMap, cfg: Any) -> _Bound:
     for mask, word, selector in ((queries, "queries", spec.queries), (keys, "keys", spec.keys)):
         if not mask.any():
             raise InterventionError(f"{spec!r}: {word}={selector!r} selects no position in any example")
-    if not (keys.cumsum(1).bool() & queries).any():
+    layers = resolve_indices(spec.layers, config_number(cfg, "n_layers"), "layers", spec)
+    if not (in_sight(keys, tokens).bool() & queries).any():
         raise InterventionError(
             f"{spec!r}: every key stands after every query, and attention is causal: there is nothing to "
             "cut; are queries and keys swapped?"
         )
-    layers = resolve_indices(spec.layers, config_number(cfg, "n_layers"), "layers", spec)
+    windows = {layer: window_of(cfg, layer) for layer in layers}
+    if not any((in_sight(keys, tokens, w).bool() & queries).any() for w in set(windows.values())):
+        raise InterventionError(
+            f"{spec!r}: every key stands further back than these layers look ({max(filter(None, windows.values()))} "
+            "positions), there is nothing to cut; choose layers that see the whole prompt"
+        )
     heads = None
     if spec.heads is not None:
         heads = resolve_indices(spec.heads, config_number(cfg, "n_heads"), "heads", spec)
-    return _Bound(spec, queries, keys, frozenset(layers), heads)
+    return _Bound(spec, queries, keys, frozenset(layers), heads, windows)
+
+
+def bind_knockouts(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any) -> list[_Bound]:
+    """The knockouts with positions, layers and heads found and checked, also against each other.
+
+    Raises:
+        InterventionError: see :func:`knockout`.
+    """
+    bound = [_bind(spec, tokens, cfg) for spec in specs]
+    masks = [b for b in bound if b.spec.how == "mask"]
+    if masks:
+        _check_no_empty_row(masks, tokens)
+    return bound
 
 
 def knockout_edits(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
@@ -116,14 +144,12 @@ def knockout_edits(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any, span: 
     Raises:
         InterventionError: see :func:`knockout`.
     """
-    bound = [_bind(spec, tokens, cfg) for spec in specs]
+    bound = bind_knockouts(specs, tokens, cfg)
     edits: list[Edit] = []
     for how in ("mask", "zero"):
         mine = [b for b in bound if b.spec.how == how]
         if not mine:
             continue
-        if how == "mask":
-            _check_no_empty_row(mine, tokens)
         blocks = _Blocks(mine, span)
         for layer in sorted(frozenset[int]().union(*(b.layers for b in mine))):
             members = tuple(i for i, b in enumerate(mine) if layer in b.layers)
@@ -210,25 +236,25 @@ def _function(name: str, blocks: _Blocks, members: tuple[int, ...], fill: float)
 
 
 def _check_no_empty_row(bound: list[_Bound], tokens: TokenMap) -> None:
-    """Every row must keep a key it may read (not padding, not in the future), in every layer and head.
+    """Every row must keep a key it may read (no padding, in its sight), in every layer and head.
 
-    A row is empty when the keys cut by those knockouts that name the row cover everything up to it. Rows
+    A row is empty when the keys cut by those knockouts that name the row cover everything it sees. Rows
     named by the same knockouts share the answer, so this costs (knockouts × positions), not positions
     squared.
     """
     real = tokens.roles.cpu() != Role.PAD
-    n_pos = real.shape[1]
-    seen: set[tuple[int, ...]] = set()
     layers = sorted(frozenset[int]().union(*(b.layers for b in bound)))
     named = sorted({h for b in bound for h in b.heads or ()})
+    windows = {layer: w for b in bound for layer, w in b.windows.items()}
+    seen: set[tuple[tuple[int, ...], int | None]] = set()
     for layer in layers:
         for head in [None, *named]:  # None: a head nobody names
             active = tuple(
                 i for i, b in enumerate(bound) if layer in b.layers and (b.heads is None or head in b.heads)
             )
-            if not active or active in seen:
+            if not active or (active, windows[layer]) in seen:
                 continue
-            seen.add(active)
+            seen.add((active, windows[layer]))
             named_by = torch.stack([bound[i].queries & real for i in active])
             for pattern in named_by.flatten(1).unique(dim=1).T:
                 if not pattern.any():
@@ -236,8 +262,7 @@ def _check_no_empty_row(bound: list[_Bound], tokens: TokenMap) -> None:
                 rows = (named_by == pattern[:, None, None]).all(dim=0)
                 group = [i for i, names in zip(active, pattern.tolist(), strict=True) if names]
                 left = real & ~torch.stack([bound[i].keys for i in group]).any(dim=0)
-                first = torch.where(left.any(dim=1), left.int().argmax(dim=1), n_pos)
-                empty = rows & (torch.arange(n_pos)[None] < first[:, None])
+                empty = rows & (in_sight(left, tokens, windows[layer]) == 0)
                 if empty.any():
                     example, row = (int(x) for x in empty.nonzero()[0])
                     where = f"layer {layer}" + ("" if head is None else f", head {head}")

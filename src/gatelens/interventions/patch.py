@@ -115,6 +115,8 @@ class Patch(SiteEdit):
     ) -> Float[Tensor, "n ..."]:
         values = cached(self.cache, self.site, layer, self)
         example_there, position_there = (index.to(number.device)[number].to(values.device) for index in bound)
+        if getattr(self.cache, "kept", None) is not None:
+            position_there = self.cache.kept.find(example_there, position_there, self)
         values = values[example_there, position_there]
         if values.shape != old.shape:
             raise InterventionError(

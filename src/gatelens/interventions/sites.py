@@ -36,8 +36,10 @@ from gatelens.interventions.base import (
     HookFunction,
     Indices,
     Intervention,
+    Reach,
     Span,
     config_number,
+    first_position,
     resolve_indices,
     select,
 )
@@ -149,6 +151,10 @@ class SiteEdit(Intervention):
 
     def start(self, tensor: Tensor, layer: int, bound: Any, span: Span) -> None:
         """Called in each pass before the edit, also when no selected position is in the pass."""
+
+    def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
+        layers = resolve_indices(self.layers, config_number(cfg, "n_layers"), "layers", self)
+        return Reach(first_position(self.places(tokens)), min(layers))
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         mask = self.places(tokens)

@@ -3,7 +3,8 @@ kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ MARKER_SLOTS = ("boi", "row_break", "gate")
 """Slots 0, 1, 2 of :func:`image_side_slots`; the image tokens follow in order."""
 
 HookPair = tuple[str, Callable[..., None]]
+Look = Callable[[int, Tensor, int], None]
 
 
 def attention_mass(
@@ -31,12 +33,16 @@ def attention_mass(
         DataError: an example without a chosen query row.
     """
     rows = queries.to(pattern.device)
-    if not bool(rows.any(-1).all()):
-        example = int((~rows.any(-1)).nonzero()[0])
-        raise DataError(f"attention: example {example} has no query row to average; choose other queries")
+    _check_rows(rows)
     first = int(rows.any(0).nonzero()[0])  # text follows the image: the long prefix of rows need not be read
     weight = rows.to(torch.float32) / (rows.sum(-1, keepdim=True) * pattern.shape[1])
     return torch.einsum("bhqk,bq->bk", pattern[:, :, first:].float(), weight[:, first:])
+
+
+def _check_rows(rows: Bool[Tensor, "batch query"]) -> None:
+    if not bool(rows.any(-1).all()):
+        example = int((~rows.any(-1)).nonzero()[0])
+        raise DataError(f"attention: example {example} has no query row to average; choose other queries")
 
 
 def attention_share(
@@ -77,7 +83,8 @@ class AttentionShare:
 
     >>> share = AttentionShare(n_layers)
     >>> for inputs in batches:
-    ...     model.run_with_hooks(inputs, fwd_hooks=share.hooks(inputs.tokens, queries="text - gate"))
+    ...     with share.looking(inputs.tokens, queries="text - gate") as see:
+    ...         look(model, inputs, "text - gate", see)  # gatelens.engine.look builds those rows alone
     >>> share.table()
     """
 
@@ -96,24 +103,52 @@ class AttentionShare:
         Raises:
             DataError: an example without a chosen query row (when the hook runs).
         """
-        slots = image_side_slots(tokens)
-        rows = tokens.mask(queries)
-        width = int(slots.max()) + 1
-        if width > self._sum.shape[1]:
-            more = torch.zeros(self.n_layers, width - self._sum.shape[1], dtype=torch.float64)
-            self._sum = torch.cat([self._sum, more], dim=1)
-        self.n_examples += tokens.batch_size
+        slots, rows = self._begin(tokens, queries)
 
         def pair(layer: int) -> HookPair:
             def add(pattern: Float[Tensor, "batch head query key"], hook: Any) -> None:
-                self._add(layer, pattern.detach(), rows, slots)
+                self._add(layer, attention_mass(pattern.detach(), rows), slots)
 
             return f"blocks.{layer}.attn.hook_pattern", add
 
         return [pair(layer) for layer in self.layers]
 
-    def _add(self, layer: int, pattern: Tensor, rows: Tensor, slots: Tensor) -> None:
-        mass = attention_mass(pattern, rows).cpu().double()
+    @contextmanager
+    def looking(self, tokens: TokenMap, queries: Any = "text - gate") -> Iterator[Look]:
+        """``see(layer, pattern, low)`` for one batch of prompts, given blocks of query rows from ``low`` on.
+
+        Adds to the sums when the block ends.
+
+        Raises:
+            DataError: an example without a chosen query row.
+        """
+        slots, rows = self._begin(tokens, queries)
+        _check_rows(rows)
+        weight = rows.to(torch.float32) / rows.sum(-1, keepdim=True)
+        mass = {layer: torch.zeros(rows.shape, dtype=torch.float32) for layer in self.layers}
+        seen: set[int] = set()
+
+        def see(layer: int, pattern: Float[Tensor, "batch head rows key"], low: int) -> None:
+            if layer in mass:
+                seen.add(layer)
+                mine = weight[:, low : low + pattern.shape[2]].to(pattern.device) / pattern.shape[1]
+                mass[layer] += torch.einsum("bhqk,bq->bk", pattern.float(), mine).cpu()
+
+        yield see
+        for layer in sorted(seen):
+            self._add(layer, mass[layer], slots)
+
+    def _begin(self, tokens: TokenMap, queries: Any) -> tuple[Tensor, Tensor]:
+        slots = image_side_slots(tokens)
+        width = int(slots.max()) + 1
+        if width > self._sum.shape[1]:
+            more = torch.zeros(self.n_layers, width - self._sum.shape[1], dtype=torch.float64)
+            self._sum = torch.cat([self._sum, more], dim=1)
+        self.n_examples += tokens.batch_size
+        return slots, tokens.mask(queries)
+
+    def _add(self, layer: int, mass: Float[Tensor, "batch key"], slots: Tensor) -> None:
+        mass = mass.cpu().double()
         keys = slots >= 0
         mass = mass * keys
         total = mass.sum(-1, keepdim=True)

@@ -26,7 +26,7 @@ __all__ = ["Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_di
 def logit(target: TokenIds, pos: int = -1) -> Metric:
     """The logit of ``target``, one token for all examples or one each."""
     ids = _ids(target, "target")
-    return _named("logit", lambda logits: _pick(_at(logits, pos), ids))
+    return _named("logit", pos, lambda logits: _pick(_at(logits, pos), ids))
 
 
 def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
@@ -37,19 +37,19 @@ def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
         row = _at(logits, pos)
         return _pick(row, wanted) - _pick(row, other)
 
-    return _named("logit_diff", metric)
+    return _named("logit_diff", pos, metric)
 
 
 def log_prob(target: TokenIds, pos: int = -1) -> Metric:
     """Log-probability of ``target`` in nats, at most 0."""
     ids = _ids(target, "target")
-    return _named("log_prob", lambda logits: _pick(_at(logits, pos).log_softmax(dim=-1), ids))
+    return _named("log_prob", pos, lambda logits: _pick(_at(logits, pos).log_softmax(dim=-1), ids))
 
 
 def prob(target: TokenIds, pos: int = -1) -> Metric:
     """Probability of ``target``, 0 to 1."""
     ids = _ids(target, "target")
-    return _named("prob", lambda logits: _pick(_at(logits, pos).softmax(dim=-1), ids))
+    return _named("prob", pos, lambda logits: _pick(_at(logits, pos).softmax(dim=-1), ids))
 
 
 def rank(target: TokenIds, pos: int = -1) -> Metric:
@@ -60,18 +60,20 @@ def rank(target: TokenIds, pos: int = -1) -> Metric:
         row = _at(logits, pos)
         return (row > _pick(row, ids)[:, None]).sum(dim=-1).to(row.dtype)
 
-    return _named("rank", metric)
+    return _named("rank", pos, metric)
 
 
 def top1(target: TokenIds, pos: int = -1) -> Metric:
     """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy."""
     place = rank(target, pos)
-    return _named("top1", lambda logits: (place(logits) == 0).to(_at(logits, pos).dtype))
+    return _named("top1", pos, lambda logits: (place(logits) == 0).to(_at(logits, pos).dtype))
 
 
 def entropy(pos: int = -1) -> Metric:
     """Entropy of the next-token distribution in nats, 0 to ln(d_vocab)."""
-    return _named("entropy", lambda logits: torch.special.entr(_at(logits, pos).softmax(dim=-1)).sum(dim=-1))
+    return _named(
+        "entropy", pos, lambda logits: torch.special.entr(_at(logits, pos).softmax(dim=-1)).sum(dim=-1)
+    )
 
 
 def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
@@ -84,7 +86,7 @@ def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
         # Some families give tokens they never write a logit of -inf: those count nothing.
         return (expected.exp() * (expected - after)).where(expected.exp() > 0, 0.0).sum(dim=-1)
 
-    return _named("kl", metric)
+    return _named("kl", pos, metric)
 
 
 def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int) -> Float[Tensor, "batch d_vocab"]:
@@ -112,6 +114,7 @@ def _pick(row: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, " one_or_batch"]
     return row.gather(-1, ids.to(row.device).expand(batch)[:, None])[:, 0]
 
 
-def _named(name: str, metric: Metric) -> Metric:
+def _named(name: str, pos: int, metric: Metric) -> Metric:
     metric.__name__ = name  # the label of curves and tables
+    metric.last_only = pos == -1  # type: ignore[attr-defined]  # the engine then spares the other rows
     return metric

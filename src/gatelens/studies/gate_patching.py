@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from gatelens.engine.shared_prefix import SharedPrefix
+from gatelens.engine import last_logits
 from gatelens.errors import DataError
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.stats import bootstrap_interval
@@ -48,9 +48,7 @@ def draw_pairs(examples: Sequence[Example], n: int, seed: int) -> list[Pair]:
     return pairs
 
 
-def patch_layers(
-    model: HookedVLM, pairs: Sequence[Pair], start: int, labels: Labels, share: bool = True
-) -> pd.DataFrame:
+def patch_layers(model: HookedVLM, pairs: Sequence[Pair], start: int, labels: Labels) -> pd.DataFrame:
     """One row a pair and layer; layer −1 is the base run with nothing patched.
 
     ``base, target`` overlaps Σ min(p, q) with the clean runs; ``flippable``: the clean predictions differ;
@@ -65,8 +63,8 @@ def patch_layers(
     names = [hook_name(SITE, layer) for layer in layers]
     target_logits, cache = model.run_with_cache(target_inputs, names_filter=names)
     target_p = target_logits[:, -1].float().softmax(-1).cpu()
-    base_run = SharedPrefix(model, base_inputs, "gate | text", use=share)
-    base_p = base_run.run([]).float().softmax(-1).cpu()
+    runs = [[], *([patch(cache, at="gate", site=SITE, layers=[layer])] for layer in layers)]
+    base_p, *patched = (x.float().softmax(-1).cpu() for x in last_logits(model, base_inputs, runs))
     base_best, target_best = base_p.argmax(-1), target_p.argmax(-1)
     right = [
         [
@@ -77,10 +75,7 @@ def patch_layers(
     ]
     tables = []
     for layer in (-1, *layers):
-        p = base_p
-        if layer >= 0:
-            p = base_run.run([patch(cache, at="gate", site=SITE, layers=[layer])])
-            p = p.float().softmax(-1).cpu()
+        p = base_p if layer < 0 else patched[layer]
         columns = {
             "pair": range(start, start + len(pairs)),
             "base_id": [e.id for e in bases],

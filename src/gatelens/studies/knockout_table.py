@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from gatelens.engine import generate_many, last_logits
 from gatelens.measures.accuracy import accuracy, restricted_accuracy
 from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import bootstrap_interval
@@ -18,7 +20,8 @@ from gatelens.studies.common import Labels, labels_of
 
 if TYPE_CHECKING:
     from gatelens.data import Example
-    from gatelens.engine.shared_prefix import SharedPrefix
+    from gatelens.inputs import VLMInputs
+    from gatelens.model import HookedVLM
 
 How = Literal["zero", "mask"]
 NONE, GATE, IMAGE, LAST, FLOOR = (
@@ -68,21 +71,28 @@ def specs(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
     return [] if keys is None else [knockout(queries=QUERIES, keys=keys, how=how)]
 
 
+def outcomes(
+    model: HookedVLM, inputs: VLMInputs, task: str, runs: Sequence[Sequence[Any]], max_new_tokens: int
+) -> Sequence[Tensor | list[str]]:
+    """What each run says of one batch: logits Float[batch, d_vocab] for ``class``, else texts."""
+    if task == "class":
+        return last_logits(model, inputs, runs)
+    return [out.texts for out in generate_many(model, inputs, runs, max_new_tokens)]
+
+
 def evaluate(
-    prompts: SharedPrefix,
+    model: HookedVLM,
     examples: Sequence[Example],
     task: str,
-    interventions: Sequence[Any],
+    outcome: Tensor | list[str],
     labels: Labels,
     classes: Sequence[str],
-    max_new_tokens: int,
 ) -> pd.DataFrame:
-    """Answers of one batch under one row: ``id, prediction, score, restricted`` (captions are scored
+    """Answers of one batch in one run: ``id, prediction, score, restricted`` (captions are scored
     later)."""
-    model = prompts.model
     nothing = [float("nan")] * len(examples)
-    if task == "class":
-        logits = prompts.run(interventions).float().cpu()
+    if isinstance(outcome, Tensor):
+        logits = outcome.float().cpu()
         wanted = [[labels.first_token(e.prompt, name) for name in labels_of(e)] for e in examples]
         among = [labels.first_token(examples[0].prompt, name) for name in classes]
         score = accuracy(logits, wanted).float().tolist()
@@ -95,7 +105,7 @@ def evaluate(
             text or token or f"token {i}" for text, token, i in words
         ]  # special tokens decode to nothing
     else:
-        texts = prompts.generate(interventions, max_new_tokens)
+        texts = outcome
         scored = task == "vqa"
         score = (
             [vqa_accuracy(t, e.answers) for t, e in zip(texts, examples, strict=True)] if scored else nothing

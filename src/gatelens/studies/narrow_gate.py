@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gatelens.engine.shared_prefix import SharedPrefix, exact
+from gatelens.engine import look
 from gatelens.errors import DataError
 from gatelens.measures.attention import AttentionShare
 from gatelens.runs import Run, check_writable
@@ -181,7 +181,6 @@ class _Study:
         total += 0 if self.run.done("attention") else len(list(chunks(looked, self.size)))
         with Progress(total, progress) as self.bar:
             self._describe(looked[0])
-            self.share = total > 0 and exact(self.model, prepare(self.model, looked[:1]), table.QUERIES)
             answers = [self._answers(*task) for task in tasks]
             self.run.stage("attention", lambda: self._attention(looked))
             patched = [self._patched(number, start, part) for number, start, part in patches]
@@ -209,27 +208,22 @@ class _Study:
         """Every row of the knockout table on one batch."""
 
         def compute() -> pd.DataFrame:
-            prompts = SharedPrefix(
-                self.model, prepare(self.model, part, start), table.QUERIES, use=self.share
-            )
             longest = self.set["max_new_tokens"].get(task, 1)
+            places = [(how, row, r) for how in self.hows for row in self.rows for r in range(row.repeats)]
+            # the unmodified run is the same for every kind of knockout
+            keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
+            runs = {
+                key: table.specs(row, r, self.set["seed"], how)
+                for key, (how, row, r) in zip(keys, places, strict=True)
+            }
+            inputs = prepare(self.model, part, start)
+            outcomes = table.outcomes(self.model, inputs, task, list(runs.values()), longest)
+            said = dict(zip(runs, outcomes, strict=True))
             found: list[pd.DataFrame] = []
-            clean: pd.DataFrame | None = None
-            for how in self.hows:
-                for row in self.rows:
-                    for repeat in range(row.repeats):
-                        if row.keys is None and clean is not None:
-                            answers = (
-                                clean.copy()
-                            )  # the unmodified run is the same for every kind of knockout
-                        else:
-                            specs = table.specs(row, repeat, self.set["seed"], how)
-                            answers = table.evaluate(
-                                prompts, part, task, specs, self.labels, self.data.classes, longest
-                            )
-                            clean = answers.copy() if row.keys is None else clean
-                        found.append(table.labelled(task, how, row, repeat, answers))
-                        self.bar.step(f"{task}, {row.name}")
+            for key, (how, row, repeat) in zip(keys, places, strict=True):
+                answers = table.evaluate(self.model, part, task, said[key], self.labels, self.data.classes)
+                found.append(table.labelled(task, how, row, repeat, answers))
+                self.bar.step(f"{task}, {row.name}")
             return pd.concat(found, ignore_index=True)
 
         return self.run.stage(f"shards/{task}-{number:04d}", compute)
@@ -238,13 +232,14 @@ class _Study:
         share = AttentionShare(int(self.model.cfg.n_layers))
         for _, start, part in chunks(examples, self.size):
             inputs = prepare(self.model, part, start)
-            self.model.run_with_hooks(inputs, fwd_hooks=share.hooks(inputs.tokens, table.QUERIES))
+            with share.looking(inputs.tokens, table.QUERIES) as see:
+                look(self.model, inputs, table.QUERIES, see)
             self.bar.step("attention share")
         return share.table()
 
     def _patched(self, number: int, start: int, part: Sequence[patching.Pair]) -> pd.DataFrame:
         def compute() -> pd.DataFrame:
-            found = patching.patch_layers(self.model, part, start, self.labels, self.share)
+            found = patching.patch_layers(self.model, part, start, self.labels)
             self.bar.step("patching the gate")
             return found
 

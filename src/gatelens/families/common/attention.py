@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
@@ -21,10 +21,10 @@ from transformer_lens.model_bridge.generalized_components.position_embeddings_at
     PositionEmbeddingsAttentionBridge,
 )
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ...errors import InterventionError, ModelError
+from .lean import BLOCK, NOTHING_CUT, Cut, Orders, SharedKeys, lean, masked, pattern_of
 
 IMPLEMENTATION = "gatelens"
 WAYS = ("fused", "stepwise")
@@ -38,10 +38,16 @@ class HookedAttention(AttentionBridge):
     """
 
     way = "fused"
+    orders: Orders | None = None  # what the engine asks of this layer in the pass that is running
     norm_after_transpose = False  # whether the family norms queries as [batch, head, pos, d_head]
 
+    @property
+    def by_transformer_lens(self) -> bool:
+        """Whether a switch of the bridge is on that only TransformerLens' own computation honours."""
+        return self.compatibility_mode or any(getattr(self.config, flag, False) for flag in _SWITCHES)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.compatibility_mode or any(getattr(self.config, flag, False) for flag in _SWITCHES):
+        if self.by_transformer_lens:
             return self._by_transformer_lens(*args, **kwargs)
         if "hidden_states" in kwargs:
             hidden = kwargs["hidden_states"] = self.hook_in(kwargs["hidden_states"])
@@ -74,20 +80,37 @@ class HookedAttention(AttentionBridge):
     ) -> tuple[Float[Tensor, "batch q_pos head d_head"], Tensor | None]:
         """Attention of one pass; keys and values hold the cache and the new positions."""
         query, key = self._rotated(query, key)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        orders = self.orders
+        cut = orders.cut(self._layer_idx, query.device) if orders is not None else NOTHING_CUT
+        prefix = orders.prefix(self._layer_idx) if orders is not None else None
         inside = self.way == "stepwise" or watched(self.hook_attn_scores, self.hook_pattern)
-        if not inside and softcap is None:
-            return sdpa_attention_forward(
-                self.original_component, query, key, value, mask, scaling=scaling, **rest
-            )
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        scores = self.hook_attn_scores(masked(scores, mask))
-        pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype))
-        return (pattern @ value).transpose(1, 2).contiguous(), pattern
+        if prefix is None and not inside and softcap is None:
+            out = lean(self.original_component, query, key, value, mask, scaling, cut, rest)
+            if orders is not None:
+                self._show(orders, query, key, mask, scaling, cut)
+            return out, None
+        heads = SharedKeys(prefix, key, value)
+        scores = masked(capped(heads.scores(query) * scaling, softcap), mask, cut.masked)
+        scores = self.hook_attn_scores(scores)
+        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        if cut.zeroed is not None:
+            pattern = cut.zeroed.fill(pattern, 0.0)
+        pattern = self.hook_pattern(pattern)
+        if orders is not None:
+            orders.look(self._layer_idx, pattern, 0)
+        return heads.mix(pattern), pattern
+
+    def _show(
+        self, orders: Orders, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, cut: Cut
+    ) -> None:
+        """Build the pattern only of the rows somebody looks at, a block at a time."""
+        wanted = orders.rows_looked_at(self._layer_idx)
+        if wanted is None:
+            return
+        for low in range(wanted.start, wanted.stop, BLOCK):
+            high = min(low + BLOCK, wanted.stop)
+            orders.look(self._layer_idx, pattern_of(query, key, mask, scaling, cut, low, high), low)
 
     def _rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire the hooks on rotated queries and keys; an edited key is also what the cache keeps."""
@@ -109,20 +132,9 @@ def watched(*points: HookPoint) -> bool:
     return any(point.fwd_hooks or point.bwd_hooks for point in points)
 
 
-def masked(scores: Float[Tensor, "batch head q k"], mask: Tensor | None) -> Float[Tensor, "batch head q k"]:
-    """Scores with the lowest number where the mask (None: causal) lets nothing through."""
-    n_q, n_k = scores.shape[-2:]
-    if mask is None:
-        mask = causal(n_q, n_k, scores.device)
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask.to(scores.dtype)
-
-
-def causal(n_q: int, n_k: int, device: torch.device) -> Bool[Tensor, "q k"]:
-    """Which keys the last ``n_q`` of ``n_k`` positions may read."""
-    rows = torch.arange(n_k - n_q, n_k, device=device)
-    return rows[:, None] >= torch.arange(n_k, device=device)[None, :]
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores squeezed into (-softcap, softcap), as Gemma 2 does."""
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
 def _attention(
@@ -160,6 +172,13 @@ def install(bridge: Any, hf: Any, way: str) -> None:
     ours = all(isinstance(block.attn, HookedAttention) for block in bridge.blocks)
     # a fused projection of queries, keys and values is left to TransformerLens, which computes it step by step
     hf.config.get_text_config()._attn_implementation = IMPLEMENTATION if ours else "eager"
+
+
+def windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
+    """How many positions each decoder layer looks back, itself included; None where it sees everything."""
+    size = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
 @cache

@@ -1,0 +1,128 @@
+"""The knockouts of the runs of one pass, as entries that attention leaves out while it computes.
+
+As hooks they would make every layer build its whole pattern; as entries they go into the mask of the fused
+kernel (``how="mask"``), or need the pattern of their own rows alone (``how="zero"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gatelens.families.common.attention import HookedAttention
+from gatelens.families.common.lean import Cut, Rows
+from gatelens.interventions.base import Span
+from gatelens.interventions.knockout import Knockout, bind_knockouts
+
+if TYPE_CHECKING:
+    from gatelens.model import HookedVLM
+    from gatelens.tokens import TokenMap
+
+Look = Callable[[int, Tensor, int], None]
+
+
+class Cuts:
+    """What the attention layers are told during a pass of several runs, stacked run after run in the batch.
+
+    Args:
+        runs: the knockouts of each run.
+        tokens: who is where, with generated positions when the runs decode.
+        cfg: the TransformerLens config.
+        span: the absolute positions of the current pass.
+        shared: keys and values, by layer, that all runs read before their own.
+        rows: rows (of the pass) whose pattern ``look`` is shown, by layer; None shows nothing.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Sequence[Knockout]],
+        tokens: TokenMap,
+        cfg: Any,
+        span: Span,
+        shared: Sequence[tuple[Tensor, Tensor]] | None = None,
+        rows: Callable[[int], range | None] | None = None,
+        look: Look | None = None,
+    ) -> None:
+        self.span, self.shared = span, shared
+        self.batch, self.n_heads = tokens.batch_size, int(cfg.n_heads)
+        self.bound = [bind_knockouts(run, tokens, cfg) for run in runs]
+        self._rows, self._look = rows, look
+        self._held: dict[tuple[Any, ...], Rows | None] = {}
+        self._when: tuple[int, int] | None = None
+
+    def cut(self, layer: int, device: torch.device) -> Cut:
+        """The entries to leave out in this layer."""
+        if not any(self.bound):
+            return Cut()
+        return Cut(self._entries("mask", layer, device), self._entries("zero", layer, device))
+
+    def prefix(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values all runs share."""
+        return None if self.shared is None else self.shared[layer]
+
+    def rows_looked_at(self, layer: int) -> range | None:
+        """Rows whose pattern is asked for."""
+        return None if self._rows is None else self._rows(layer)
+
+    def look(self, layer: int, pattern: Tensor, low: int) -> None:
+        """Hand on a block of the pattern."""
+        if self._look is not None and self.rows_looked_at(layer) is not None:
+            self._look(layer, pattern, low)
+
+    def _entries(self, how: str, layer: int, device: torch.device) -> Rows | None:
+        """Layers that cut the same share one tensor; it is built anew when the pass moves on."""
+        when = (self.span.offset, self.span.stop)
+        if self._when != when:
+            self._when = when
+            self._held.clear()
+        members = tuple(
+            tuple(i for i, b in enumerate(run) if layer in b.layers and b.spec.how == how)
+            for run in self.bound
+        )
+        key = (how, members, device)
+        if key not in self._held:
+            self._held[key] = self._build(members, device) if any(members) else None
+        return self._held[key]
+
+    def _build(self, members: tuple[tuple[int, ...], ...], device: torch.device) -> Rows | None:
+        offset, stop = self.span.offset, self.span.stop
+        named = [(r, self.bound[r][i]) for r, chosen in enumerate(members) for i in chosen]
+        touched = torch.stack([b.queries[:, offset:stop].any(dim=0) for _, b in named]).any(dim=0).nonzero()
+        if not len(touched):
+            return None
+        low, high = int(touched[0]), int(touched[-1]) + 1
+        heads = self.n_heads if any(b.heads is not None for _, b in named) else 1
+        out = torch.zeros(len(members), self.batch, heads, high - low, stop, dtype=torch.bool, device=device)
+        for run, b in named:
+            queries = b.queries[:, offset + low : offset + high].to(device)
+            block = queries[:, :, None] & b.keys[:, None, :stop].to(device)
+            if b.heads is None:
+                out[run] |= block[:, None]
+            else:
+                out[run, :, list(b.heads)] |= block[:, None]
+        return Rows(low, high, out.flatten(0, 1))
+
+
+@contextmanager
+def conducting(model: HookedVLM, cuts: Cuts) -> Iterator[None]:
+    """Let the attention layers follow ``cuts`` while the block lasts, also when it raises."""
+    layers: list[HookedAttention] = [block.attn for block in model.bridge.blocks]
+    try:
+        for layer in layers:
+            layer.orders = cuts
+        yield
+    finally:
+        for layer in layers:
+            layer.orders = None
+
+
+def can_conduct(model: HookedVLM) -> bool:
+    """Whether every decoder layer's attention is ours, and no switch of TransformerLens takes it over."""
+    return all(
+        isinstance(block.attn, HookedAttention) and not block.attn.by_transformer_lens
+        for block in model.bridge.blocks
+    )

@@ -1,0 +1,166 @@
+"""What of each run must be computed, and how runs ride together.
+
+Attention is causal: a run whose interventions begin at position p and layer l has every cell before p, and
+every cell below l, in common with the clean run. The clean run is made once; a run starts again in layer l from
+position p on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gatelens.engine.cuts import can_conduct
+from gatelens.interventions.base import Intervention, Reach
+
+if TYPE_CHECKING:
+    from gatelens.inputs import VLMInputs
+    from gatelens.model import HookedVLM
+    from gatelens.tokens import TokenMap
+
+Run = list[Intervention]
+GOOD_ROWS = 128  # tokens at once that keep the cores busy: fewer, and runs of neighbouring layers are joined
+MOST_ROWS = 4096
+MOST_SCORES = 2**27  # attention scores of one layer held at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs that are computed in one pass: from ``position`` and ``layer`` on."""
+
+    position: int
+    layer: int
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a list of runs is computed: ``parts`` from the clean run, ``clean`` are it, ``full`` are run whole."""
+
+    n_layers: int
+    n_pos: int
+    batch: int
+    parts: tuple[Part, ...] = ()
+    clean: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether the clean run is made."""
+        return bool(self.parts or self.clean)
+
+    @property
+    def cells(self) -> int:
+        """(position, layer) cells computed, of one example; a plain run has n_pos * n_layers."""
+        whole = self.n_pos * self.n_layers
+        replayed = sum(
+            len(p.runs) * (self.n_pos - p.position) * (self.n_layers - p.layer) for p in self.parts
+        )
+        return replayed + whole * (len(self.full) + int(self.needs_clean))
+
+    @property
+    def plain_cells(self) -> int:
+        """Cells of the runs if each were computed plainly."""
+        n_runs = sum(len(p.runs) for p in self.parts) + len(self.clean) + len(self.full)
+        return n_runs * self.n_pos * self.n_layers
+
+
+def reach_of(run: Run, tokens: TokenMap, cfg: Any) -> Reach | str | None:
+    """Where a run begins to differ; None for a run without interventions; words why nobody knows."""
+    if not run:
+        return None
+    found = []
+    for spec in run:
+        kind = type(spec)
+        # a kind from elsewhere may look at more than what it is built on: it has to say so itself
+        foreign = not kind.__module__.startswith("gatelens.") and "reach" not in vars(kind)
+        reach = None if foreign else spec.reach(tokens, cfg)
+        if reach is None:
+            return f"{kind.__name__} does not say where it begins (its reach)"
+        found.append(reach)
+    return Reach(
+        min(r.position for r in found), min(r.layer for r in found), any(r.whole_batch for r in found)
+    )
+
+
+def make_plan(
+    model: HookedVLM, inputs: VLMInputs, runs: Sequence[Run], tokens: TokenMap | None = None
+) -> Plan:
+    """Decide for each run what is computed.
+
+    ``tokens``: the map with generated positions when the runs decode.
+    """
+    prompt = inputs.tokens
+    tokens = prompt if tokens is None else tokens
+    n_layers, n_pos = int(model.cfg.n_layers), prompt.n_pos
+    clean, full, reasons = [], [], {}
+    starts: dict[tuple[int, int], list[int]] = {}
+    able = can_conduct(model)
+    for i, run in enumerate(runs):
+        reach = reach_of(run, tokens, model.cfg)
+        if reach is None:
+            clean.append(i)
+        elif isinstance(reach, str) or not able:
+            full.append(i)
+            reasons[i] = reach if isinstance(reach, str) else "this decoder's attention is not exchangeable"
+        else:
+            position = _before_blocks(prompt, min(reach.position, n_pos - 1))
+            if position == 0 and reach.layer == 0:
+                full.append(i)
+                reasons[i] = "it begins at position 0 in layer 0"
+            elif (why := _not_cuttable(model, prompt, position)) is not None:
+                full.append(i)
+                reasons[i] = why
+            else:
+                starts.setdefault((position, reach.layer), []).append(i)
+    if len(runs) == 1 and starts:
+        full, starts, reasons = [0], {}, {0: "it is alone: there is nothing to share"}
+    parts = _parts(starts, prompt.batch_size, n_pos, int(model.cfg.n_heads))
+    return Plan(n_layers, n_pos, prompt.batch_size, parts, tuple(clean), tuple(sorted(full)), reasons)
+
+
+def _before_blocks(tokens: TokenMap, position: int) -> int:
+    """The position, or the begin of the stretch that attends in both directions if it lies inside one."""
+    for numbers in tokens.two_way:
+        inside = numbers[: position + 1]
+        later = numbers[position:]
+        shared = set(inside[:position][inside[:position] >= 0].tolist()) & set(later[later >= 0].tolist())
+        if shared:
+            position = min(position, min(int((numbers == s).nonzero()[0]) for s in shared))
+    return position
+
+
+def _not_cuttable(model: HookedVLM, tokens: TokenMap, position: int) -> str | None:
+    """Why a run cannot start inside the prompt here; None when it can."""
+    two_way = (tokens.two_way >= 0).any(dim=0).nonzero()
+    if len(two_way) and position <= int(two_way[-1]):
+        return "it begins before tokens that attend in both directions"
+    pictures = tokens.mask("image | row_break").any(dim=0).nonzero()
+    if model.family.adds_later and len(pictures) and position <= int(pictures[-1]):
+        return "pictures are added to later layers of this family too"
+    return None
+
+
+def _parts(
+    starts: dict[tuple[int, int], list[int]], batch: int, n_pos: int, n_heads: int
+) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for position in sorted({p for p, _ in starts}):
+        rows = batch * (n_pos - position)
+        most = max(1, min(MOST_ROWS // max(rows, 1), MOST_SCORES // max(rows * n_heads * n_pos, 1)))
+        waiting: list[int] = []
+        layer = 0
+        for start in sorted((at for p, at in starts if p == position), reverse=True):
+            if waiting and len(waiting) * rows >= GOOD_ROWS:
+                parts.extend(_chunks(position, layer, waiting, most))
+                waiting = []
+            waiting = waiting + starts[position, start]
+            layer = start
+        parts.extend(_chunks(position, layer, waiting, most))
+    return tuple(parts)
+
+
+def _chunks(position: int, layer: int, runs: list[int], most: int) -> list[Part]:
+    return [Part(position, layer, tuple(runs[i : i + most])) for i in range(0, len(runs), most)]
