@@ -21,6 +21,7 @@ Images = ImageLike | Sequence[Any] | None
 
 
 PER_PICTURE = frozenset({"image_sizes", "image_grid_thw"})  # tensors with one row a picture
+PIXELS = frozenset({"pixel_values", "pixel_attention_mask"})  # which prompts without a picture do without
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class VLMInputs:
     def select(self, examples: slice | Sequence[int]) -> VLMInputs:
         """Some of the examples. Rows of ``pixel_values`` follow the example their picture belongs to."""
         chosen = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
+        pictures = any(self.tokens.image_sizes[e] for e in chosen)
         tensors: dict[str, Tensor] = {}
         for name, value in self.tensors.items():
             if name in self.rows:
@@ -54,6 +56,8 @@ class VLMInputs:
                 index = [i for e in chosen for i in range(starts[e], starts[e + 1])]
                 if index:
                     tensors[name] = value[index]
+            elif name in PIXELS and not pictures:
+                continue
             elif name == "position_ids" and value.ndim == 3:  # three or four streams come first
                 tensors[name] = value[:, chosen]
             else:

@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import is_accelerate_available
 from transformers.utils import logging as hf_logging
 
 from .errors import ModelError
 from .families import family_of
+from .families.common.processing import ImageTextParts
 
 ORGANISM = "organism:"
 
@@ -57,18 +70,22 @@ def as_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 def load(name: str, dtype: str | torch.dtype | None, device_map: Any, **kwargs: Any) -> tuple[Any, Any]:
     """(model, processor) by transformers' Auto classes; processor None, with a warning, when it has none.
 
-    Raises ModelError when the name is not found, cannot be fetched, or is no supported VLM.
+    Raises ModelError when the name is not found, cannot be fetched, or is no supported VLM, and when
+    ``device_map`` needs accelerate and it is not installed.
     """
     where = locate(name)
+    if device_map is not None and not is_accelerate_available():
+        raise ModelError("device_map needs accelerate: pip install accelerate, or give device= instead")
     hub: dict[str, Any] = {
         k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs
     }
-    try:
-        config = AutoConfig.from_pretrained(where, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_unfetched(name, error)) from error
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, **hub)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(_unfetched(name, error, hub)) from error
     architectures = getattr(config, "architectures", None) or [type(config).__name__]
-    family_of(architectures[0])
+    family_of(architectures[0], config)
     try:
         with _no_bar(name.startswith(ORGANISM)):
             model = AutoModelForImageTextToText.from_pretrained(
@@ -78,9 +95,20 @@ def load(name: str, dtype: str | torch.dtype | None, device_map: Any, **kwargs: 
                 device_map=device_map,
                 **kwargs,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(_unfetched(name, error)) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(_unfetched(name, error, hub)) from error
     return model, _processor(where, name, hub)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the pages transformers logs beside the error it raises: ours is one line."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
 
 
 @contextmanager
@@ -100,14 +128,45 @@ def _processor(where: str, name: str, hub: dict[str, Any]) -> Any:
     try:
         return AutoProcessor.from_pretrained(where, **hub)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "torchvision" in str(error).lower():  # its video part needs it, pictures do not
+            return ImageTextParts.from_pretrained(where, **hub)
         warnings.warn(
             f"{name} has no usable processor ({_line(error)}): use inputs(...), not prepare", stacklevel=4
         )
         return None
 
 
-def _unfetched(name: str, error: Exception) -> str:
-    return f"cannot load '{name}': {_line(error)} (check the name, the network and HF_HUB_OFFLINE)"
+def _unfetched(name: str, error: Exception, hub: dict[str, Any]) -> str:
+    """Why a checkpoint cannot be had, and what to do: transformers wraps the hub's errors, so look at causes."""
+    if Path(name).expanduser().is_dir():
+        return f"cannot load the folder '{name}': {_line(error)}"
+    causes = list(_causes(error))
+
+    def is_a(*kinds: type) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    page = f"{constants.ENDPOINT}/{name}"
+    cache = hub.get("cache_dir") or constants.HF_HUB_CACHE
+    if is_a(GatedRepoError):
+        return f"'{name}' is gated: accept its licence at {page}, then log in (hf auth login, or token=)"
+    if is_a(RepositoryNotFoundError, HFValidationError):
+        return f"'{name}' is no repository on {constants.ENDPOINT}, or private: check the name, or log in"
+    if is_a(RevisionNotFoundError):
+        return f"'{name}' has no revision '{hub.get('revision')}': see {page}/tree/main for what there is"
+    if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled):
+        if constants.HF_HUB_OFFLINE or hub.get("local_files_only"):
+            return f"'{name}' is not in the cache {cache}, and the hub is switched off: unset HF_HUB_OFFLINE once"
+        return f"'{name}' is not in the cache {cache}, and {constants.ENDPOINT} cannot be reached: check the network"
+    if is_a(EntryNotFoundError):
+        return f"'{name}' lacks a file of a transformers checkpoint ({_line(error)}): choose its -hf version"
+    return f"cannot load '{name}': {_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _line(error: Exception) -> str:

@@ -312,6 +312,29 @@ def test_heads_are_the_heads_of_transformers(built: Built, site: str) -> None:
     assert (got - model(inputs)).abs().max() > 1e-4
 
 
+def test_the_engine_equals_plain_hooks(built: Built) -> None:
+    """What the engine shares, skips and stacks is exact in this family: prefix, restart, batch and decoding."""
+    inputs, model = built.inputs("batch"), built.model
+    first = inputs.tokens.positions("image", 1)[0]
+    runs = [
+        [],
+        [gl.knockout("text - gate", "image", layers=[1])],
+        [gl.knockout("text - gate", "gate", how="zero")],
+        [gl.ablate("last", "mlp_out", layers=[1]), gl.knockout("last", "image", layers=[1], how="zero")],
+        [gl.ablate(inputs.tokens.mask(f"pos[{first}]"), "resid_pre", layers=[1])],
+        [gl.knockout("image", "first_image", layers=[0])],
+    ]
+    many = gl.engine.many.Many(model, inputs, runs)
+    for i, logits in many.each():
+        hooks = gl.interventions.compile_hooks(runs[i], inputs.tokens, model.cfg).pairs
+        want = model.run_with_hooks(inputs, hooks)
+        assert (logits - want)[real(inputs)].abs().max() <= 1e-4, (i, many.plan)
+    together = gl.engine.generate_many(model, inputs, runs[:4], max_new_tokens=4, stop_at_eos=False)
+    for run, got in zip(runs, together, strict=False):
+        alone = model.generate(inputs, run, max_new_tokens=4, stop_at_eos=False, return_type="ids")
+        assert torch.equal(got.token_ids, alone.token_ids)
+
+
 FULL = [(name, label) for name in sorted(CASES) for label in CASES[name].full]
 
 
@@ -322,7 +345,7 @@ def test_full_size_builds_without_weights(name: str, label: str) -> None:
     kind = type(built_class(CASES[name]))
     with torch.device("meta"):
         hf = kind(config)
-    family = family_of(kind.__name__)
+    family = family_of(kind.__name__, config)
     layout = family.layout(config, None)
     model = HookedVLM.from_module(hf, None, layout)
     text = config.get_text_config()

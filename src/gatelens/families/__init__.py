@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
@@ -24,6 +27,7 @@ __all__ = [
     "Layout",
     "Picture",
     "Plan",
+    "adapted",
     "all_families",
     "family_of",
     "register",
@@ -31,19 +35,58 @@ __all__ = [
 ]
 
 _BY_ARCHITECTURE: dict[str, Family] = {}
+_SPECIAL: dict[str, dict[str, Family]] = {}  # families for some configs of an architecture, by name
 
 
 def register(family: Family) -> Family:
-    """Make a family known, and its adapter to TransformerLens. The last one wins."""
-    for architecture in family.architectures:
-        _BY_ARCHITECTURE[architecture] = family
-        if family.adapter is not None:
+    """Make a family known, and its adapter to TransformerLens. The last one wins.
+
+    The adapter of a family with ``when`` must also do for the other configs of its architectures.
+    """
+    _know(family)
+    if family.adapter is not None:
+        for architecture in family.architectures:
             ArchitectureAdapterFactory.register_adapter(architecture, family.adapter)
     return family
 
 
-def family_of(architecture: str) -> Family:
-    """The family of a transformers class name. Raises ModelError naming what is supported."""
+def _know(family: Family) -> None:
+    for architecture in family.architectures:
+        if family.when is None:
+            _BY_ARCHITECTURE[architecture] = family
+        else:
+            _SPECIAL.setdefault(architecture, {})[family.name] = family
+
+
+@contextmanager
+def adapted(architecture: str, family: Family) -> Iterator[None]:
+    """TransformerLens builds the architecture with the family's adapter as long as the block lasts.
+
+    Afterwards it has its own again: importing gatelens changes no bridge that somebody else builds. What
+    TransformerLens lacks it has from the entry points in pyproject.toml, for everybody.
+    """
+    ArchitectureAdapterFactory.discover_entry_points()  # now: later it would warn of what stands here
+    adapters = ArchitectureAdapterFactory._adapters
+    before = adapters.get(architecture)
+    if family.adapter is not None:
+        adapters[architecture] = family.adapter
+    try:
+        yield
+    finally:
+        if before is not None:
+            adapters[architecture] = before
+        elif family.adapter is not None:
+            del adapters[architecture]
+
+
+def family_of(architecture: str, config: Any = None) -> Family:
+    """The family of a transformers class name, and of this config where the class has several.
+
+    Raises ModelError naming what is supported.
+    """
+    for family in _SPECIAL.get(architecture, {}).values():
+        if config is not None and family.when is not None and family.when(config):
+            return family
     if architecture not in _BY_ARCHITECTURE:
         raise ModelError(
             f"no family for '{architecture}': supported are {', '.join(sorted(_BY_ARCHITECTURE))}; "
@@ -54,7 +97,9 @@ def family_of(architecture: str) -> Family:
 
 def all_families() -> tuple[Family, ...]:
     """Every registered family, once, by name."""
-    return tuple(sorted({id(f): f for f in _BY_ARCHITECTURE.values()}.values(), key=lambda f: f.name))
+    special = [family for some in _SPECIAL.values() for family in some.values()]
+    unique = {id(family): family for family in (*_BY_ARCHITECTURE.values(), *special)}
+    return tuple(sorted(unique.values(), key=lambda family: family.name))
 
 
 def _discover() -> None:
@@ -62,7 +107,7 @@ def _discover() -> None:
         if not info.ispkg:
             module = importlib.import_module(f"{__name__}.{info.name}")
             for family in getattr(module, "FAMILIES", None) or (module.FAMILY,):
-                register(family)
+                _know(family)
 
 
 _discover()

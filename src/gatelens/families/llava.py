@@ -22,9 +22,11 @@ def layout(config: Any, processor: Any = None) -> Layout:
     class_token = 1 if vision.model_type == "clip_vision_model" else 0
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0
     geometry = Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2)
+    left = vision.image_size % vision.patch_size  # a strip no patch covers (14 in 384)
+    cell = float(vision.patch_size) if left else None
     return Layout(
         placeholder_id=config.image_token_id,
-        plan=FixedGrid(side, side, geometry, n_leading=class_token - dropped),
+        plan=FixedGrid(side, side, geometry, n_leading=class_token - dropped, cell=cell),
         bos_id=config.text_config.bos_token_id,
         placeholder=getattr(processor, "image_token", "<image>"),
     )

@@ -18,13 +18,15 @@ Tensors = dict[str, Tensor]
 class Family:
     """A kind of VLM.
 
-    ``architectures``: transformers class names it covers. ``adapter``: the TransformerLens architecture
+    ``architectures``: transformers class names it covers. ``when(config)``: which configs of them, where a
+    class is home to several kinds (a LLaVA with another tower). ``adapter``: the TransformerLens architecture
     adapter to register for them, None where TransformerLens has its own. ``layout(config, processor)``:
     its image tokens (``processor`` may be None). ``process(processor, pictures, texts)``: tensors of a
     left-padded batch, where the processor itself cannot be called; ``processor_kwargs``: for every call of
     it where it can. ``complete(hf, tensors)``: what forward needs beside ids, mask and pixels (position
     ids of three streams, token types), for those who give tensors only. ``turn``: a prompt as one user turn,
-    where the tokenizer has no chat template; ``{}`` is the prompt. ``adjust(bridge)``: last touches after
+    where the tokenizer has no chat template; ``{}`` is the prompt. ``adds_later``: whether pictures are added
+    to the residual stream of later layers too. ``adjust(bridge)``: last touches after
     wrapping. ``markers``, ``grid``, ``checkpoints``, ``note``: words for ``gatelens models``.
     """
 
@@ -35,7 +37,9 @@ class Family:
     process: Callable[[Any, list[list[Any]], list[str]], Tensors] | None = None
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     complete: Callable[[Any, Tensors], Tensors] | None = None
+    when: Callable[[Any], bool] | None = None
     adjust: Callable[[Any], None] | None = None
+    adds_later: bool = False
     turn: str = "{}"
     markers: str = ""
     grid: str = ""

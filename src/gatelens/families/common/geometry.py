@@ -17,6 +17,8 @@ class Geometry:
 
     ``processed``: (width, height) the model sees. ``shortest``: resize so that the shorter side is this
     long; ``exact``: resize to this (width, height). Both None: no resize. ``crop``: (width, height).
+    ``longest``: resize so that the longer side is this long and the other at least ``least``, then pad it to a
+    square, the picture in the middle.
     """
 
     processed: tuple[int, int]
@@ -24,6 +26,8 @@ class Geometry:
     exact: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     square: bool = False
+    longest: int | None = None
+    least: int = 1
 
     @staticmethod
     def of(image_processor: Any, processed: tuple[int, int]) -> Geometry:
@@ -40,10 +44,16 @@ class Geometry:
         square = hasattr(image_processor, "pad_to_square") and bool(getattr(image_processor, "do_pad", False))
         return Geometry(crop or exact or processed, shortest, exact, crop, square)
 
-    def boxes(self, size: tuple[int, int], rows: int, cols: int) -> Float[Tensor, "cells 4"]:
-        """Pixel boxes (x0, y0, x1, y1) in a picture of ``size`` (width, height), by rows, clipped to it."""
-        x = _edges(size[0], size, self, axis=0, n=cols)
-        y = _edges(size[1], size, self, axis=1, n=rows)
+    def boxes(
+        self, size: tuple[int, int], rows: int, cols: int, cell: float | None = None
+    ) -> Float[Tensor, "cells 4"]:
+        """Pixel boxes (x0, y0, x1, y1) in a picture of ``size`` (width, height), by rows, clipped to it.
+
+        ``cell``: processed pixels of a cell's side, where the cells leave a strip on the right and below
+        unseen (a tower that cuts 384 pixels into 27 patches of 14); None when they fill the picture.
+        """
+        x = _edges(size[0], size, self, axis=0, n=cols, cell=cell)
+        y = _edges(size[1], size, self, axis=1, n=rows, cell=cell)
         out = torch.empty(rows, cols, 4, dtype=torch.float64)
         out[..., 0], out[..., 2] = x[:-1], x[1:]
         out[..., 1], out[..., 3] = y[:-1, None], y[1:, None]
@@ -54,8 +64,14 @@ def _read(size: Any, key: str) -> Any:
     return size.get(key) if hasattr(size, "get") else getattr(size, key, None)
 
 
-def _edges(length: int, size: tuple[int, int], how: Geometry, axis: int, n: int) -> Tensor:
+def _edges(
+    length: int, size: tuple[int, int], how: Geometry, axis: int, n: int, cell: float | None = None
+) -> Tensor:
     """Original pixel coordinates of the n+1 cell edges along one axis."""
+    if how.longest is not None:
+        resized = max(round(length * (how.longest / max(size))), how.least)
+        edges = torch.arange(n + 1, dtype=torch.float64) * (how.longest / n if cell is None else cell)
+        return ((edges - (how.longest - resized) // 2) * (length / resized)).clamp(0, length)
     padded = max(size) if how.square else length
     before_resize = (padded - length) // 2
     if how.shortest is not None:
@@ -71,5 +87,5 @@ def _edges(length: int, size: tuple[int, int], how: Geometry, axis: int, n: int)
     if start < 0:
         padding = math.ceil((max(seen, resized) - resized) / 2)
         start = -padding
-    edges = torch.arange(n + 1, dtype=torch.float64) * (seen / n) + start
+    edges = torch.arange(n + 1, dtype=torch.float64) * (seen / n if cell is None else cell) + start
     return (edges * (padded / resized) - before_resize).clamp(0, length)

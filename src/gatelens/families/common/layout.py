@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -42,9 +43,11 @@ class Layout:
     tokens of one picture (row breaks, tile markers). ``bos_id`` is what a prompt starts with.
     ``placeholder``: what the processor looks for in a prompt; ``written``: what a person writes for a picture
     when that takes more (``<image>`` in a prompt is replaced by it). ``evidence``: names of tensors with a
-    row a picture that ``plan`` reads. ``two_way``: whether ``image`` tokens of a picture, or the whole
-    ``prompt``, attend in both directions. ``pixels``: whether rows of ``pixel_values`` go by ``picture``
-    or by ``example``.
+    row a picture that ``plan`` reads, ``evidence_by_prompt``: with a row a prompt. ``two_way``: whether
+    ``image`` tokens of a picture, or the whole ``prompt``, attend in both directions. ``pixels``: whether
+    rows of ``pixel_values`` go by ``picture`` or by ``example``. ``within``: whether the ids between two
+    placeholders stand inside one picture, where that takes more than being ``inner_ids``. ``process``: goes
+    before ``Family.process``, for processing that needs numbers of the config.
     """
 
     placeholder_id: int
@@ -57,8 +60,11 @@ class Layout:
     placeholder: str = "<image>"
     written: str | None = None
     evidence: tuple[str, ...] = ()
+    evidence_by_prompt: tuple[str, ...] = ()
     two_way: str | None = None
     pixels: str = "picture"
+    within: Callable[[list[int]], bool] | None = None
+    process: Callable[[Any, list[list[Any]], list[str]], dict[str, Tensor]] | None = None
 
     @property
     def boi_id(self) -> int | None:
@@ -69,6 +75,12 @@ class Layout:
     def eoi_id(self) -> int | None:
         """The end-of-image marker; None without one."""
         return min(self.eoi_ids, default=None)
+
+    def joins(self, between: list[int]) -> bool:
+        """Whether image tokens with these ids between them belong to one stretch."""
+        if not between or self.within is None:
+            return all(i in self.inner_ids for i in between)
+        return self.within(between)
 
 
 @dataclass
@@ -121,7 +133,8 @@ def read(
         if 0 in mask[b][start:]:
             raise InputError(f"prompt {b} is padded on its right or inside: pad on the left only")
         given = None if image_sizes is None else list(image_sizes[b])
-        pictures = _pictures(layout, ids[b], start, b, given, evidence, seen)
+        own = _row_of_prompt(layout, tensors or {}, b, batch)
+        pictures = _pictures(layout, ids[b], start, b, given, evidence, seen, own)
         plans.append([one.plan for one in pictures if not one.drawn])
         seen += len(plans[-1])
         for i, one in enumerate(pictures):
@@ -133,10 +146,9 @@ def read(
         sizes.append(tuple(one.plan.size for one in pictures))
         _markers(layout, ids[b], start, [one.positions for one in pictures], roles[b], image_index[b])
         _text(layout, ids[b], start, roles[b], image_index[b], len(pictures))
-        if layout.two_way == "image":
-            block[b] = torch.where(roles[b] == Role.IMAGE, image_index[b], -1)
-        elif layout.two_way == "prompt":
-            block[b, start:] = 0
+        if layout.two_way is not None:
+            types = (tensors or {}).get("token_type_ids")
+            block[b] = _two_way(layout, roles[b], image_index[b], None if types is None else types[b])
     names = strings if strings is not None else [[str(t) for t in example] for example in ids]
     return (
         TokenMap(
@@ -155,20 +167,37 @@ def read(
     )
 
 
+def _two_way(layout: Layout, roles: Tensor, image_index: Tensor, types: Tensor | None) -> Tensor:
+    """Numbers of the blocks that attend both ways. ``types``: transformers' token types, where given.
+
+    They are 1 at pictures where those attend both ways, and 0 in a prompt that does (1 in what follows it).
+    """
+    if layout.two_way == "image":
+        mine, number = roles == Role.IMAGE, image_index
+        return torch.where(mine if types is None else mine & (types.cpu() == 1), number, -1)
+    mine = roles != Role.PAD
+    return torch.where(mine if types is None else mine & (types.cpu() == 0), 0, -1)
+
+
+def _row_of_prompt(layout: Layout, tensors: Mapping[str, Tensor], b: int, batch: int) -> dict[str, Tensor]:
+    """The row of prompt ``b`` of each tensor in ``layout.evidence_by_prompt``. Raises InputError."""
+    found = {name: tensors[name] for name in layout.evidence_by_prompt if name in tensors}
+    for name, tensor in found.items():
+        if len(tensor) != batch:
+            raise InputError(f"{name} has {len(tensor)} rows for {batch} prompts: give one a prompt")
+    return {name: tensor[b] for name, tensor in found.items()}
+
+
 def _runs(layout: Layout, ids: list[int], start: int) -> list[tuple[bool, list[int]]]:
     """Stretches of image tokens of one kind, which nothing but inner ids and markers interrupts."""
     drawn_ids = layout.drawn.ids if layout.drawn is not None else frozenset()
     runs: list[tuple[bool, list[int]]] = []
-    inside = False
     for p in range(start, len(ids)):
         drawn = ids[p] in drawn_ids
         if drawn or ids[p] == layout.placeholder_id:
-            if not inside or runs[-1][0] != drawn:
+            if not runs or runs[-1][0] != drawn or not layout.joins(ids[runs[-1][1][-1] + 1 : p]):
                 runs.append((drawn, []))
             runs[-1][1].append(p)
-            inside = True
-        elif ids[p] not in layout.inner_ids:
-            inside = False
     return runs
 
 
@@ -180,6 +209,7 @@ def _pictures(
     given: list[tuple[int, int]] | None,
     evidence: Mapping[str, Tensor],
     seen: int,
+    own: Mapping[str, Tensor],
 ) -> list[_Found]:
     """A drawn picture may be unfinished; placeholders must make whole pictures."""
     out: list[_Found] = []
@@ -196,7 +226,8 @@ def _pictures(
                     raise InputError(
                         f"prompt {b} has placeholders for more than the {len(given)} picture(s) given"
                     )
-                plan = layout.plan(Picture(size, len(positions) - at, rows))
+                stretch = tuple(ids[positions[at] : positions[-1] + 1])
+                plan = layout.plan(Picture(size, len(positions) - at, {**rows, **own}, stretch))
                 n_given += 1
                 if len(plan) > len(positions) - at or not len(plan):
                     raise InputError(

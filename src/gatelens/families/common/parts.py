@@ -6,7 +6,7 @@ wrapped as TransformerLens knows it, the encoder is a function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,20 +19,28 @@ from ...errors import InputError, ModelError
 class Parts(nn.Module):
     """Behaves as transformers' image-text models: ``input_ids`` and ``pixel_values`` in, logits and cache out.
 
-    Raises ModelError when the placeholder has no row in the decoder's embedding.
+    ``evidence``: names of tensors that go to ``embed_images`` by keyword instead of to the decoder. Raises
+    ModelError when the placeholder has no row in the decoder's embedding.
     """
 
-    def __init__(self, language_model: Any, embed_images: Callable[..., Tensor], placeholder_id: int) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        embed_images: Callable[..., Tensor],
+        placeholder_id: int,
+        evidence: Collection[str] = (),
+    ) -> None:
         super().__init__()
         n_ids = language_model.get_input_embeddings().weight.shape[0]
         if not 0 <= placeholder_id < n_ids:
             raise ModelError(
-                f"placeholder id {placeholder_id} is outside the decoder's vocabulary of {n_ids}: "
-                "choose an id the decoder's embedding has"
+                f"placeholder id {placeholder_id} is outside the decoder's vocabulary of {n_ids}: choose a spare id "
+                "of it and write it once for each picture feature"
             )
         self.language_model = language_model
         self.embed_images = embed_images
         self.placeholder_id = placeholder_id
+        self.evidence = tuple(evidence)
 
     def forward(
         self,
@@ -42,23 +50,11 @@ class Parts(nn.Module):
     ) -> Any:
         """The decoder's output over text embeddings with picture features at the placeholders."""
         embeds = self.language_model.get_input_embeddings()(input_ids)
+        known = {name: kwargs.pop(name) for name in self.evidence if name in kwargs}
         if pixel_values is not None:
-            embeds = self._with_pictures(embeds, input_ids == self.placeholder_id, pixel_values)
+            features = self.embed_images(pixel_values, **known)
+            embeds = _placed(embeds, input_ids == self.placeholder_id, features)
         return self.language_model(inputs_embeds=embeds, **kwargs)
-
-    def _with_pictures(
-        self, embeds: Float[Tensor, "batch pos d_model"], where: Tensor, pixel_values: Tensor
-    ) -> Float[Tensor, "batch pos d_model"]:
-        features = self.embed_images(pixel_values)
-        if features.ndim == 3:
-            features = features.flatten(0, 1)
-        wanted = (int(where.sum()), embeds.shape[-1])
-        if tuple(features.shape) != wanted:
-            raise InputError(
-                f"embed_images gave {tuple(features.shape)} for {wanted[0]} placeholders of width {wanted[1]}: "
-                "return one row of d_model numbers for each placeholder"
-            )
-        return embeds.masked_scatter(where[..., None], features.to(embeds))
 
     @property
     def config(self) -> Any:
@@ -74,3 +70,21 @@ class Parts(nn.Module):
 
     def get_input_embeddings(self) -> Any:
         return self.language_model.get_input_embeddings()
+
+
+def _placed(
+    embeds: Float[Tensor, "batch pos d_model"], where: Tensor, features: Tensor
+) -> Float[Tensor, "batch pos d_model"]:
+    """Features in place of the embeddings of the placeholders, in order. Raises InputError on other shapes."""
+    wanted = (int(where.sum()), embeds.shape[-1])
+    if not isinstance(features, Tensor):
+        raise InputError(
+            f"embed_images gave a {type(features).__name__}: return one tensor, [features, d_model]"
+        )
+    rows = features.flatten(0, 1) if features.ndim == 3 else features
+    if tuple(rows.shape) != wanted:
+        raise InputError(
+            f"embed_images gave {tuple(features.shape)} for {wanted[0]} placeholders of width {wanted[1]}: "
+            "return one row of d_model numbers for each placeholder"
+        )
+    return embeds.masked_scatter(where[..., None], rows.to(embeds))

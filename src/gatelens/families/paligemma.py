@@ -1,0 +1,121 @@
+"""PaliGemma and PaliGemma 2: a SigLIP tower, a Gemma or Gemma 2 decoder, and a prompt that attends both ways.
+
+Beyer et al. 2024, arXiv 2407.07726; Steiner et al. 2024, arXiv 2412.03555. TransformerLens has no adapter.
+Pictures stand first, without markers, then the beginning-of-sequence token, the words and a newline. Only what
+is generated attends backwards alone. Positions count from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge.generalized_components import (
+    BlockBridge,
+    RMSNormalizationBridge,
+    SiglipVisionEncoderBridge,
+    VisionProjectionBridge,
+)
+from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
+
+from ..inputs import position_ids
+from .common.base import Family
+from .common.geometry import Geometry
+from .common.layout import Layout
+from .common.plan import FixedGrid
+from .common.processing import Pictures, picture_tensors, prepare_batch
+
+
+class PaliGemmaArchitectureAdapter(Gemma2ArchitectureAdapter):
+    """TransformerLens adapter for PaliGemmaForConditionalGeneration; Gemma 2's blocks have four norms, Gemma's two."""
+
+    _testing_lm_attr = "model.language_model"
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.cfg.is_multimodal = True
+        self.cfg.attn_implementation = "eager"
+        self._extract_vision_dims(cfg)
+        self._reprefix_components("model.", "model.language_model.")
+        assert self.component_mapping is not None
+        self.component_mapping["vision_encoder"] = SiglipVisionEncoderBridge(
+            name="model.vision_tower", config=self.cfg
+        )
+        self.component_mapping["vision_projector"] = VisionProjectionBridge(
+            name="model.multi_modal_projector"
+        )
+
+    def prepare_model(self, hf_model: Any) -> None:
+        super().prepare_model(hf_model)
+        if hf_model.config.text_config.model_type == "gemma":
+            assert self.component_mapping is not None
+            kept = self.component_mapping["blocks"].submodules
+            self.component_mapping["blocks"] = BlockBridge(
+                name="model.language_model.layers",
+                submodules={
+                    "ln1": kept["ln1"],
+                    "ln2": RMSNormalizationBridge(name="post_attention_layernorm", config=self.cfg),
+                    "attn": kept["attn"],
+                    "mlp": kept["mlp"],
+                },
+            )
+
+
+def layout(config: Any, processor: Any = None) -> Layout:
+    """Image tokens of a PaliGemma checkpoint: every patch of the tower is one."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    geometry = Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2)
+    return Layout(
+        placeholder_id=config.image_token_id,
+        plan=FixedGrid(side, side, geometry),
+        bos_id=config.text_config.bos_token_id,
+        two_way="prompt",
+    )
+
+
+def process(processor: Any, pictures: Pictures, texts: list[str]) -> dict[str, Tensor]:
+    """As PaliGemma was trained: the beginning-of-sequence token after the last picture, a newline at the end.
+
+    The processor writes the same, but wants a picture in every prompt.
+    """
+    bos = processor.tokenizer.bos_token
+    written = []
+    for text in texts:
+        before, picture, after = text.rpartition(processor.image_token)
+        written.append(f"{before}{picture}{bos}{after}\n")
+    one = processor.image_token * processor.image_seq_length
+    found = picture_tensors(processor, pictures)
+    return prepare_batch(
+        processor, written, [one] * sum(len(p) for p in pictures), processor.image_token, **found
+    )
+
+
+def complete(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Positions from 1, and the whole prompt as what attends both ways, unless the caller says otherwise."""
+    added: dict[str, Tensor] = {}
+    from_zero = position_ids(tensors["attention_mask"])
+    if torch.equal(tensors["position_ids"], from_zero):
+        added["position_ids"] = from_zero + 1
+    if "token_type_ids" not in tensors:
+        added["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
+    return added
+
+
+FAMILY = Family(
+    name="paligemma",
+    architectures=("PaliGemmaForConditionalGeneration",),
+    layout=layout,
+    adapter=PaliGemmaArchitectureAdapter,
+    process=process,
+    complete=complete,
+    markers="none",
+    grid="16x16 of 224x224 pixels (32x32 of 448, 64x64 of 896)",
+    checkpoints=(
+        "google/paligemma-3b-mix-224",
+        "google/paligemma2-3b-mix-224",
+        "google/paligemma2-28b-mix-224",
+    ),
+    note="the whole prompt attends both ways; Gemma or Gemma 2 decoder (softcap, window layers)",
+)
