@@ -27,9 +27,9 @@ from .families import Family, Layout, adapted, family_of
 from .families.common import towers
 from .families.common.attention import install as install_attention
 from .families.common.attention import windows
-from .families.common.layout import read as read_layout
 from .families.common.norms import install as install_norms
 from .families.common.parts import Parts
+from .families.common.reading import read as read_layout
 from .inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
 from .kept import DECODER, Kept
 from .tokens import SelectorLike

@@ -16,8 +16,9 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 from ..errors import ModelError
 from .common.base import Family
 from .common.geometry import Geometry
-from .common.layout import Drawn, Layout, token_map
+from .common.layout import Drawn, Layout
 from .common.plan import FixedGrid, Picture, Plan
+from .common.reading import token_map
 
 __all__ = [
     "Drawn",

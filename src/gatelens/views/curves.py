@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from gatelens.errors import DataError
-from gatelens.views.style import Palette, integer_layers, styled
+from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 _ASIDE = "among the class names"  # stands in the table; a panel of its own would only crowd the figure
 

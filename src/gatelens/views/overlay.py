@@ -10,11 +10,10 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.views.style import styled
+from gatelens.views.style import Figure, styled
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as PlainFigure
+
+
+class Figure(PlainFigure):
+    """A figure that shows itself in a notebook, with or without inline plotting switched on."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def integer_layers(axes: Axes, layers: list[int]) -> None:
     axes.set_xlabel("layer")
 
 
-def png(figure: Figure, dpi: int = 160) -> bytes:
+def png(figure: PlainFigure, dpi: int = 160) -> bytes:
     """The figure as PNG bytes (no window, no global state)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())

@@ -68,7 +68,7 @@ def siglip_processor() -> LlavaProcessor:
     return LlavaProcessor(images, make_tokenizer(), patch_size=4, vision_feature_select_strategy="full")
 
 
-CLIP = Case(
+CASE = Case(
     name="llava",
     model=make_llava,
     processor=make_llava_processor,
@@ -87,4 +87,4 @@ SIGLIP = Case(
     unmix=unmix,
     blur=4,
 )
-CASES = [CLIP, SIGLIP]
+CASES = [CASE, SIGLIP]
