@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from gatelens.cli import main
+from gatelens.families import all_families
+from gatelens.interventions import SITES
 from study_helpers import TinyData, picture, synthetic_run
 
 
@@ -75,7 +77,14 @@ def test_tokens(tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    assert "ChameleonForConditionalGeneration" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    out = " ".join(printed.split())
+    for family in all_families():
+        assert family.grid and family.checkpoints and family.markers
+        for words in (family.name, family.markers, family.grid, *family.architectures, *family.checkpoints):
+            assert words in out, words
+    assert "trained organism:gated, organism:open" in out and "Published weights were not run" in out
+    assert all(site in out for site in SITES) and max(map(len, printed.splitlines())) <= 110
 
 
 def test_errors_are_one_line(tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,14 +67,20 @@ def test_a_hook_point_the_model_lacks_is_an_error(tiny: Any, batch: Any) -> None
         run(tiny, batch, Custom("blocks.1.hook_nowhere", boom))
 
 
-def test_an_edit_that_is_discarded_is_an_error(tiny_llava: Any) -> None:
-    """The bridge of the CLIP tower fires its pattern hooks after the fact and throws edits away."""
+def test_an_edit_that_is_discarded_is_an_error(tiny_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens' own bridge of the CLIP tower fires pattern hooks after the fact and throws edits away."""
+    from gatelens.families.common import towers
+    from gatelens.model import HookedVLM
     from intervention_helpers import prompts
+    from tiny_models import make_llava, make_llava_processor
 
-    name = "vision_encoder.encoder_layers.0.attn.hook_pattern"
+    edit = Custom("vision_encoder.encoder_layers.0.attn.hook_pattern", lambda tensor, hook=None: tensor * 0)
     inputs = prompts(tiny_llava)
+    assert (run(tiny_llava, inputs, edit) - tiny_llava(inputs)).abs().max() > 1e-3  # ours takes them
+    monkeypatch.setattr(towers, "install", lambda bridge: None)
+    bare = HookedVLM.from_module(make_llava(), make_llava_processor())
     with pytest.raises(InterventionError, match="discards the edit"):
-        run(tiny_llava, inputs, Custom(name, lambda tensor, hook=None: tensor * 0))
+        run(bare, inputs, edit)
 
 
 def test_interventions_of_ones_own_compose(tiny: Any, batch: Any) -> None:

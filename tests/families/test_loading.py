@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,20 +201,39 @@ def test_a_damaged_folder(tmp_path: Path) -> None:
         HookedVLM.from_pretrained(str(tmp_path))
 
 
-def test_a_cached_checkpoint_needs_no_network(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """A cache laid out as the hub's client does: offline it is all there is, and it is enough."""
+def in_cache(folder: Path, cache: Path) -> None:
+    """Lay a checkpoint out as the hub's client does."""
     revision = "0123456789abcdef0123456789abcdef01234567"
-    repo = tmp_path / "models--some--model"
+    repo = cache / "models--some--model"
     snapshot = repo / "snapshots" / revision
     snapshot.mkdir(parents=True)
     for file in folder.iterdir():
         (snapshot / file.name).write_bytes(file.read_bytes())
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(revision)
+
+
+def test_a_cached_checkpoint_needs_no_network(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    in_cache(folder, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = HookedVLM.from_pretrained("some/model", cache_dir=str(tmp_path))
     plain = HookedVLM.from_pretrained(str(folder))
     assert torch.equal(model(prompt(model)), plain(prompt(plain)))
+
+
+def test_hf_home_and_offline_are_heeded(folder: Path, tmp_path: Path) -> None:
+    in_cache(folder, tmp_path / "hub")
+    program = "from gatelens.model import HookedVLM as H; print(H.from_pretrained('{}'))"
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    for name, expected in {
+        "some/model": "HookedVLM(llava, 3 layers",
+        "some/other": "is not in the cache",
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(name)], env=env, capture_output=True, text=True, check=False
+        )
+        said = done.stdout if name == "some/model" else done.stderr.splitlines()[-1]
+        assert expected in said and (name == "some/model" or str(tmp_path / "hub") in said), done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")

@@ -64,8 +64,6 @@ class FiresInside(GeneralizedComponent):
     def fire(self, module: Any, args: Any, output: Any) -> Any:
         """The forward hook of the wrapped module."""
         point: Any = self._modules["hook_out"]
-        if not watched(point):
-            return None
         if isinstance(output, tuple):
             return (point(output[0]), *output[1:])
         if isinstance(output, Tensor):
@@ -73,9 +71,7 @@ class FiresInside(GeneralizedComponent):
         before = output.last_hidden_state
         output.last_hidden_state = point(before)
         states = output.get("hidden_states")
-        if (
-            states and states[-1] is before
-        ):  # where the last recorded state is the output, features come from it
+        if states and states[-1] is before:  # the last recorded state is the output itself
             output.hidden_states = (*states[:-1], output.last_hidden_state)
         return output
 
