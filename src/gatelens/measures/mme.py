@@ -1,0 +1,142 @@
+"""MME: yes-no questions in pairs about one picture (Fu et al. 2023, arXiv 2306.13394).
+
+Every picture of the benchmark has two questions, one whose answer is yes and one whose answer is no. ACC is the
+share of questions answered rightly, ACC+ the share of pictures with both answered rightly: chance is 50 % and
+25 %. A subset's score is their sum in per cent, 200 at most; perception adds up ten subsets, cognition four.
+An answer counts by its first four characters in lower case, as in the benchmark's released evaluation: "yes"
+in them is yes, else "no" in them is no ("not", "none", "know" …); anything else is neither, and wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from gatelens.errors import DataError
+from gatelens.measures.stats import bootstrap_replicates
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SUBSETS = PERCEPTION + COGNITION
+COLUMNS = ("subset", "picture", "prediction", "answer")
+ALL, MEAN = "all", "mean of subsets"
+
+# Kaduri et al. 2025 (arXiv 2411.17491), InternVL2-76B on MME's 14 subsets, as reported there: ACC and ACC+ in
+# per cent, and tokens of context. Their counts do not add up to one rule: 1,695 - 60 leaves 1,635 image tokens,
+# of which 5 % are 82 and 2 % are 33, so their rows with K hold 58 to 59 tokens beyond "query only" and K.
+REPORTED_COMPRESSED_CONTEXT = MappingProxyType(
+    {
+        "full": (84.83, 70.60, 1695),
+        "K = 5 %": (81.46, 64.52, 201),
+        "K = 2 %": (77.16, 55.94, 151),
+        "query only": (61.03, 28.45, 60),
+        "description re-prompt": (73.21, 56.14, 172),
+    }
+)
+
+
+def yes_or_no(answer: str) -> str:
+    """``yes``, ``no`` or ``other``, by the first four characters."""
+    start = answer.strip().lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def mme(
+    rows: pd.DataFrame | Iterable[tuple[str, str, str, str]], n_boot: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """ACC and ACC+ of each subset, of all questions together, and as the mean over subsets.
+
+    Args:
+        rows: one a question: subset (any name; those of :data:`SUBSETS` are MME's), picture (unique within its
+            subset), prediction (the model's words) and answer ("yes" or "no").
+        n_boot, seed: of the 95 % bootstrap intervals, which draw pictures, not questions.
+
+    Returns:
+        ``subset, acc, acc_low, acc_high, acc_plus, acc_plus_low, acc_plus_high, score, n_pictures, n_questions,
+        n_other``: shares from 0 to 1, the score up to 200, answers that are neither yes nor no. Subsets in
+        MME's order, others after them; then ``all``, every question weighing the same, and ``mean of subsets``,
+        every subset weighing the same, whose intervals draw pictures within each subset.
+
+    Raises:
+        DataError: no rows, columns missing, an answer that is neither yes nor no, or a picture without two.
+    """
+    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(COLUMNS))
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise DataError(f"mme: column {missing[0]!r} is missing; give {', '.join(COLUMNS)}")
+    if table.empty:
+        raise DataError("mme: no rows; give two questions for each picture")
+    wanted = table.answer.astype(str).str.strip().str.lower()
+    if not wanted.isin(["yes", "no"]).all():
+        odd = table[~wanted.isin(["yes", "no"])].iloc[0]
+        raise DataError(f"mme: answer {odd.answer!r} of picture {odd.picture!r} is neither yes nor no")
+    said = table.prediction.astype(str).map(yes_or_no)
+    marked = table.assign(right=(said == wanted).astype(int), other=(said == "other").astype(int))
+    pictures = marked.groupby(["subset", "picture"], sort=False).agg(
+        right=("right", "sum"), n=("right", "size"), other=("other", "sum")
+    )
+    if not (pictures.n == 2).all():
+        (subset, picture), n = next((i, int(n)) for i, n in pictures.n.items() if n != 2)
+        raise DataError(f"mme: picture {picture!r} of {subset!r} has {n} question(s); MME has two a picture")
+    found = list(dict.fromkeys(table.subset))
+    order = [name for name in SUBSETS if name in found] + [name for name in found if name not in SUBSETS]
+    drawn: list[np.ndarray] = []
+    out = []
+    for name in order:
+        part = pictures.loc[name]
+        drawn.append(_replicates(part.right.to_numpy(), n_boot, seed))
+        out.append(_row(name, part, drawn[-1]))
+    out.append(_row(ALL, pictures, _replicates(pictures.right.to_numpy(), n_boot, seed)))
+    one_each = pd.DataFrame(out[:-1])
+    apart = [
+        _replicates(pictures.loc[name].right.to_numpy(), n_boot, seed + i) for i, name in enumerate(order)
+    ]
+    mean = _row(MEAN, pictures, np.mean(apart, axis=0))
+    mean.update(acc=one_each.acc.mean(), acc_plus=one_each.acc_plus.mean(), score=one_each.score.mean())
+    return pd.DataFrame([*out, mean])
+
+
+def totals(table: pd.DataFrame) -> dict[str, float]:
+    """MME's own two numbers: the sums of the scores of the perception (≤ 2,000) and cognition (≤ 800) subsets.
+
+    Raises:
+        DataError: a subset of MME is not in the table of :func:`mme`.
+    """
+    scores = dict(zip(table.subset, table.score, strict=True))
+    missing = [name for name in SUBSETS if name not in scores]
+    if missing:
+        raise DataError(f"mme: no subset {missing[0]!r}; the totals need all {len(SUBSETS)}")
+    return {
+        "perception": sum(scores[name] for name in PERCEPTION),
+        "cognition": sum(scores[name] for name in COGNITION),
+    }
+
+
+def _replicates(right: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """[2, boot]: ACC and ACC+ when pictures are drawn again."""
+    acc = bootstrap_replicates(lambda r: r.mean(axis=-1) / 2, right, n_boot=n_boot, seed=seed)
+    plus = bootstrap_replicates(lambda r: (r == 2).mean(axis=-1), right, n_boot=n_boot, seed=seed)
+    return np.stack([acc, plus])
+
+
+def _row(name: str, part: pd.DataFrame, drawn: np.ndarray) -> dict[str, float | str | int]:
+    acc, plus = float(part.right.mean() / 2), float((part.right == 2).mean())
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
+    return {
+        "subset": name,
+        "acc": acc,
+        "acc_low": float(low[0]),
+        "acc_high": float(high[0]),
+        "acc_plus": plus,
+        "acc_plus_low": float(low[1]),
+        "acc_plus_high": float(high[1]),
+        "score": 100 * (acc + plus),
+        "n_pictures": len(part),
+        "n_questions": 2 * len(part),
+        "n_other": int(part.other.sum()),
+    }
