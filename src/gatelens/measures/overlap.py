@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
+from gatelens.measures.modality_gap import cosine_spread
+from gatelens.measures.neighbours import Metric, nearest
 
 
 def distribution_overlap(
@@ -33,23 +35,61 @@ def distribution_overlap(
 def neighbourhood_overlap(
     x: Float[Tensor, "sample feature"], labels: Int[Tensor, " sample"], k: int = 30
 ) -> Float[Tensor, " sample"]:
-    """Share of the ``k`` nearest neighbours (Euclidean, self excluded) with the same label (NG's χ is the
-    mean).
+    """Share of the ``k`` nearest neighbours (Euclidean, self excluded) with the same label.
+
+    NG's χ^{l,gt} is the mean over samples: ``(1/n) Σ_i (1/k) Σ_{j in N_k(i)} [y_j = y_i]``. Unrelated labels
+    give :func:`overlap_by_chance`.
 
     Raises:
-        DataError: fewer than ``k + 1`` samples.
+        DataError: fewer than ``k + 1`` samples, or labels of another length.
     """
-    n = x.shape[0]
-    if n <= k:
-        raise DataError(f"neighbourhood_overlap: k={k} neighbours need at least {k + 1} samples, got {n}")
-    distance = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    distance.fill_diagonal_(float("inf"))
-    nearest = distance.topk(k, largest=False).indices
-    labels = labels.to(nearest.device)
-    return (labels[nearest] == labels[:, None]).float().mean(-1)
+    if x.shape[0] <= k:
+        raise DataError(
+            f"neighbourhood_overlap: k={k} neighbours need at least {k + 1} samples, got {x.shape[0]}"
+        )
+    labels = labels.cpu()
+    if labels.shape != x.shape[:1]:
+        raise DataError(
+            f"neighbourhood_overlap: {len(x)} samples but labels {tuple(labels.shape)}; give one a sample"
+        )
+    return (labels[nearest(x, k).indices] == labels[:, None]).float().mean(-1)
+
+
+def overlap_by_chance(labels: Int[Tensor, " sample"]) -> float:
+    """The χ^{l,gt} expected when neighbours are drawn at random: ``Σ_c n_c (n_c − 1) / (n (n − 1))``."""
+    count = labels.cpu().unique(return_counts=True)[1].double()
+    n = float(count.sum())
+    if n < 2:
+        raise DataError("overlap_by_chance: one sample has no neighbour; give at least two")
+    return float((count * (count - 1)).sum() / (n * (n - 1)))
+
+
+def representation_overlap(
+    a: Float[Tensor, "sample feature_a"],
+    b: Float[Tensor, "sample feature_b"],
+    k: int = 30,
+    metric: Metric = "euclidean",
+) -> Float[Tensor, " sample"]:
+    """Share of each sample's ``k`` nearest neighbours that two representations of it have in common.
+
+    χ(a, b) is the mean over samples: ``(1/n) Σ_i |N_k^a(i) ∩ N_k^b(i)| / k`` (Doimo, Glielmo, Ansuini, Laio,
+    NeurIPS 2020). Unrelated representations give k / (n − 1).
+
+    Raises:
+        DataError: a different number of samples, or fewer than ``k + 1``.
+    """
+    if a.shape[0] != b.shape[0]:
+        raise DataError(
+            f"representation_overlap: {a.shape[0]} and {b.shape[0]} samples; give the same ones in one order"
+        )
+    first, second = nearest(a, k, metric).indices, nearest(b, k, metric).indices
+    both, _ = torch.cat([first, second], dim=1).sort(-1)
+    return (both[:, 1:] == both[:, :-1]).sum(-1).float() / k
 
 
 def median_cosine(a: Float[Tensor, "n_a feature"], b: Float[Tensor, "n_b feature"]) -> Float[Tensor, ""]:
-    """Median over all pairs of |cos(a_i, b_j)|: NG's measure of the gap between image and text tokens."""
-    unit = torch.nn.functional.normalize
-    return (unit(a.float(), dim=-1) @ unit(b.float(), dim=-1).T).abs().median()
+    """Median over all pairs of |cos(a_i, b_j)|, to 5e-7: NG's measure of the gap between image and text tokens.
+
+    :func:`gatelens.measures.modality_gap.cosine_spread` gives the whole distribution.
+    """
+    return torch.tensor(cosine_spread(a, b).median)

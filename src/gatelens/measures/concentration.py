@@ -1,0 +1,189 @@
+"""How few of many parts carry an effect: greedy search over sets, and how sure its answer is.
+
+The parts may be anything; what a set of them leaves is asked of a function. Used for token positions whose
+reading is cut (:mod:`gatelens.studies.gate_finder`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from gatelens.errors import DataError
+from gatelens.measures.stats import bootstrap_replicates
+
+Item = TypeVar("Item")
+Remains = Callable[[Sequence[tuple[Item, ...]]], Sequence[float]]
+
+
+def label_information(
+    log_probs: Float[np.ndarray, "example label"], labels: Int[np.ndarray, " example"]
+) -> Float[np.ndarray, " example"]:
+    """What the answers know of their own example, in nats: ``log p_i(y_i) − (1/n) Σ_j log p_i(y_j)``.
+
+    The mean over examples is exactly 0 when every example has the same answer distribution, whatever that
+    is. ``log_probs[i, c]`` is the log-probability of label ``c``.
+
+    Raises:
+        DataError: shapes that do not fit, or a label that is no column.
+    """
+    values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 2 or index.shape != values.shape[:1] or not len(index):
+        raise DataError(
+            f"label_information: log_probs {values.shape} and labels {index.shape} do not fit; give [n, c] and [n]"
+        )
+    if index.min() < 0 or index.max() >= values.shape[1]:
+        raise DataError(f"label_information: labels must be columns 0 to {values.shape[1] - 1}")
+    return values[np.arange(len(index)), index] - values[:, index].mean(axis=1)
+
+
+def naming_p_value(
+    log_probs: Float[np.ndarray, "example label"],
+    labels: Int[np.ndarray, " example"],
+    n_permutations: int = 999,
+    seed: int = 0,
+) -> float:
+    """How often the labels, their names shuffled, fit the answers as well as they do: a permutation test.
+
+    A model with random weights answers differently to different classes, so its :func:`label_information` can be
+    far from 0, of either sign; but to it all names are alike, so no assignment of them fits better than another.
+    Small values say that answers name the right classes. It is never below 1 / (n_permutations + 1), nor, with
+    few labels, much below one over the number of their orders.
+    """
+    values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
+    known = label_information(values, index).mean()
+    rng = np.random.default_rng(seed)
+    shuffled = [
+        label_information(values[:, rng.permutation(values.shape[1])], index).mean()
+        for _ in range(n_permutations)
+    ]
+    return (1 + sum(one >= known - 1e-12 for one in shuffled)) / (1 + n_permutations)
+
+
+def share_removed(
+    none: Float[np.ndarray, "... example"],
+    cut: Float[np.ndarray, "... example"],
+    floor: Float[np.ndarray, "... example"],
+    chance: float = 0.0,
+) -> Float[np.ndarray, "..."]:
+    """``(none − cut) / (none − max(floor, chance))`` of the means over examples; nan where that is not worth a
+    division.
+
+    ``none``: scores with nothing cut, ``floor``: with everything cut, ``chance``: the least a score can mean.
+    """
+    worth = np.mean(none, axis=-1) - np.maximum(np.mean(floor, axis=-1), chance)
+    drop = np.mean(none, axis=-1) - np.mean(cut, axis=-1)
+    return np.where(worth > 1e-9, drop / np.where(worth > 1e-9, worth, 1.0), np.nan)
+
+
+def greedy_order(
+    remains: Remains[Item],
+    items: Sequence[Item],
+    steps: int,
+    enough: Callable[[tuple[Item, ...]], bool] | None = None,
+) -> list[Item]:
+    """All items, the first ``steps`` chosen greedily: each is the one that, with those before it, leaves least.
+
+    Every step asks ``remains`` about each item left, together with all chosen before. After ``steps``, or as
+    soon as ``enough(chosen)``, the rest follow in the order of the last step's answers.
+    """
+    chosen: list[Item] = []
+    left = list(items)
+    while left:
+        values = [float(v) for v in remains([(*chosen, item) for item in left])]
+        order = sorted(range(len(left)), key=values.__getitem__)
+        chosen.append(left[order[0]])
+        left = [left[i] for i in order[1:]]
+        if len(chosen) >= steps or (enough is not None and enough(tuple(chosen))):
+            break
+    return [*chosen, *left]
+
+
+def prune(enough: Callable[[tuple[Item, ...]], bool], items: Sequence[Item]) -> list[Item]:
+    """The items without those that can go, tried one by one in order, the set staying ``enough``.
+
+    Finds sets that a greedy search misses: of two parts that can each stand in for the other, neither has any
+    effect alone.
+    """
+    kept = list(items)
+    for item in items:
+        without = [other for other in kept if other != item]
+        if without and enough(tuple(without)):
+            kept = without
+    return kept
+
+
+def set_sizes(n: int, every: int = 16, growth: float = 1.25) -> list[int]:
+    """Sizes of sets to measure: each up to ``every``, then ``growth`` times larger each, and ``n``."""
+    sizes = list(range(1, min(n, every) + 1))
+    while sizes and sizes[-1] < n:
+        sizes.append(min(n, math.ceil(sizes[-1] * growth)))
+    return sizes
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """The smallest measured set that carries the wanted part: its size, and the share it carries.
+
+    ``low`` and ``high`` are the 95 % bootstrap interval of the size over examples, along the one path; a
+    replicate that never gets there counts as the largest size. ``size`` is None when no set does.
+    """
+
+    size: int | None
+    low: int
+    high: int
+    share: float
+    share_low: float
+    share_high: float
+
+
+def smallest_carrying(
+    none: Float[np.ndarray, " example"],
+    floor: Float[np.ndarray, " example"],
+    path: Mapping[int, Float[np.ndarray, " example"]],
+    chance: float = 0.0,
+    part: float = 0.9,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Carriers:
+    """The first size on a path of growing sets at which :func:`share_removed` reaches ``part``.
+
+    ``path``: size of the set to the scores with it cut.
+
+    Raises:
+        DataError: an empty path, or ``part`` outside (0, 1].
+    """
+    if not path:
+        raise DataError("smallest_carrying: the path holds no set; measure at least one")
+    if not 0 < part <= 1:
+        raise DataError(f"smallest_carrying: part {part} is outside (0, 1]; 0.9 means 90 %")
+    sizes = sorted(path)
+
+    def replicates(cut: np.ndarray) -> np.ndarray:
+        def statistic(n: np.ndarray, c: np.ndarray, f: np.ndarray) -> np.ndarray:
+            return share_removed(n, c, f, chance)
+
+        return bootstrap_replicates(statistic, none, cut, floor, n_boot=n_boot, seed=seed)
+
+    point = np.array([share_removed(none, path[k], floor, chance) for k in sizes])
+    drawn = np.stack([replicates(path[k]) for k in sizes])  # the same draws of examples for every size
+    first = np.where((drawn >= part).any(axis=0), (drawn >= part).argmax(axis=0), len(sizes) - 1)
+    low, high = np.percentile(np.array(sizes)[first], [2.5, 97.5], method="nearest")
+    reached = np.flatnonzero(point >= part)
+    at = int(reached[0]) if len(reached) else len(sizes) - 1
+    # a replicate in which the whole is worth nothing has no share
+    bounds = drawn[at][np.isfinite(drawn[at])]
+    share_low, share_high = np.percentile(bounds, [2.5, 97.5]) if len(bounds) else (np.nan, np.nan)
+    return Carriers(
+        sizes[at] if len(reached) else None,
+        int(low),
+        int(high),
+        float(point[at]),
+        float(share_low),
+        float(share_high),
+    )

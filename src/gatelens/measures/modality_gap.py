@@ -1,0 +1,188 @@
+"""How far image tokens stand from text tokens: cosines of pairs, and clusters that hold one modality only.
+
+NG, section 3: in models trained natively on both, |cos| of image and text tokens stays near 0 and clusters
+are of one modality; in models that only write text the two mix in the middle layers. One call measures one
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatelens.errors import DataError
+from gatelens.measures.density_peaks import density_peaks, knn_density
+from gatelens.measures.intrinsic_dimension import gride
+from gatelens.measures.neighbours import check_points, distinct, nearest
+
+_LEVELS = 1 << 20
+"""|cos| is counted in steps of one part in this many: order statistics are right to half a step, 5e-7."""
+
+
+@dataclass(frozen=True)
+class CosineSpread:
+    """The distribution of |cos| over pairs of vectors.
+
+    ``quantiles`` maps a probability to its quantile: the order statistic of rank ⌊q (pairs − 1)⌋, so the
+    median of an even number of pairs is the lower of the middle two. ``histogram`` counts pairs in equal bins
+    from 0 to 1, each without its upper edge but the last. ``signed_mean`` is the mean of cos itself.
+    """
+
+    median: float
+    quantiles: dict[float, float]
+    histogram: Int[Tensor, " bin"]
+    mean: float
+    signed_mean: float
+    pairs: int
+
+
+def cosine_spread(
+    a: Float[Tensor, "n_a feature"],
+    b: Float[Tensor, "n_b feature"] | None = None,
+    quantiles: Sequence[float] = (0.05, 0.25, 0.75, 0.95),
+    bins: int = 64,
+    cells: int = 8_000_000,
+) -> CosineSpread:
+    """|cos(a_i, b_j)| over all pairs, or, without ``b``, over the pairs i < j within ``a``.
+
+    NG's modality gap is the median with ``a`` the image tokens and ``b`` the text tokens of one layer, drawn
+    with the quartiles. (Its code takes the pairs i > j there too, about half of them; here all count.)
+    ``cells`` cosines are held at a time.
+
+    Raises:
+        DataError: rows that are zero or not finite, no pair, widths that differ, a quantile outside [0, 1].
+    """
+    for x in (a,) if b is None else (a, b):
+        check_points(x, "cosine_spread", directions=True)
+    if b is not None and a.shape[1] != b.shape[1]:
+        raise DataError(
+            f"cosine_spread: vectors have widths {a.shape[1]} and {b.shape[1]}; compare one layer's"
+        )
+    for q in quantiles:
+        if not 0 <= q <= 1:
+            raise DataError(f"cosine_spread: quantile {q} is outside [0, 1]")
+    if not 1 <= bins <= _LEVELS:
+        raise DataError(f"cosine_spread: bins={bins} is outside 1..{_LEVELS}")
+    left = torch.nn.functional.normalize(a.detach().float(), dim=-1)
+    right = left if b is None else torch.nn.functional.normalize(b.detach().float(), dim=-1).to(left.device)
+    count = torch.zeros(_LEVELS + 1, dtype=torch.int64, device=left.device)
+    histogram = torch.zeros(bins, dtype=torch.int64, device=left.device)
+    total, signed = 0.0, 0.0
+    step = max(1, cells // len(right))
+    for start in range(0, len(left), step):
+        cos = left[start : start + step] @ right.T
+        if b is None:
+            column = torch.arange(len(right), device=left.device)
+            row = torch.arange(start, start + len(cos), device=left.device)
+            cos = cos[column > row[:, None]]
+        size = cos.abs().clamp_max(1).flatten()
+        count += torch.bincount((size * _LEVELS).round().long(), minlength=_LEVELS + 1)
+        histogram += torch.bincount((size * bins).long().clamp_max(bins - 1), minlength=bins)
+        total += float(size.sum(dtype=torch.float64))
+        signed += float(cos.sum(dtype=torch.float64))
+    pairs = int(count.sum())
+    if not pairs:
+        raise DataError("cosine_spread: one vector makes no pair; give at least two")
+    below = count.cumsum(0)
+
+    def quantile(q: float) -> float:
+        rank = torch.tensor(int(q * (pairs - 1)), device=below.device)
+        return int(torch.searchsorted(below, rank, right=True)) / _LEVELS
+
+    return CosineSpread(
+        median=quantile(0.5),
+        quantiles={float(q): quantile(q) for q in quantiles},
+        histogram=histogram.cpu(),
+        mean=total / pairs,
+        signed_mean=signed / pairs,
+        pairs=pairs,
+    )
+
+
+def homogeneity(classes: Int[Tensor, " point"], clusters: Int[Tensor, " point"]) -> float:
+    """``h = 1 − H(C|K) / H(C)``: 1 if every cluster holds one class only, 0 if clusters say nothing of it.
+
+    Rosenberg & Hirschberg, EMNLP-CoNLL 2007, eq. 1, with n_ck points of class c in cluster k of n:
+    ``H(C|K) = −Σ_k Σ_c (n_ck / n) log(n_ck / n_k)`` and ``H(C) = −Σ_c (n_c / n) log(n_c / n)``; h is 1 where
+    H(C) is 0. scikit-learn's ``homogeneity_score`` is the same.
+
+    Raises:
+        DataError: no points, or labels of different length.
+    """
+    if classes.ndim != 1 or classes.shape != clusters.shape or not len(classes):
+        raise DataError(
+            f"homogeneity: classes {tuple(classes.shape)} and clusters {tuple(clusters.shape)} must be one label "
+            f"a point, of the same points"
+        )
+    _, c = classes.cpu().unique(return_inverse=True)
+    _, k = clusters.cpu().unique(return_inverse=True)
+    table, joint = torch.unique(torch.stack([c, k]), dim=1, return_counts=True)
+    n_c, n_k, n_ck = c.bincount().double(), k.bincount().double(), joint.double()
+    entropy = -float((n_c / len(c) * (n_c / len(c)).log()).sum())
+    given = -float((n_ck / len(c) * (n_ck / n_k[table[1]]).log()).sum())
+    return 1.0 if entropy == 0 else min(1.0, max(0.0, 1 - given / entropy))
+
+
+@dataclass(frozen=True)
+class ModalityClusters:
+    """Clusters of one layer's image and text tokens, and how far each holds one modality.
+
+    ``labels`` are the clusters of the points as given. ``repeats`` counts the points left out of the
+    clustering as exact copies of another (they carry its label); ``dimension`` is the intrinsic dimension
+    used, ``halo`` the share of points in a halo.
+    """
+
+    homogeneity: float
+    n_clusters: int
+    labels: Int[Tensor, " point"]
+    dimension: float
+    halo: float
+    repeats: int
+
+
+def modality_clusters(
+    points: Float[Tensor, "point feature"],
+    modality: Int[Tensor, " point"],
+    k: int = 16,
+    z: float = 1.65,
+    maxk: int = 128,
+    dimension: float | None = None,
+) -> ModalityClusters:
+    """Advanced Density Peaks on one layer's tokens, and the homogeneity of its clusters by modality.
+
+    The defaults are NG's: k-NN density with k = 16, Z = 1.65, 128 neighbours by cosine distance, dimension by
+    Gride at the ranks 8 and 16 (the one its code picks), one image and one text token of each of 10,000
+    examples. Exact copies, common at the first layer where a token's vector is its embedding, are clustered
+    once and counted at their full number in the homogeneity; NG's code sets their distance to 2e-16 instead.
+
+    Raises:
+        DataError: fewer than ``max(k, 16) + 1`` distinct points, or labels of another length.
+    """
+    if modality.shape != points.shape[:1]:
+        raise DataError(
+            f"modality_clusters: {len(points)} points but modality {tuple(modality.shape)}; give one a point"
+        )
+    kept, place = distinct(points)
+    need = k if dimension is not None else max(k, 16)
+    if len(kept) <= need:
+        raise DataError(
+            f"modality_clusters: {len(kept)} distinct points of {len(points)}; k={k} needs at least {need + 1}"
+        )
+    near = nearest(points[kept.to(points.device)], min(max(maxk, need), len(kept) - 1), metric="cosine")
+    if dimension is None:
+        dimension = gride(near.distances, 8).value
+    log_density, error = knn_density(near, dimension, k)
+    found = density_peaks(near, log_density, error, k, z)
+    labels = found.labels[place]
+    return ModalityClusters(
+        homogeneity=homogeneity(modality, labels),
+        n_clusters=found.n_clusters,
+        labels=labels,
+        dimension=dimension,
+        halo=float(found.halo[place].float().mean()),
+        repeats=len(points) - len(kept),
+    )
