@@ -1,4 +1,4 @@
-"""Where images, questions and masks come from: emoji scenes, easy-vqa, or a user's own folder.
+"""Where images, questions and masks come from: emoji scenes, easy-vqa, the papers' data, or a user's own folder.
 
 >>> data = load("emoji-scenes")
 >>> data.examples("class", limit=2)[0].prompt
@@ -7,5 +7,6 @@
 
 from gatelens.data.base import Dataset, Example
 from gatelens.data.load import load
+from gatelens.data.presets import Preset, preset
 
-__all__ = ["Dataset", "Example", "load"]
+__all__ = ["Dataset", "Example", "Preset", "load", "preset"]

@@ -11,6 +11,11 @@ from PIL import Image
 TASKS = ("class", "vqa", "caption", "draw")
 
 
+def kind(task: str) -> str:
+    """What a task asks for: ``caption`` of ``caption (coco)``, the name where several data sets give captions."""
+    return task.split(" (", 1)[0]
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One prompt and what is right.
@@ -40,7 +45,11 @@ class Dataset(Protocol):
 
     name: str
     tasks: tuple[str, ...]
-    classes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What can be the answer of the task ``class``."""
+        ...
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
         """The task's examples, ``limit`` of them drawn by ``seed`` (all when ``None``), in a fixed order.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,7 @@ from gatelens.data import prompts
 from gatelens.data.base import Example
 from gatelens.errors import DataError
 
+Made = TypeVar("Made")
 TABLES = ("data.csv", "data.jsonl")
 _ANSWER_COLUMNS = {
     "class": ("label",),
@@ -28,16 +30,22 @@ _ANSWER_COLUMNS = {
 
 
 class Folder:
-    """Examples from a folder. The table is checked whole when it is opened; pictures when they are used."""
+    """Examples from a folder. The table is checked whole when it is opened; pictures when they are used.
 
-    def __init__(self, path: str | Path):
+    With ``skip_bad`` bad rows are left out and listed in ``skipped`` instead of being an error.
+    """
+
+    def __init__(self, path: str | Path, skip_bad: bool = False):
         self.path = Path(path)
         self.name = self.path.name
+        self.skip_bad = skip_bad
+        self.skipped: list[dict[str, Any]] = []
         table = next((self.path / t for t in TABLES if (self.path / t).exists()), None)
         if table is None:
             raise DataError(f"{self.path} has no {' or '.join(TABLES)}; put one beside the pictures")
         self._table = table
-        self._rows = [self._check(number, row) for number, row in _read(table)]
+        checked = [self._kept(number, self._check, number, row) for number, row in _read(table)]
+        self._rows = [row for row in checked if row is not None]
         self.tasks = tuple(t for t in _ANSWER_COLUMNS if any(r["task"] == t for r in self._rows))
         labels = {r["answers"][0] for r in self._rows if r["task"] == "class"}
         self.classes: tuple[str, ...] = tuple(sorted(labels))
@@ -56,7 +64,20 @@ class Folder:
         if limit is not None and limit < len(rows):
             chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])
             rows = [rows[i] for i in chosen]
-        return [self._example(r) for r in rows]
+        found = [self._kept(r["number"], self._example, r) for r in rows]
+        return [e for e in found if e is not None]
+
+    def _kept(self, number: int, make: Callable[..., Made], *arguments: Any) -> Made | None:
+        """What ``make`` makes of a row; None when the row is bad and bad rows are left out."""
+        try:
+            return make(*arguments)
+        except DataError as error:
+            if not self.skip_bad:
+                raise
+            entry = {"data": self.name, "row": number, "why": str(error)}
+            if entry not in self.skipped:
+                self.skipped.append(entry)
+            return None
 
     def _check(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         where = f"{self._table.name} row {number}"

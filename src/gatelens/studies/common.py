@@ -36,13 +36,22 @@ def resolve_model(model: HookedVLM | str, **options: Any) -> HookedVLM:
     return model
 
 
-def resolve_data(data: Dataset | str) -> Dataset:
+def resolve_data(data: Dataset | str, skip_bad: bool = False) -> Dataset:
     """The data set itself, or the one of that name or folder."""
     if isinstance(data, str):
         from gatelens.data import load
 
-        return load(data)
+        return load(data, skip_bad=skip_bad)
     return data
+
+
+def provenance(data: Dataset) -> dict[str, Any]:
+    """What a run's manifest says of its data: the place it came from, where there is a choice, and the bad rows that
+    were skipped, where there were any."""
+    where = getattr(data, "where", "")
+    found: dict[str, Any] = {"data_from": where} if where else {}
+    rows = [f"{r['data']} row {r['row']}: {r['why']}" for r in getattr(data, "skipped", ())]
+    return {**found, "bad_rows_left_out": {"n": len(rows), "rows": rows}} if rows else found
 
 
 def model_name(model: HookedVLM | str) -> str:

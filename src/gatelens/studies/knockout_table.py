@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gatelens.data.base import kind
 from gatelens.engine import generate_many, last_logits
 from gatelens.measures.accuracy import accuracy, restricted_accuracy
 from gatelens.measures.captions import cider_d
@@ -35,6 +36,11 @@ QUERIES = "text - gate"
 IMAGE_SIDE = "boi | image | row_break"
 METRICS = {"class": "class accuracy", "vqa": "VQA accuracy", "caption": "CIDEr-D"}
 RESTRICTED = "class accuracy among the class names"
+
+
+def metric_of(task: str) -> str:
+    """The metric of a task, with the data set's name where several have it: ``CIDEr-D (coco)``."""
+    return METRICS[kind(task)] + task.removeprefix(kind(task))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def outcomes(
     model: HookedVLM, inputs: VLMInputs, task: str, runs: Sequence[Sequence[Any]], max_new_tokens: int
 ) -> Sequence[Tensor | list[str]]:
     """What each run says of one batch: logits Float[batch, d_vocab] for ``class``, else texts."""
-    if task == "class":
+    if kind(task) == "class":
         return last_logits(model, inputs, runs)
     return [out.texts for out in generate_many(model, inputs, runs, max_new_tokens)]
 
@@ -106,7 +112,7 @@ def evaluate(
         ]  # special tokens decode to nothing
     else:
         texts = outcome
-        scored = task == "vqa"
+        scored = kind(task) == "vqa"
         score = (
             [vqa_accuracy(t, e.answers) for t, e in zip(texts, examples, strict=True)] if scored else nothing
         )
@@ -116,11 +122,13 @@ def evaluate(
     return pd.DataFrame({"id": ids, "prediction": texts, "score": score, "restricted": restricted})
 
 
-def score_captions(predictions: pd.DataFrame, examples: Sequence[Example]) -> pd.DataFrame:
+def score_captions(
+    predictions: pd.DataFrame, examples: Sequence[Example], task: str = "caption"
+) -> pd.DataFrame:
     """Fill in the scores of the caption rows, whose word weights need the references of all pictures."""
     references = {e.id: list(e.answers) for e in examples}
     out = predictions.copy()
-    chosen = out[out.task == "caption"]
+    chosen = out[out.task == task]
     for _, part in chosen.groupby(["how", "row", "repeat"], sort=False):
         out.loc[part.index, "score"] = cider_d(list(part.prediction), [references[i] for i in part.id])
     return out
@@ -133,8 +141,8 @@ def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame
     """
     rows = []
     for (how, name, task), part in predictions.groupby(["how", "row", "task"], sort=False):
-        metrics = [(METRICS[task], "score")]
-        if task == "class" and part.restricted.notna().all():
+        metrics = [(metric_of(task), "score")]
+        if kind(task) == "class" and part.restricted.notna().all():
             metrics.append((RESTRICTED, "restricted"))
         for metric, column in metrics:
             values = part.groupby("id", sort=False)[column].mean().to_numpy(dtype=np.float64)

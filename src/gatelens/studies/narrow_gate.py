@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gatelens.data.base import kind
 from gatelens.engine import look
 from gatelens.errors import DataError
 from gatelens.measures.attention import AttentionShare
@@ -31,6 +32,7 @@ from gatelens.studies.common import (
     model_fingerprint,
     model_name,
     prepare,
+    provenance,
     resolve_data,
     resolve_model,
 )
@@ -63,6 +65,7 @@ def narrow_gate(
     caption_tokens: int = 60,
     n_boot: int = 1000,
     batch_size: int | None = None,
+    skip_bad: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
@@ -71,7 +74,8 @@ def narrow_gate(
 
     Args:
         model: a model or its name.
-        data: a data set, its name or a folder; tasks it lacks are left out.
+        data: a data set, its name or a folder (see :func:`gatelens.data.load`); tasks it lacks are left out. The
+            paper's settings: ``narrow_gate(model, out=..., **gatelens.data.preset("paper").arguments())``.
         out: folder of the run; None keeps the tables in memory and draws no figures.
         how: ``"zero"`` (after the softmax, as the paper's code does), ``"mask"`` (before it), ``"both"``.
         limit: at most this many examples a task (and patched pairs).
@@ -81,6 +85,7 @@ def narrow_gate(
         random_tokens, random_repeats: image tokens of the random row, and how often it is drawn anew.
         vqa_tokens, caption_tokens: most tokens generated.
         batch_size: None fits it to the length of the prompts.
+        skip_bad: leave bad rows of data given by name out, and list them in the manifest, instead of stopping.
         device, dtype: where to load a model given by name.
 
     Returns:
@@ -104,10 +109,13 @@ def narrow_gate(
             raise DataError(f"{name}={value} leaves nothing to do; give at least 1")
     name = model_name(model)
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
-    vlm, source = resolve_model(model, **options), resolve_data(data)
+    source = resolve_data(
+        data, skip_bad
+    )  # before the model, which takes longer to load than bad data to find
     wanted = {"class": n_class, "vqa": n_vqa, "caption": n_caption}
     capped = {task: n if limit is None else min(n, limit) for task, n in wanted.items()}
-    drawn = {task: draw(source, task, n, seed) for task, n in capped.items()}
+    tasks = [task for asked in capped for task in source.tasks if kind(task) == asked]
+    drawn = {task: draw(source, task, capped[kind(task)], seed) for task in tasks}
     drawn = {task: found for task, found in drawn.items() if found}
     if not drawn:
         raise DataError(
@@ -115,6 +123,7 @@ def narrow_gate(
             f"{', '.join(source.tasks)})"
         )
     everything = [e for found in drawn.values() for e in found]
+    vlm = resolve_model(model, **options)
     size = batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
     settings = {
         "model": name,
@@ -137,6 +146,7 @@ def narrow_gate(
         "device": str(vlm.device),
         "model_class": type(vlm.hf).__name__,
         "n_layers": int(vlm.cfg.n_layers),
+        **provenance(source),
     }
     run = Run.open(out, study=STUDY, settings=settings, info=info)
     study = _Study(vlm, source, drawn, hows, size, run)
@@ -166,9 +176,12 @@ class _Study:
         self.rows = table.table_rows(self.set["random_tokens"], self.set["random_repeats"])
         self.labels = Labels(self.model)
         pairs = patching.draw_pairs(self.drawn.get("class", []), self.set["n_pairs"], self.set["seed"])
-        looked = next(self.drawn[t] for t in ("vqa", "class", "caption") if t in self.drawn)[
-            : self.set["n_attention"]
-        ]
+        looked = next(
+            found
+            for asked in ("vqa", "class", "caption")
+            for t, found in self.drawn.items()
+            if kind(t) == asked
+        )[: self.set["n_attention"]]
         per_batch = len(self.hows) * sum(row.repeats for row in self.rows)
         tasks = [
             (t, *chunk)
@@ -208,7 +221,7 @@ class _Study:
         """Every row of the knockout table on one batch."""
 
         def compute() -> pd.DataFrame:
-            longest = self.set["max_new_tokens"].get(task, 1)
+            longest = self.set["max_new_tokens"].get(kind(task), 1)
             places = [(how, row, r) for how in self.hows for row in self.rows for r in range(row.repeats)]
             # the unmodified run is the same for every kind of knockout
             keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
@@ -248,7 +261,9 @@ class _Study:
     def _conclude(self, answers: pd.DataFrame, patched: Sequence[pd.DataFrame]) -> None:
         """Tables, verdict and examples from the stored answers; cheap, so always made anew."""
         boot, seed, run = self.set["n_boot"], self.set["seed"], self.run
-        predictions = table.score_captions(answers, self.drawn.get("caption", []))
+        predictions = answers
+        for task in (t for t in self.drawn if kind(t) == "caption"):
+            predictions = table.score_captions(predictions, self.drawn[task], task)
         run.save_table("predictions", predictions)
         run.save_table("knockout", table.summarise(predictions, boot, seed))
         tasks = task_verdicts(predictions, len(self.data.classes), boot, seed)
@@ -272,8 +287,8 @@ class _Study:
         """The first drawn examples of each task with every row's answer: not chosen by what they show."""
         shown = predictions[(predictions.how == self.hows[0]) & (predictions["repeat"] == 0)]
         out = []
-        for task, n in SHOWN.items():
-            for e in self.drawn.get(task, [])[:n]:
+        for task, n in ((t, n) for asked, n in SHOWN.items() for t in self.drawn if kind(t) == asked):
+            for e in self.drawn[task][:n]:
                 part = shown[(shown.task == task) & (shown.id == e.id)]
                 rows = part[["row", "prediction", "score"]].to_dict("records")
                 picture = data_uri(e.image) if e.image is not None else ""

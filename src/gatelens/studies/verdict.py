@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import bootstrap_replicates
-from gatelens.studies.knockout_table import FLOOR, GATE, IMAGE, METRICS, NONE
+from gatelens.studies.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
 
 NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
 MOST = 0.5  # a knockout "removes most" when its interval lies above this share
@@ -40,7 +40,7 @@ def task_verdicts(predictions: pd.DataFrame, n_classes: int, n_boot: int, seed: 
             wide[name].to_numpy(dtype=np.float64) for name in (NONE, GATE, IMAGE, FLOOR)
         )
         chance = 1 / n_classes if task == "class" and n_classes > 1 else 0.0
-        row: dict[str, Any] = {"how": how, "task": task, "metric": METRICS[task], "n": len(wide)}
+        row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
         row |= {"none": none.mean(), "floor": max(floor.mean(), chance)}
         row["worth"] = row["none"] - row["floor"]
         draws = _shares(none, gate, image, floor, chance, n_boot, seed)

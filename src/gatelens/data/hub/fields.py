@@ -1,0 +1,74 @@
+"""Reading the answers of a row, whatever form a copy of the data gives them; a reason where there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def texts(value: Any, keys: Sequence[str]) -> list[Any]:
+    """The texts in a column: one text, a list, a list of records, records as columns, or one of these as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return [value]
+    if isinstance(value, Mapping):
+        value = next((value[k] for k in keys if k in value), None)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Sequence) and not hasattr(value, "__iter__"):
+        return [value]
+    return [
+        next((one[k] for k in keys if k in one), None) if isinstance(one, Mapping) else one for one in value
+    ]
+
+
+def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The people's answers to a question; an empty one among them counts as given by nobody."""
+    if not str(row.get("question") or "").strip():
+        raise ValueError("no question")
+    found = tuple(
+        str(a) for a in texts(row["answers"], ("answer", "raw")) if a is not None and str(a).strip()
+    )
+    if not found:
+        raise ValueError("no answers")
+    return found
+
+
+def yes_or_no(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """MME's answer."""
+    found = question_answers(row)
+    odd = next((a for a in found if a.strip().strip(".").lower() not in ("yes", "no")), None)
+    if odd is not None:
+        raise ValueError(f"the answer {odd!r} is neither yes nor no")
+    return found
+
+
+def captions(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The reference captions; none may be empty, as CIDEr would count an empty one as a reference."""
+    found = texts(row["captions"], ("raw", "caption", "text"))
+    if not found:
+        raise ValueError("no caption")
+    empty = next((i for i, c in enumerate(found) if c is None or not str(c).strip()), None)
+    if empty is not None:
+        raise ValueError(f"caption {empty + 1} of {len(found)} is empty")
+    return tuple(str(c).strip() for c in found)
+
+
+def class_names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A class and its synonyms: ImageNet writes ``tench, Tinca tinca``."""
+    if row["label"] is None or row["label"] == -1:  # -1 marks the unlabelled test split
+        raise ValueError("no label")
+    found = synonyms(str(row["label"]))
+    if not found:
+        raise ValueError("no label")
+    return found
+
+
+def synonyms(label: str) -> tuple[str, ...]:
+    """The names in a label, in order."""
+    return tuple(dict.fromkeys(part.strip() for part in label.split(",") if part.strip()))

@@ -1,0 +1,95 @@
+"""The papers' settings by name: data, prompts (they belong to the data sets), sizes, seeds, decoding.
+
+>>> preset("paper").arguments(limit=50)["data"]
+'vqav2,flickr30k,coco,imagenet'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from gatelens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a paper set.
+
+    Attributes:
+        name, study: its name among the presets of a study.
+        paper: which paper, with version.
+        settings: the study's parameters.
+        note: where it departs from the paper, for people.
+    """
+
+    name: str
+    study: str
+    paper: str
+    settings: Mapping[str, Any]
+    note: str = ""
+
+    def arguments(self, **instead: Any) -> dict[str, Any]:
+        """The study's parameters; those given here count instead, ``None`` stands for not given.
+
+        ``narrow_gate(model, out="run", **preset("paper").arguments(limit=100))``
+        """
+        return {**self.settings, **{k: v for k, v in instead.items() if v is not None}}
+
+
+PRESETS = (
+    Preset(
+        name="paper",
+        study="narrow-gate",
+        paper="Serra et al., arXiv 2412.06646",
+        settings=MappingProxyType(
+            {
+                "data": "vqav2,flickr30k,coco,imagenet",
+                "how": "zero",
+                "seed": 42,
+                "n_vqa": 2000,
+                "n_caption": 2000,
+                "n_class": 2000,
+                "random_tokens": 10,
+                "random_repeats": 5,
+                "vqa_tokens": 20,
+                "caption_tokens": 60,
+            }
+        ),
+        note="5 random draws for every task (the paper: 5 for questions, 3 for captions); 20 pictures of each of "
+        "100 animal classes",
+    ),
+    Preset(
+        name="paper",
+        study="whats-in-the-image",
+        paper="Kaduri et al., arXiv 2411.17491",
+        settings=MappingProxyType(
+            {
+                "data": "coco-objects,mme",
+                "preset": "paper",
+                "how": "mask",
+                "seed": 42,
+                "n": 80,
+            }
+        ),
+        note="80 pictures as in the paper, drawn with seed 42 as it does not list its own; its prompt and 300 tokens "
+        "are what the study's own preset sets",
+    ),
+)
+
+
+NONE = Preset(name="none", study="narrow-gate", paper="", settings=MappingProxyType({}))
+
+
+def preset(name: str, study: str = "narrow-gate") -> Preset:
+    """A study's preset.
+
+    Raises:
+        DataError: it has none of that name.
+    """
+    found = {p.name: p for p in PRESETS if p.study == study}
+    if name not in found:
+        raise DataError(f"no preset {name!r} for {study}; use {', '.join(found) or 'none, there are none'}")
+    return found[name]
