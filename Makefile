@@ -1,12 +1,13 @@
 # make study   install into .venv, run the narrow-gate study on the three organisms, leave reports in runs/
 # make test    install into .venv, lint, types and tests
 # make lint    ruff and mypy alone
+# make bench   measure everything in benchmarks/, print the table, write benchmarks/README.md
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: study test lint format clean
+.PHONY: study test lint format bench clean
 .DELETE_ON_ERROR:
 
 study: $(VENV)/.installed
@@ -16,16 +17,19 @@ study: $(VENV)/.installed
 	@echo "Reports: runs/gated/report.html  runs/open/report.html  runs/llava/report.html"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
 
 # torch goes first and by its pin: an open range would pull the CUDA build, gigabytes of it.
 $(VENV)/.installed: pyproject.toml constraints.txt

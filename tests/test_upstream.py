@@ -158,3 +158,28 @@ def test_a_blocks_aliases_are_fixed_when_it_is_made() -> None:
     del four.submodules["ln1_post"]
     assert four.hook_aliases["hook_attn_out"] == "ln1_post.hook_out"
     assert two.hook_aliases["hook_attn_out"] != "ln1_post.hook_out"
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_qwen_bridges_want_torchvision_and_discard_score_edits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    module = importlib.import_module("cases.qwen_vl")
+    case = next(case for case in module.CASES if case.name == name)
+    hf = case.model()
+    model = HookedVLM.from_module(case.model(), case.processor())
+    tensors = model.prepare(case.picture(), case.texts[0]).tensors
+    with pytest.raises(ImportError, match="torchvision"):
+        plain_bridge(hf)
+    monkeypatch.setattr(SUPPORTED_ARCHITECTURES[type(hf).__name__], "required_libraries", [])
+    bridge = plain_bridge(hf)
+    clean, _ = model.forward_step(tensors)
+    point = "blocks.1.attn.hook_pattern"
+    with pytest.warns(UserWarning, match="edit is discarded"), torch.no_grad():
+        bridge.hook_dict[point].add_hook(lambda t, hook: t * 0.5)
+        left = hf(**tensors).logits
+    assert (left - clean).abs().max() < 1e-5  # nothing happened
+    ours, _ = model.forward_step(tensors, [(point, lambda t, hook: t * 0.5)])
+    assert (ours - clean).abs().max() > 1e-2

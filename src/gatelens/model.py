@@ -17,6 +17,7 @@ from .families import Family, Layout, adapted
 from .families.common import towers
 from .families.common.attention import install as install_attention
 from .families.common.attention import windows
+from .families.common.linears import install as install_linears
 from .families.common.norms import install as install_norms
 from .families.common.parts import Parts
 from .hooking import Hooking
@@ -45,6 +46,7 @@ class HookedVLM(Prompting, Hooking):
         self._points: dict[str, HookPoint] = bridge.hook_dict
         self._tower_points, self._unread = towers.points(bridge), towers.unread(bridge, hf.config)
         install_norms(bridge)
+        install_linears(bridge)
         self.attention = "fused"
 
     @classmethod

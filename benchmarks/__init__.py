@@ -1,0 +1,1 @@
+"""What gatelens costs beside plain TransformerLens, transformers and other toolkits: ``python -m benchmarks``."""

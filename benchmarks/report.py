@@ -1,0 +1,285 @@
+"""The results of one run as one table, printed and written beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+HEAD = ("what", "gatelens", "beside it", "ratio", "limit", "")
+
+
+def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The one table: a row for every promise, then the rivals."""
+    rows: list[tuple[str, ...]] = []
+    for part, lines in (
+        ("sweep", _sweep),
+        ("generate", _generate),
+        ("forward", _forward),
+        ("memory", _memory),
+    ):
+        found = results.get(part)
+        if found is not None:
+            rows += [(part, "", found["error"], "", "", "failed")] if "error" in found else lines(found)
+    for row in results.get("rivals") or []:
+        rows.append(_rival(row))
+    gpu = results.get("gpu")
+    if gpu is not None:
+        rows += [("64 runs at Chameleon-7B's size", "", _why(gpu), "", "", "")] if _why(gpu) else _gpu(gpu)
+    return rows
+
+
+def _sweep(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t, n = found["times"], found["runs"]
+    ours = f"gl.sweep {_s(t['engine'])}"
+    both = found["ratio"], found["ratio_gatelens_hooks"]
+    spread = [f"{r['of_medians']:.1f}x faster ({r['least']:.1f} to {r['most']:.1f})" for r in both]
+    return [
+        (
+            f"{n} knockout runs",
+            ours,
+            f"plain TransformerLens hooks {_s(t['transformer_lens'])}",
+            spread[0],
+            f"at least {found['limit']:g}x",
+            _met(found["passes"]),
+        ),
+        (
+            f"{n} knockout runs",
+            ours,
+            f"plain hooks in gatelens {_s(t['gatelens_hooks'])}",
+            spread[1],
+            "",
+            "",
+        ),
+        (
+            "largest difference of a logit in those runs",
+            f"{found['max_logit_difference']:.1e}",
+            f"largest effect of a knockout {found['largest_effect_on_a_logit']:.1f}",
+            "",
+            "at most 1e-4",
+            _met(found["max_logit_difference"] <= 1e-4),
+        ),
+    ]
+
+
+def _generate(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t = found["times"]
+    rows: list[tuple[str, ...]] = []
+    same = found["same_tokens_as_transformer_lens"]
+    for name, value in found["ratios"].items():
+        cut = name.removeprefix("gatelens, ")
+        limit = "" if cut == "no knockout" else f"at most {found['limit']:g}x"
+        right = found["same_tokens_as_transformers"] if cut == "no knockout" else same[cut]
+        verdict = _met(right and (not limit or value <= found["limit"]))
+        beside = f"transformers, SDPA, no knockout {_s(t['transformers'])}"
+        rows.append(
+            (f"{found['new_tokens']} tokens, {cut}", _s(t[name]), beside, f"{value:.2f}x", limit, verdict)
+        )
+    return rows
+
+
+def _forward(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t = found["times"]
+    beside = f"transformers, SDPA {_s(t['transformers'])}"
+    limit = f"at most {found['limit']:g}x"
+    return [
+        (
+            "forward pass, nothing done to it",
+            _s(t["gatelens"]),
+            beside,
+            f"{found['ratio']:.2f}x",
+            limit,
+            _met(found["passes"]),
+        ),
+        (
+            "forward pass by TransformerLens",
+            _s(t["transformer_lens"]),
+            beside,
+            f"{found['ratio_transformer_lens']:.2f}x",
+            "",
+            "",
+        ),
+    ]
+
+
+def _memory(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    m = found["extra_mib"]
+    what = "peak memory of the cross-modal attention measure"
+    ours = f"{m['measure']:.0f} MiB"
+    return [
+        (
+            what,
+            ours,
+            f"a forward pass for the last logits {m['gatelens_last']:.0f} MiB",
+            f"{found['ratio']:.2f}x",
+            f"at most {found['limit']:g}x",
+            _met(found["passes"]),
+        ),
+        (
+            what,
+            ours,
+            f"a forward pass for all logits {m['gatelens']:.0f} MiB",
+            f"{found['ratio_to_all_logits']:.2f}x",
+            "",
+            "",
+        ),
+        (
+            "the same by TransformerLens hooks",
+            f"{m['transformer_lens_measure']:.0f} MiB",
+            f"a forward pass for all logits {m['gatelens']:.0f} MiB",
+            f"{found['ratio_transformer_lens']:.2f}x",
+            "",
+            "",
+        ),
+    ]
+
+
+def _rival(row: dict[str, Any]) -> tuple[str, ...]:
+    what = f"image to text, {row['how']}, {row['runs']} runs"
+    ours = f"{row['gatelens_ms_per_run']:.1f} ms a run"
+    if "error" in row:
+        return (what, ours, f"{row['toolkit']}: {row['error']}", "", "", "")
+    beside = f"{row['toolkit']} {row['ms_per_run']:.0f} ms a run"
+    same = f"logits differ by {row['max_logit_difference']:.1e}"
+    return (what, ours, beside, f"{row['over_gatelens']:.1f}x the time", "", same)
+
+
+def _why(gpu: dict[str, Any]) -> str:
+    return gpu.get("skipped") or gpu.get("error") or ""
+
+
+def _gpu(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t, peak = found["times"], found["peak_gib"]
+    what = f"{found['runs']} runs at Chameleon-7B's size, {found['model']['dtype']}, {found['device']}"
+    plain = f"plain TransformerLens hooks {_s(t['transformer_lens'])}"
+    rate = f"{found['tflops_per_s']:.0f} of {found['matrix_tflops_per_s']:.0f} TFLOP/s"
+    return [
+        (what, _s(t["engine"]), plain, f"{found['ratio']:.1f}x faster", "", ""),
+        (
+            "its matrix rate",
+            rate,
+            "one large product in the same run",
+            f"{found['share_of_matrix_rate']:.0%}",
+            "",
+            "",
+        ),
+        ("its peak memory", f"{peak['engine']:.1f} GiB", f"plain hooks {peak['plain']:.1f} GiB", "", "", ""),
+    ]
+
+
+def growth_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row for every size of every axis."""
+    rows: list[tuple[str, ...]] = []
+    for axis, one in found.items():
+        for r in one["rows"]:
+            rows.append(
+                (
+                    f"{r['value']} {axis}",
+                    str(r["runs"]),
+                    f"{r['seconds']:.3f} s",
+                    f"{r['flops'] / 1e9:.1f}",
+                    f"{r['least_flops'] / 1e9:.1f}",
+                    f"{r['flops_over_least']:.2f}x",
+                )
+            )
+        e = one["exponents"]
+        rows.append(
+            (
+                f"exponent in {axis}",
+                "",
+                f"{e['seconds']:.2f}",
+                f"{e['flops']:.2f}",
+                f"{e['least_flops']:.2f}",
+                "",
+            )
+        )
+    return rows
+
+
+FILES = {
+    "model.py": "the model and its prompt.",
+    "plain.py": "TransformerLens' own bridge on the same weights, without gatelens' attention.",
+    "sweep.py": "64 knockout runs: `gl.sweep` beside plain hooks.",
+    "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
+    "forward.py": "a plain forward pass beside transformers' own.",
+    "memory.py": "peak memory of the cross-modal attention measure beside a plain forward pass.",
+    "growth.py": "runs, tokens and layers doubled; operations beside the least possible.",
+    "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
+    "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
+    "timing.py": "how times are taken. `report.py`: the tables. `--only sweep,forward` runs parts and writes no files.",
+}
+
+GROWTH_HEAD = ("size", "runs", "gl.sweep", "GFLOP", "least GFLOP", "over least")
+
+
+def plain_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in columns, for the terminal."""
+    table = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same table in Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def readme(results: dict[str, Any]) -> str:
+    """The page that stands beside the results."""
+    m = results["machine"]
+    model = results["model"]
+    parts = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (or `python -m benchmarks`), all of it in one run; the numbers behind it are in "
+        "`results.json`.",
+        "",
+        f"Machine: {m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB"
+        f"{', ' + m['gpu'] if m['gpu'] else ', no GPU'}; Python {m['python']}, torch {m['torch']}, transformers "
+        f"{m['transformers']}, TransformerLens {m['transformer_lens']}. Load before the run: {m['load_before']}.",
+        "",
+        f"Model: {model['class']} with random weights, {model['parameters'] / 1e6:.1f}M parameters, "
+        f"{model['layers']} layers, {model['dtype']}; {model['positions']} positions, {model['image_tokens']} of them "
+        "image tokens. A sweep is 8 start layers × {gate, image, 10 random image tokens, last image token} → text "
+        "× {mask, zero}.",
+        "",
+        "Sides of a pair are timed in turn in one process; times are medians, ratios those of medians (in brackets "
+        "the least and the most of the pairs). Peak memory is what the process holds at most during a pass less "
+        "what it held before, each in a process of its own. A rival is timed in its own environment, on the same "
+        "weights, and gatelens right before it.",
+        "",
+        markdown(HEAD, summary(results)),
+        "",
+    ]
+    if results.get("growth") and "error" not in results["growth"]:
+        parts += [
+            "## Growth",
+            "",
+            "One thing doubles, the rest stays as in the sweep. Operations are those of the products of matrices, "
+            "counted by torch; the least possible is the clean run once and of each run the cells its knockout can "
+            "change.",
+            "",
+            markdown(GROWTH_HEAD, growth_rows(results["growth"])),
+            "",
+        ]
+    notes = {row["toolkit"]: row for row in results.get("rivals") or []}
+    if notes:
+        parts += ["## Rivals", ""]
+        for name, row in notes.items():
+            on = ", ".join(f"{k} {v}" for k, v in (row["versions"] or {}).items())
+            parts.append(f"- {name}{f' ({on})' if on else ''}: {row['note']}.")
+        parts.append("")
+    parts += ["## Files", ""] + [f"- `{name}`: {what}" for name, what in FILES.items()] + [""]
+    return "\n".join(parts)
+
+
+def _s(times: dict[str, Any]) -> str:
+    seconds = times["median_s"]
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _met(passes: bool) -> str:
+    return "met" if passes else "NOT MET"
