@@ -49,6 +49,26 @@ def test_study_then_report(tiny_world: None, tmp_path: Path, capsys: pytest.Capt
     assert "seed: there 0, now 1" in fails(capsys, *command, "--seed", "1")
 
 
+def test_whats_in_the_image(tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["study", "whats-in-the-image", "--model", "tiny", "--out", str(out), "--limit", "3"]
+    command += ["--max-new-tokens", "3", "--quiet"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "report.html" in printed.out
+    assert printed.err == ""
+    assert {"manifest.json", "report.html", "predictions.parquet", "token_types.parquet"} <= {
+        p.name for p in out.iterdir()
+    }
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert "<html" in (out / "report.html").read_text()
+    assert "first_token: there 'sees', now 'blocked'" in fails(capsys, *command, "--first-token", "blocked")
+    assert "first_token='never'" in fails(capsys, *command, "--first-token", "never")
+    assert "no preset 'mine'" in fails(capsys, *command, "--preset", "mine")
+    assert "has no <image>" in fails(capsys, *command, "--prompt", "describe")
+
+
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in ("narrow", "open"):
         synthetic_run(tmp_path / kind, kind, n=60)

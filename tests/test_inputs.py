@@ -91,6 +91,20 @@ def test_mismatch_names_prompt_and_counts(images: Any, texts: list[str], message
         match_images(given, texts, "<image>")
 
 
+def test_a_person_is_told_to_write_image_in_every_family() -> None:
+    with pytest.raises(InputError, match=r"prompt 0 has 0 <image> and 1 picture\(s\): write <image> where"):
+        match_images(make_picture(), ["what is it"], "<|image_pad|>")
+    for wrong in (3, {}):
+        with pytest.raises(InputError, match=f"images is of type {type(wrong).__name__}: give"):
+            match_images(wrong, ["<image>"], "<image>")  # type: ignore[arg-type]
+
+
+def test_text_is_words(tiny: HookedVLM) -> None:
+    for wrong in (None, make_picture(), 3):
+        with pytest.raises(InputError, match="text must be a string or a list of strings"):
+            tiny.prepare(make_picture(), wrong)  # type: ignore[arg-type]
+
+
 def test_position_ids_are_those_of_generate() -> None:
     assert position_ids(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
@@ -121,6 +135,14 @@ def test_tensors_from_ids_alone_equal_prepare(tiny: HookedVLM) -> None:
     assert torch.equal(given.tokens.box.nan_to_num(-1), made.tokens.box.nan_to_num(-1))
     assert given.images == ((), ())
     assert tiny.inputs(input_ids=ids[1], pixel_values=pixels[1:]).batch_size == 1
+
+
+def test_padding_on_the_right_is_no_text_without_a_mask_either(tiny: HookedVLM) -> None:
+    made = tiny.prepare([make_picture(), make_picture(seed=1)], ["<image> is", "this <image> is a dog"])
+    ids = made.tensors["input_ids"].clone()
+    ids[0] = ids[0].roll(-2)
+    with pytest.raises(InputError, match=r"prompt 0 ends in padding \(id 0\): pad on the left"):
+        tiny.inputs(input_ids=ids, pixel_values=made.tensors["pixel_values"])
 
 
 def test_tensor_errors(tiny: HookedVLM) -> None:

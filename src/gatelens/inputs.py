@@ -144,10 +144,15 @@ def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list
     prompt. Raises InputError naming the prompt and both counts.
     """
     wanted = [text.count(placeholder) for text in texts]
+    mark = "<image>"  # what a person writes; prepare puts the family's own placeholder and markers there
     if images is None:
         images = []
     elif isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor)):
         images = [images]
+    elif not isinstance(images, (list, tuple)):
+        raise InputError(
+            f"images is of type {type(images).__name__}: give a picture, a path, an array or a list"
+        )
     nested: list[Any] = list(images)
     if any(isinstance(one, (list, tuple)) or one is None for one in nested):
         if len(nested) != len(texts):
@@ -166,19 +171,17 @@ def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list
         given = [[one] for one in nested] if len(nested) == len(texts) else [nested]
         if len(given) != len(texts):
             raise InputError(
-                f"{len(nested)} picture(s) for {len(texts)} prompts with {sum(wanted)} {placeholder} in all: "
+                f"{len(nested)} picture(s) for {len(texts)} prompts with {sum(wanted)} {mark} in all: "
                 "give a list of lists, one a prompt"
             )
     for i, (n, pictures) in enumerate(zip(wanted, given, strict=True)):
         if n > len(pictures):
             raise InputError(
-                f"prompt {i} has {n} {placeholder} and {len(pictures)} picture(s): "
-                f"give {n - len(pictures)} more"
+                f"prompt {i} has {n} {mark} and {len(pictures)} picture(s): give {n - len(pictures)} more"
             )
         if n < len(pictures):
             raise InputError(
-                f"prompt {i} has {n} {placeholder} and {len(pictures)} picture(s): "
-                f"write {placeholder} where each one goes"
+                f"prompt {i} has {n} {mark} and {len(pictures)} picture(s): write {mark} where each one goes"
             )
     return [
         [load_image(p, f"picture {j} of prompt {i}") for j, p in enumerate(ps)] for i, ps in enumerate(given)

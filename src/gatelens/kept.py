@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ class Kept:
 
     selector: SelectorLike
     positions: Int[Tensor, "batch kept"]
-    place: Int[Tensor, "batch pos"]
+    place: Int[Tensor, "batch pos"] = field(repr=False)
 
     @staticmethod
     def of(tokens: TokenMap, selector: SelectorLike) -> Kept:

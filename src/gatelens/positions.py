@@ -128,7 +128,10 @@ class Image:
 def _bound(name: str, masks: Masks) -> Any:
     if name not in masks:
         given = ", ".join(sorted(masks)) or "none"
-        raise SelectorError(f"no pixel mask named '{name}' (given: {given}): pass masks={{'{name}': array}}")
+        raise SelectorError(
+            f"no pixel mask named '{name}' (given: {given}): give the mask that "
+            f"tokens.mask(selector, masks={{'{name}': array}}) returns"
+        )
     return masks[name]
 
 
@@ -156,8 +159,9 @@ def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor
             width, height = t.image_sizes[b][int(t.image_index[b, p])]
             if array.shape != (height, width):
                 raise SelectorError(
-                    f"mask '{name}' is {array.shape[1]}x{array.shape[0]} pixels, the picture of example {b} "
-                    f"is {width}x{height}: give the mask in the size of the original picture"
+                    f"mask '{name}' is {array.shape[1]}x{array.shape[0]} pixels, picture "
+                    f"{int(t.image_index[b, p])} of example {b} is {width}x{height}: give the mask in the size of "
+                    "the original picture, or name the picture it is of: image[i].mask(…)"
                 )
             if bool(t.box[b, p].isnan().any()):
                 continue

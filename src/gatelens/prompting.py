@@ -42,7 +42,7 @@ class Prompting(Words):
             raise ModelError(
                 "this model has no processor: pass processor= to from_module, or use inputs(...)"
             )
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, (list, tuple)) else []
         if not texts or not all(isinstance(one, str) for one in texts):
             raise InputError("text must be a string or a list of strings, at least one")
         written = [self._written(one, chat) for one in texts]
@@ -75,7 +75,7 @@ class Prompting(Words):
         elif chat:
             text = self.family.turn.format(text)
         wanted = self.layout.written or self.layout.placeholder
-        if self.layout.placeholder not in text and "<image>" in text:
+        if "<image>" not in self.layout.placeholder:
             text = text.replace("<image>", wanted)
         return text
 
@@ -150,6 +150,14 @@ class Prompting(Words):
         pad = self.hf.config.get_text_config().pad_token_id if pad is None else pad
         if pad is None:
             return torch.ones_like(ids)
+        eos = self.hf.config.get_text_config().eos_token_id
+        ends = [*(eos if isinstance(eos, list) else [eos]), getattr(self.tokenizer, "eos_token_id", None)]
+        late = (ids[:, -1] == pad) & (ids != pad).any(dim=1)
+        if pad not in ends and bool(late.any()):  # where padding is the end token, one may be meant
+            row = int(late.nonzero()[0])
+            raise InputError(
+                f"prompt {row} ends in padding (id {pad}): pad on the left, or give attention_mask"
+            )
         return (ids != pad).long().cummax(dim=1).values
 
     def _strings(self, ids: Tensor) -> list[list[str]] | None:

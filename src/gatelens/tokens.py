@@ -131,7 +131,10 @@ class TokenMap:
         )
 
     def show(self) -> TokenTable:
-        """Runs of one role as a table: prints as text, and as HTML in a notebook."""
+        """Runs of one role as a table: prints as text, and as HTML in a notebook.
+
+        Grids are rows x columns of tokens, pictures width x height in pixels.
+        """
         return TokenTable(
             tuple(run for b in range(self.batch_size) for run in self._runs(b)), self.batch_size
         )
@@ -149,7 +152,9 @@ class TokenMap:
             if role == Role.IMAGE:
                 place = self._grid(b, where)
                 if image < len(self.image_sizes[b]):
-                    place += " of {}x{} pixels".format(*self.image_sizes[b][image])
+                    tiled = int(self.tile[b, where].max()) > 0
+                    place += ", picture of" if tiled else " of"
+                    place += " {}x{} pixels".format(*self.image_sizes[b][image])
             span = str(where[0]) if len(where) == 1 else f"{where[0]}–{where[-1]}"
             name = Role(role).name.lower() + (f"[{image}]" if image >= 0 else "")
             out.append((str(b), name, span, str(len(where)), shown if len(words) > 1 else words[0], place))
@@ -158,13 +163,19 @@ class TokenMap:
     def _grid(self, b: int, where: list[int]) -> str:
         """The grid of one picture's tokens in words."""
         tiles = self.tile[b, where]
-        parts = []
+        whole: list[str] = []
+        parts: list[str] = []
         for tile in sorted({int(t) for t in tiles if t >= 0}):
             mine = tiles == tile
-            parts.append("{}x{}".format(*(int(x[b, where][mine].max()) + 1 for x in (self.row, self.col))))
-        counted = [f"{parts.count(p)} × {p}" if parts.count(p) > 1 else p for p in dict.fromkeys(parts)]
+            shape = "{}x{}".format(*(int(x[b, where][mine].max()) + 1 for x in (self.row, self.col)))
+            (parts if tile else whole).append(shape)
+        # a picture that is not cut up is its whole, without a word for it
+        counted = [f"whole {shape}" if parts else shape for shape in whole]
+        counted += [f"{parts.count(p)} tile{'s' * (parts.count(p) > 1)} of {p}" for p in dict.fromkeys(parts)]
         breaks = int((self.roles[b, where] == Role.ROW_BREAK).sum())
-        return " + ".join(counted) + " tokens" + (f", {breaks} separator{'s' * (breaks > 1)}" if breaks else "")
+        return (
+            " + ".join(counted) + " tokens" + (f", {breaks} separator{'s' * (breaks > 1)}" if breaks else "")
+        )
 
 
 @dataclass(frozen=True)

@@ -229,3 +229,19 @@ def test_a_sweep_reuses_what_no_run_changes(tiny: Any, batch: Any, monkeypatch: 
     one = sweep(tiny, batch, grid, lambda logits: logits[:, -1, 3], progress=False)
     assert list(both.columns) == ["start", "example", "a", "b"]
     assert abs(both.a - one.value).max() <= 1e-5
+
+
+class Doubling(gi.Knockout):
+    """A kind of its own: what it edits is not what a knockout edits."""
+
+    def edits(self, tokens: Any, cfg: Any, span: Any) -> list[gi.Edit]:
+        return [gi.Edit("blocks.1.hook_resid_pre", lambda tensor, hook=None: tensor * 2)]
+
+
+def test_a_kind_derived_from_a_knockout_keeps_its_edits(tiny: Any, batch: Any, real: Tensor) -> None:
+    spec = Doubling("text - gate", "image")
+    want = tiny.run_with_hooks(batch, [("blocks.1.hook_resid_pre", lambda tensor, hook: tensor * 2)])
+    assert (run(tiny, batch, spec) - want)[real].abs().max() <= 1e-5
+    for _, logits in Many(tiny, batch, [[spec], []]).each():
+        assert (logits - want)[real].abs().max() <= 1e-5
+        break

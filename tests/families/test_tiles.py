@@ -216,9 +216,9 @@ def test_prompts_without_pictures_ride_along(case: Any, model: HookedVLM) -> Non
 
 def test_map_says_tiles_and_separators(case: Any, model: HookedVLM) -> None:
     shown = {
-        "llava-next": "4x4 + 4 × 3x4 tokens, 6 separators of 30x22 pixels",
-        "llava-onevision": "3x3 + 4 × 2x3 tokens, 4 separators of 30x22 pixels",
-        "internvl": "7 × 3x3 tokens of 50x30 pixels",
+        "llava-next": "whole 4x4 + 4 tiles of 3x4 tokens, 6 separators, picture of 30x22 pixels",
+        "llava-onevision": "whole 3x3 + 4 tiles of 2x3 tokens, 4 separators, picture of 30x22 pixels",
+        "internvl": "whole 3x3 + 6 tiles of 3x3 tokens, picture of 50x30 pixels",
     }
     assert shown[case.name] in str(model.prepare(case.picture(0), case.texts[0]).tokens.show())
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from gatelens import views
 from gatelens.errors import DataError
+from gatelens.tokens import Role, TokenMap
 from gatelens.views.heads import heads
 from study_helpers import picture
 
@@ -52,6 +54,50 @@ def test_many_image_tokens_are_pooled_by_themselves(run: Any, monkeypatch: pytes
     monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 8)
     inputs, cache = run
     assert sum(t.startswith("img row") for t in heads(cache, inputs.tokens, layer=1).tokens) == 4
+
+
+@pytest.fixture(scope="module")
+def tiled() -> Any:
+    """Seven positions of a picture whole (2x1 tokens) and in two tiles (2x1 and 1x1), and a pattern over them."""
+    row, tile = torch.tensor([[-1, 0, 1, 0, 1, 0, -1]]), torch.tensor([[-1, 0, 0, 1, 1, 2, -1]])
+    x0, x1 = torch.tensor([[0.0, 0, 0, 0, 0, 8, 0]]), torch.tensor([[0.0, 16, 16, 8, 8, 16, 0]])
+    y0, y1 = torch.tensor([[0.0, 0, 8, 0, 8, 0, 0]]), torch.tensor([[0.0, 8, 16, 8, 16, 16, 0]])
+    tokens = TokenMap(
+        roles=torch.where(row >= 0, int(Role.IMAGE), int(Role.QUERY)),
+        image_index=torch.where(row >= 0, 0, -1),
+        row=row,
+        col=torch.where(row >= 0, 0, -1),
+        box=torch.stack([x0, y0, x1, y1], dim=-1).where((row >= 0)[..., None], float("nan")),
+        image_sizes=(((16, 16),),),
+        strings=(("a", *["<image>"] * 5, "b"),),
+        prompt_length=7,
+        tile=tile,
+    )
+    return tokens, torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
+
+
+def test_tiles_are_told_apart(tiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, pattern = tiled
+    assert heads(pattern, tokens, 0, pool=None).tokens[3:6] == (
+        "img tile 1 0,0",
+        "img tile 1 1,0",
+        "img tile 2 0,0",
+    )
+    rows = ("img whole row 0", "img whole row 1", "img tile 1 row 0", "img tile 1 row 1", "img tile 2 row 0")
+    assert heads(pattern, tokens, 0, pool="row").tokens == ("a", *rows, "b")
+    view = heads(pattern, tokens, 0, pool="tile")
+    assert view.tokens == ("a", "img whole", "img tile 1", "img tile 2", "b")
+    torch.testing.assert_close(view.attention[0, -1, 2], pattern[0, 0, -1, 3:5].sum())
+    monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 4)  # five rows are too many, three tiles are not
+    assert heads(pattern, tokens, 0).tokens == view.tokens
+
+
+def test_overlay_draws_the_whole_and_the_tiles_beside_each_other(tiled: Any) -> None:
+    tokens, _ = tiled
+    figure = views.overlay(torch.arange(5.0), tokens, picture("red", 0), title="heat", labels=True)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[:3] == ["picture", "heat, whole", "heat, tiles"]
+    assert [len(axes.patches) for axes in figure.axes[:3]] == [0, 2, 3]
 
 
 def test_page_is_self_contained(run: Any, tmp_path: Path) -> None:

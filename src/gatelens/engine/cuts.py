@@ -111,13 +111,16 @@ class Cuts:
 def conducting(model: HookedVLM, cuts: Cuts) -> Iterator[None]:
     """Let the attention layers follow ``cuts`` while the block lasts, also when it raises."""
     layers: list[HookedAttention] = [block.attn for block in model.bridge.blocks]
+    before = [
+        layer.orders for layer in layers
+    ]  # of a run that is under way, from within which this one is made
     try:
         for layer in layers:
             layer.orders = cuts
         yield
     finally:
-        for layer in layers:
-            layer.orders = None
+        for layer, orders in zip(layers, before, strict=True):
+            layer.orders = orders
 
 
 def can_conduct(model: HookedVLM) -> bool:

@@ -147,6 +147,8 @@ def finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], en
     """Texts and token map of new tokens."""
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     after = (is_end.int().cumsum(dim=1) - is_end.int()) > 0
+    longest = int((~after).sum(dim=1).max())  # runs beside this one may have gone on for longer
+    ids, is_end, after = ids[:, :longest], is_end[:, :longest], after[:, :longest]
     texts = [
         _text(model, row[: int(keep)]) for row, keep in zip(ids, (~(is_end | after)).sum(dim=1), strict=True)
     ]

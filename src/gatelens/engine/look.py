@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gatelens.engine.cuts import Cuts, can_conduct, conducting
 from gatelens.engine.run import compile_for
+from gatelens.errors import InterventionError
 from gatelens.interventions.base import Span, select
 from gatelens.interventions.compile import as_interventions
-from gatelens.interventions.knockout import Knockout
+from gatelens.interventions.knockout import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
@@ -50,7 +51,9 @@ def look(
     """
     tokens = inputs.tokens
     columns = select(tokens, rows, f"look(rows={rows!r})").any(dim=0).nonzero()
-    wanted = range(int(columns[0]), int(columns[-1]) + 1) if len(columns) else range(0)
+    if not len(columns):
+        raise InterventionError(f"look(rows={rows!r}) selects no position in any example")
+    wanted = range(int(columns[0]), int(columns[-1]) + 1)
     specs = as_interventions(interventions)
     shown = range(int(model.cfg.n_layers)) if layers is None else layers
     hooks: list[Any] = []
@@ -60,14 +63,14 @@ def look(
         logits, _ = model.forward_step(inputs.tensors, [*compiled.pairs, *hooks])
         return logits[:, -1]
     cuts = Cuts(
-        [[s for s in specs if isinstance(s, Knockout)]],
+        [[s for s in specs if plain_knockout(s)]],
         tokens,
         model.cfg,
         Span(0, tokens.n_pos),
-        rows=lambda layer: wanted if layer in shown and len(wanted) else None,
+        rows=lambda layer: wanted if layer in shown else None,
         look=see,
     )
-    compiled = compile_for(model, [s for s in specs if not isinstance(s, Knockout)], tokens)
+    compiled = compile_for(model, [s for s in specs if not plain_knockout(s)], tokens)
     with conducting(model, cuts):
         logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, compiled.pairs)
     compiled.check_fired()

@@ -65,11 +65,12 @@ class Many:
         """
         with torch.no_grad(), strict_edits():
             for i in self.plan.clean:
-                yield i, self.clean.logits
+                yield i, self.clean.logits.clone()
             for i in self.plan.full:
                 logits = run(self.model, self.inputs, self.runs[i])
-                yield i, logits if self.whole else logits[:, -1:]
-            buffer = self.clean.logits.clone() if self.plan.parts and self.whole else None
+                # a copy of the last row: a view would keep the logits of every position alive
+                yield i, logits if self.whole else logits[:, -1:].clone()
+            buffer = self._buffer() if self.plan.parts and self.whole else None
             for part in self.plan.parts:
                 for some, logits in halving(part.runs, partial(self._logits, part)):
                     for i, mine in zip(some, logits, strict=True):
@@ -77,9 +78,16 @@ class Many:
                             yield i, mine
                             continue
                         buffer[:, part.position :] = mine
+                        written = buffer._version
                         yield i, buffer
+                        if buffer._version != written:  # whoever read it also wrote into it
+                            buffer.copy_(self.clean.logits)
                 if buffer is not None:
                     buffer[:, part.position :] = self.clean.logits[:, part.position :]
+
+    def _buffer(self) -> Tensor:
+        with torch.inference_mode(False):  # tensors made in that mode do not count what is written to them
+            return self.clean.logits.clone()
 
     def _logits(self, part: Part, runs: tuple[int, ...]) -> Tensor:
         replay = Replay(self.clean, Part(part.position, part.layer, runs), self.runs, self.tokens)

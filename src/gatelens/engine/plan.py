@@ -97,28 +97,43 @@ def make_plan(
     n_layers, n_pos = int(model.cfg.n_layers), prompt.n_pos
     clean, full, reasons = [], [], {}
     starts: dict[tuple[int, int], list[int]] = {}
-    able = can_conduct(model)
+    why_not = None if can_conduct(model) else "this decoder's attention is not exchangeable"
+    if why_not is None and hooks_stand(model):
+        why_not = "hooks stand in the decoder, and they may count positions from the first"
     for i, run in enumerate(runs):
         reach = reach_of(run, tokens, model.cfg)
         if reach is None:
             clean.append(i)
-        elif isinstance(reach, str) or not able:
+        elif isinstance(reach, str) or why_not is not None:
             full.append(i)
-            reasons[i] = reach if isinstance(reach, str) else "this decoder's attention is not exchangeable"
+            reasons[i] = reach if isinstance(reach, str) else str(why_not)
         else:
+            layer = min(reach.layer, n_layers - 1)  # what begins after the last layer starts again in it
             position = _before_blocks(prompt, min(reach.position, n_pos - 1))
-            if position == 0 and reach.layer == 0:
+            if position == 0 and layer == 0:
                 full.append(i)
                 reasons[i] = "it begins at position 0 in layer 0"
             elif (why := _not_cuttable(model, prompt, position)) is not None:
                 full.append(i)
                 reasons[i] = why
             else:
-                starts.setdefault((position, reach.layer), []).append(i)
+                starts.setdefault((position, layer), []).append(i)
     if len(runs) == 1 and starts:
         full, starts, reasons = [0], {}, {0: "it is alone: there is nothing to share"}
     parts = _parts(starts, prompt.batch_size, n_pos, int(model.cfg.n_heads))
     return Plan(n_layers, n_pos, prompt.batch_size, parts, tuple(clean), tuple(sorted(full)), reasons)
+
+
+def hooks_stand(model: HookedVLM) -> bool:
+    """Whether somebody's own hooks stand in the decoder: TransformerLens' on its points, or torch's on a block.
+
+    They were written for passes over all positions of one batch and through all layers.
+    """
+    points = [point for name, point in model._points.items() if name not in model._tower_points]
+    blocks = [one for b in model.bridge.blocks for one in (b, getattr(b, "original_component", None))]
+    return any(point.fwd_hooks for point in points) or any(
+        one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None
+    )
 
 
 def _before_blocks(tokens: TokenMap, position: int) -> int:

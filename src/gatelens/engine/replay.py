@@ -16,7 +16,7 @@ from gatelens.engine.plan import Part, Run
 from gatelens.inputs import next_position_ids
 from gatelens.interventions.base import HookPair, Span
 from gatelens.interventions.compile import CompiledHooks, compile_hooks
-from gatelens.interventions.knockout import Knockout
+from gatelens.interventions.knockout import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.model import HookedVLM
@@ -42,14 +42,14 @@ class Replay:
         mine = [runs[i] for i in part.runs]
         self.span = Span(part.position, self.n_pos)
         self.cuts = Cuts(
-            [[spec for spec in run if isinstance(spec, Knockout)] for run in mine],
+            [[spec for spec in run if plain_knockout(spec)] for run in mine],
             tokens,
             self.model.cfg,
             self.span,
             clean.before(part.position),
         )
         self.compiled = [
-            compile_hooks([spec for spec in run if not isinstance(spec, Knockout)], tokens, self.model.cfg)
+            compile_hooks([spec for spec in run if not plain_knockout(spec)], tokens, self.model.cfg)
             for run in mine
         ]
         for compiled in self.compiled:

@@ -14,7 +14,7 @@ from gatelens.engine.cuts import Cuts, Look, can_conduct, conducting
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Span
 from gatelens.interventions.compile import CompiledHooks, as_interventions, compile_hooks
-from gatelens.interventions.knockout import Knockout
+from gatelens.interventions.knockout import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
@@ -53,11 +53,11 @@ class Whole:
         self.cuts: Cuts | None = None
         if can_conduct(model):
             self.span = Span(0, tokens.n_pos)
-            knockouts = [s for s in specs if isinstance(s, Knockout)]
+            knockouts = [s for s in specs if plain_knockout(s)]
             last = None if see is None else self._last_row
             show = None if see is None else self._absolute(see)
             self.cuts = Cuts([knockouts], tokens, model.cfg, self.span, rows=last, look=show)
-            specs = [s for s in specs if not isinstance(s, Knockout)]
+            specs = [s for s in specs if not plain_knockout(s)]
         self.compiled = compile_for(model, specs, tokens)
 
     def _last_row(self, layer: int) -> range:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Edit, HookFunction, HookPair, Intervention, Span
-from gatelens.interventions.knockout import Knockout, knockout_edits
+from gatelens.interventions.knockout import knockout_edits, plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -101,9 +101,9 @@ def compile_hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> CompiledHook
     """
     interventions = as_interventions(specs)
     span = Span(0, tokens.n_pos)
-    knockouts = [spec for spec in interventions if isinstance(spec, Knockout)]
+    knockouts = [spec for spec in interventions if plain_knockout(spec)]
     edits = list(knockout_edits(knockouts, tokens, cfg, span)) if knockouts else []
     for spec in interventions:
-        if not isinstance(spec, Knockout):
+        if not plain_knockout(spec):
             edits.extend(spec.edits(tokens, cfg, span))
     return CompiledHooks(edits, span)

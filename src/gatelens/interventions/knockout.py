@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Bool
@@ -123,6 +123,11 @@ def _bind(spec: Knockout, tokens: TokenMap, cfg: Any) -> _Bound:
     if spec.heads is not None:
         heads = resolve_indices(spec.heads, config_number(cfg, "n_heads"), "heads", spec)
     return _Bound(spec, queries, keys, frozenset(layers), heads, windows)
+
+
+def plain_knockout(spec: Any) -> TypeGuard[Knockout]:
+    """Whether an intervention is a knockout and no more; a kind derived from it with edits of its own is not."""
+    return isinstance(spec, Knockout) and type(spec).edits is Knockout.edits
 
 
 def bind_knockouts(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any) -> list[_Bound]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gatelens.views.compare import compare, compare_html
 from gatelens.views.curves import attention_shares, knockout_bars, patching_curve
+from gatelens.views.gate import gate_figure, gate_table
 from gatelens.views.heads import HeadsView, heads
 from gatelens.views.overlay import overlay
 from gatelens.views.report import render_report, write_report
@@ -16,6 +17,8 @@ __all__ = [
     "attention_shares",
     "compare",
     "compare_html",
+    "gate_figure",
+    "gate_table",
     "heads",
     "knockout_bars",
     "overlay",

@@ -1,4 +1,4 @@
-"""Two runs side by side: verdicts, the knockout tables cell by cell, and the settings that differ."""
+"""Two runs of a study side by side: verdicts, the tables cell by cell, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pandas as pd
 
 from gatelens.errors import OutputError
 from gatelens.runs import Run
-from gatelens.views.report import css, template
+from gatelens.studies.wi_scores import AGAINST_TRUTH, F1
+from gatelens.views import page
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
-    """The knockout tables joined: ``how, metric, row, mean_a, low_a, high_a, n_a, mean_b, …, difference,
-    apart``.
+    """The knockout tables (and compressed contexts) joined: ``how, metric, row, mean_a, low_a, high_a, n_a, mean_b,
+    …, difference, apart``.
 
     ``difference`` is b − a; ``apart`` whether the two 95 % intervals do not overlap.
 
@@ -26,9 +27,7 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
         )
     keys = ["how", "metric", "row"]
     values = ["mean", "low", "high", "n"]
-    both = a.table("knockout")[keys + values].merge(
-        b.table("knockout")[keys + values], on=keys, suffixes=("_a", "_b")
-    )
+    both = _cells(a)[keys + values].merge(_cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
     if both.empty:
         raise OutputError(
             f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
@@ -36,6 +35,17 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
     both["difference"] = both.mean_b - both.mean_a
     both["apart"] = (both.low_b > both.high_a) | (both.low_a > both.high_b)
     return both
+
+
+def _cells(run: Run) -> pd.DataFrame:
+    """The numbers of a run that can be compared: ``how, metric, row, mean, low, high, n``."""
+    table = run.table("knockout")
+    if "path" in table.columns:  # precision and recall would only say again what F1 does
+        table = table[table.metric.isin([F1, AGAINST_TRUTH])]
+    if not run.done("trade_off"):
+        return table
+    trade = run.table("trade_off").rename(columns={"context": "row", "accuracy": "mean", "n_questions": "n"})
+    return pd.concat([table, trade.assign(how="compressed context", metric="accuracy")], ignore_index=True)
 
 
 def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
@@ -91,8 +101,8 @@ def compare_html(a: Run, b: Run) -> str:
         {"label": run.label, "model": run.manifest["settings"].get("model", "?"), **run.json("verdict")}
         for run in (a, b)
     ]
-    return template("compare.html.j2").render(
-        css=css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
+    return page.template("compare.html.j2").render(
+        css=page.css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
     )
 
 

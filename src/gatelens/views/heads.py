@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from gatelens.tokens import TokenMap
 
-Pool = Literal["row", "image", "auto"] | None
+Pool = Literal["row", "tile", "image", "auto"] | None
 MOST_UNPOOLED = 64  # image tokens drawn one by one when pool="auto"
+_DEPTH: dict[Pool, int] = {"image": 1, "tile": 2, "row": 3}  # of (image, tile, row), what drawn-as-one share
 MOST_CELLS = 3_000_000  # head × query × key: about 30 MB of page
 
 
@@ -110,9 +111,9 @@ def heads(
         tokens: the inputs' TokenMap.
         layer, example: which layer, and which prompt of the batch.
         heads: which heads; None is all.
-        pool: ``"row"`` one position a row of the image, ``"image"`` one an image, None each token for itself;
-            ``"auto"`` pools by row above 64 image tokens, by image where rows are unknown or number more
-            than 64.
+        pool: ``"row"`` one position a row of the image (of each tile, where it is cut up), ``"tile"`` one a
+            tile, ``"image"`` one an image, None each token for itself; ``"auto"`` is the first of None, row,
+            tile and image that makes at most 64 positions (image where rows are unknown).
         only: selector of the positions to draw (pooling comes after); the rows drawn then sum to less than 1.
         picture: the original picture, drawn beside with its token grid.
 
@@ -169,29 +170,27 @@ def _pattern(cache: Any, layer: int) -> Tensor:
 def _groups(
     tokens: TokenMap, b: int, keep: Sequence[int], pool: Pool
 ) -> tuple[list[list[int]], list[str], str]:
-    """Positions drawn as one, their labels, and what was done in words."""
+    """Positions drawn as one, their labels, and what was done in words.
+
+    Only neighbours are drawn as one: what stands between two tiles of a picture keeps its place.
+    """
     image = set(tokens.mask("image")[b].nonzero().flatten().tolist())
     shown = [p for p in keep if p in image]
     many = int(tokens.image_index[b].max()) > 0
     if pool == "auto":
-        rows = {(int(tokens.image_index[b, p]), int(tokens.row[b, p])) for p in shown}
-        known = all(r >= 0 for _, r in rows)
-        pool = (
-            None
-            if len(shown) <= MOST_UNPOOLED
-            else "row"
-            if known and len(rows) <= MOST_UNPOOLED
-            else "image"
-        )
-    if pool not in (None, "row", "image"):
-        raise DataError(f"heads: pool={pool!r} is unknown; choose 'row', 'image', None or 'auto'")
+        pool = _fitting(tokens, b, shown)
+    if pool not in (None, "row", "tile", "image"):
+        raise DataError(f"heads: pool={pool!r} is unknown; choose 'row', 'tile', 'image', None or 'auto'")
+    tiled = {int(tokens.image_index[b, p]) for p in shown if int(tokens.tile[b, p]) > 0}
     groups: list[list[int]] = []
     labels: list[str] = []
     last: tuple[int, ...] | None = None
     for p in keep:
-        i, row, col = (int(x[b, p]) for x in (tokens.image_index, tokens.row, tokens.col))
+        i, tile, row, col = (int(x[b, p]) for x in (tokens.image_index, tokens.tile, tokens.row, tokens.col))
         name = f"img{i}" if many else "img"
-        key = None if p not in image or pool is None else (i, row) if pool == "row" else (i,)
+        if i in tiled and pool != "image":
+            name += f" tile {tile}" if tile > 0 else " whole"
+        key = None if p not in image or pool is None else (i, tile, row)[: _DEPTH[pool]]
         if key is not None and key == last:
             groups[-1].append(p)
             continue
@@ -201,15 +200,30 @@ def _groups(
             labels.append(tokens.strings[b][p] or f"pos {p}")
         elif pool == "image":
             labels.append(f"{name} (all)")
+        elif pool == "tile":
+            labels.append(name)
         else:
             labels.append(f"{name} row {row}" if pool == "row" else f"{name} {row},{col}")
     n = len(shown)
     words = {
         None: f"{n} image tokens, one by one: img row,column",
         "row": f"{n} image tokens pooled by row: columns summed, rows averaged",
+        "tile": f"{n} image tokens pooled to one a tile: columns summed, rows averaged",
         "image": f"{n} image tokens pooled to one an image: columns summed, rows averaged",
     }
     return groups, labels, words[pool]
+
+
+def _fitting(tokens: TokenMap, b: int, shown: Sequence[int]) -> Pool:
+    """The least pooling that leaves few enough positions."""
+    if len(shown) <= MOST_UNPOOLED:
+        return None
+    place = torch.stack([tokens.image_index[b], tokens.tile[b], tokens.row[b]], dim=-1)[list(shown)]
+    if bool((place[:, 2] < 0).any()):
+        return "image"
+    ways: tuple[Pool, ...] = ("row", "tile")
+    few = (way for way in ways if len(place[:, : _DEPTH[way]].unique(dim=0)) <= MOST_UNPOOLED)
+    return next(few, "image")
 
 
 def _picture(picture: Image, tokens: TokenMap, b: int, width: int = 220) -> str:

@@ -33,13 +33,16 @@ def overlay(
 ) -> Figure:
     """The picture, and the picture under the values of its tokens.
 
+    Where a family shows a picture whole and in tiles, tokens of both lie over the same pixels: each gets a panel
+    of its own, on one scale.
+
     Args:
         values: one number a position of the prompt, or one an image token of this image (in order).
         tokens: from the inputs.
         picture: the original picture (``inputs.images[example][image]``).
         example, image: which prompt of the batch and which of its images.
         title: over the heat.
-        labels: write ``row,col`` into every token's box.
+        labels: write ``row,col`` into every token's box (in tiles: within the tile).
         dark: draw on dark ground.
 
     Raises:
@@ -59,25 +62,37 @@ def overlay(
         raise DataError("overlay: these image tokens have no place in the picture (their box is unknown)")
     low, high = float(numbers.min()), float(numbers.max())
     scaled = ((numbers - low) / (high - low) if high > low else torch.zeros_like(numbers)).tolist()
+    tiled = (tokens.tile[example, where] > 0).tolist()
+    parts = sorted(set(tiled))
     with styled(dark) as p:
         ratio = picture.height / picture.width
-        figure = Figure(figsize=(7.2, 3.1 * ratio + 0.7), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axes in (left, right):
+        width = 3.6 * (1 + len(parts))
+        figure = Figure(figsize=(width, 3.1 * ratio + 0.7), layout="constrained")
+        left, *right = figure.subplots(1, 1 + len(parts))
+        for axes in (left, *right):
             axes.imshow(picture, extent=(0, picture.width, picture.height, 0), interpolation="nearest")
             axes.set_axis_off()
         left.set_title("picture")
-        right.set_title(title or "token values")
         colors = colormaps["magma"]
-        for (x0, y0, x1, y1), value in zip(boxes, scaled, strict=True):
-            right.fill([x0, x1, x1, x0], [y0, y0, y1, y1], facecolor=colors(value), alpha=0.72, linewidth=0)
-            right.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=p.ground, linewidth=0.3, alpha=0.5)
-        if labels:
-            for position, (x0, y0, x1, y1) in zip(where, boxes, strict=True):
-                place = f"{int(tokens.row[example, position])},{int(tokens.col[example, position])}"
-                left.text(
-                    (x0 + x1) / 2, (y0 + y1) / 2, place, ha="center", va="center", fontsize=5, color="white"
+        for axes, in_tiles in zip(right, parts, strict=True):
+            words = title or "token values"
+            axes.set_title(words if len(parts) == 1 else f"{words}, {'tiles' if in_tiles else 'whole'}")
+            # the picture alone stays clean where each panel has a grid of its own
+            named = left if len(parts) == 1 else axes
+            for position, box, value, tile in zip(where, boxes, scaled, tiled, strict=True):
+                if tile != in_tiles:
+                    continue
+                x0, y0, x1, y1 = box
+                axes.fill(
+                    [x0, x1, x1, x0], [y0, y0, y1, y1], facecolor=colors(value), alpha=0.72, linewidth=0
                 )
+                axes.plot(
+                    [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=p.ground, linewidth=0.3, alpha=0.5
+                )
+                if labels:
+                    place = f"{int(tokens.row[example, position])},{int(tokens.col[example, position])}"
+                    middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+                    named.text(*middle, place, ha="center", va="center", fontsize=5, color="white")
         scale = figure.colorbar(_scale(low, high), ax=right, shrink=0.8, pad=0.02)
         scale.outline.set_visible(False)
     return figure

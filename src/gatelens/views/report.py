@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
-from importlib import resources
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from gatelens.data.base import kind
 from gatelens.errors import OutputError
 from gatelens.runs import Run
 from gatelens.studies.knockout_table import FLOOR
 from gatelens.studies.narrow_gate import STUDY
-from gatelens.views import curves
+from gatelens.studies.reference import reference_for
+from gatelens.views import curves, page, wi_report
 from gatelens.views.style import png
 from gatelens.views.words import ALWAYS_SAID, METHOD
-
-
-def template(name: str) -> Any:
-    """A page template; everything put into it is escaped."""
-    source = resources.files("gatelens.views").joinpath("templates", name).read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-
-
-def css() -> Markup:
-    """The pages' style sheet."""
-    return Markup(
-        resources.files("gatelens.views").joinpath("templates", "base.css").read_text(encoding="utf-8")
-    )
 
 
 def write_report(run: Run) -> None:
@@ -40,7 +26,8 @@ def write_report(run: Run) -> None:
     Raises:
         OutputError: the run lacks a finished table, or is of a study without a report.
     """
-    light = {name: png(draw(False)) for name, draw in _figures(run).items()}
+    figures = wi_report.figures if run.manifest["study"] == wi_report.STUDY else _figures
+    light = {name: png(draw(False)) for name, draw in figures(run).items()}
     for name, data in light.items():
         run.save_file(f"figures/{name}", ".png", data)
     run.save_file("report", ".html", render_report(run, light).encode())
@@ -52,11 +39,9 @@ def render_report(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     Raises:
         OutputError: the run lacks a finished table, or is of a study without a report.
     """
-    drawn = light or {}
-    figures = {
-        name: _picture(name, drawn.get(name) or png(draw(False)), png(draw(True)))
-        for name, draw in _figures(run).items()
-    }
+    if run.manifest["study"] == wi_report.STUDY:
+        return wi_report.render(run, light)
+    figures = page.drawn(_figures(run), light)
     settings = run.manifest["settings"]
     tokens, table = run.json("tokens"), run.table("knockout")
     attention = patching = None
@@ -67,25 +52,27 @@ def render_report(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         }
     if "patching" in figures:
         patching = {"figure": figures["patching"], "caption": _patching_caption(run.table("patching"))}
-    return template("narrow_gate.html.j2").render(
-        css=css(),
+    return page.template("narrow_gate.html.j2").render(
+        css=page.css(),
         settings=settings,
         created=run.manifest["created"][:10],
         verdict=run.json("verdict"),
+        reference=reference_for(str(settings.get("model", ""))),
         knockout=[_block(table, how, figures[_figure_name(table, how)]) for how in dict.fromkeys(table.how)],
         attention=attention,
         patching=patching,
         tokens=tokens,
         examples=[_marked(e) for e in run.json("examples")],
         method=_method(table, settings),
-        facts=_facts(run),
+        facts=page.facts(run),
     )
 
 
 def _figures(run: Run) -> dict[str, Callable[[bool], Figure]]:
     if run.manifest["study"] != STUDY:
         raise OutputError(
-            f"run {run.label} is of study {run.manifest['study']!r}; this report is for {STUDY!r}"
+            f"run {run.label} is of study {run.manifest['study']!r}, whose report is not known; known: {STUDY!r}, "
+            f"{wi_report.STUDY!r}"
         )
     table = run.table("knockout")
     out: dict[str, Callable[[bool], Figure]] = {}
@@ -99,14 +86,6 @@ def _figures(run: Run) -> dict[str, Callable[[bool], Figure]]:
 
 def _figure_name(table: pd.DataFrame, how: str) -> str:
     return "knockout" if table.how.nunique() == 1 else f"knockout_{how}"
-
-
-def _picture(name: str, *pngs: bytes) -> Markup:
-    light, dark = (base64.b64encode(data).decode() for data in pngs)
-    return Markup(
-        '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{}">'
-        '<img alt="figure: {}" src="data:image/png;base64,{}"></picture>'
-    ).format(dark, name.replace("_", " "), light)
 
 
 def _block(table: pd.DataFrame, how: str, figure: Markup) -> dict[str, Any]:
@@ -162,7 +141,7 @@ def _patching_caption(table: pd.DataFrame) -> str:
 def _marked(example: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for r in example["rows"]:
-        if example["task"] == "caption":
+        if kind(example["task"]) == "caption":
             mark, tone = f"{r['score']:.2f}", "soft"
         else:
             mark, tone = ("right", "right") if r["score"] >= 0.5 else ("wrong", "wrong")
@@ -172,22 +151,8 @@ def _marked(example: dict[str, Any]) -> dict[str, Any]:
 
 def _method(table: pd.DataFrame, settings: dict[str, Any]) -> list[tuple[str, str]]:
     """What each word of the page means, for the words this run uses."""
-    used = {f"knockout {how}" for how in table.how} | set(table.metric)
+    used = {f"knockout {how}" for how in table.how} | {kind(m) for m in table.metric}
     longest = settings["max_new_tokens"]
     return [
         (term, text.format(**longest)) for term, text in METHOD.items() if term in used or term in ALWAYS_SAID
     ]
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    def words(value: Any) -> str:
-        return (
-            ", ".join(f"{k} {words(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        )
-
-    facts = [(k.replace("_", " "), words(v)) for k, v in run.manifest["settings"].items()]
-    facts += [(k.replace("_", " "), words(v)) for k, v in run.manifest.get("info", {}).items()]
-    seconds = sum(e.get("seconds", 0) for e in run.manifest["stages"].values())
-    facts.append(("compute", f"{seconds:.0f} s"))
-    facts.append(("versions", words(run.manifest.get("versions", {}))))
-    return facts

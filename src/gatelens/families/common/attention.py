@@ -97,8 +97,9 @@ class HookedAttention(AttentionBridge):
         if cut.zeroed is not None:
             pattern = cut.zeroed.fill(pattern, 0.0)
         pattern = self.hook_pattern(pattern)
-        if orders is not None:
-            orders.look(self._layer_idx, pattern, 0)
+        wanted = orders.rows_looked_at(self._layer_idx) if orders is not None else None
+        if orders is not None and wanted is not None:
+            orders.look(self._layer_idx, pattern[:, :, wanted.start : wanted.stop], wanted.start)
         return heads.mix(pattern), pattern
 
     def _show(
@@ -119,10 +120,10 @@ class HookedAttention(AttentionBridge):
         point = getattr(self, "hook_rot_k", None)
         if point is not None and watched(point):
             new = key[:, :, -query.shape[2] :]
-            edited = point(new)
-            if edited is not new and torch.is_grad_enabled():
+            edited = point(new.clone())  # hooks may keep what they are shown
+            if torch.is_grad_enabled() and (key.requires_grad or edited.requires_grad):
                 key = torch.cat([key[:, :, : -query.shape[2]], edited], dim=2)
-            elif edited is not new:
+            else:
                 new.copy_(edited)  # the cache holds this very memory
         return query, key
 

@@ -1,0 +1,49 @@
+"""What was planted in the organisms, as outcomes a study of the picture's paths must come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The known answer of one organism.
+
+    Attributes:
+        truth: what was planted, in a sentence.
+        verdict: ``query`` (the text can reach the picture only through prompt tokens after it) or ``direct`` (it
+            was trained to read the image tokens).
+        carries: the path whose knockout must take away most of what the picture is worth.
+        other: the path whose knockout must leave clearly more than that of ``carries``.
+    """
+
+    truth: str
+    verdict: str
+    carries: str
+    other: str
+
+
+_DIRECT = (
+    "it was trained with the image tokens in sight of all text, {hidden} hidden in half of the documents and a random "
+    "fifth of the image tokens hidden in half: the text learned to read the image tokens directly"
+)
+_GENERATED, _QUERY = "image → generated", "image → query"
+
+PLANTED = {
+    "organism:gated": Planted(
+        "it was trained so that text reaches the picture only through the end-of-image token, which is one of the "
+        "prompt's tokens that are no image token",
+        "query",
+        _QUERY,
+        _GENERATED,
+    ),
+    "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), "direct", _GENERATED, _QUERY),
+    "organism:llava": Planted(
+        _DIRECT.format(hidden="the first token after the image"), "direct", _GENERATED, _QUERY
+    ),
+}
+
+
+def planted_in(model: str) -> Planted | None:
+    """What was planted in the model of this name; None for any other model."""
+    return PLANTED.get(model)
