@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_tiles_are_told_apart(tiled: Any, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(view.attention[0, -1, 2], pattern[0, 0, -1, 3:5].sum())
     monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 4)  # five rows are too many, three tiles are not
     assert heads(pattern, tokens, 0).tokens == view.tokens
+    alternating = dataclasses.replace(tokens, tile=torch.tensor([[-1, 1, 2, 1, 2, 1, -1]]))
+    assert heads(pattern, alternating, 0).tokens == ("a", "img (all)", "b")  # five pieces of two tiles
 
 
 def test_overlay_draws_the_whole_and_the_tiles_beside_each_other(tiled: Any) -> None:

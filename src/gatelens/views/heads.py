@@ -215,15 +215,24 @@ def _groups(
 
 
 def _fitting(tokens: TokenMap, b: int, shown: Sequence[int]) -> Pool:
-    """The least pooling that leaves few enough positions."""
+    """The least pooling that leaves few enough positions.
+
+    Counted as drawn: rows of a tile may alternate with its neighbour's, and separators part what they stand in.
+    """
     if len(shown) <= MOST_UNPOOLED:
         return None
-    place = torch.stack([tokens.image_index[b], tokens.tile[b], tokens.row[b]], dim=-1)[list(shown)]
-    if bool((place[:, 2] < 0).any()):
+    where = torch.tensor(list(shown))
+    parted = where - torch.arange(len(where))  # grows wherever something stands between two image tokens
+    place = torch.stack(
+        [parted, *(x[b, where] for x in (tokens.image_index, tokens.tile, tokens.row))], dim=-1
+    )
+    if bool((place[:, 3] < 0).any()):
         return "image"
     ways: tuple[Pool, ...] = ("row", "tile")
-    few = (way for way in ways if len(place[:, : _DEPTH[way]].unique(dim=0)) <= MOST_UNPOOLED)
-    return next(few, "image")
+    for way in ways:
+        if len(place[:, : 1 + _DEPTH[way]].unique_consecutive(dim=0)) <= MOST_UNPOOLED:
+            return way
+    return "image"
 
 
 def _picture(picture: Image, tokens: TokenMap, b: int, width: int = 220) -> str:
