@@ -25,7 +25,8 @@ class Case:
     one row an image token, where ``blocks.0.hook_resid_pre`` cannot show small changes (codes of a VQ
     encoder). ``local``: whether, unmixed, a token sees nothing at all but its box (False where convolutions
     reach a little further: then the token in the middle of a change must change most). ``blur``: pixels of
-    the original that resizing lets bleed over the edges of a box. ``full``: name -> the full-size config.
+    the original that resizing lets bleed over the edges of a box. ``full``: name -> the full-size config,
+    written from what is known of the checkpoint's config.json, which could not be read when this was written.
     ``prepare``: for models without a processor of their own, (model, pictures, texts) -> inputs.
     """
 
