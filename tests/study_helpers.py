@@ -105,9 +105,14 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
 
     from gatelens.runs import Run
     from gatelens.studies.common import data_uri
-    from gatelens.studies.gate_patching import summarise_patching
-    from gatelens.studies.knockout_table import summarise
-    from gatelens.studies.verdict import task_verdicts, verdict
+    from gatelens.studies.narrow_gate.knockout_table import summarise
+    from gatelens.studies.narrow_gate.patching import summarise_patching
+    from gatelens.studies.narrow_gate.verdict import (
+        attention_evidence,
+        patching_evidence,
+        task_verdicts,
+        verdict,
+    )
     from gatelens.views.report import write_report
 
     settings = {
@@ -139,7 +144,8 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
             rows.append((pair, layer, base, max(0.06, moved), True, bool(rng.random() < moved)))
     pairs = pd.DataFrame(rows, columns=["pair", "layer", "base", "target", "flippable", "flipped"])
     run.save_table("patching", summarise_patching(pairs, 200, 0))
-    run.save_json("verdict", verdict(tasks, attention, run.table("patching"), "<eoss>"))
+    further = attention_evidence(attention) + patching_evidence(run.table("patching"))
+    run.save_json("verdict", verdict(tasks, further, "<eoss>"))
     run.save_json(
         "tokens",
         {

@@ -88,12 +88,12 @@ def narrow_gate(
     """Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)"""
     from gatelens.data import presets
     from gatelens.runs import check_writable
-    from gatelens.studies.knockout_table import hows
+    from gatelens.studies.common import kinds_of_knockout
 
     chosen = presets.preset(preset) if preset else presets.NONE
-    hows(how or "zero")
+    kinds_of_knockout(how or "zero")
     check_writable(out)  # before the slow imports and the model
-    from gatelens.studies.narrow_gate import narrow_gate as run_study
+    from gatelens.studies import narrow_gate as run_study
 
     run = run_study(
         model,
@@ -160,12 +160,12 @@ def whats_in_the_image(
     """Where is what the text says of the picture stored, and where read? (Kaduri et al., arXiv 2411.17491)"""
     from gatelens.data import presets
     from gatelens.runs import check_writable
-    from gatelens.studies.wi_configurations import check_words
+    from gatelens.studies.whats_in_the_image.configurations import check_words
 
     chosen = presets.preset(preset, "whats-in-the-image") if preset else presets.NONE
     check_words(how or "mask", first_token)
     check_writable(out)  # before the slow imports and the model
-    from gatelens.studies.whats_in_the_image import whats_in_the_image as run_study
+    from gatelens.studies import whats_in_the_image as run_study
 
     run = run_study(
         model,
@@ -215,12 +215,12 @@ def find_gate(
 ) -> None:
     """Which positions carry the picture to the answer: a few (a gate), many, or none?"""
     from gatelens.runs import check_writable
-    from gatelens.studies.knockout_table import hows
+    from gatelens.studies.common import kinds_of_knockout
 
-    hows(how)
+    kinds_of_knockout(how)
     if out is not None:
         check_writable(out)
-    from gatelens.studies.gate_finder import find_gate as search
+    from gatelens.studies import find_gate as search
 
     options: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     found = search(model, data, n=n, how=how, prompt=prompt, seed=seed, progress=not quiet, **options)

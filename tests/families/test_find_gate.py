@@ -9,7 +9,7 @@ import torch
 from case import cases
 
 from gatelens.model import HookedVLM
-from gatelens.studies.gate_search import Search
+from gatelens.studies.gate_finder.search import Search
 
 CASES = cases()
 

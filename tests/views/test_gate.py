@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import DataError
-from gatelens.studies.gate_finder import GateSearch
-from gatelens.studies.gate_places import Place
-from gatelens.studies.gate_verdict import gate_verdict
+from gatelens.studies.gate_finder.finder import GateSearch
+from gatelens.studies.gate_finder.places import Place
+from gatelens.studies.gate_finder.verdict import gate_verdict
 from gatelens.views.gate import as_html, gate_figure, gate_table
 from gatelens.views.style import png
 

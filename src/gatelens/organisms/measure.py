@@ -47,8 +47,8 @@ def main() -> None:
 def measure(model: HookedVLM, n: int, n_drawn: int, seed: int) -> dict[str, Any]:
     """All numbers of the card, each with its 95 % bootstrap interval and n."""
     run = narrow_gate(
-        model, "emoji-scenes", seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), n_pairs=2,
-        n_attention=2, random_repeats=5,
+        model, "emoji-scenes", seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), sections=["knockouts"],
+        random_repeats=5,
     )  # fmt: skip
     knockout = run.table("knockout")
     found: dict[str, Any] = {

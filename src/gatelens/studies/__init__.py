@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gatelens.studies.gate_finder import find_gate
-from gatelens.studies.narrow_gate import narrow_gate
-from gatelens.studies.whats_in_the_image import whats_in_the_image
+from gatelens.studies.gate_finder.finder import find_gate
+from gatelens.studies.narrow_gate.study import narrow_gate
+from gatelens.studies.whats_in_the_image.study import whats_in_the_image
 
 __all__ = ["find_gate", "narrow_gate", "whats_in_the_image"]

@@ -7,12 +7,12 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-from gatelens.errors import DataError, InputError
+from gatelens.errors import DataError, InputError, InterventionError
 from gatelens.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
     from gatelens.model import HookedVLM
 
+How = Literal["zero", "mask"]
 Item = TypeVar("Item")
 Chunk = tuple[int, int, Sequence["Example"]]
 _BUDGET = 1 << 28  # numbers in the largest tensor of a batch (attention scores of a layer, or logits)
@@ -176,17 +177,39 @@ def labels_of(example: Example) -> tuple[str, ...]:
     return tuple(dict.fromkeys(([example.label] if example.label else []) + list(example.answers)))
 
 
+def kinds_of_knockout(how: str) -> tuple[How, ...]:
+    """``"both"`` means the Narrow Gate paper's first, then the renormalising one.
+
+    Raises:
+        InterventionError: any other word.
+    """
+    if how not in ("zero", "mask", "both"):
+        raise InterventionError(f"how={how!r} is no kind of knockout; choose 'zero', 'mask' or 'both'")
+    return ("zero", "mask") if how == "both" else ("zero",) if how == "zero" else ("mask",)
+
+
+def inference() -> Any:
+    """No gradients are kept during a study."""
+    return torch.inference_mode()
+
+
 class Progress:
     """A bar with the time left over all stages of a study."""
 
     def __init__(self, total: int, enabled: bool) -> None:
+        self.enabled, self.done = enabled, 0
         form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left]"
         self._bar = tqdm(total=total, disable=not enabled, bar_format=form, dynamic_ncols=True)
 
     def step(self, what: str, n: int = 1) -> None:
         """``n`` units of work are done."""
+        self.done += n
         self._bar.set_description_str(what, refresh=False)
         self._bar.update(n)
+
+    def say(self, what: str) -> None:
+        """What is being done now."""
+        self._bar.set_description_str(what)
 
     def __enter__(self) -> Progress:
         return self

@@ -6,9 +6,11 @@ Imported at once, not lazily: a view and its module share a name, and ``gl.views
 from __future__ import annotations
 
 from gatelens.views.compare import compare, compare_html
-from gatelens.views.curves import attention_shares, knockout_bars, patching_curve
 from gatelens.views.gate import gate_figure, gate_table
 from gatelens.views.heads import HeadsView, heads
+from gatelens.views.narrow_gate.attention import attention_shares
+from gatelens.views.narrow_gate.knockouts import knockout_bars
+from gatelens.views.narrow_gate.patching import patching_curve
 from gatelens.views.overlay import overlay
 from gatelens.views.report import render_report, write_report
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gatelens.errors import OutputError
 from gatelens.runs import Run
-from gatelens.studies.wi_scores import AGAINST_TRUTH, F1
+from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
 from gatelens.views import page
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gatelens.errors import DataError
-from gatelens.studies.gate_verdict import DISTRIBUTED, NARROW
+from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW
 from gatelens.views.style import Figure, Palette, png, styled
 
 if TYPE_CHECKING:
-    from gatelens.studies.gate_finder import GateSearch
+    from gatelens.studies.gate_finder.finder import GateSearch
 
 SHOWN = 8
 _MOST_CELLS = (

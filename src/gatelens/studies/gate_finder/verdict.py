@@ -1,0 +1,204 @@
+"""What a gate search says, in words: narrow, distributed or nothing found, and which measures agree.
+
+The joint knockouts decide. Attention, overlap and patching are evidence beside them: each is asked what it would
+have said alone, and is named where that is something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from gatelens.studies.gate_finder.places import Place
+from gatelens.studies.narrow_gate.verdict import FLIPS, percent
+
+NARROW, DISTRIBUTED = "narrow", "distributed"
+NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
+LEAST_WORTH = (
+    0.1  # probability of the right answer the picture must be worth for a share of it to mean anything
+)
+CHANCE = 0.05  # answers name the right classes when shuffled names fit as well less often than this
+# positions stand out when the low ends of their intervals are so many times the high ends of all others
+STANDS_OUT = 1.5
+
+
+def gate_verdict(
+    places: Sequence[Place],
+    measures: pd.DataFrame,
+    sets: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The verdict with its evidence.
+
+    Args:
+        places: the candidates.
+        measures: one row a place and measure, as :class:`~gatelens.studies.gate_finder.GateSearch` has them.
+        sets: by kind of knockout the smallest set that carries the effect: ``size, low, high, share …, places,
+            damage``; the first kind decides.
+        facts: what the picture is worth, what patching the set did, the limit of a narrow set.
+
+    Returns:
+        ``verdict`` (narrow, distributed, no communication found, inconclusive), ``headline``, ``sentence``,
+        ``places`` (of the set that decided), ``evidence`` (``kind, says, text``), ``disagree`` (kinds), ``sets``.
+    """
+    hows = list(sets)
+    first = sets[hows[0]]
+    reading = _reading(facts)
+    found = reading or _size_says(first, facts["narrow"])
+    gate = _named(places, first["places"]) if found == NARROW else ""
+    evidence: list[dict[str, str]] = []
+    if reading is None:
+        evidence = [_knockout(places, how, sets[how], facts) for how in hows]
+        evidence.append(_patching(places, facts))
+        evidence.append(_standing_out(places, measures, "attention", 0.0, found, first, facts))
+        evidence.append(
+            _standing_out(places, measures, "overlap", facts["overlap_by_chance"], found, first, facts)
+        )
+    decided = found in (NARROW, DISTRIBUTED)
+    disagree = [e["kind"] for e in evidence if decided and e["says"] != found]
+    sentence = _sentence(found, gate, first, facts)
+    if decided:
+        sentence += (
+            f" Evidence that does not agree: {', '.join(disagree)}." if disagree else " Every measure agrees."
+        )
+    return {
+        "verdict": found,
+        "headline": {NARROW: f"narrow gate at {gate}"}.get(found, found),
+        "sentence": sentence,
+        "places": list(first["places"]),
+        "evidence": evidence,
+        "disagree": disagree,
+        "sets": {how: dict(one) for how, one in sets.items()},
+    }
+
+
+def _reading(facts: Mapping[str, Any]) -> str | None:
+    """What is to be said before any position is looked at; None when the picture is worth a search."""
+    if facts["worth"] >= LEAST_WORTH and facts["worth_low"] > 0:
+        return None
+    return NOTHING if facts["worth"] < LEAST_WORTH and facts["naming_p"] > CHANCE else INCONCLUSIVE
+
+
+def _size_says(one: Mapping[str, Any], limit: int) -> str:
+    if one["size"] is not None and one["high"] <= limit:
+        return NARROW
+    return DISTRIBUTED if one["low"] > limit else INCONCLUSIVE
+
+
+def _sentence(found: str, gate: str, first: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    read = (
+        f"The answers hold {facts['information']:.2f} nats [{facts['information_low']:.2f}, "
+        f"{facts['information_high']:.2f}] about their own picture's class (names shuffled, as much or more in "
+        f"{percent(facts['naming_p'])} of the cases)"
+    )
+    scores = (
+        f"probability of the right answer {facts['probability']:.2f}, with the picture cut off or by chance "
+        f"{facts['floor']:.2f}; accuracy {facts['accuracy']:.2f}"
+    )
+    if found == NOTHING:
+        return f"{read}; {scores}: the model does not read the class off the picture, so there is no gate to look for."
+    if _reading(facts) is not None:
+        return (
+            f"{read}; {scores}: too little for a share of it to mean anything. Give a prompt that the class name "
+            "follows, or more examples."
+        )
+    worth = f"what the picture is worth ({scores})"
+    size = (
+        f"{first['size']} position{'s' if first['size'] != 1 else ''} [{first['low']}, {first['high']}]"
+        if first["size"] is not None
+        else "no set"
+    )
+    carried = f"{percent(min(first['share'], 1.0))}"
+    if found == NARROW:
+        around = (
+            f"{percent(facts['around'])} [{percent(facts['around_low'])}, {percent(facts['around_high'])}]"
+        )
+        return (
+            f"The picture reaches the answer through {gate}: {size} cut from all that comes after "
+            f"take{'s' * (first['size'] == 1)} {carried} of {worth}. With that left reading the picture, cutting "
+            f"the picture's other positions from everything else lowers accuracy by {around}."
+        )
+    smallest = f"The smallest set found to carry {percent(facts['part'])} of {worth} holds {size}"
+    if found == DISTRIBUTED:
+        return f"{smallest} of {facts['n_picture'] + facts['n_behind']}."
+    return (
+        f"{smallest}: the interval reaches across the limit of {facts['narrow']} for a narrow gate; give more "
+        "examples."
+    )
+
+
+def _knockout(
+    places: Sequence[Place], how: str, one: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict[str, str]:
+    size = one["size"]
+    if size is None:
+        text = "no set that was measured carries it"
+    else:
+        shown = f" ({_named(places, one['places'])})" if size <= facts["narrow"] else ""
+        text = (
+            f"{size} position{'s' if size != 1 else ''} [{one['low']}, {one['high']}]{shown} cut jointly "
+            f"take{'s' * (size == 1)} {percent(min(one['share'], 1.0))} "
+            f"[{percent(min(one['share_low'], 1.0))}, {percent(min(one['share_high'], 1.0))}]"
+        )
+    if one["damage"]:
+        text += (
+            f"; cutting {_named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
+            "damage, not communication"
+        )
+    return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text}
+
+
+def _patching(places: Sequence[Place], facts: Mapping[str, Any]) -> dict[str, str]:
+    who = _named(places, facts["patched"])
+    if "joint_mean" not in facts:
+        text = "no pair of examples has two different clean answers, so none can flip"
+        return {"kind": "patching", "says": INCONCLUSIVE, "text": text}
+    low, high = facts["joint_low"], facts["joint_high"]
+    says = NARROW if low > FLIPS[1] else DISTRIBUTED if high < FLIPS[0] else INCONCLUSIVE
+    text = (
+        f"patched in all layers from an example of another class, {who} turns {percent(facts['joint_mean'])} "
+        f"[{percent(low)}, {percent(high)}] of the answers into that example's"
+    )
+    return {"kind": "patching", "says": says, "text": text}
+
+
+def _standing_out(
+    places: Sequence[Place],
+    measures: pd.DataFrame,
+    measure: str,
+    floor: float,
+    found: str,
+    first: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> dict[str, str]:
+    """What a measure that knows no cut says: whether a few positions stand out, and whether they are the gate."""
+    part = measures[measures.measure == measure].sort_values("mean", ascending=False, kind="stable")
+    few: list[int] = []
+    for size in range(1, min(facts["narrow"], len(part) - 1) + 1):
+        if part.low.iloc[:size].min() - floor > STANDS_OUT * max(part.high.iloc[size:].max() - floor, 0.0):
+            few = [int(p) for p in part.place.iloc[:size]]
+            break
+    top = part.iloc[0]
+    text = f"highest at {_named(places, [int(top.place)])}: {top['mean']:.2f} [{top.low:.2f}, {top.high:.2f}]"
+    if floor:
+        text += f" (by chance {floor:.2f})"
+    if not few:
+        return {"kind": measure, "says": DISTRIBUTED, "text": f"{text}; no position stands out"}
+    text += f"; {_named(places, few)} stand{'s' * (len(few) == 1)} out"
+    if found == NARROW and not set(few) & set(first["places"]):
+        return {
+            "kind": measure,
+            "says": "another gate",
+            "text": f"{text}, which the knockout does not confirm",
+        }
+    alone = measures[(measures.place == few[0]) & (measures.measure == f"{facts['how'][0]} accuracy")]
+    if found == DISTRIBUTED and len(alone):
+        what = "looked at" if measure == "attention" else "where the class can be read"
+        text += f": it is {what}, but cut alone it costs {percent(alone['mean'].iloc[0])} of accuracy"
+    return {"kind": measure, "says": NARROW, "text": text}
+
+
+def _named(places: Sequence[Place], numbers: Sequence[int]) -> str:
+    return ", ".join(f"{places[p].name} (position {places[p].position})" for p in numbers)

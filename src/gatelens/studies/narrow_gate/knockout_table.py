@@ -1,0 +1,160 @@
+"""The knockout table: every row of it, evaluated on one batch; and the table with its intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from gatelens.data.base import kind
+from gatelens.engine import generate_many, last_logits
+from gatelens.measures.accuracy import accuracy, restricted_accuracy
+from gatelens.measures.captions import cider_d
+from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.vqa import vqa_accuracy
+from gatelens.studies.common import How, Labels, labels_of
+
+if TYPE_CHECKING:
+    from gatelens.data import Example
+    from gatelens.inputs import VLMInputs
+    from gatelens.model import HookedVLM
+
+NONE, GATE, IMAGE, LAST, FLOOR = (
+    "none",
+    "gate → text",
+    "image → text",
+    "last image → text",
+    "gate + image → text",
+)
+QUERIES = "text - gate"
+IMAGE_SIDE = "boi | image | row_break"
+METRICS = {"class": "class accuracy", "vqa": "VQA accuracy", "caption": "CIDEr-D"}
+RESTRICTED = "class accuracy among the class names"
+
+
+def metric_of(task: str) -> str:
+    """The metric of a task, with the data set's name where several have it: ``CIDEr-D (coco)``."""
+    return METRICS[kind(task)] + task.removeprefix(kind(task))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: which keys the text can no longer read."""
+
+    name: str
+    keys: str | None
+    repeats: int = 1
+
+    def selector(self, repeat: int, seed: int) -> str | None:
+        """The keys of one repeat (random rows draw other tokens each time)."""
+        return self.keys and self.keys.format(seed=seed * 1000 + repeat)
+
+
+def table_rows(random_tokens: int, random_repeats: int) -> list[Row]:
+    """The rows, in the order of the table. The last is a control: with it nothing of the image reaches the
+    text."""
+    return [
+        Row(NONE, None),
+        Row(GATE, "gate"),
+        Row(IMAGE, IMAGE_SIDE),
+        Row(f"random-{random_tokens} → text", f"random_image:{random_tokens}@{{seed}}", random_repeats),
+        Row(LAST, "last_image"),
+        Row(FLOOR, f"gate | {IMAGE_SIDE}"),
+    ]
+
+
+def specs(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
+    """The interventions of a row."""
+    from gatelens.interventions import knockout
+
+    keys = row.selector(repeat, seed)
+    return [] if keys is None else [knockout(queries=QUERIES, keys=keys, how=how)]
+
+
+def outcomes(
+    model: HookedVLM, inputs: VLMInputs, task: str, runs: Sequence[Sequence[Any]], max_new_tokens: int
+) -> Sequence[Tensor | list[str]]:
+    """What each run says of one batch: logits Float[batch, d_vocab] for ``class``, else texts."""
+    if kind(task) == "class":
+        return last_logits(model, inputs, runs)
+    return [out.texts for out in generate_many(model, inputs, runs, max_new_tokens)]
+
+
+def evaluate(
+    model: HookedVLM,
+    examples: Sequence[Example],
+    task: str,
+    outcome: Tensor | list[str],
+    labels: Labels,
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """Answers of one batch in one run: ``id, prediction, score, restricted`` (captions are scored
+    later)."""
+    nothing = [float("nan")] * len(examples)
+    if isinstance(outcome, Tensor):
+        logits = outcome.float().cpu()
+        wanted = [[labels.first_token(e.prompt, name) for name in labels_of(e)] for e in examples]
+        among = [labels.first_token(examples[0].prompt, name) for name in classes]
+        score = accuracy(logits, wanted).float().tolist()
+        restricted = restricted_accuracy(logits, wanted, among).float().tolist() if among else nothing
+        best = logits.argmax(-1).tolist()
+        words = zip(
+            model.decode([[i] for i in best]), model.tokenizer.convert_ids_to_tokens(best), best, strict=True
+        )
+        texts = [
+            text or token or f"token {i}" for text, token, i in words
+        ]  # special tokens decode to nothing
+    else:
+        texts = outcome
+        scored = kind(task) == "vqa"
+        score = (
+            [vqa_accuracy(t, e.answers) for t, e in zip(texts, examples, strict=True)] if scored else nothing
+        )
+        restricted = nothing
+    ids = [e.id for e in examples]
+    texts = [t.strip() for t in texts]
+    return pd.DataFrame({"id": ids, "prediction": texts, "score": score, "restricted": restricted})
+
+
+def score_captions(
+    predictions: pd.DataFrame, examples: Sequence[Example], task: str = "caption"
+) -> pd.DataFrame:
+    """Fill in the scores of the caption rows, whose word weights need the references of all pictures."""
+    references = {e.id: list(e.answers) for e in examples}
+    out = predictions.copy()
+    chosen = out[out.task == task]
+    for _, part in chosen.groupby(["how", "row", "repeat"], sort=False):
+        out.loc[part.index, "score"] = cider_d(list(part.prediction), [references[i] for i in part.id])
+    return out
+
+
+def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """The knockout table: ``how, row, task, metric, mean, low, high, n, repeats``.
+
+    Repeats of a random row are averaged within each example first; the interval is over examples.
+    """
+    rows = []
+    for (how, name, task), part in predictions.groupby(["how", "row", "task"], sort=False):
+        metrics = [(metric_of(task), "score")]
+        if kind(task) == "class" and part.restricted.notna().all():
+            metrics.append((RESTRICTED, "restricted"))
+        for metric, column in metrics:
+            values = part.groupby("id", sort=False)[column].mean().to_numpy(dtype=np.float64)
+            low, high = bootstrap_interval(values, n_boot=n_boot, seed=seed)
+            rows.append(
+                (how, name, task, metric, values.mean(), low, high, len(values), part.repeat.nunique())
+            )
+    return pd.DataFrame(rows, columns=["how", "row", "task", "metric", "mean", "low", "high", "n", "repeats"])
+
+
+def labelled(task: str, how: str, row: Row, repeat: int, answers: pd.DataFrame) -> pd.DataFrame:
+    """Put the row's name in front of its answers."""
+    answers.insert(0, "repeat", repeat)
+    answers.insert(0, "row", row.name)
+    answers.insert(0, "how", how)
+    answers.insert(0, "task", task)
+    return answers

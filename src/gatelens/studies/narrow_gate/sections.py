@@ -1,0 +1,65 @@
+"""The sections of the study, in the order of the report, and how they are chosen."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gatelens.errors import DataError
+from gatelens.studies.narrow_gate import attention, knockouts, patching
+from gatelens.studies.narrow_gate.section import Section
+
+SECTIONS: tuple[Section, ...] = (knockouts.SECTION, attention.SECTION, patching.SECTION)
+BY_NAME = {section.name: section for section in SECTIONS}
+
+Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
+
+
+def chosen(sections: Chosen, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """The sections asked for, each with its options filled in.
+
+    Args:
+        sections: None or ``"all"``; names, in a list or with commas; or names with options,
+            ``{"patching": {"n_pairs": 20}}``, where ``"all"`` may stand for the others.
+        limit: caps the options that count examples.
+
+    Raises:
+        DataError: an unknown section or option, or a number of examples below 0.
+    """
+    if sections is None:
+        sections = "all"
+    if isinstance(sections, str):
+        sections = [name.strip() for name in sections.split(",") if name.strip()]
+    asked: dict[str, Mapping[str, Any]] = (
+        dict(sections) if isinstance(sections, Mapping) else {name: {} for name in sections}
+    )
+    if "all" in asked:
+        del asked["all"]
+        asked = {name: asked.pop(name, {}) for name in BY_NAME} | asked
+    for name in asked:
+        _check("section", name, BY_NAME)
+    asked.setdefault(knockouts.SECTION.name, {})  # the verdict stands on it
+    out = {}
+    for name, section in BY_NAME.items():
+        if name not in asked:
+            continue
+        options = dict(section.options)
+        for option, value in asked[name].items():
+            _check(f"option of section {name!r}", option, options)
+            options[option] = value
+        for option, value in options.items():
+            if option.startswith("n") and isinstance(value, int):
+                if value < 0:
+                    raise DataError(f"section {name!r}: {option}={value} is below 0")
+                options[option] = value if limit is None else min(value, limit)
+        out[name] = options
+    return out
+
+
+def _check(what: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+        raise DataError(f"no {what} {name!r}; {hint}")

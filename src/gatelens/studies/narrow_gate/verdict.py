@@ -1,0 +1,255 @@
+"""From the numbers to words: is there a narrow gate, or do many image tokens speak to the text?
+
+The knockout decides; attention and patching are evidence beside it, and the verdict says where they disagree.
+For each task, with *floor* what is left when gate and image are both cut off from the text (for classes at
+least 1 / number of classes), the share of the picture's contribution that a knockout removes is
+``(none − knocked out) / (none − floor)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gatelens.measures.stats import bootstrap_replicates
+from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
+
+NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
+MOST = 0.5  # a knockout "removes most" when its interval lies above this share
+APART = 0.25  # …and the two knockouts differ when the interval of their difference lies above this
+LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
+FEWEST = 20  # examples of a task
+GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
+FLIPS = (0.2, 0.5)  # patching: below, the gate does not carry the class; above, it does
+
+
+def task_verdicts(predictions: pd.DataFrame, n_classes: int, n_boot: int, seed: int) -> pd.DataFrame:
+    """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the
+    verdict.
+
+    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low,
+    image_high,
+    verdict, why``; intervals are paired bootstrap intervals over examples (95 %).
+    """
+    rows = []
+    for (how, task), part in predictions.groupby(["how", "task"], sort=False):
+        wide = part.groupby(["id", "row"], sort=False)["score"].mean().unstack("row")
+        none, gate, image, floor = (
+            wide[name].to_numpy(dtype=np.float64) for name in (NONE, GATE, IMAGE, FLOOR)
+        )
+        chance = 1 / n_classes if task == "class" and n_classes > 1 else 0.0
+        row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
+        row |= {"none": none.mean(), "floor": max(floor.mean(), chance)}
+        row["worth"] = row["none"] - row["floor"]
+        draws = _shares(none, gate, image, floor, chance, n_boot, seed)
+        reason = ""
+        if len(wide) < FEWEST:
+            reason = f"only {len(wide)} examples (at least {FEWEST} are needed)"
+        elif row["worth"] < LEAST_ABOVE_FLOOR or np.percentile(draws["worth"], 2.5) <= 0:
+            reason = (
+                f"the unmodified {row['metric']} {row['none']:.2f} is too near the floor {row['floor']:.2f} "
+                "for a share of the difference to mean anything"
+            )
+        for name, values in (("gate", gate), ("image", image)):
+            share = (row["none"] - values.mean()) / row["worth"] if row["worth"] > 0 else float("nan")
+            low, high = np.percentile(draws[name], [2.5, 97.5]) if not reason else (float("nan"),) * 2
+            row |= {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
+        row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason else _judge(row, draws)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _shares(
+    none: np.ndarray,
+    gate: np.ndarray,
+    image: np.ndarray,
+    floor: np.ndarray,
+    chance: float,
+    n_boot: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Bootstrap replicates of what the picture is worth and of both shares, on the same draws of examples."""
+
+    def replicates(row: np.ndarray, scaled: bool) -> np.ndarray:
+        def statistic(n: np.ndarray, r: np.ndarray, f: np.ndarray) -> np.ndarray:
+            worth = n.mean(-1) - np.maximum(f.mean(-1), chance)
+            drop = n.mean(-1) - r.mean(-1)
+            return drop / np.where(np.abs(worth) < 1e-9, np.nan, worth) if scaled else worth
+
+        return bootstrap_replicates(statistic, none, row, floor, n_boot=n_boot, seed=seed)
+
+    return {
+        "worth": replicates(none, False),
+        "gate": np.nan_to_num(replicates(gate, True)),
+        "image": np.nan_to_num(replicates(image, True)),
+    }
+
+
+def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]:
+    apart = np.percentile(draws["gate"] - draws["image"], [2.5, 97.5])
+    if row["gate_low"] > MOST and apart[0] > APART and row["image"] < MOST:
+        return (
+            NARROW,
+            "cutting the gate removes most of what the picture is worth, cutting the image tokens little",
+        )
+    if row["image_low"] > MOST and apart[1] < -APART and row["gate"] < MOST:
+        return (
+            DISTRIBUTED,
+            "cutting the image tokens removes most of what the picture is worth, cutting the gate little",
+        )
+    if row["gate"] > MOST and row["image"] > MOST:
+        return MIXED, "both paths are needed: cutting either removes most of what the picture is worth"
+    if row["gate"] < MOST and row["image"] < MOST:
+        return MIXED, "either path alone is enough: cutting one or the other removes less than half"
+    return MIXED, "the intervals of the two knockouts are too wide or too close to tell the paths apart"
+
+
+def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -> dict[str, Any]:
+    """The verdict over all tasks of the first ``how``, in words, with its evidence.
+
+    Args:
+        tasks: from :func:`task_verdicts`.
+        further: evidence of the other sections, each ``kind, says, text``.
+        gate: what the gate token is called in the sentence.
+
+    Returns:
+        ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``evidence``
+        (list of
+        ``kind, says, text``), ``disagree`` (kinds), ``how``.
+    """
+    how = str(tasks.how.iloc[0]) if len(tasks) else "none"
+    first = tasks[tasks.how == how] if len(tasks) else tasks
+    found = list(first.verdict) if len(tasks) else []
+    usable = [v for v in found if v != INCONCLUSIVE]
+    overall = MIXED
+    if not usable:
+        overall = INCONCLUSIVE
+    for kind, opposite in ((NARROW, DISTRIBUTED), (DISTRIBUTED, NARROW)):
+        if usable and 2 * usable.count(kind) >= len(usable) and opposite not in usable and kind in usable:
+            overall = kind
+    headline = {
+        NARROW: f"narrow gate at {gate}",
+        DISTRIBUTED: "distributed",
+        MIXED: "mixed",
+        INCONCLUSIVE: "inconclusive",
+    }[overall]
+    evidence = [_knockout_evidence(row) for row in first.to_dict("records")]
+    if len(tasks):
+        evidence += _other_how(tasks[tasks.how != how])
+    evidence += further
+    decided = overall in (NARROW, DISTRIBUTED)
+    disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, INCONCLUSIVE)]
+    sentence = _sentence(overall, first, gate)
+    if disagree:
+        sentence += f" Evidence that does not agree: {', '.join(disagree)}."
+    elif decided and len(evidence) > 1:
+        sentence += " Every other piece of evidence that says anything agrees."
+    return {
+        "verdict": overall,
+        "headline": headline,
+        "sentence": sentence,
+        "evidence": evidence,
+        "disagree": disagree,
+        "how": how,
+    }
+
+
+def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
+    if overall == INCONCLUSIVE:
+        reasons = (
+            [f"{r.metric}: {r.why}" for r in tasks.itertuples()] if len(tasks) else ["no task was measured"]
+        )
+        return "Nothing can be said: " + "; ".join(reasons) + "."
+    used = tasks[tasks.verdict != INCONCLUSIVE]
+    numbers = ", ".join(
+        f"{percent(r.gate)} in {r.metric} (cutting the image tokens: {percent(r.image)})"
+        for r in used.itertuples()
+    )
+    opening = {
+        NARROW: f"The image reaches the text through {gate}.",
+        DISTRIBUTED: f"The text reads the image tokens directly; {gate} is no gate.",
+        MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
+    }[overall]
+    closing = (
+        f"Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
+    )
+    if overall == MIXED:
+        closing += (
+            " " + "; ".join(f"{r.metric}: {r.why}" for r in used.itertuples() if r.verdict == MIXED) + "."
+        )
+    return f"{opening} {closing}"
+
+
+def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
+    kind = f"knockout, {row['metric']}"
+    if row["verdict"] == INCONCLUSIVE:
+        return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
+    gate, image = (
+        f"{percent(row[k])} [{percent(row[f'{k}_low'])}, {percent(row[f'{k}_high'])}]"
+        for k in ("gate", "image")
+    )
+    text = (
+        f"unmodified {row['none']:.2f}, floor {row['floor']:.2f} (n = {row['n']}); of the difference "
+        f"gate → text removes {gate}, image → text {image}: {row['why']}"
+    )
+    return {"kind": kind, "says": row["verdict"], "text": text}
+
+
+def _other_how(tasks: pd.DataFrame) -> list[dict[str, str]]:
+    out = []
+    for row in tasks.to_dict("records"):
+        entry = _knockout_evidence(row)
+        out.append({**entry, "kind": f"{entry['kind']} (how={row['how']})"})
+    return out
+
+
+def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
+    """What the attention-share table says: narrow where the gate stands out in some layer."""
+    if table.empty:
+        return []
+    gate = table[table.kind == "gate"].set_index("layer").share
+    image = table[table.kind == "image"].groupby("layer").share.sum()
+    peak = int(gate.idxmax())
+    n_image = int((table.kind == "image").sum() / table.layer.nunique())
+    says = NARROW if gate.max() >= GATE_SHARE else DISTRIBUTED if image.mean() > MOST else INCONCLUSIVE
+    text = (
+        f"of text's attention to the image side the gate takes {percent(gate.mean())} on average over "
+        f"layers, most in layer {peak} ({percent(gate.max())}); the {n_image} image tokens together take "
+        f"{percent(image.mean())}. Attention shows where text looks, not what it uses"
+    )
+    return [{"kind": "attention share", "says": says, "text": text}]
+
+
+def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
+    """What the patching table says: narrow where the gate alone flips the answer."""
+    if table.empty:
+        return []
+    flips = table[(table.measure == "flipped") & (table.layer >= 0)]
+    if flips.empty:
+        text = "no pair of pictures has two different clean predictions, so none can flip"
+        return [{"kind": "patching the gate", "says": INCONCLUSIVE, "text": text}]
+    best = flips.loc[flips["mean"].idxmax()]
+    if best.n < FEWEST:
+        says, note = INCONCLUSIVE, f"; only {int(best.n)} pairs, at least {FEWEST} are needed"
+    else:
+        says = NARROW if best.low > FLIPS[1] else DISTRIBUTED if best.high < FLIPS[0] else MIXED
+        note = ""
+    text = (
+        f"the gate's residual stream of another picture flips the prediction to that picture's in "
+        f"{percent(best['mean'])} "
+        f"[{percent(best.low)}, {percent(best.high)}] of {int(best.n)} pairs at the best layer, "
+        f"{int(best.layer)}{note}"
+    )
+    return [{"kind": "patching the gate", "says": says, "text": text}]
+
+
+def percent(share: float) -> str:
+    """0.123 → ``12 %``, with a space that does not break and a real minus sign."""
+    return (
+        "n/a"
+        if not np.isfinite(share)
+        else f"{100 * share + 0.0:.0f}\u00a0%".replace("-0\u00a0", "0\u00a0").replace("-", "−")
+    )

@@ -1,0 +1,1 @@
+"""The narrow-gate study's page: its figures and words."""

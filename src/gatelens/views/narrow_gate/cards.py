@@ -1,0 +1,18 @@
+"""The sections of the page, in order; each file of this folder named here has ``cards(run)``."""
+
+from __future__ import annotations
+
+from gatelens.runs import Run
+from gatelens.views.narrow_gate import attention, knockouts, patching
+from gatelens.views.narrow_gate.card import Card
+
+SECTIONS = (knockouts, attention, patching)
+
+
+def cards(run: Run) -> list[Card]:
+    """All cards of a run; sections it did not measure have none.
+
+    Raises:
+        OutputError: the run has no finished knockout table.
+    """
+    return [one for section in SECTIONS for one in section.cards(run)]

@@ -1,0 +1,189 @@
+"""The trade-off of compressed contexts: its arithmetic by hand, and what it says of the organisms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gatelens as gl
+from gatelens.data import load
+from gatelens.engine.compress import compress
+from gatelens.errors import DataError, InterventionError
+from gatelens.studies.whats_in_the_image.compressed_context import (
+    AFRESH,
+    FULL,
+    REPROMPT,
+    Asked,
+    Question,
+    answer_all,
+    by_picture,
+    named,
+    scene_questions,
+    summarise,
+    trade_off,
+)
+from study_helpers import TinyData, picture
+
+PROMPT = "<image> it shows"
+
+
+def asked() -> list[Asked]:
+    questions = [
+        ("what color ?", ("red",)),
+        ("is it a dog ?", ("yes", "dog")),
+        ("what color is the cat", ("no",)),
+    ]
+    return [
+        Asked(name, picture(name, i), tuple(Question(q, a, "any") for q, a in questions[: 3 - i]))
+        for i, name in enumerate(("red", "blue"))
+    ]
+
+
+def test_names() -> None:
+    assert [named(k) for k in (1.0, 0.05, 0.025, 0.0)] == [FULL, "K = 5 %", "K = 2.5 %", "query only"]
+
+
+def test_scenes_are_those_of_the_data_set() -> None:
+    mine, theirs = scene_questions(6, seed=3), load("emoji-scenes").examples("vqa", 6, seed=3)
+    for a, e in zip(mine, theirs, strict=True):
+        assert np.array_equal(np.asarray(a.image), np.asarray(e.image))
+        assert "<image>" + a.questions[0].text == e.prompt and a.questions[0].answers == e.answers
+        kinds = [q.kind for q in a.questions]
+        assert len(set(kinds)) == len(kinds) >= 5
+
+
+def test_questions_go_to_their_picture() -> None:
+    examples = TinyData(n=4).examples("vqa")
+    twice = [*examples, *reversed(examples)]
+    found = by_picture(twice)
+    assert [a.id for a in found] == [e.id for e in examples]
+    assert [len(a.questions) for a in found] == [2, 2, 2, 2]
+    assert found[0].questions[0] == Question("what color is the dog ?", ("dog",))
+    few = by_picture(twice, 1)
+    assert len(few) == 1 and len(few[0].questions) == 2
+    with pytest.raises(DataError, match="give vqa examples"):
+        by_picture(load("emoji-scenes").examples("draw", 1))
+
+
+def test_easy_vqa_has_several_questions_a_picture() -> None:
+    examples = load("easy-vqa").examples("vqa", 300)
+    found = by_picture(examples)
+    assert sum(len(a.questions) for a in found) == 300
+    assert len(found) == len({e.meta["picture"] for e in examples}) < 300
+
+
+def test_every_context_answers_every_question(tiny_llava: Any) -> None:
+    pictures = asked()
+    settings = {"prompt": PROMPT, "describe_tokens": 4, "max_new_tokens": 3}
+    table = answer_all(tiny_llava, pictures, (0.25, 0), **settings)
+    assert list(dict.fromkeys(table.context)) == [AFRESH, FULL, "K = 25 %", "query only", REPROMPT]
+    assert (table.groupby("context").size() == 5).all()
+    inputs = tiny_llava.prepare([[p.image] for p in pictures], [PROMPT] * 2)
+    for keep in (1.0, 0.25, 0.0):
+        part = table[table.context == named(keep)]
+        context = compress(tiny_llava, inputs, keep, max_new_tokens=4)
+        want = context.answer([[" " + q.text for q in p.questions] for p in pictures], max_new_tokens=3).texts
+        assert part.prediction.tolist() == [t.strip() for one in want for t in one]
+        n, size = context.n_kept[0], context.nbytes[0]
+        assert part.tokens.tolist() == [n] * 5 and part["nbytes"].tolist() == [size] * 5
+        assert n == 3 + round(16 * keep)  # the beginning of the sequence and two words
+    fresh = table[table.context == AFRESH]
+    texts = tiny_llava.generate(
+        tiny_llava.prepare(pictures[0].image, "<image>what color ?"), max_new_tokens=3
+    )
+    assert fresh.prediction.iloc[0] == texts.strip()
+    assert (fresh.tokens == 17).all()  # the picture and what stands before it, without the question
+    assert (table.seconds > 0).all() and (table[table.context != AFRESH].seconds_before > 0).all()
+    split = answer_all(tiny_llava, pictures, (0.25, 0), batch_size=1, others=False, **settings)
+    both = table[~table.context.isin([AFRESH, REPROMPT])].reset_index(drop=True)
+    columns = ["context", "picture", "question", "prediction", "score", "tokens"]
+    pd.testing.assert_frame_equal(
+        split[columns].sort_values(["context", "picture"], kind="stable", ignore_index=True),
+        both[columns].sort_values(["context", "picture"], kind="stable", ignore_index=True),
+    )
+
+
+def synthetic(scores: dict[str, list[float]]) -> pd.DataFrame:
+    """Three pictures with one, two and three questions."""
+    pictures = ["a", "b", "b", "c", "c", "c"]
+    return pd.DataFrame(
+        [
+            (name, 0.1, p, "", "", str(s), s, 7 + i % 2, 10, 0.5, 0.25)
+            for name, values in scores.items()
+            for i, (p, s) in enumerate(zip(pictures, values, strict=True))
+        ],
+        columns=[
+            "context", "keep", "picture", "kind", "question", "prediction", "score", "tokens", "nbytes",
+            "seconds", "seconds_before",
+        ],
+    )  # fmt: skip
+
+
+def test_the_summary_by_hand() -> None:
+    table = summarise(synthetic({FULL: [1, 1, 0, 1, 1, 1], "query only": [0, 1, 0, 1, 0, 1]}), 500)
+    full, few = table.iloc[0], table.iloc[1]
+    assert full.accuracy == pytest.approx(5 / 6) and few.accuracy == pytest.approx(3 / 6)
+    assert (full.difference, full.difference_low, full.difference_high) == (0, 0, 0)
+    assert few.difference == pytest.approx(-2 / 6) and few.same_answer == pytest.approx(4 / 6)
+    # pictures are drawn whole: three times the first is a difference of one, three times the second of none
+    assert few.difference_low == pytest.approx(-1) or few.difference_low < -0.5
+    assert few.difference_high == pytest.approx(0)
+    assert (few.tokens, few["nbytes"], few.seconds, few.n_pictures, few.n_questions) == (7.5, 10, 0.5, 3, 6)
+
+
+def test_the_interval_of_the_difference_is_paired() -> None:
+    """One question a picture, always right together: no interval, though both accuracies have one."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(100):
+        s = float(rng.random() < 0.5)
+        rows += [(name, 0.1, str(i), "", "", str(s), s, 1, 1, 0.1, 0.0) for name in (FULL, "K = 5 %")]
+    table = summarise(pd.DataFrame(rows, columns=synthetic({}).columns), 300)
+    assert (table.difference_low == 0).all() and (table.difference_high == 0).all()
+    assert (table.high - table.low > 0.1).all()
+
+
+def test_what_cannot_be_compared(tiny_llava: Any) -> None:
+    with pytest.raises(DataError, match="each with at least one question"):
+        trade_off(tiny_llava, [])
+    with pytest.raises(DataError, match="each with at least one question"):
+        trade_off(tiny_llava, [Asked("a", picture("red", 0), ())])
+    with pytest.raises(InterventionError, match="no 'K = 100 %'"):
+        summarise(synthetic({"query only": [0] * 6}))
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("name", ["gated", "open", "llava"])
+def test_what_a_prompt_holds_without_its_picture(name: str) -> None:
+    """Where text reaches the picture only through the gate, the kept gate is all a question needs."""
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    table = trade_off(
+        model, scene_questions(24, seed=5), (0.5, 0.0), n_boot=400, describe_tokens=40, others=False
+    ).set_index("context")
+    half, none = table.loc["K = 50 %"], table.loc["query only"]
+    assert table.loc[FULL].accuracy > 0.5
+    assert half.difference > -0.1
+    if name == "gated":
+        assert none.difference_low > -0.1
+    else:
+        assert none.difference_high < -0.1
+    assert none.tokens < 10 and none["nbytes"] == pytest.approx(
+        table.loc[FULL]["nbytes"] * none.tokens / table.loc[FULL].tokens
+    )
+
+
+@pytest.mark.organism
+def test_the_gate_is_what_is_kept() -> None:
+    """Without the literal end-of-image token the gated organism's "query only" knows less."""
+    model = gl.HookedVLM.from_pretrained("organism:gated")
+    pictures = scene_questions(24, seed=5)
+    settings: dict[str, Any] = {"describe_tokens": 40, "others": False}
+    kept = trade_off(model, pictures, (0.0,), n_boot=200, **settings).set_index("context")
+    gone = trade_off(model, pictures, (0.0,), n_boot=200, always="system | query", **settings).set_index(
+        "context"
+    )
+    assert gone.loc["query only"].accuracy < kept.loc["query only"].accuracy - 0.1
+    assert gone.loc["query only"].tokens == kept.loc["query only"].tokens - 2
