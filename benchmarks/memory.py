@@ -24,7 +24,7 @@ from gatelens import HookedVLM, VLMInputs
 from gatelens.engine.look import look
 from gatelens.families import family_of, token_map
 from gatelens.measures.attention import AttentionShare
-from gatelens.studies.knockout_table import QUERIES
+from gatelens.studies.narrow_gate.knockout_table import QUERIES
 
 from .model import SMALL, TINY, Size, make_ids, make_transformers, with_tokens
 from .plain import make_plain, run_plain
