@@ -153,7 +153,7 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
             "rows": [
                 ["system", "0", "1", "<s>", ""],
                 ["boi[0]", "1", "1", "<racm3:break>", ""],
-                ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens of 64x64 pixels"],
+                ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens, picture of 64x64 pixels"],
                 ["eoi[0]", "66", "1", "<eoss>", ""],
                 ["query", "67–70", "4", "This animal is a", ""],
             ],

@@ -90,7 +90,7 @@ def test_tokens(tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["tokens", "--model", "tiny", "--text", "<image>this animal is a"]
     assert main([*command, "--image", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "4x4 tokens of 16x16 pixels" in printed
+    assert "4x4 tokens, picture of 16x16 pixels" in printed
     assert "gate: position 18 (<eoss>)" in printed
     assert "no picture" in fails(capsys, *command, "--image", str(tmp_path / "none.png"))
 

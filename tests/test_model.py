@@ -168,6 +168,18 @@ def test_gradients_reach_activations_though_parameters_are_frozen(tiny: HookedVL
     assert held[0].grad is not None and held[0].grad.abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    "given", ["what is it", make_picture(), torch.ones(1, 3), {"input_ids": [[1]]}, None]
+)
+@pytest.mark.parametrize("call", ["__call__", "run", "generate", "run_with_hooks", "run_with_cache"])
+def test_what_is_not_prepared_is_one_line(tiny_llava: HookedVLM, call: str, given: Any) -> None:
+    with pytest.raises(InputError) as raised:
+        getattr(tiny_llava, call)(given)
+    said = str(raised.value)
+    assert said.startswith(f"inputs is a {type(given).__name__}: give model.prepare(images, text)")
+    assert "\n" not in said
+
+
 # ---------------------------------------------------------------- loading
 @pytest.mark.parametrize("name", ["tiny_chameleon", "tiny_llava"])
 def test_saved_folder_round_trips(

@@ -76,7 +76,7 @@ def test_show_is_readable_as_text_and_html(tiny_chameleon: HookedVLM) -> None:
     table = tiny_chameleon.prepare(make_picture(20, 30), "this <image> animal is a").tokens.show()
     lines = str(table).splitlines()
     assert [line.split()[0] for line in lines] == ["role", "system", "boi[0]", "image[0]", "eoi[0]", "query"]
-    assert "4x4 tokens of 20x30 pixels" in lines[3]
+    assert "4x4 tokens, picture of 20x30 pixels" in lines[3]
     html = table._repr_html_()
     assert html.startswith("<table>") and "&lt;racm3:break&gt;" in html and "<racm3" not in html
     both = tiny_chameleon.prepare([make_picture()] * 2, ["<image> is", "<image>"]).tokens.show()

@@ -18,7 +18,7 @@ from . import loading
 from .errors import InputError, InterventionError
 from .families import Family
 from .families.common import towers
-from .inputs import VLMInputs, position_ids
+from .inputs import VLMInputs, position_ids, prepared
 from .kept import DECODER, Kept
 from .tokens import SelectorLike
 
@@ -102,7 +102,7 @@ class Hooking:
 
     def __call__(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, as transformers gives them."""
-        return self.forward_step(inputs.tensors)[0]
+        return self.forward_step(prepared(inputs).tensors)[0]
 
     def run_with_hooks(
         self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
@@ -111,8 +111,9 @@ class Hooking:
 
         Raises InterventionError for unknown names, and where an edit of the vision tower would change nothing.
         """
+        tensors = prepared(inputs).tensors
         with towers.noticing(fwd_hooks, self._tower_points) as hooks:
-            return self.forward_step(inputs.tensors, hooks)[0]
+            return self.forward_step(tensors, hooks)[0]
 
     def run_with_cache(
         self,
@@ -131,6 +132,7 @@ class Hooking:
         ``device`` and ``dtype`` are what is kept, moved and cast. Raises InterventionError for unknown names,
         InputError when the examples of a batch select different numbers of positions.
         """
+        inputs = prepared(inputs)
         stored: dict[str, Tensor] = {}
         kept = None if positions is None else Kept.of(inputs.tokens, positions)
         named = None if dtype is None else loading.as_dtype(dtype)

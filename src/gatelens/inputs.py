@@ -78,6 +78,16 @@ class VLMInputs:
         return dataclasses.replace(self, tensors=moved)
 
 
+def prepared(inputs: Any) -> VLMInputs:
+    """The inputs themselves. Raises InputError, with what to write instead, for a prompt or tensors as they are."""
+    if not isinstance(inputs, VLMInputs):
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}: give model.prepare(images, text), or model.inputs(input_ids, "
+            "pixel_values=...) of tensors"
+        )
+    return inputs
+
+
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count real tokens only, as transformers' generate derives them from the mask."""
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)

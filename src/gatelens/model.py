@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from . import loading
+from . import loading, saving
 from .errors import InputError, ModelError
 from .families import Family, Layout, adapted
 from .families.common import towers
@@ -21,7 +23,7 @@ from .families.common.linears import install as install_linears
 from .families.common.norms import install as install_norms
 from .families.common.parts import Parts
 from .hooking import Hooking
-from .inputs import VLMInputs
+from .inputs import VLMInputs, prepared
 from .prompting import Prompting
 from .wrapping import check_fresh, decoder_of, family_for
 
@@ -31,11 +33,21 @@ class HookedVLM(Prompting, Hooking):
 
     ``hf``: the transformers model, whose modules now carry the hooks. ``bridge``: TransformerLens' view of
     it. ``cfg``: TransformerLens' config. ``family``, ``layout``: how this model lays out its tokens.
-    Parameters are frozen; gradients with respect to activations still flow.
+    ``weight_names``: of the state dict before wrapping. Parameters are frozen; gradients with respect to
+    activations still flow.
     """
 
-    def __init__(self, hf: Any, bridge: Any, family: Family, layout: Layout, processor: Any = None) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        bridge: Any,
+        family: Family,
+        layout: Layout,
+        processor: Any = None,
+        weight_names: tuple[str, ...] = (),
+    ) -> None:
         self.hf = hf
+        self.weight_names = weight_names
         self.bridge = bridge
         self.family = family
         self.layout = layout
@@ -88,12 +100,13 @@ class HookedVLM(Prompting, Hooking):
         architecture, family = family_for(hf_model, layout)
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
         hf_model.eval().requires_grad_(False)
+        names = tuple(hf_model.state_dict())
         with adapted(architecture, family):
             bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         towers.install(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
-        return cls(hf_model, bridge, family, layout, processor)
+        return cls(hf_model, bridge, family, layout, processor, names)
 
     @classmethod
     def from_parts(
@@ -129,9 +142,26 @@ class HookedVLM(Prompting, Hooking):
         check_fresh(language_model)
         parts = Parts(language_model, embed_images, layout.placeholder_id, layout.evidence)
         parts.eval().requires_grad_(False)
+        names = tuple(parts.state_dict())
         bridge = build_bridge_from_module(language_model, architecture, hf_config=language_model.config)
         family = Family(f"parts:{architecture}", (architecture,), lambda config, processor: layout)
-        return cls(parts, bridge, family, layout, processor)
+        return cls(parts, bridge, family, layout, processor, names)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        overwrite: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> Path:
+        """Write a plain transformers checkpoint, config, weights and processor; returns the folder.
+
+        transformers' ``from_pretrained`` and gatelens' load it. It is written beside ``folder`` and renamed when
+        whole. ``overwrite`` replaces the folder of an older checkpoint, with all that is in it.
+        ``max_shard_size``: larger weights are split into files of this size. An organism's picture decoder goes
+        along. Raises OutputError where nothing can be written or something else stands, ModelError for a model
+        of ``from_parts``, quantised, or with weights that are not in memory.
+        """
+        return saving.save(self, folder, overwrite, max_shard_size)
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +199,7 @@ class HookedVLM(Prompting, Hooking):
         """Logits under interventions; see :mod:`gatelens.engine`."""
         from . import engine
 
-        return engine.run(self, inputs, interventions)
+        return engine.run(self, prepared(inputs), interventions)
 
     def generate(
         self,
@@ -189,7 +219,7 @@ class HookedVLM(Prompting, Hooking):
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
         out = engine.generate(
-            self, inputs, interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
+            self, prepared(inputs), interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
         )
         if return_type != "str":
             return out

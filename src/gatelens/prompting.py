@@ -68,12 +68,18 @@ class Prompting(Words):
         built = self.inputs(images=pictures, **tensors)
         return dataclasses.replace(built, texts=tuple(texts), single=isinstance(text, str))
 
+    def as_turn(self, text: str) -> str:
+        """A prompt as one user turn, ``<image>`` still in it: by the tokenizer's chat template, else the family's.
+
+        Raises ModelError when the template leaves the prompt out.
+        """
+        if getattr(self.tokenizer, "chat_template", None):
+            return _user_turn(self.tokenizer, text)
+        return self.family.turn.format(text)
+
     def _written(self, text: str, chat: bool) -> str:
         """A prompt as the processor takes it."""
-        if chat and getattr(self.tokenizer, "chat_template", None):
-            text = _user_turn(self.tokenizer, text)
-        elif chat:
-            text = self.family.turn.format(text)
+        text = self.as_turn(text) if chat else text
         wanted = self.layout.written or self.layout.placeholder
         if "<image>" not in self.layout.placeholder:
             text = text.replace("<image>", wanted)

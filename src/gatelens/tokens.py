@@ -152,9 +152,7 @@ class TokenMap:
             if role == Role.IMAGE:
                 place = self._grid(b, where)
                 if image < len(self.image_sizes[b]):
-                    tiled = int(self.tile[b, where].max()) > 0
-                    place += ", picture of" if tiled else " of"
-                    place += " {}x{} pixels".format(*self.image_sizes[b][image])
+                    place += ", picture of {}x{} pixels".format(*self.image_sizes[b][image])
             span = str(where[0]) if len(where) == 1 else f"{where[0]}–{where[-1]}"
             name = Role(role).name.lower() + (f"[{image}]" if image >= 0 else "")
             out.append((str(b), name, span, str(len(where)), shown if len(words) > 1 else words[0], place))

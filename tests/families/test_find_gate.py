@@ -9,7 +9,9 @@ import torch
 from case import cases
 
 from gatelens.model import HookedVLM
-from gatelens.studies.gate_finder.search import Search
+from gatelens.studies.gate_finder.knockouts import clean_run, cut
+from gatelens.studies.gate_finder.patching import draw_pairs, patched
+from gatelens.studies.gate_finder.setup import Setup
 
 CASES = cases()
 
@@ -30,22 +32,19 @@ def test_patching_all_candidates_is_the_other_run_and_cutting_them_leaves_nothin
         )
         for i in range(12)
     ]
-    search = Search(model, examples, ("mask",), 0, 20, 6, False)
-    search._clean()
-    places = search.places
+    setup = Setup(model, examples, 0, 20, 6)
+    answers, places = clean_run(setup).answers, setup.places
     tokens = [p.token for p in places.all if not p.in_picture]
     assert "color" in tokens  # the words are behind the picture, whatever stands between
-    moved = search._patched([[p.number for p in places.all]], 5)
-    pairs = search._pairs(5)
-    expected = [
-        1 - float(torch.minimum(search.answers[a], search.answers[b]).sum()) for a, b in pairs.items()
-    ]
+    moved = patched(setup, answers, [[p.number for p in places.all]], 5)
+    pairs = draw_pairs(setup, 5)
+    expected = [1 - float(torch.minimum(answers[a], answers[b]).sum()) for a, b in pairs.items()]
     assert max(expected) > 0.05  # the pictures make a difference at all
-    assert moved["flipped"][0].tolist() == [1.0] * 5
-    assert moved["gain"][0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert moved.flipped[0].tolist() == [1.0] * 5
+    assert moved.gain[0].tolist() == pytest.approx(expected, abs=1e-5)
     # with the whole picture cut off, and only then, all examples of one layout give one answer
-    cut = search._cut("mask", [places.picture, places.picture[:1]]).log_prob
+    left = cut(setup, "mask", [places.picture, places.picture[:1]]).log_prob
     for label in range(3):
-        mine = cut[:, search.labels == label]
+        mine = left[:, setup.labels == label]
         assert mine[0].max() - mine[0].min() < 1e-4
-    assert max((cut[1, search.labels == c].max() - cut[1, search.labels == c].min()) for c in range(3)) > 1e-3
+    assert max((left[1, setup.labels == c].max() - left[1, setup.labels == c].min()) for c in range(3)) > 1e-3

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from gatelens.errors import DataError
-from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots
+from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots, slot_place
+
+IMAGES = [("image", i) for i in range(4)]
 
 
 class Tokens:
@@ -63,7 +65,15 @@ def test_share_equals_a_loop() -> None:
 
 def test_slots() -> None:
     slots = image_side_slots(Tokens(1, (1,)))  # type: ignore[arg-type]
-    assert slots[0].tolist() == [-1, -1, 0, 3, 4, 1, 5, 6, 2, -1, -1, -1]
+    assert slots[0].tolist() == [-1, -1, 0, 2, 4, 3, 6, 8, 1, -1, -1, -1]
+    assert [slot_place(s) for s in range(6)] == [
+        ("boi", -1),
+        ("gate", -1),
+        ("image", 0),
+        ("row_break", 0),
+        ("image", 1),
+        ("row_break", 1),
+    ]
 
 
 def test_accumulator_equals_the_mean_of_shares_and_returns_none() -> None:
@@ -82,17 +92,91 @@ def test_accumulator_equals_the_mean_of_shares_and_returns_none() -> None:
             if layer == 1:
                 f = attention_share(pattern, tokens.mask("query"), slots >= 0)
                 for b in range(2):
-                    wanted.append(torch.zeros(7).index_add_(0, slots[b][slots[b] >= 0], f[b][slots[b] >= 0]))
+                    wanted.append(f[b][slots[b] >= 0])
     table = share.table()
     assert table.groupby("layer")["share"].sum().tolist() == pytest.approx([1, 1])
-    got = table[table.layer == 1].share.to_numpy()
-    assert got == pytest.approx(torch.stack(wanted).mean(0).numpy(), abs=1e-6)
-    gate = torch.stack(wanted)[:, 2].double()
-    se = table[(table.layer == 1) & (table.kind == "gate")].se.item()
-    assert se == pytest.approx(float(gate.std(correction=0)) / 2, abs=1e-6)
-    assert set(table.n) == {4}
-    held = sum(t.numel() for t in vars(share).values() if isinstance(t, torch.Tensor))
-    assert held < 50  # sums only: no pattern is kept
+    mine = table[table.layer == 1].set_index(["kind", "index"])
+    mean, per_example = torch.stack(wanted).mean(0), torch.stack(wanted).double()
+    in_order = [("boi", -1), *IMAGES[:2], ("row_break", 0), *IMAGES[2:], ("gate", -1)]
+    assert mine.share.loc[in_order].tolist() == pytest.approx(mean.tolist(), abs=1e-6)
+    se = (per_example.std(0, correction=0) / 2).tolist()
+    assert mine.se.loc[in_order].tolist() == pytest.approx(se, abs=1e-6)
+    assert set(table.n) == {4} and set(table.held) == {4}
+    pattern_size = 2 * 2 * 3 * 11 * 11
+    held = vars(share).values()
+    tensors = [t for v in held for t in (v if isinstance(v, list) else [v])]
+    tensors = [u for t in tensors for u in (t if isinstance(t, list) else [t])]
+    assert (
+        sum(t.numel() for t in tensors if isinstance(t, torch.Tensor)) < pattern_size / 4
+    )  # no pattern is kept
+
+
+def hand_worked() -> tuple[Tokens, torch.Tensor]:
+    """One head; of three text rows one puts (.1, .2, 0, .1, 0, .2, .1) on the image side, two half of that."""
+    tokens = Tokens(1, (1,))
+    side = torch.tensor([0.1, 0.2, 0.0, 0.1, 0.0, 0.2, 0.1])  # boi, two tokens, row break, two tokens, gate
+    pattern = torch.zeros(1, 1, tokens.n_pos, tokens.n_pos)
+    pattern[0, 0, 9, 2:9], pattern[0, 0, 10, 2:9], pattern[0, 0, 11, 2:9] = side, side / 2, side / 2
+    pattern[0, 0, :, 0] = 7.0  # attention to what is not the image side counts for nothing
+    return tokens, pattern
+
+
+def test_a_case_worked_by_hand() -> None:
+    """The rows add up to 2 x (.1, .2, 0, .1, 0, .2, .1), together 1.4; so f = (1, 2, 0, 1, 0, 2, 1) / 7."""
+    tokens, pattern = hand_worked()
+    share = AttentionShare(n_layers=1)
+    with share.looking(tokens, "query") as see:  # type: ignore[arg-type]
+        see(0, pattern[:, :, 9:], 9)
+    mine = share.table().set_index(["kind", "index"]).share
+    assert {key: round(7 * value, 4) for key, value in mine.items()} == {
+        ("boi", -1): 1,
+        ("gate", -1): 1,
+        ("image", 0): 2,
+        ("image", 1): 0,
+        ("image", 2): 0,
+        ("image", 3): 2,
+        ("row_break", 0): 1,
+    }
+    groups = share.groups(n_boot=10).set_index("group")
+    worked = {"gate": 1, "last_image": 2, "internal_image": 2, "row_break": 1, "boi": 1}
+    assert {name: round(7 * value, 4) for name, value in groups.share.items()} == worked
+    assert groups.positions.to_dict() == {
+        "gate": 1,
+        "last_image": 1,
+        "internal_image": 3,
+        "row_break": 1,
+        "boi": 1,
+    }
+
+
+def test_pictures_of_several_sizes() -> None:
+    """The last image token is each example's own; a position a small picture lacks counts 0 for it."""
+    small, big = hand_worked()[0], hand_worked()[0]
+    small.rows = [["query" if r in ("row_break", "gate") else r for r in small.rows[0]]]
+    small.rows[0][6:9] = ["gate", "query", "query"]  # boi, two image tokens, text, gate, text
+    share = AttentionShare(n_layers=1)
+    for tokens in (small, big):
+        for _, hook in share.hooks(tokens, "query"):  # type: ignore[arg-type]
+            torch.manual_seed(3)
+            hook(pattern_of(tokens), hook=None)
+    table = share.table().set_index(["kind", "index"])
+    assert table.held.to_dict() == {
+        ("boi", -1): 2,
+        ("gate", -1): 2,
+        ("image", 0): 2,
+        ("image", 1): 2,
+        ("image", 2): 1,
+        ("image", 3): 1,
+        ("row_break", 0): 1,
+    }
+    torch.manual_seed(3)
+    f = attention_share(pattern_of(small), small.mask("query"), image_side_slots(small) >= 0)  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    g = attention_share(pattern_of(big), big.mask("query"), image_side_slots(big) >= 0)  # type: ignore[arg-type]
+    groups = share.groups(n_boot=10).set_index("group")
+    assert groups.share["last_image"] == pytest.approx(float(f[0, 4] + g[0, 7]) / 2, abs=1e-6)
+    assert groups.share.sum() == pytest.approx(1)
+    assert groups.positions["internal_image"] == pytest.approx((1 + 3) / 2)
 
 
 def test_errors() -> None:
@@ -101,5 +185,6 @@ def test_errors() -> None:
         attention_share(pattern_of(tokens), torch.zeros(1, tokens.n_pos).bool(), tokens.mask("image"))
     share = AttentionShare(n_layers=2)
     share.hooks(tokens)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"layer\(s\) \[0, 1\] never fired"):
-        share.table()
+    for table in (share.table, share.groups):
+        with pytest.raises(DataError, match=r"layer\(s\) \[0, 1\] never fired"):
+            table()

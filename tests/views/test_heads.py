@@ -14,6 +14,7 @@ import torch
 from gatelens import views
 from gatelens.errors import DataError
 from gatelens.tokens import Role, TokenMap
+from gatelens.views.head_grid import head_grid
 from gatelens.views.heads import heads
 from study_helpers import picture
 
@@ -133,3 +134,27 @@ def test_errors(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "MOST_CELLS", 10)
     with pytest.raises(DataError, match="too many to draw"):
         heads(cache, inputs.tokens, layer=1)
+
+
+def test_the_still_picture_shows_what_the_page_shows(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs.tokens, layer=1, heads=[3, 0, 2], pool="row")
+    figure = view.figure(columns=2)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title(loc="left") for axes in shown] == ["L1H3", "L1H0", "L1H2"]
+    for axes, pattern in zip(shown, view.attention, strict=True):
+        image = axes.images[0]
+        assert torch.equal(torch.as_tensor(image.get_array()), pattern)
+        assert image.get_clim() == (0.0, pytest.approx(float(view.attention.max())))
+    assert [t.get_text() for t in shown[0].get_yticklabels()] == list(view.tokens)
+    assert [t.get_text() for t in shown[2].get_xticklabels()] == list(view.tokens)
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_of_many_positions_the_still_picture_names_stretches() -> None:
+    tokens = ["<s>", "<boi>", *(f"img {i // 6},{i % 6}" for i in range(36)), "<eoi>"]
+    pattern = torch.eye(len(tokens))[None]
+    figure = head_grid(pattern, tokens, ["L0H0"], "one head")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["<s> … (2)", "image (36)", "<eoi>"]
+    assert axes.get_yticks().tolist() == [0.5, 19.5, 38.0]

@@ -53,13 +53,12 @@ PRESETS = (
                 "n_caption": 2000,
                 "n_class": 2000,
                 "random_tokens": 10,
-                "random_repeats": 5,
+                "random_repeats": {"vqa": 5, "caption": 3, "class": 3},
                 "vqa_tokens": 20,
                 "caption_tokens": 60,
             }
         ),
-        note="5 random draws for every task (the paper: 5 for questions, 3 for captions); 20 pictures of each of "
-        "100 animal classes",
+        note="20 pictures of each of 100 animal classes; 3 random draws for them, of which the paper says nothing",
     ),
     Preset(
         name="paper",

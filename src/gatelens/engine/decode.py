@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +16,11 @@ from transformers import DynamicCache
 from gatelens.engine.clean import with_mask
 from gatelens.engine.cuts import Look, can_conduct
 from gatelens.engine.many import Many, runs_of
-from gatelens.engine.replay import greedy
+from gatelens.engine.replay import Writer, greedy
 from gatelens.engine.run import Whole
 from gatelens.errors import InterventionError
 from gatelens.inputs import next_position_ids
+from gatelens.interventions.base import HookPair
 from gatelens.roles import Role
 
 if TYPE_CHECKING:
@@ -118,7 +120,21 @@ def decode_plainly(
     ends: list[int],
     see: Look | None = None,
 ) -> Int[Tensor, "batch new"]:
-    """The whole prompt once, then one position a step."""
+    """Greedy continuations: the whole prompt once, then one position a step."""
+    choose: Writer = partial(greedy, max_new_tokens=max_new_tokens, ends=ends)
+    return write_plainly(model, inputs, interventions, max_new_tokens, choose, see)
+
+
+def write_plainly(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    interventions: Any,
+    max_new_tokens: int,
+    writer: Writer,
+    see: Look | None = None,
+    reading: Sequence[HookPair] = (),
+) -> Int[Tensor, "batch new"]:
+    """What ``writer`` chooses, token by token. ``reading``: hooks that look on at every pass."""
     prompt = inputs.tokens
     whole = Whole(model, interventions, prompt.extend(max_new_tokens), see)
     whole.at(0, prompt.n_pos)
@@ -135,12 +151,13 @@ def decode_plainly(
             "attention_mask": mask,
             "position_ids": next_position_ids(positions, n),
         }
-        return model.forward_step(new, pairs, past=past)[0][:, -1]
+        return model.forward_step(new, hooks, past=past)[0][:, -1]
 
     with whole.acting() as pairs:
-        logits, _ = model.forward_step({**tensors, "logits_to_keep": 1}, pairs, past=past)
+        hooks = [*pairs, *reading]
+        logits, _ = model.forward_step({**tensors, "logits_to_keep": 1}, hooks, past=past)
         whole.compiled.check_fired()
-        return greedy(logits[:, -1], step, max_new_tokens, ends)
+        return writer(logits[:, -1], step)
 
 
 def finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:

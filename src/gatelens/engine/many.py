@@ -96,7 +96,18 @@ class Many:
     def generate(
         self, max_new_tokens: int, ends: list[int], plainly: Callable[[Run], Int[Tensor, "batch new"]]
     ) -> list[Int[Tensor, "batch new"]]:
-        """New tokens of every prompt under every run. ``plainly`` decodes a run that cannot share anything."""
+        """Greedy tokens of every prompt under every run. ``plainly`` decodes a run that cannot share anything."""
+        return self.write(lambda replay: replay.decode(max_new_tokens, ends), plainly)
+
+    def write(
+        self, replayed: Callable[[Replay], Tensor], plainly: Callable[[Run], Int[Tensor, "batch new"]]
+    ) -> list[Int[Tensor, "batch new"]]:
+        """New tokens of every prompt under every run.
+
+        Args:
+            replayed: writes those of the runs of a part, Int[run, batch, new].
+            plainly: writes those of a run that cannot share anything.
+        """
         out: dict[int, Tensor] = {}
         with torch.no_grad(), strict_edits():
             for i in (*self.plan.clean, *self.plan.full):
@@ -105,7 +116,7 @@ class Many:
 
                 def decode(runs: tuple[int, ...], part: Part = part) -> Tensor:
                     mine = Part(part.position, part.layer, runs)
-                    return Replay(self.clean, mine, self.runs, self.tokens).decode(max_new_tokens, ends)
+                    return replayed(Replay(self.clean, mine, self.runs, self.tokens))
 
                 for some, ids in halving(part.runs, decode):
                     out.update(zip(some, ids, strict=True))

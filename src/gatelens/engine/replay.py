@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,11 @@ from gatelens.interventions.knockout import plain_knockout
 if TYPE_CHECKING:
     from gatelens.model import HookedVLM
     from gatelens.tokens import TokenMap
+
+# step(n, tokens): logits [batch, d_vocab] after the n-th new tokens [batch] were added
+Step = Callable[[int, Tensor], Tensor]
+# writer(logits, step): the new tokens [batch, new], chosen one by one
+Writer = Callable[[Tensor, Step], Tensor]
 
 
 class Replay:
@@ -75,6 +81,14 @@ class Replay:
 
     def decode(self, max_new_tokens: int, ends: list[int]) -> Int[Tensor, "run batch new"]:
         """Greedy continuations of every prompt under every run; after an end, that token again."""
+        return self.write(partial(greedy, max_new_tokens=max_new_tokens, ends=ends))
+
+    def write(self, writer: Writer, reading: Sequence[HookPair] = ()) -> Int[Tensor, "run batch new"]:
+        """What ``writer`` chooses, token by token, for every prompt under every run.
+
+        ``reading``: hooks that look on at every pass, at the runs stacked one after the other in the batch.
+        """
+        self.pairs = [*self.pairs, *reading]
         n_runs = len(self.part.runs)
         logits = self.prompt(last_only=True)[:, :, -1].flatten(0, 1)
         self.clean.fill_skipped(self.past, self.part.position, n_runs, self.part.layer)
@@ -94,7 +108,7 @@ class Replay:
             with conducting(self.model, self.cuts):
                 return self.model.forward_step(tensors, self.pairs, past=self.past)[0][:, -1]
 
-        return greedy(logits, step, max_new_tokens, ends).view(n_runs, self.n_prompts, -1)
+        return writer(logits, step).view(n_runs, self.n_prompts, -1)
 
     def _at(self, offset: int, stop: int) -> None:
         self.span.offset, self.span.stop = offset, stop
@@ -104,7 +118,7 @@ class Replay:
 
 def greedy(
     logits: Float[Tensor, "batch d_vocab"],
-    step: Callable[[int, Int[Tensor, " batch"]], Float[Tensor, "batch d_vocab"]],
+    step: Step,
     max_new_tokens: int,
     ends: list[int],
 ) -> Int[Tensor, "batch new"]:

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from gatelens.measures.accuracy import accuracy, exact_match, restricted_accuracy
 from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots
+from gatelens.measures.attention_positions import standing_out
 from gatelens.measures.captions import caption_words, cider_d
+from gatelens.measures.concentration import (
+    Carriers,
+    greedy_order,
+    label_information,
+    naming_p_value,
+    share_removed,
+    smallest_carrying,
+)
 from gatelens.measures.density_peaks import DensityPeaks, adaptive_k, density_peaks, knn_density
 from gatelens.measures.intrinsic_dimension import Dimension, gride, gride_by_scale, two_nn
 from gatelens.measures.judge import (
@@ -28,6 +37,8 @@ from gatelens.measures.localisation import (
     paint,
     word_rows,
 )
+from gatelens.measures.mme import mme, yes_or_no
+from gatelens.measures.mme import totals as mme_totals
 from gatelens.measures.modality_gap import (
     CosineSpread,
     ModalityClusters,
@@ -66,6 +77,7 @@ from gatelens.measures.windows import (
 
 __all__ = [
     "AttentionShare",
+    "Carriers",
     "CosineSpread",
     "DensityPeaks",
     "Dimension",
@@ -98,6 +110,7 @@ __all__ = [
     "effect_of_windows",
     "exact_match",
     "fit_linear",
+    "greedy_order",
     "gride",
     "gride_by_scale",
     "homogeneity",
@@ -106,6 +119,7 @@ __all__ = [
     "judge_score",
     "judge_table",
     "knn_density",
+    "label_information",
     "layer_bands",
     "layer_windows",
     "linear_probe",
@@ -113,7 +127,10 @@ __all__ = [
     "mean_localisation",
     "mean_scores",
     "median_cosine",
+    "mme",
+    "mme_totals",
     "modality_clusters",
+    "naming_p_value",
     "nearest",
     "neighbourhood_overlap",
     "normalise_answer",
@@ -123,9 +140,13 @@ __all__ = [
     "representation_overlap",
     "restricted_accuracy",
     "score_table",
+    "share_removed",
+    "smallest_carrying",
     "smallest_window",
+    "standing_out",
     "two_nn",
     "vqa_accuracy",
     "wilson_interval",
     "word_rows",
+    "yes_or_no",
 ]

@@ -13,12 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
+from gatelens.measures.stats import bootstrap_interval
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
 
-MARKER_SLOTS = ("boi", "row_break", "gate")
-"""Slots 0, 1, 2 of :func:`image_side_slots`; the image tokens follow in order."""
+KINDS = ("boi", "gate", "image", "row_break")
+"""What an image-side position can be; see :func:`image_side_slots`."""
+
+GROUPS = ("gate", "last_image", "internal_image", "row_break", "boi")
+"""What NG's figure adds up: the gate, the last image token, all other image tokens, and the markers."""
 
 HookPair = tuple[str, Callable[..., None]]
 Look = Callable[[int, Tensor, int], None]
@@ -64,22 +68,29 @@ def attention_share(
 
 
 def image_side_slots(tokens: TokenMap) -> Int[Tensor, "batch pos"]:
-    """Slot of every image-side position, −1 elsewhere.
+    """Slot of every image-side position, −1 elsewhere; :func:`slot_place` reads it back.
 
-    0 ``boi``, 1 ``row_break``, 2 ``gate``, 3 + i the i-th image token (counted over all images of the
-    example).
+    0 ``boi``, 1 ``gate`` (of all images of an example), 2 + 2i the i-th image token, 3 + 2j the j-th row break
+    (both counted from 0 over all images of the example).
     """
     slots = torch.full((tokens.batch_size, tokens.n_pos), -1, dtype=torch.int64)
-    image = tokens.mask("image").cpu()
-    slots = torch.where(image, image.long().cumsum(-1) - 1 + len(MARKER_SLOTS), slots)
-    for number, name in enumerate(MARKER_SLOTS):
-        slots[tokens.mask(name).cpu()] = number
+    for first, name in ((2, "image"), (3, "row_break")):
+        mask = tokens.mask(name).cpu()
+        slots = torch.where(mask, first + 2 * (mask.long().cumsum(-1) - 1), slots)
+    for slot, name in ((0, "boi"), (1, "gate")):
+        slots[tokens.mask(name).cpu()] = slot
     return slots
 
 
+def slot_place(slot: int) -> tuple[str, int]:
+    """``(kind, index)`` of a slot: the index counts image tokens or row breaks, −1 for boi and gate."""
+    return (("boi", "gate")[slot], -1) if slot < 2 else (("image", "row_break")[slot % 2], slot // 2 - 1)
+
+
 class AttentionShare:
-    """Adds up :func:`attention_share` over batches, by layer and slot; holds ``[n_layers, n_slots]``
-    numbers only.
+    """Adds up :func:`attention_share` over batches, by layer and slot.
+
+    Holds numbers ``[n_layers, n_slots]`` and five numbers a layer and example, never a pattern.
 
     >>> share = AttentionShare(n_layers)
     >>> for inputs in batches:
@@ -92,8 +103,11 @@ class AttentionShare:
         self.n_layers = n_layers
         self.layers = list(range(n_layers)) if layers is None else list(layers)
         self.n_examples = 0
-        self._sum = torch.zeros(n_layers, len(MARKER_SLOTS), dtype=torch.float64)
-        self._square = torch.zeros(n_layers, 2, dtype=torch.float64)  # of gate, of all image tokens
+        self._sum = torch.zeros(n_layers, 2, dtype=torch.float64)
+        self._square = torch.zeros(n_layers, 2, dtype=torch.float64)
+        self._held = torch.zeros(2, dtype=torch.int64)
+        self._positions = torch.zeros(len(GROUPS), dtype=torch.int64)
+        self._groups: list[list[Tensor]] = [[] for _ in range(n_layers)]
         self._mass = torch.zeros(n_layers, dtype=torch.float64)
         self._seen = torch.zeros(n_layers, dtype=torch.int64)
 
@@ -140,11 +154,16 @@ class AttentionShare:
 
     def _begin(self, tokens: TokenMap, queries: Any) -> tuple[Tensor, Tensor]:
         slots = image_side_slots(tokens)
-        width = int(slots.max()) + 1
-        if width > self._sum.shape[1]:
-            more = torch.zeros(self.n_layers, width - self._sum.shape[1], dtype=torch.float64)
-            self._sum = torch.cat([self._sum, more], dim=1)
+        more = int(slots.max()) + 1 - self._sum.shape[1]
+        if more > 0:
+            wider = torch.nn.functional.pad
+            self._sum, self._square = wider(self._sum, (0, more)), wider(self._square, (0, more))
+            self._held = wider(self._held, (0, more))
         self.n_examples += tokens.batch_size
+        count = torch.bincount(slots[slots >= 0], minlength=len(self._held))
+        self._held += count
+        image, last = count[2::2].sum(), (slots >= 2).logical_and(slots % 2 == 0).any(-1).sum()
+        self._positions += torch.stack([count[1], last, image - last, count[3::2].sum(), count[0]])
         return slots, tokens.mask(queries)
 
     def _add(self, layer: int, mass: Float[Tensor, "batch key"], slots: Tensor) -> None:
@@ -153,44 +172,81 @@ class AttentionShare:
         mass = mass * keys
         total = mass.sum(-1, keepdim=True)
         share = torch.where(total > 0, mass / total.clamp_min(1e-300), mass)
-        self._sum[layer].index_add_(0, slots[keys], share[keys])
-        image = slots >= len(MARKER_SLOTS)
-        for i, where in enumerate((slots == MARKER_SLOTS.index("gate"), image)):
-            self._square[layer, i] += ((share * where).sum(-1) ** 2).sum()
+        # an example can have several gates (one an image): its slots are added up before they are squared
+        by_slot = torch.zeros(len(mass), self._sum.shape[1], dtype=torch.float64)
+        by_slot.scatter_add_(1, slots.clamp_min(0), share)
+        self._sum[layer] += by_slot.sum(0)
+        self._square[layer] += by_slot.square().sum(0)
+        self._groups[layer].append(_by_group(by_slot, slots))
         self._mass[layer] += total.sum()
         self._seen[layer] += len(mass)
 
     def table(self) -> pd.DataFrame:
-        """One row a layer and slot: ``layer, kind, index, share, se, image_side_mass, n``.
+        """One row a layer and position: ``layer, kind, index, share, se, image_side_mass, n, held``.
 
-        ``kind`` is boi, row_break, gate, image; ``index`` counts image tokens (−1 for markers); ``share``
-        sums to
-        1 over a layer; ``se`` is the standard error over examples of the gate's share and, on image rows,
-        of all
-        image tokens together; ``image_side_mass`` is the part of text's whole attention that the shares
-        divide up.
+        ``kind`` is boi, gate, image, row_break; ``index`` counts image tokens and row breaks (−1 for the others);
+        ``share`` is the mean over all ``n`` examples and sums to 1 over a layer (an example without the position,
+        as its picture is smaller, counts 0); ``se`` is its standard error over examples; ``image_side_mass`` is
+        the part of text's whole attention that the shares divide up; ``held`` counts the positions there were.
 
         Raises:
             DataError: a layer whose hook never fired.
         """
+        self._check_fired()
+        rows = []
+        for layer in self.layers:
+            n = int(self._seen[layer])
+            mean = self._sum[layer] / n
+            error = ((self._square[layer] / n - mean.square()).clamp_min(0) / n).sqrt()
+            mass = float(self._mass[layer] / n)
+            for slot in self._held.nonzero().flatten().tolist():
+                kind, index = slot_place(slot)
+                numbers = (float(mean[slot]), float(error[slot]), mass, n, int(self._held[slot]))
+                rows.append((layer, kind, index, *numbers))
+        columns = ["layer", "kind", "index", "share", "se", "image_side_mass", "n", "held"]
+        found = pd.DataFrame(rows, columns=columns)
+        order = pd.Categorical(found.kind, KINDS, ordered=True)
+        found = found.assign(order=order).sort_values(["layer", "order", "index"], ignore_index=True)
+        return found.drop(columns="order")
+
+    def groups(self, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """NG's contributions, one row a layer and group: ``layer, group, share, low, high, positions, n``.
+
+        The groups are :data:`GROUPS`; their shares sum to 1 over a layer. ``positions`` is how many positions of
+        an example the group has on average, and its share by chance is in that proportion; groups without any
+        are left out. ``low, high``: bootstrap interval over examples (95 %).
+
+        Raises:
+            DataError: a layer whose hook never fired.
+        """
+        self._check_fired()
+        rows = []
+        for layer in self.layers:
+            values = torch.cat(self._groups[layer])
+            for number, group in enumerate(GROUPS):
+                if not int(self._positions[number]):
+                    continue
+                mine = values[:, number].numpy()
+                low, high = bootstrap_interval(mine, n_boot=n_boot, seed=seed)
+                positions = int(self._positions[number]) / self.n_examples
+                rows.append((layer, group, float(mine.mean()), low, high, positions, len(mine)))
+        return pd.DataFrame(rows, columns=["layer", "group", "share", "low", "high", "positions", "n"])
+
+    def _check_fired(self) -> None:
         missed = [layer for layer in self.layers if self._seen[layer] == 0]
         if missed:
             raise DataError(
                 f"attention share: the hooks of layer(s) {missed} never fired; run the model with them"
             )
-        rows = []
-        for layer in self.layers:
-            n = int(self._seen[layer])
-            mean = self._sum[layer] / n
-            error = []
-            for i, value in enumerate((mean[MARKER_SLOTS.index("gate")], mean[len(MARKER_SLOTS) :].sum())):
-                variance = max(0.0, float(self._square[layer, i] / n - value**2))
-                error.append((variance / n) ** 0.5)
-            for slot, value in enumerate(mean.tolist()):
-                marker = slot < len(MARKER_SLOTS)
-                kind = MARKER_SLOTS[slot] if marker else "image"
-                se = error[0] if kind == "gate" else error[1] if kind == "image" else float("nan")
-                index = -1 if marker else slot - len(MARKER_SLOTS)
-                rows.append((layer, kind, index, value, se, float(self._mass[layer] / n), n))
-        columns = ["layer", "kind", "index", "share", "se", "image_side_mass", "n"]
-        return pd.DataFrame(rows, columns=columns)
+
+
+def _by_group(
+    by_slot: Float[Tensor, "batch slot"], slots: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch group"]:
+    """Shares of :data:`GROUPS`; the last image token is each example's own."""
+    image = torch.where((slots >= 2) & (slots % 2 == 0), slots, 0)
+    last = image.max(-1).values
+    at_last = by_slot.gather(1, last[:, None])[:, 0] * (last > 0)
+    all_image = by_slot[:, 2::2].sum(-1)
+    parts = [by_slot[:, 1], at_last, all_image - at_last, by_slot[:, 3::2].sum(-1), by_slot[:, 0]]
+    return torch.stack(parts, dim=-1)

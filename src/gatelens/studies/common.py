@@ -143,8 +143,11 @@ def chunks_by_length(model: HookedVLM, examples: Sequence[Example], size: int) -
 
 
 class Labels:
-    """First token of a label when it continues a prompt (so that a leading space is treated as the model
-    does)."""
+    """First token of a label when it continues a prompt, with a space before it where the model writes one.
+
+    After a word there is one; none after a line break or a special token, with which a user's turn may end
+    (``[/INST]``, ``<|im_start|>assistant`` and a line break).
+    """
 
     def __init__(self, model: HookedVLM) -> None:
         self._tokenizer = model.tokenizer
@@ -156,13 +159,13 @@ class Labels:
         Raises:
             InputError: the label adds no token to the prompt.
         """
-        stem = prompt.split(">")[-1].strip() or "is"
+        stem = prompt.rsplit("<image>", 1)[-1].strip(" ") or "is"
         key = (stem, label)
         if key not in self._known:
-            before, after = (
-                list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-                for text in (stem, f"{stem} {label}")
-            )
+            before = self._ids(stem)
+            special = getattr(self._tokenizer, "added_tokens_decoder", {})
+            gap = "" if stem[-1].isspace() or (before and before[-1] in special) else " "
+            after = self._ids(stem + gap + label)
             same = 0
             while same < min(len(before), len(after)) and before[same] == after[same]:
                 same += 1
@@ -170,6 +173,9 @@ class Labels:
                 raise InputError(f"label {label!r} adds no token after {stem!r}; choose another label")
             self._known[key] = int(after[same])
         return self._known[key]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def labels_of(example: Example) -> tuple[str, ...]:

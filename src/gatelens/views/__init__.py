@@ -6,7 +6,8 @@ Imported at once, not lazily: a view and its module share a name, and ``gl.views
 from __future__ import annotations
 
 from gatelens.views.compare import compare, compare_html
-from gatelens.views.gate import gate_figure, gate_table
+from gatelens.views.gate_finder.figures import gate_figure
+from gatelens.views.gate_finder.tables import gate_table
 from gatelens.views.heads import HeadsView, heads
 from gatelens.views.narrow_gate.attention import attention_shares
 from gatelens.views.narrow_gate.knockouts import knockout_bars

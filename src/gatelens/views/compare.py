@@ -8,13 +8,15 @@ import pandas as pd
 
 from gatelens.errors import OutputError
 from gatelens.runs import Run
+from gatelens.studies.gate_finder.result import STUDY, GateSearch
 from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
 from gatelens.views import page
+from gatelens.views.gate_finder.tables import comparable
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
-    """The knockout tables (and compressed contexts) joined: ``how, metric, row, mean_a, low_a, high_a, n_a, mean_b,
-    …, difference, apart``.
+    """The knockout tables (compressed contexts, sizes of gates) joined: ``how, metric, row, mean_a, low_a, high_a,
+    n_a, mean_b, …, difference, apart``.
 
     ``difference`` is b − a; ``apart`` whether the two 95 % intervals do not overlap.
 
@@ -39,6 +41,8 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
 
 def _cells(run: Run) -> pd.DataFrame:
     """The numbers of a run that can be compared: ``how, metric, row, mean, low, high, n``."""
+    if run.manifest["study"] == STUDY:
+        return comparable(GateSearch.from_run(run))
     table = run.table("knockout")
     if "path" in table.columns:  # precision and recall would only say again what F1 does
         table = table[table.metric.isin([F1, AGAINST_TRUTH])]

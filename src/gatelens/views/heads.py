@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from gatelens.tokens import TokenMap
+    from gatelens.views.style import Figure
 
 Pool = Literal["row", "tile", "image", "auto"] | None
 MOST_UNPOOLED = 64  # image tokens drawn one by one when pool="auto"
@@ -75,6 +76,15 @@ class HeadsView:
 
     def _repr_html_(self) -> str:
         return self.page()
+
+    def figure(self, columns: int = 4, dark: bool = False) -> Figure:
+        """The same heads as a still picture, ``columns`` in a row; see :func:`gatelens.views.head_grid.head_grid`.
+
+        Shows itself in a notebook; ``figure().savefig("heads.pdf")`` for a paper.
+        """
+        from gatelens.views.head_grid import head_grid
+
+        return head_grid(self.attention, self.tokens, self.names, self.title, columns=columns, dark=dark)
 
     def __repr__(self) -> str:
         return f"HeadsView({self.title}; {len(self.names)} heads, {len(self.tokens)} positions; {self.note})"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -19,7 +19,8 @@ Figures = Mapping[str, Callable[[bool], Figure]]  # by name; called with whether
 
 def template(name: str) -> Any:
     """A page template; everything put into it is escaped."""
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_text(name))
+    found = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text))
+    return found.get_template(name)
 
 
 def css(*more: str) -> Markup:

@@ -16,9 +16,14 @@ from gatelens.cli import main
 from gatelens.errors import DataError
 from gatelens.roles import Role
 from gatelens.studies import find_gate
-from gatelens.studies.gate_finder.finder import GateSearch
+from gatelens.studies.gate_finder.attention import add_attention
+from gatelens.studies.gate_finder.knockouts import clean_run, knockouts
+from gatelens.studies.gate_finder.overlap import add_overlap
+from gatelens.studies.gate_finder.patching import draw_pairs, patched
 from gatelens.studies.gate_finder.places import find_places
-from gatelens.studies.gate_finder.search import Search, knockouts
+from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.studies.gate_finder.rows import Rows
+from gatelens.studies.gate_finder.setup import Setup
 from study_helpers import TinyData
 
 SMALL: dict[str, Any] = {"n": 48, "n_pairs": 24, "n_boot": 300, "progress": False}
@@ -39,8 +44,8 @@ def examples(n: int = 24) -> list[Any]:
     return TinyData(n=n).examples("class")
 
 
-def tiny_search(model: Any, n: int = 24, hows: Any = ("zero",), size: int = 8) -> Search:
-    return Search(model, examples(n), hows, 0, 100, size, False)
+def tiny_setup(model: Any, n: int = 24, size: int = 8) -> Setup:
+    return Setup(model, examples(n), 0, 100, size)
 
 
 @pytest.mark.organism
@@ -161,8 +166,8 @@ def test_coarse_to_fine(searches: dict[str, GateSearch]) -> None:
 @pytest.mark.parametrize("how", ["zero", "mask"])
 def test_a_cut_is_what_it_says(tiny_chameleon: Any, how: Any) -> None:
     """Against hooks written out: rows behind the picture lose the columns, each place keeps itself."""
-    search = tiny_search(tiny_chameleon)
-    batch, places = search.places.batches[0], search.places
+    setup = tiny_setup(tiny_chameleon)
+    batch, places = setup.places.batches[0], setup.places
     chosen = [places.picture[3], places.picture[9], *places.behind[:2]]
     assert len(places.picture) == 16 and places.all[places.behind[0]].token == "<eoss>"
     columns = [int(batch.columns[0, p]) for p in chosen]
@@ -191,33 +196,34 @@ def test_a_cut_is_what_it_says(tiny_chameleon: Any, how: Any) -> None:
 
 def test_patching_every_candidate_gives_the_other_answer(tiny: Any) -> None:
     """The candidates leave out nothing through which the picture could come, and pairs are not mixed up."""
-    search = tiny_search(tiny)
-    search._clean()
-    every = [p.number for p in search.places.all]
-    moved = search._patched([every, search.places.picture, search.places.behind], 10)
-    assert moved["flipped"][0].tolist() == [1.0] * 10
-    base, target = zip(*search._pairs(10).items(), strict=True)
-    own = torch.stack([search.answers[i] for i in base])
-    other = torch.stack([search.answers[i] for i in target])
+    setup = tiny_setup(tiny)
+    answers, places = clean_run(setup).answers, setup.places
+    every = [p.number for p in places.all]
+    moved = patched(setup, answers, [every, places.picture, places.behind], 10)
+    assert moved.flipped[0].tolist() == [1.0] * 10
+    pairs = draw_pairs(setup, 10)
+    base, target = zip(*pairs.items(), strict=True)
+    own = torch.stack([answers[i] for i in base])
+    other = torch.stack([answers[i] for i in target])
     expected = 1 - torch.minimum(own, other).sum(-1)
-    torch.testing.assert_close(torch.tensor(moved["gain"][0]), expected.double(), atol=1e-4, rtol=1e-4)
-    assert not (moved["gain"][2] == moved["gain"][0]).all()
-    pairs = search._pairs(10)
-    assert all(search.labels[a] != search.labels[b] for a, b in pairs.items())
+    torch.testing.assert_close(torch.tensor(moved.gain[0]), expected.double(), atol=1e-4, rtol=1e-4)
+    assert not (moved.gain[2] == moved.gain[0]).all()
+    assert all(setup.labels[a] != setup.labels[b] for a, b in pairs.items())
 
 
 def test_attention_and_overlap_by_hand(tiny_chameleon: Any) -> None:
-    search = tiny_search(tiny_chameleon)
-    search._attention()
-    got = {r["place"]: r["mean"] for r in search.rows}
-    total = torch.zeros(len(search.places.all), dtype=torch.float64)
+    setup = tiny_setup(tiny_chameleon)
+    rows = Rows(100, 0)
+    add_attention(setup, rows)
+    got = {r["place"]: r["mean"] for r in rows.found}
+    total = torch.zeros(len(setup.places.all), dtype=torch.float64)
     count = 0
-    for batch in search.places.batches:
+    for batch in setup.places.batches:
         _, cache = tiny_chameleon.run_with_cache(
             batch.inputs, names_filter=lambda n: n.endswith("hook_pattern")
         )
         for row in range(len(batch.examples)):
-            first = int(batch.columns[row, search.places.picture[-1]]) + 1
+            first = int(batch.columns[row, setup.places.picture[-1]]) + 1
             for layer in range(3):
                 pattern = cache[f"blocks.{layer}.attn.hook_pattern"][row].double().mean(0)
                 mass = []
@@ -250,22 +256,22 @@ def test_pictures_of_other_sizes_are_aligned_by_number_in_the_role(monkeypatch: 
     drawn = TinyData(n=24).examples("class")
     for i, one in enumerate(drawn):
         one.image = one.image.resize([(16, 16), (24, 16), (16, 32)][i % 3])
-    search = Search(model, drawn, ("zero",), 0, 50, 7, False)
-    places = search.places
+    setup = Setup(model, drawn, 0, 50, 7)
+    places = setup.places
     assert [p.token for p in places.all if not p.in_picture] == ["[IMG_END]", "this", "animal", "is"]
     for batch in places.batches:
         tokens = batch.inputs.tokens
         assert batch.mask(places.picture).equal(tokens.mask("image | row_break"))
         assert batch.mask(places.behind[:1]).equal(tokens.mask("eoi"))
         assert batch.behind.equal(tokens.mask("eoi | query"))
-    assert not search._has().all()
-    search._clean()
-    moved = search._patched([places.behind, places.behind[:1]], 9)
-    assert moved["flipped"].shape == (2, 9) and not torch.tensor(moved["gain"]).isnan().any()
-    search._attention()
-    search._overlap(1)
+    assert not setup.has().all()
+    moved = patched(setup, clean_run(setup).answers, [places.behind, places.behind[:1]], 9)
+    assert moved.flipped.shape == (2, 9) and not torch.tensor(moved.gain).isnan().any()
+    rows = Rows(50, 0)
+    add_attention(setup, rows)
+    add_overlap(setup, rows, 1)
     last = places.picture[-1]
-    assert {r["n"] for r in search.rows if r["place"] == last} < {8, 16}
+    assert {r["n"] for r in rows.found if r["place"] == last} < {8, 16}
 
 
 def test_what_cannot_be_searched_is_said(tiny_chameleon: Any) -> None:
@@ -299,8 +305,8 @@ def test_command(
     command = ["find-gate", "--model", "tiny", "--n", "24", "--how", "zero", "--quiet", "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "no communication found" in printed.out and "gate.html" in printed.out
+    assert "no communication found" in printed.out and "report.html" in printed.out
     assert printed.err == ""
-    names = {"manifest.json", "verdict.json", "measures.parquet", "curves.parquet", "gate.html"}
+    names = {"manifest.json", "verdict.json", "measures.parquet", "curves.parquet", "report.html"}
     assert names <= {p.name for p in out.iterdir()}
     assert main(["find-gate", "--model", "tiny", "--how", "soft"]) == 2

@@ -6,125 +6,27 @@ measures, and looks for the smallest set whose reading, cut, takes 90 % of what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from gatelens.errors import DataError
 from gatelens.studies.common import (
+    Progress,
+    data_fingerprint,
     draw,
     kinds_of_knockout,
-    labels_of,
+    model_fingerprint,
     model_name,
     resolve_data,
     resolve_model,
 )
-from gatelens.studies.gate_finder import verdict as gate_verdict
-from gatelens.studies.gate_finder.places import Place
-from gatelens.studies.gate_finder.search import Search
+from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.studies.gate_finder.search import STEPS, Search
+from gatelens.studies.gate_finder.setup import Setup, why_not
 
 if TYPE_CHECKING:
     from gatelens.data import Dataset, Example
     from gatelens.model import HookedVLM
-
-STUDY = "find-gate"
-
-
-@dataclass
-class GateSearch:
-    """What :func:`find_gate` found. Prints as a table; shows itself with its figure in a notebook.
-
-    Attributes:
-        model, prompt: what was searched.
-        places: every candidate, in prompt order.
-        measures: one row a place and measure: ``place, measure, mean, low, high, n, layer``. Measures are
-            ``attention``, ``overlap``, ``flipped``, ``target overlap``, and for each kind of knockout
-            ``zero accuracy`` (drop, paired), ``zero log_prob`` (drop in nats), and so for ``mask``; ``layer``
-            is the best layer where a measure has one. Places of blocks not taken apart have no knockout and
-            patching rows.
-        blocks: the same columns for blocks of the picture; ``place`` is the first, ``last`` the last place.
-        curves: one row a knockout and size of set: ``how, size, share, low, high, added``.
-        layers: predictions flipped when the found set (else the best place) is patched in one layer alone.
-        settings: numbers the search went by, ``chance``, ``k`` of the overlap and its ``overlap_by_chance`` among
-            them.
-        verdict: ``verdict, headline, sentence, evidence, disagree``, and by kind of knockout ``sets``.
-    """
-
-    model: str
-    prompt: str
-    places: tuple[Place, ...]
-    measures: pd.DataFrame
-    blocks: pd.DataFrame
-    curves: pd.DataFrame
-    layers: pd.DataFrame
-    settings: dict[str, Any]
-    verdict: dict[str, Any]
-
-    @property
-    def gate(self) -> tuple[Place, ...]:
-        """The places of the narrow gate; empty when there is none."""
-        found = self.verdict["places"] if self.verdict["verdict"] == gate_verdict.NARROW else []
-        return tuple(self.places[p] for p in found)
-
-    def ranking(self, measure: str | None = None) -> pd.DataFrame:
-        """Places by a measure, the highest first: ``rank, name, role, index, position, mean, low, high, n, layer``.
-
-        ``measure``: None is the drop in log-probability under the first kind of knockout.
-        """
-        measure = measure or f"{self.settings['how'][0]} log_prob"
-        part = self.measures[self.measures.measure == measure]
-        if part.empty:
-            raise DataError(
-                f"no measure {measure!r}; there are {', '.join(dict.fromkeys(self.measures.measure))}"
-            )
-        part = part.sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
-        known = [self.places[p] for p in part.place]
-        facts = {
-            "rank": range(1, len(part) + 1),
-            "name": [p.name for p in known],
-            "role": [p.role for p in known],
-            "index": [p.index for p in known],
-            "position": [p.position for p in known],
-        }
-        return pd.concat([pd.DataFrame(facts), part[["place", "mean", "low", "high", "n", "layer"]]], axis=1)
-
-    def __str__(self) -> str:
-        from gatelens.views.gate import as_text
-
-        return as_text(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from gatelens.views.gate import as_html
-
-        return as_html(self)
-
-    def figure(self, dark: bool = False) -> Any:
-        """The four measures over the prompt's tokens, and how many tokens carry the effect."""
-        from gatelens.views.gate import gate_figure
-
-        return gate_figure(self, dark)
-
-    def save(self, folder: Any) -> None:
-        """Write tables, verdict and figure as a run: Parquet, JSON, PNG, ``gate.html``.
-
-        Raises:
-            OutputError: the folder cannot be written or holds something else.
-        """
-        from gatelens.runs import Run
-        from gatelens.views.gate import as_html
-        from gatelens.views.style import png
-
-        run = Run.open(folder, study=STUDY, settings={"model": self.model, **self.settings})
-        run.save_table("places", pd.DataFrame([vars(p) for p in self.places]))
-        for name in ("measures", "blocks", "curves", "layers"):
-            run.save_table(name, getattr(self, name))
-        run.save_json("verdict", self.verdict)
-        run.save_file("figures/gate", ".png", png(self.figure()))
-        page = f"<!doctype html><meta charset='utf-8'><title>find-gate: {self.model}</title>{as_html(self)}"
-        run.save_file("gate", ".html", page.encode())
 
 
 def find_gate(
@@ -196,29 +98,25 @@ def find_gate(
     Raises:
         DataError: no class task, prompts that differ, fewer than 20 examples or a single class.
     """
+    hows = kinds_of_knockout(how)
+    source = resolve_data(data)
+    examples = _examples(source, n, seed, prompt)
     vlm = resolve_model(model, **options)
-    examples = _examples(resolve_data(data), n, seed, prompt)
-    search = Search(vlm, examples, kinds_of_knockout(how), seed, n_boot, batch_size, progress)
-    with search.bar:
-        return GateSearch(**search.run(model_name(model), n_pairs, block, refine, narrow, k))
+    setup = Setup(vlm, examples, seed, n_boot, batch_size)
+    with Progress(STEPS + len(hows), progress) as bar:
+        found = Search(setup, hows, bar).run(model_name(model), n_pairs, block, refine, narrow, k)
+    found.settings |= {
+        "data": source.name, "weights": model_fingerprint(vlm), "examples": data_fingerprint(examples),
+        "n_boot": n_boot,
+    }  # fmt: skip
+    return found
 
 
 def _examples(data: Dataset, n: int, seed: int, prompt: str | None) -> list[Example]:
-    import dataclasses
-
     found = draw(data, "class", n, seed)
     if prompt is not None:
         found = [dataclasses.replace(e, prompt=prompt) for e in found]
-    prompts = sorted({e.prompt for e in found})
-    if len(prompts) > 1:
-        raise DataError(
-            f"find_gate: data {data.name!r} asks {len(prompts)} prompts ({prompts[0]!r}, {prompts[1]!r}, …); give "
-            "one with prompt="
-        )
-    if len(found) < 20:
-        raise DataError(
-            f"find_gate: data {data.name!r} gives {len(found)} examples of the task class, 20 are needed; raise n"
-        )
-    if len({labels_of(e)[0] for e in found}) < 2:
-        raise DataError("find_gate: all examples are of one class; draw examples of two classes at least")
+    reason = why_not(found)
+    if reason is not None:
+        raise DataError(f"find_gate: data {data.name!r} {reason}; give one prompt with prompt=, or raise n")
     return found

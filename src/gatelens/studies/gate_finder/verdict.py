@@ -47,7 +47,7 @@ def gate_verdict(
     first = sets[hows[0]]
     reading = _reading(facts)
     found = reading or _size_says(first, facts["narrow"])
-    gate = _named(places, first["places"]) if found == NARROW else ""
+    gate = named(places, first["places"]) if found == NARROW else ""
     evidence: list[dict[str, str]] = []
     if reading is None:
         evidence = [_knockout(places, how, sets[how], facts) for how in hows]
@@ -136,7 +136,7 @@ def _knockout(
     if size is None:
         text = "no set that was measured carries it"
     else:
-        shown = f" ({_named(places, one['places'])})" if size <= facts["narrow"] else ""
+        shown = f" ({named(places, one['places'])})" if size <= facts["narrow"] else ""
         text = (
             f"{size} position{'s' if size != 1 else ''} [{one['low']}, {one['high']}]{shown} cut jointly "
             f"take{'s' * (size == 1)} {percent(min(one['share'], 1.0))} "
@@ -144,14 +144,14 @@ def _knockout(
         )
     if one["damage"]:
         text += (
-            f"; cutting {_named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
+            f"; cutting {named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
             "damage, not communication"
         )
     return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text}
 
 
 def _patching(places: Sequence[Place], facts: Mapping[str, Any]) -> dict[str, str]:
-    who = _named(places, facts["patched"])
+    who = named(places, facts["patched"])
     if "joint_mean" not in facts:
         text = "no pair of examples has two different clean answers, so none can flip"
         return {"kind": "patching", "says": INCONCLUSIVE, "text": text}
@@ -181,12 +181,12 @@ def _standing_out(
             few = [int(p) for p in part.place.iloc[:size]]
             break
     top = part.iloc[0]
-    text = f"highest at {_named(places, [int(top.place)])}: {top['mean']:.2f} [{top.low:.2f}, {top.high:.2f}]"
+    text = f"highest at {named(places, [int(top.place)])}: {top['mean']:.2f} [{top.low:.2f}, {top.high:.2f}]"
     if floor:
         text += f" (by chance {floor:.2f})"
     if not few:
         return {"kind": measure, "says": DISTRIBUTED, "text": f"{text}; no position stands out"}
-    text += f"; {_named(places, few)} stand{'s' * (len(few) == 1)} out"
+    text += f"; {named(places, few)} stand{'s' * (len(few) == 1)} out"
     if found == NARROW and not set(few) & set(first["places"]):
         return {
             "kind": measure,
@@ -200,5 +200,6 @@ def _standing_out(
     return {"kind": measure, "says": NARROW, "text": text}
 
 
-def _named(places: Sequence[Place], numbers: Sequence[int]) -> str:
+def named(places: Sequence[Place], numbers: Sequence[int]) -> str:
+    """Places by name and position."""
     return ", ".join(f"{places[p].name} (position {places[p].position})" for p in numbers)

@@ -10,6 +10,7 @@ import pandas as pd
 from gatelens.data.base import kind
 from gatelens.studies.common import chunks_by_length, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
+from gatelens.studies.narrow_gate.asking import repeats_of
 from gatelens.studies.narrow_gate.section import Context, Piece, Section
 from gatelens.studies.narrow_gate.verdict import task_verdicts
 
@@ -34,15 +35,21 @@ def pieces(context: Context) -> list[Piece]:
 
 def rows_of(context: Context, task: str) -> list[table.Row]:
     """The rows of the table for a task."""
-    return table.table_rows(context.settings["random_tokens"], context.settings["random_repeats"])
+    return table.table_rows(
+        context.settings["random_tokens"], repeats_of(context.settings["random_repeats"], task)
+    )
 
 
-def answers(context: Context, task: str, start: int, part: Sequence[Example]) -> pd.DataFrame:
-    """Every row of the knockout table on one batch: ``task, how, row, repeat, id, prediction, score, restricted``."""
+def answers(
+    context: Context, task: str, start: int, part: Sequence[Example], rows: Sequence[table.Row] | None = None
+) -> pd.DataFrame:
+    """Every row of the knockout table on one batch: ``task, how, row, repeat, id, prediction, score, restricted``.
+
+    ``rows``: other rows than those of the study.
+    """
+    rows = rows_of(context, task) if rows is None else rows
     longest = context.settings["max_new_tokens"].get(kind(task), 1)
-    places = [
-        (how, row, r) for how in context.hows for row in rows_of(context, task) for r in range(row.repeats)
-    ]
+    places = [(how, row, r) for how in context.hows for row in rows for r in range(row.repeats)]
     # the unmodified run is the same for every kind of knockout
     keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
     runs = {

@@ -7,10 +7,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gatelens.errors import DataError
-from gatelens.studies.narrow_gate import attention, knockouts, patching
+from gatelens.studies.narrow_gate import (
+    attention,
+    drawing,
+    knockouts,
+    meaning,
+    modality_gap,
+    patching,
+    progressive,
+    question_kinds,
+    search,
+    steering,
+)
 from gatelens.studies.narrow_gate.section import Section
 
-SECTIONS: tuple[Section, ...] = (knockouts.SECTION, attention.SECTION, patching.SECTION)
+SECTIONS: tuple[Section, ...] = (
+    knockouts.SECTION,
+    progressive.SECTION,
+    question_kinds.SECTION,
+    attention.SECTION,
+    modality_gap.SECTION,
+    meaning.SECTION,
+    patching.SECTION,
+    search.SECTION,
+    steering.SECTION,
+    drawing.SECTION,
+)
 BY_NAME = {section.name: section for section in SECTIONS}
 
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None

@@ -31,6 +31,7 @@ from gatelens.studies.common import (
     resolve_data,
     resolve_model,
 )
+from gatelens.studies.narrow_gate.asking import REPEATS, Repeats, as_asked, check_repeats, turned_kinds
 from gatelens.studies.narrow_gate.section import Context, Piece
 from gatelens.studies.narrow_gate.sections import BY_NAME, Chosen
 from gatelens.studies.narrow_gate.sections import chosen as chosen_sections
@@ -57,12 +58,14 @@ def narrow_gate(
     n_caption: int = 200,
     sections: Chosen = None,
     random_tokens: int = 10,
-    random_repeats: int = 3,
+    random_repeats: Repeats = REPEATS,
     vqa_tokens: int = 20,
     caption_tokens: int = 60,
+    chat: bool | None = None,
     n_boot: int = 1000,
     batch_size: int | None = None,
     skip_bad: bool = False,
+    name: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
@@ -81,10 +84,14 @@ def narrow_gate(
         sections: None for all, names, or names with options, ``{"all": {}, "patching": {"n_pairs": 20}}``;
             :data:`gatelens.studies.narrow_gate.sections.SECTIONS` lists them. ``knockouts``, on which the verdict
             stands, is always among them.
-        random_tokens, random_repeats: image tokens of the random row, and how often it is drawn anew.
+        random_tokens, random_repeats: image tokens of the random row, and how often it is drawn anew: a number, or
+            one for each kind of task, ``{"vqa": 5, "caption": 3, "class": 3}``.
         vqa_tokens, caption_tokens: most tokens generated.
+        chat: whether questions and caption prompts are asked as a user's turn of a chat; None is what the paper did:
+            with Pixtral, Janus and Emu3. Class prompts are sentences for the model to go on with, and never turns.
         batch_size: None fits it to the length of the prompts.
         skip_bad: leave bad rows of data given by name out, and list them in the manifest, instead of stopping.
+        name: what the run calls the model; None is its own name.
         device, dtype: where to load a model given by name.
 
     Returns:
@@ -97,17 +104,17 @@ def narrow_gate(
     """
     hows = kinds_of_knockout(how)
     asked = chosen_sections(sections, limit)
+    repeats = check_repeats(random_repeats)
     if out is not None:
         check_writable(out)
-    for name, value in (
+    for option, value in (
         ("limit", limit),
         ("batch_size", batch_size),
         ("n_boot", n_boot),
-        ("random_repeats", random_repeats),
     ):
         if value is not None and value < 1:
-            raise DataError(f"{name}={value} leaves nothing to do; give at least 1")
-    name = model_name(model)
+            raise DataError(f"{option}={value} leaves nothing to do; give at least 1")
+    name = name or model_name(model)
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     source = resolve_data(
         data, skip_bad
@@ -122,8 +129,10 @@ def narrow_gate(
             f"data {source.name!r} has none of the tasks {', '.join(wanted)} (it has: "
             f"{', '.join(source.tasks)})"
         )
-    everything = [e for found in drawn.values() for e in found]
     vlm = resolve_model(model, **options)
+    turned = turned_kinds(vlm, chat)
+    drawn = as_asked(vlm, drawn, turned)
+    everything = [e for found in drawn.values() for e in found]
     size = batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
     settings = {
         "model": name,
@@ -135,7 +144,8 @@ def narrow_gate(
         "seed": seed,
         "sections": asked,
         "random_tokens": random_tokens,
-        "random_repeats": random_repeats,
+        "random_repeats": repeats,
+        "chat": turned,
         "max_new_tokens": {"vqa": vqa_tokens, "caption": caption_tokens},
         "n_boot": n_boot,
         "batch_size": size,

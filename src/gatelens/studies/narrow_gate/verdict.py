@@ -8,7 +8,7 @@ least 1 / number of classes), the share of the picture's contribution that a kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,20 @@ GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of th
 FLIPS = (0.2, 0.5)  # patching: below, the gate does not carry the class; above, it does
 
 
-def task_verdicts(predictions: pd.DataFrame, n_classes: int, n_boot: int, seed: int) -> pd.DataFrame:
+def task_verdicts(
+    predictions: pd.DataFrame,
+    n_classes: int,
+    n_boot: int,
+    seed: int,
+    chances: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
     """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the
     verdict.
 
     Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low,
     image_high,
-    verdict, why``; intervals are paired bootstrap intervals over examples (95 %).
+    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser
+    scores in a task, below which its floor cannot lie.
     """
     rows = []
     for (how, task), part in predictions.groupby(["how", "task"], sort=False):
@@ -41,6 +48,7 @@ def task_verdicts(predictions: pd.DataFrame, n_classes: int, n_boot: int, seed: 
             wide[name].to_numpy(dtype=np.float64) for name in (NONE, GATE, IMAGE, FLOOR)
         )
         chance = 1 / n_classes if task == "class" and n_classes > 1 else 0.0
+        chance = max(chance, (chances or {}).get(task, 0.0))
         row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
         row |= {"none": none.mean(), "floor": max(floor.mean(), chance)}
         row["worth"] = row["none"] - row["floor"]

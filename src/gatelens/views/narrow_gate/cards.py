@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import attention, knockouts, patching
+from gatelens.views.narrow_gate import (
+    attention,
+    drawing,
+    knockouts,
+    meaning,
+    modality_gap,
+    patching,
+    progressive,
+    question_kinds,
+    search,
+    steering,
+)
 from gatelens.views.narrow_gate.card import Card
 
-SECTIONS = (knockouts, attention, patching)
+SECTIONS = (
+    knockouts,
+    progressive,
+    question_kinds,
+    attention,
+    modality_gap,
+    meaning,
+    patching,
+    steering,
+    drawing,
+    search,
+)
 
 
 def cards(run: Run) -> list[Card]:

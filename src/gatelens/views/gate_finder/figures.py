@@ -1,9 +1,7 @@
-"""A gate search to look at: the table, the same in a notebook, and the figure over the prompt's tokens."""
+"""Figures of a gate search: the measures over the prompt's tokens, and what the found set carries layer by layer."""
 
 from __future__ import annotations
 
-import base64
-import html
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,93 +9,14 @@ from matplotlib.axes import Axes
 
 from gatelens.errors import DataError
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW
-from gatelens.views.style import Figure, Palette, png, styled
+from gatelens.studies.narrow_gate.verdict import percent
+from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 if TYPE_CHECKING:
-    from gatelens.studies.gate_finder.finder import GateSearch
+    from gatelens.studies.gate_finder.result import GateSearch
 
-SHOWN = 8
-_MOST_CELLS = (
-    160  # of the picture: with more, bars are the strongest of as many neighbours as fit in one cell
-)
-
-
-def gate_table(found: GateSearch, most: int = SHOWN) -> pd.DataFrame:
-    """The strongest positions, one a row, with every measure as ``mean [low, high]``.
-
-    Ranked by the drop in log-probability under the first kind of knockout; positions of the found gate are marked.
-    """
-    top = found.ranking().head(most)
-    gate = {p.number for p in found.gate}
-    rows = []
-    for place in top.place:
-        one = found.places[place]
-        row: dict[str, str] = {
-            "": "◆" if place in gate else "",
-            "token": one.name,
-            "position": str(one.position),
-            "role": one.role,
-        }
-        mine = found.measures[found.measures.place == place]
-        for measure in dict.fromkeys(found.measures.measure):
-            cell = mine[mine.measure == measure]
-            row[_heading(measure)] = (
-                f"{cell['mean'].iloc[0]:.2f} [{cell.low.iloc[0]:.2f}, {cell.high.iloc[0]:.2f}]".replace(
-                    "-0.00", "0.00"
-                ).replace("-", "−")
-                if len(cell)
-                else ""
-            )
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _heading(measure: str) -> str:
-    how = measure.split()[0]
-    if how in ("zero", "mask"):
-        return {"accuracy": f"{how}: accuracy lost", "log_prob": f"{how}: nats lost"}[measure.split()[1]]
-    return {"flipped": "patched: flips", "target overlap": "patched: overlap gained"}.get(measure, measure)
-
-
-def as_text(found: GateSearch) -> str:
-    """Headline, sentence, evidence and the strongest positions."""
-    said = found.verdict
-    table = gate_table(found).drop(columns=["role"])
-    lines = [f"{found.model}: {said['headline']}", said["sentence"]]
-    lines += [f"  {e['kind']}: {e['says']}. {_capital(e['text'])}." for e in said["evidence"]]
-    shown = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(str(row[i])) for row in shown) for i in range(len(table.columns))]
-    lines += ["", f"The strongest of {len(found.places)} positions (mean [95 % interval]):"]
-    lines += ["  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in shown]
-    return "\n".join(lines)
-
-
-def as_html(found: GateSearch) -> str:
-    """The same as a piece of a page, with the figure; everything put into it is escaped."""
-    said = found.verdict
-    table = gate_table(found)
-    head = "".join(
-        f"<th style='text-align:left;padding:2px 8px'>{html.escape(c)}</th>" for c in table.columns
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td style='text-align:left;padding:2px 8px'>{html.escape(str(c))}</td>" for c in row)
-        + "</tr>"
-        for row in table.to_numpy().tolist()
-    )
-    evidence = "".join(
-        f"<li><b>{html.escape(e['kind'])}</b>: {html.escape(e['says'])}. {html.escape(_capital(e['text']))}.</li>"
-        for e in said["evidence"]
-    )
-    picture = base64.b64encode(png(found.figure(), dpi=110)).decode()
-    return (
-        f"<div><h3>{html.escape(found.model)}: {html.escape(said['headline'])}</h3>"
-        f"<p>{html.escape(said['sentence'])}</p><ul>{evidence}</ul>"
-        f"<img alt='{html.escape(said['headline'], quote=True)}' style='max-width:100%' "
-        f"src='data:image/png;base64,{picture}'>"
-        f"<p>The strongest of {len(found.places)} positions, mean [95 % interval]:</p>"
-        f"<table><tr>{head}</tr>{body}</table></div>"
-    )
+# of the picture: with more, bars are the strongest of as many neighbours as fit in one cell
+_MOST_CELLS = 160
 
 
 def gate_figure(found: GateSearch, dark: bool = False) -> Figure:
@@ -219,7 +138,7 @@ def _strip(axes: Axes, found: GateSearch, cells: pd.DataFrame, p: Palette) -> No
 
 
 def _curve(axes: Axes, found: GateSearch, p: Palette) -> None:
-    lines = {"zero": (p.gate, "-"), "mask": (p.image, "--")}
+    lines = {"zero": (p.ink, "-"), "mask": (p.neutral, "--")}
     meaningful = found.verdict["verdict"] in (NARROW, DISTRIBUTED)
     for how, part in found.curves.groupby("how", sort=False):
         color, line = lines[str(how)]
@@ -237,12 +156,41 @@ def _curve(axes: Axes, found: GateSearch, p: Palette) -> None:
         )
     axes.set_xlabel("positions cut jointly")
     axes.set_title(
-        f"Share of what the picture is worth that the set takes (dotted: {found.settings['part']:.0%})",
+        f"Share of what the picture is worth that the set takes (dotted: {percent(found.settings['part'])})",
         fontsize=9.5,
     )
     axes.grid(axis="y")
     axes.legend(loc="lower right", fontsize=8, labelcolor=p.ink)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def gate_layers(found: GateSearch, dark: bool = False) -> Figure:
+    """Answers that become the other picture's, and the overlap gained with them, when the found set (the places that
+    carry most where there is no narrow one) is patched in one layer alone; bands are 95 % bootstrap intervals.
+
+    Raises:
+        DataError: nothing was patched.
+    """
+    if found.layers.empty:
+        raise DataError("gate_layers: nothing was patched in this search; run find_gate with n_pairs above 0")
+    who = ", ".join(f"{found.places[p].name} ({found.places[p].position})" for p in found.settings["patched"])
+    with styled(dark) as p:
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        color = p.gate if found.gate else p.image
+        lines = {
+            "flipped": ("answers that become the other picture's", color, "-"),
+            "target overlap": ("overlap gained with its answer", p.third, "--"),
+        }
+        for measure, part in found.layers.groupby("measure", sort=False):
+            label, tone, line = lines[str(measure)]
+            axes.plot(part.layer, part["mean"], line, color=tone, marker="o", markersize=4, label=label)
+            axes.fill_between(part.layer, part.low, part.high, color=tone, alpha=0.15, linewidth=0)
+        if "joint_mean" in found.settings:
+            axes.axhline(found.settings["joint_mean"], color=p.soft, linewidth=1, linestyle=":")
+            axes.plot([], [], ":", color=p.soft, linewidth=1, label="answers, patched in all layers")
+        axes.set_ylim(min(-0.02, float(found.layers.low.min())), 1.04)
+        axes.set_title(f"Patching {who if len(who) < 70 else who[:69] + '…'}, one layer at a time")
+        axes.grid(axis="y")
+        integer_layers(axes, sorted(int(x) for x in set(found.layers.layer)))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8.5, labelcolor=p.ink)
+    return figure

@@ -1,0 +1,49 @@
+"""The application, and the options its commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="gatelens",
+    help="Ask a vision-language model which tokens carry the image to the text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Model = Annotated[
+    str, typer.Option("--model", help="A shipped organism (organism:gated), a hub name, or a folder.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the model's own choice.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; a run cut short there is continued.")]
+BatchSize = Annotated[int | None, typer.Option(help="Default: fits the length of the prompts.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave bad rows of the data out; the manifest lists them.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib import metadata
+
+        try:
+            number = metadata.version("gatelens")
+        except metadata.PackageNotFoundError:
+            number = "(not installed)"
+        typer.echo(f"gatelens {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Ask a vision-language model which tokens carry the image to the text."""

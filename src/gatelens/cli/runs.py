@@ -1,0 +1,45 @@
+"""``gatelens report`` and ``compare``: what runs left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gatelens.cli.options import app
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Render a run's figures and report again, from its tables."""
+    from gatelens.runs import Run, check_writable
+
+    run = Run.load(folder)
+    check_writable(folder)
+    from gatelens.views.report import write_report
+
+    write_report(run)
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    b: Annotated[Path, typer.Argument(help="Folder of another run of the same study.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the comparison as this HTML file.")
+    ] = None,
+) -> None:
+    """Two runs side by side."""
+    from gatelens.runs import Run, check_writable, write_atomic
+
+    first, second = Run.load(a), Run.load(b)
+    if out is not None:
+        check_writable(out.parent)
+    from gatelens.views.compare import compare_html, compare_text
+
+    typer.echo(compare_text(first, second))
+    if out is not None:
+        write_atomic(out, compare_html(first, second).encode())
+        typer.echo(f"page: {out}")

@@ -1,0 +1,165 @@
+"""A wrapped model back into a plain transformers checkpoint.
+
+Wrapping puts modules of the bridge between those of transformers, and with them names into the state dict: some
+weights appear under several, none under its own. The names a model had before it was wrapped say what is saved.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from . import loading
+from .errors import ModelError, OutputError
+from .families.common.parts import Parts
+
+if TYPE_CHECKING:
+    from .model import HookedVLM
+
+COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
+SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise
+
+
+def weights(model: HookedVLM) -> dict[str, Tensor]:
+    """The weights under the names they have in transformers, as ``state_dict`` gave them before wrapping.
+
+    The tensors themselves, not copies, tied ones under each of their names; ``model.hf.state_dict()`` has the
+    bridge's names instead. Raises ModelError where the wrapped model computes with values that have no place among
+    them: then a checkpoint of these would be another model.
+    """
+    found = {name: _tensor(model.hf, name) for name in model.weight_names}
+    elsewhere = next((name for name, value in found.items() if value.device.type == "meta"), None)
+    if elsewhere is not None:
+        raise ModelError(f"'{elsewhere}' is not in memory: load without offloading (no device_map) to save")
+    stored = {value.untyped_storage().data_ptr() for value in found.values()}
+    for name, value in model.hf.state_dict().items():
+        # the bridge adds a bias of zeros to an unembedding without one
+        if value.untyped_storage().data_ptr() not in stored and bool(value.any()):
+            raise ModelError(
+                f"'{name}' holds values that the unwrapped model has no place for: load or move the model first "
+                "and wrap it then, and do not process its weights"
+            )
+    return found
+
+
+def put_weights(model: HookedVLM, state: Mapping[str, Tensor]) -> None:
+    """Copy weights, named as :func:`weights` names them, into the model's own.
+
+    Raises ModelError for names or shapes that are not the model's.
+    """
+    own = weights(model)
+    for name in {**own, **state}:
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            raise ModelError(f"'{name}' is not a weight of both, in one shape: give weights of {model!r}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def _tensor(root: nn.Module, name: str) -> Tensor:
+    *path, leaf = name.split(".")
+    module = _unwrapped(root)
+    for part in path:
+        child = module._modules[part]
+        assert child is not None, name
+        module = _unwrapped(child)
+    held = module._parameters if leaf in module._parameters else module._buffers
+    value = held[leaf]
+    assert value is not None, name
+    return value.detach()
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module of transformers that a module of the bridge stands around."""
+    while isinstance(module, GeneralizedComponent):
+        assert module.original_component is not None
+        module = module.original_component
+    return module
+
+
+def save(
+    model: HookedVLM,
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+    max_shard_size: int | str = "50GB",
+) -> Path:
+    """Write the checkpoint; see :meth:`gatelens.model.HookedVLM.save_pretrained`."""
+    if isinstance(model.hf, Parts):
+        raise ModelError(
+            f"{model!r} was put together by from_parts and is no class of transformers: save gatelens.saving.weights"
+            "(model) with torch.save"
+        )
+    if getattr(model.hf, "hf_quantizer", None) is not None:
+        raise ModelError(
+            f"{model!r} is quantised, and its wrapped weights cannot be saved: save it unwrapped"
+        )
+    target = Path(folder).expanduser().absolute()
+    _check_target(target, overwrite)
+    state = weights(model)
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    partial = _beside(
+        target
+    )  # one rename makes it the checkpoint: a folder half written is never under its name
+    try:
+        partial.mkdir(parents=True)
+        with loading._no_bar(size < SMALL):
+            model.hf.save_pretrained(partial, state_dict=state, max_shard_size=max_shard_size)
+        _save_processor(model.processor, partial)
+        for name in COMPANIONS:
+            source = Path(getattr(model.hf, "name_or_path", "")) / name
+            if source.is_file():
+                shutil.copyfile(source, partial / name)
+        _put(partial, target)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OutputError(f"cannot save {model!r} in '{folder}': {loading._line(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise OutputError(f"folder '{target}' is not empty: choose another, or give overwrite=True")
+        if not (target / "config.json").is_file() or any(entry.is_dir() for entry in target.iterdir()):
+            raise OutputError(f"folder '{target}' holds more than a checkpoint, or none: choose another")
+    elif target.exists() and not target.is_dir():
+        raise OutputError(f"'{target}' is a file: choose a folder")
+
+
+def _save_processor(processor: Any, folder: Path) -> None:
+    if processor is None:
+        return
+    if hasattr(processor, "save_pretrained"):
+        processor.save_pretrained(folder)
+        return
+    for part in (processor.image_processor, processor.tokenizer):  # no processor, or one of somebody's own
+        part.save_pretrained(folder)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename a finished folder into place; what it takes the place of goes last, or comes back."""
+    old = _beside(target)
+    if target.exists():
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name nobody has, in the same folder, so that renaming moves nothing."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")

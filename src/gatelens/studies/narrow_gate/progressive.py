@@ -1,0 +1,206 @@
+"""Section *progressive*: from which layer on does the text no longer need the gate?
+
+The paper's progressive knockout (Serra et al. 2025, arXiv 2412.06646): the path is cut from layer l to the last, for
+one l after the other. Beside it the path is cut in a window of layers alone, which tells layers that carry the
+picture from layers that merely come before those that do. The section gives no evidence of its own: from layer 0 on
+it is the knockout table's row, so its curve can fall only where that row does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gatelens.data.base import kind
+from gatelens.errors import DataError
+from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
+from gatelens.studies.common import How, chunks_by_length, prepare
+from gatelens.studies.narrow_gate import knockout_table as rows
+from gatelens.studies.narrow_gate.section import Context, Piece, Section
+
+if TYPE_CHECKING:
+    from gatelens.data import Example
+
+FROM, WINDOW, UNCUT = "from", "window", "none"
+KEYS = {"gate": "gate", "image": rows.IMAGE_SIDE}
+BOTH = "gate + image"
+WIDE, DEEP = 8, 24  # the paper's window, and the number of layers from which on it is the default
+CARRIES = 0.9  # part of the whole effect that the layers named carry
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: ``keys`` hidden from the text in ``layers``; none of either is the unmodified model.
+
+    ``layer`` is the first of them, −1 where nothing is cut.
+    """
+
+    keys: str
+    way: str
+    layer: int
+    layers: range
+
+    def specs(self, how: How) -> list[Any]:
+        """Its interventions."""
+        from gatelens.interventions import knockout
+
+        if not self.layers:
+            return []
+        keys = " | ".join(KEYS.values()) if self.keys == BOTH else KEYS[self.keys]
+        return [knockout(queries=rows.QUERIES, keys=keys, layers=self.layers, how=how)]
+
+
+def points(n_layers: int, window: int | None = None, step: int | None = None) -> list[Point]:
+    """Every run of the section: unmodified, both paths cut in all layers, then each path both ways.
+
+    Args:
+        n_layers: blocks of the model.
+        window: layers cut at once; None is the paper's 8 from 24 layers on, else 1.
+        step: layers between two starts; None is ``window``.
+
+    Raises:
+        DataError: a window or step that does not fit.
+    """
+    width = (WIDE if n_layers >= DEEP else 1) if window is None else window
+    stride = width if step is None else step
+    if not (1 <= width <= n_layers and 1 <= stride <= n_layers):
+        raise DataError(
+            f"section 'progressive': window={window}, step={step} do not fit {n_layers} layers; use 1..{n_layers}"
+        )
+    found = [Point(UNCUT, UNCUT, -1, range(0)), Point(BOTH, FROM, 0, range(n_layers))]
+    for keys in KEYS:
+        found += [Point(keys, FROM, s, range(s, n_layers)) for s in range(0, n_layers, stride)]
+        found += [Point(keys, WINDOW, span[0], span) for span in layer_windows(n_layers, width, stride)]
+    return found
+
+
+def pieces(context: Context) -> list[Piece]:
+    """A piece a batch: every point on it."""
+    options = context.options("progressive")
+    n_layers = int(context.model.cfg.n_layers)
+    most = {"class": options["n"], "vqa": options["n_vqa"]}
+    tasks = [(task, found[: most[kind(task)]]) for task, found in context.examples("class", "vqa")]
+    wanted = points(n_layers, options["window"], options["step"]) if any(found for _, found in tasks) else []
+    found, number = [], 0
+    for task, examples in tasks:
+        for _, start, part in chunks_by_length(context.model, examples, context.size):
+
+            def compute(task: str = task, start: int = start, part: Sequence[Example] = part) -> pd.DataFrame:
+                return scores(context, task, start, part, wanted)
+
+            units = len(context.hows) * len({(p.keys, p.layers) for p in wanted})
+            found.append(Piece(f"shards/progressive-{number:04d}", f"{task}, layer by layer", compute, units))
+            number += 1
+    return found
+
+
+def scores(
+    context: Context, task: str, start: int, part: Sequence[Example], wanted: Sequence[Point]
+) -> pd.DataFrame:
+    """Every point on one batch: ``how, task, keys, way, layer, last, id, score``.
+
+    Points that cut the same layers (the last window is also the last start; the unmodified model is the same under
+    every kind of knockout) are one run.
+    """
+    asked = {
+        (None if p.keys == UNCUT else how, p.keys, p.layers): p.specs(how)
+        for how in context.hows
+        for p in wanted
+    }
+    inputs = prepare(context.model, part, start)
+    longest = context.settings["max_new_tokens"].get(kind(task), 1)
+    said = dict(
+        zip(asked, rows.outcomes(context.model, inputs, task, list(asked.values()), longest), strict=True)
+    )
+    right = {
+        key: rows.evaluate(context.model, part, task, outcome, context.labels, ())
+        for key, outcome in said.items()
+    }
+    found = []
+    for how in context.hows:
+        for p in wanted:
+            mine = right[None if p.keys == UNCUT else how, p.keys, p.layers]
+            last = p.layers[-1] if p.layers else -1
+            place = {"how": how, "task": task, "keys": p.keys, "way": p.way, "layer": p.layer, "last": last}
+            found.append(pd.DataFrame({**place, "id": mine["id"], "score": mine["score"]}))
+    return pd.concat(found, ignore_index=True)
+
+
+def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """The curves: ``how, task, metric, keys, way, layer, last, mean, low, high, drop, drop_low, drop_high, n``.
+
+    ``layer … last`` are cut; ``drop`` is the unmodified score minus this one, its interval paired by example (95 %,
+    as all).
+    """
+    found = []
+    for (how, task), group in answers.groupby(["how", "task"], sort=False):
+        clean = group[group["keys"] == UNCUT].set_index("id").score
+        for (keys, way, layer), part in group.groupby(["keys", "way", "layer"], sort=False):
+            values = part.score.to_numpy(dtype=np.float64)
+            drop = clean[part.id].to_numpy(dtype=np.float64) - values
+            intervals = [bootstrap_interval(v, n_boot=n_boot, seed=seed) for v in (values, drop)]
+            numbers = (values.mean(), *intervals[0], drop.mean(), *intervals[1], len(values))
+            place = (how, task, rows.metric_of(task), keys, way, int(layer), int(part["last"].iloc[0]))
+            found.append((*place, *numbers))
+    first = ["how", "task", "metric", "keys", "way", "layer", "last"]
+    return pd.DataFrame(found, columns=[*first, "mean", "low", "high", "drop", "drop_low", "drop_high", "n"])
+
+
+def carriers(curve: pd.DataFrame) -> pd.DataFrame:
+    """Which layers carry the effect of each cut, one row a ``how, task, keys``.
+
+    Args:
+        curve: the table ``progressive``.
+
+    Returns:
+        ``how, task, metric, keys, drop, drop_low, drop_high, n`` of the cut in all layers; ``first … last``, the
+        fewest layers in a row that carry 90 % of it (read off the starts, −1 where there is no effect);
+        ``free_from``, the first start from which on no cut lowers the score measurably (its paired interval reaches
+        0; −1 where even the last start does), and ``free_most``, the largest upper end of those intervals.
+    """
+    return pd.DataFrame(list(_carriers(curve)))
+
+
+def _carriers(curve: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    cuts = curve[(curve.way == FROM) & curve["keys"].isin(KEYS)]
+    for (how, task, metric, keys), part in cuts.groupby(["how", "task", "metric", "keys"], sort=False):
+        part = part.sort_values("layer")
+        whole = part.iloc[0]
+        row: dict[str, Any] = {"how": how, "task": task, "metric": metric, "keys": keys}
+        row |= {name: float(whole[name]) for name in ("drop", "drop_low", "drop_high")} | {"n": int(whole.n)}
+        window = (
+            smallest_window(effect_of_starts(list(part["drop"])), CARRIES) if whole.drop_low > 0 else None
+        )
+        row |= {"first": -1, "last": -1}
+        if window is not None:
+            starts = [*part.layer, int(whole["last"]) + 1]
+            row |= {"first": int(starts[window.layers[0]]), "last": int(starts[window.layers[-1] + 1]) - 1}
+        matters = (part.drop_low > 0).to_numpy()
+        free = part[~np.logical_or.accumulate(matters[::-1])[::-1]]
+        row["free_from"] = int(free.layer.iloc[0]) if len(free) else -1
+        row["free_most"] = float(max(0.0, free.drop_high.max())) if len(free) else float("nan")
+        yield row
+
+
+def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
+    """``progressive_scores``, ``progressive`` and ``progressive_layers``."""
+    if tables:
+        answers = pd.concat(tables, ignore_index=True)
+        curve = summarise(answers, context.n_boot, context.seed)
+        context.run.save_table("progressive_scores", answers)
+        context.run.save_table("progressive", curve)
+        context.run.save_table("progressive_layers", carriers(curve))
+
+
+SECTION = Section(
+    "progressive",
+    "the gate cut from one layer after another on, the paper's progressive knockout",
+    pieces,
+    conclude,
+    options={"n": 200, "n_vqa": 100, "window": None, "step": None},
+)

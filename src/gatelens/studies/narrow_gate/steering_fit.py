@@ -1,0 +1,211 @@
+"""Steering directions: differences of class means, fitted on one half of the pictures; which layer they act in.
+
+The direction of a pair is the mean of the residual stream over pictures of the target class minus that over
+pictures of the base class (the difference of means of Marks and Tegmark, arXiv 2310.06824; Turner et al., arXiv
+2308.10248, add one such difference to steer). Nothing here sees the half that is steered later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.engine import last_logits
+from gatelens.errors import DataError
+from gatelens.studies.common import Labels, chunks, labels_of, prepare
+from gatelens.studies.narrow_gate.class_pairs import ClassPair, by_class, given_pairs, ring_of_pairs
+
+if TYPE_CHECKING:
+    from gatelens.data import Example
+    from gatelens.model import HookedVLM
+
+SITE = "resid_pre"
+FEWEST_A_HALF = 2  # pictures of a class in each half
+PLACES = ("gate", "last")
+Halves = Mapping[str, tuple[list["Example"], list["Example"]]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture of a base class and the pair it is steered along."""
+
+    pair: ClassPair
+    example: Example
+
+
+def halves(
+    examples: Sequence[Example], seed: int, asked: Any = None
+) -> dict[str, tuple[list[Example], list[Example]]]:
+    """Each class's examples in two seeded halves, (to fit on, to steer); classes with too few are left out.
+
+    Raises:
+        DataError: a class with too few is among the pairs ``asked`` for.
+    """
+    rng = np.random.default_rng([seed, 78])
+    classes, found = by_class(examples), {}
+    for name in {n for pair in given_pairs(asked, list(classes)) for n in pair} if asked is not None else ():
+        if len(classes[name]) < 2 * FEWEST_A_HALF:
+            raise DataError(
+                f"class {name!r} has {len(classes[name])} picture(s) of those drawn, steering needs "
+                f"{2 * FEWEST_A_HALF}; raise n_class"
+            )
+    for name, mine in classes.items():
+        order = [mine[int(i)] for i in rng.permutation(len(mine))]
+        if len(order) >= 2 * FEWEST_A_HALF:
+            found[name] = (order[: len(order) // 2], order[len(order) // 2 :])
+    return found
+
+
+def choose_pairs(split: Halves, asked: Any, n: int, seed: int) -> list[ClassPair]:
+    """The class pairs given, or ``n`` drawn ones; none where fewer than two classes have pictures enough.
+
+    Raises:
+        DataError: a given class has no picture in one of the halves.
+    """
+    if asked is not None:
+        return given_pairs(asked, list(split))
+    return ring_of_pairs(list(split), n, np.random.default_rng([seed, 79]))
+
+
+def gate_means(
+    model: HookedVLM, examples: Sequence[Example], layers: Sequence[int], size: int
+) -> dict[str, Float[Tensor, "layer d_model"]]:
+    """Mean residual stream entering each layer, at the gate and at the last position, over the examples."""
+    from gatelens.interventions import hook_name
+
+    names = [hook_name(SITE, n) for n in layers]
+    sums = dict.fromkeys(PLACES, torch.zeros(()))
+    for _, start, part in chunks(examples, size):
+        inputs = prepare(model, part, start)
+        _, cache = model.run_with_cache(inputs, names_filter=names, positions=" | ".join(PLACES))
+        for place in PLACES:
+            kept = cache.kept.place[inputs.tokens.mask(place)]
+            rows = torch.arange(len(part))
+            value = torch.stack([cache[name][rows, kept].double().sum(0).cpu() for name in names])
+            sums[place] = sums[place] + value
+    return {place: (value / len(examples)).float() for place, value in sums.items()}
+
+
+def fit(
+    model: HookedVLM,
+    pairs: Sequence[ClassPair],
+    split: Halves,
+    layers: Sequence[int],
+    size: int,
+    labels: Labels,
+) -> pd.DataFrame:
+    """One row a pair, place and layer: the direction, and what adding it once does to the fitting half itself.
+
+    Columns ``place (gate | last), base, target, layer, direction (list of d_model numbers), success, probability,
+    n, n_fit``: over the ``n`` base pictures answered rightly, the share that becomes the target's class, and the mean
+    probability of the target's label; ``n_fit`` pictures of the rarer class made the direction.
+    """
+    names = sorted({name for pair in pairs for name in pair})
+    means = {name: gate_means(model, split[name][0], layers, size) for name in names}
+    directions = {
+        (place, pair): means[pair[1]][place] - means[pair[0]][place] for place in PLACES for pair in pairs
+    }
+    items = [Item(pair, example) for pair in pairs for example in split[pair[0]][0]]
+    outcomes = []
+    for _, start, part in chunks(items, size):
+        keys = [(place, i) for place in PLACES for i in range(len(layers))]
+        runs = [
+            push(torch.stack([directions[place, item.pair][i] for item in part]), layers[i], 1.0, place)
+            for place, i in keys
+        ]
+        inputs = prepare(model, [item.example for item in part], start)
+        clean, *steered = last_logits(model, inputs, [None, *runs])
+        judged = [answers(part, x, labels) for x in (clean, *steered)]
+        for (place, i), found in zip(keys, judged[1:], strict=True):
+            found = found.assign(place=place, layer=layers[i], right=judged[0].is_base)
+            outcomes.append(found)
+    said = pd.concat(outcomes, ignore_index=True)
+    said = said[said.right].groupby(["place", "base", "target", "layer"])
+    stats = said.agg(success=("is_target", "mean"), probability=("p_target", "mean"), n=("right", "size"))
+    rows = [
+        {
+            "place": place,
+            "base": pair[0],
+            "target": pair[1],
+            "layer": layer,
+            "direction": direction[i].tolist(),
+            "n_fit": min(len(split[name][0]) for name in pair),
+        }
+        for (place, pair), direction in directions.items()
+        for i, layer in enumerate(layers)
+    ]
+    out = pd.DataFrame(rows).merge(
+        stats.reset_index(), how="left", on=["place", "base", "target", "layer"], validate="one_to_one"
+    )
+    return out.fillna({"success": 0.0, "probability": 0.0, "n": 0}).astype({"n": int})
+
+
+def push(direction: Tensor, layer: int, dose: float, place: str = "gate") -> Any:
+    """Add ``dose`` times the direction (one an example, or one for all) to the residual stream of one layer."""
+    from gatelens.interventions import steer
+
+    return steer(direction, at=place, site="resid_pre", layers=[layer], scale=dose)
+
+
+def answers(items: Sequence[Item], logits: Float[Tensor, "batch d_vocab"], labels: Labels) -> pd.DataFrame:
+    """``id, base, target, is_base, is_target, p_base, p_target`` of next-token logits, one row an item."""
+    p = logits.float().softmax(-1).cpu()
+    rows = []
+    for item, mine in zip(items, p, strict=True):
+        prompt = item.example.prompt
+        own = {labels.first_token(prompt, w) for w in labels_of(item.example)}
+        other = {labels.first_token(prompt, item.pair[1])}
+        best = int(mine.argmax())
+        masses = [float(mine[sorted(ids)].sum()) for ids in (own, other)]
+        rows.append((item.example.id, *item.pair, best in own, best in other - own, *masses))
+    columns = ["id", "base", "target", "is_base", "is_target", "p_base", "p_target"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def chosen_layer(fitted: pd.DataFrame, place: str = "gate") -> int:
+    """The layer in which the directions turn most of the fitting half, over all pairs; of equals, the one that makes
+    the target likelier, then the first.
+
+    Raises:
+        DataError: nothing was fitted at that place.
+    """
+    part = fitted[fitted.place == place]
+    if part.empty:
+        raise DataError(f"no direction was fitted at {place!r}; fit it first")
+    by_layer = layer_scores(fitted, place)
+    best = by_layer.sort_values(["success", "probability", "layer"], ascending=[False, False, True])
+    return int(best.layer.iloc[0])
+
+
+def layer_scores(fitted: pd.DataFrame, place: str = "gate") -> pd.DataFrame:
+    """``layer, success, probability, n, n_fit`` on the fitting half, every picture counting once."""
+    rows = []
+    for layer, part in fitted[fitted.place == place].groupby("layer"):
+        n = int(part.n.sum())
+        means = [float((part[c] * part.n).sum() / n) if n else 0.0 for c in ("success", "probability")]
+        rows.append((int(layer), *means, n, int(part.n_fit.min())))
+    return pd.DataFrame(rows, columns=["layer", "success", "probability", "n", "n_fit"])
+
+
+def directions_at(
+    fitted: pd.DataFrame, layer: int, place: str = "gate"
+) -> dict[ClassPair, Float[Tensor, " d_model"]]:
+    """The direction of each pair in a layer."""
+    part = fitted[(fitted.place == place) & (fitted.layer == layer)]
+    return {
+        (r.base, r.target): torch.tensor(np.asarray(r.direction, dtype=np.float32)) for r in part.itertuples()
+    }
+
+
+def random_like(direction: Float[Tensor, " d_model"], *numbers: int) -> Float[Tensor, " d_model"]:
+    """A direction drawn evenly from all of the same length, by the numbers given."""
+    drawn = np.random.default_rng([*numbers, 80]).normal(size=len(direction))
+    vector = torch.tensor(drawn, dtype=direction.dtype)
+    return vector / vector.norm() * direction.norm()

@@ -1,0 +1,166 @@
+"""The section *meaning* against hidden states of plain transformers, brute-force neighbours and planted classes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from case import cases
+
+from gatelens.measures import linear_probe
+from gatelens.model import HookedVLM
+from gatelens.studies.common import prepare
+from gatelens.studies.narrow_gate import meaning
+from section_helpers import context_of, run_sections
+from study_helpers import TinyData
+
+
+def test_the_stream_is_that_of_plain_hidden_states(tiny: HookedVLM, oracle: Any) -> None:
+    """Prompts of two lengths in one batch: padding must not leak into a mean."""
+    examples = TinyData(n=4).examples("vqa")
+    further = [("token five", "image", 5)]
+    found = meaning.residual_stream(tiny, examples, 0, further)
+    assert list(found) == [*meaning.PLACES, "token five"]
+    for b, e in enumerate(examples):
+        inputs = prepare(tiny, [e])
+        with torch.no_grad():
+            states = oracle(**inputs.tensors, output_hidden_states=True).hidden_states
+        image = inputs.tokens.positions("image")
+        where = {
+            "gate": [image[-1] + 1],
+            "last image token": image[-1:],
+            "internal image tokens, mean": image[:-1],
+            "first image token": image[:1],
+            "last prompt position": [inputs.tokens.n_pos - 1],
+            "token five": image[5:6],
+        }
+        for place, positions in where.items():
+            wanted = torch.stack([states[layer][0, positions].mean(0) for layer in range(3)])
+            torch.testing.assert_close(found[place][b, :3], wanted, atol=1e-4, rtol=1e-4)
+            assert found[place].shape == (4, 4, 32)
+
+
+def planted(n: int = 80) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Four classes: the gate has them from layer 1 on, "same" is the gate turned, "constant" one vector, "noise"."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 4
+    noise = torch.randn(3, n, 2, 8, generator=generator)
+    gate = noise[0].clone()
+    gate[:, 1, :4] += 20 * torch.eye(4)[labels]
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    constant = torch.ones(n, 2, 8)
+    return {"gate": gate, "same": gate @ turn, "constant": constant, "noise": noise[1]}, labels
+
+
+def measured() -> pd.DataFrame:
+    stream, labels = planted()
+    table = meaning.measure(stream, labels, k=30, folds=4, probed=[0, 1], n_boot=200, seed=0)
+    return table.set_index(["place", "layer", "measure"])
+
+
+def test_a_planted_class_is_found_where_it_is() -> None:
+    table = measured()
+    assert set(table.loc[(slice(None), slice(None), "overlap"), "k"]) == {8}  # a tenth of 80
+    chance = 19 / 79  # 20 examples a class
+    for place in ("gate", "same"):
+        assert table.loc[(place, 1, "overlap"), "mean"] == 1
+        assert table.loc[(place, 1, "probe"), "mean"] > 0.97
+        assert table.loc[(place, 0, "overlap"), "mean"] < 0.35
+    for layer in (0, 1):
+        row = table.loc[("noise", layer, "overlap")]
+        assert row.chance == pytest.approx(chance) and row["mean"] == pytest.approx(chance, abs=0.08)
+        assert table.loc[("noise", layer, "probe"), "low"] < 0.3
+    # turning does not change who is near whom
+    assert table.loc[("same", 0, "overlap with the gate"), "mean"] == pytest.approx(1)
+    shared = table.loc[("noise", 1, "overlap with the gate")]
+    assert shared.chance == pytest.approx(8 / 79) and shared["mean"] < 0.2
+    assert ("gate", 0, "overlap with the gate") not in table.index
+
+
+def test_equal_vectors_have_neighbours_by_chance() -> None:
+    """Without the tie-break all would have the same first ones as neighbours."""
+    row = measured().loc[("constant", 1, "overlap")]
+    assert row.chance == pytest.approx(19 / 79) and row["mean"] == pytest.approx(19 / 79, abs=0.06)
+    assert measured().loc[("constant", 1, "overlap with the gate"), "mean"] < 0.2
+    x = meaning.untied(torch.randn(50, 6), 0)
+    order = torch.cdist(x, x).argsort()
+    plain = torch.cdist(x.float().double(), x.float().double()).argsort()
+    assert (order[:, :10] == plain[:, :10]).float().mean() > 0.99
+
+
+def test_overlap_is_brute_force_and_small_classes_cap_it() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0] * 30 + [1] * 3)
+    x = torch.randn(33, 1, 5, generator=generator)
+    table = meaning.measure({"gate": x}, labels, k=30, folds=5, probed=[0], n_boot=20, seed=0)
+    distance = torch.cdist(x[:, 0], x[:, 0]).fill_diagonal_(float("inf"))
+    near = distance.argsort(-1)[:, :3]
+    wanted = (labels[near] == labels[:, None]).float().mean()
+    row = table[table.measure == "overlap"].iloc[0]
+    assert row["mean"] == pytest.approx(float(wanted), abs=1e-6)
+    assert row.most == pytest.approx((30 * 3 + 3 * 2) / (33 * 3))
+    assert not (table.measure == "probe").any()  # one class of three examples cannot be dealt over five folds
+
+
+def test_a_study_of_a_tiny_model(tiny_chameleon: Any) -> None:
+    data = TinyData(n=24)
+    run = run_sections(context_of(tiny_chameleon, data, {"meaning": {"folds": 2, "layers": 2}}, size=10))
+    table = run.table("meaning")
+    assert list(dict.fromkeys(table.place)) == list(meaning.PLACES)
+    assert set(table[table.measure == "probe"].layer) == {0, 3}
+    assert set(table[table.measure == "overlap"].layer) == {0, 1, 2, 3}
+    assert ((table.low <= table["mean"] + 1e-12) & (table["mean"] <= table.high + 1e-12)).all()
+    assert set(table.n) == {24}
+    # the literal end-of-image token is the same in every prompt before it has read anything
+    start = table[(table.place == "gate") & (table.layer == 0) & (table.measure == "overlap")].iloc[0]
+    assert abs(start["mean"] - start.chance) < 0.2
+
+
+def test_what_stands_out_becomes_a_place() -> None:
+    case = cases()["pixtral"]
+    model = HookedVLM.from_module(case.model(), case.processor())
+    data = TinyData(n=24)
+    wanted = {"attention": {"times": 0.0, "least": 0.001}, "meaning": {"folds": 2, "layers": 1, "extra": 3}}
+    context = context_of(model, data, wanted, size=12)
+    run = run_sections(context)
+    positions = run.table("attention_positions")
+    top = positions[positions.stands_out & positions.kind.isin(["image", "row_break"])].head(3)
+    further = list(zip(top.name, top.kind, top["index"], strict=True))
+    assert meaning.standing_out(context) == further
+    # those that are a place already (the first and last image token) are not there twice
+    mine = [name for name, kind, index in further if (kind, index) not in (("image", 0), ("image", 3))]
+    assert list(dict.fromkeys(run.table("meaning").place)) == [*meaning.PLACES, *mine]
+    assert "row break 0" in set(positions.name)
+
+
+def test_places_that_are_not_there_or_one_and_the_same(tiny_llava: Any) -> None:
+    image = TinyData().examples("class")[0].image
+    ends_with_the_gate = prepare(tiny_llava, [SimpleNamespace(image=image, prompt="<image>this")]).tokens
+    found = meaning.places(ends_with_the_gate, [("none", "row_break", 0), ("again", "image", 15)])
+    assert list(found) == [name for name in meaning.PLACES if name != "last prompt position"]
+
+
+def test_without_classes_there_is_nothing(tiny_llava: Any) -> None:
+    for data in (TinyData(tasks=("vqa",)), TinyData(classes=("dog",)), TinyData(n=4)):
+        assert meaning.pieces(context_of(tiny_llava, data, {"meaning": {}})) == []
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "most", "wanted"), [(6, 8, [*range(7)]), (6, 3, [0, 3, 6]), (5, 1, [0]), (4, 0, [])]
+)
+def test_layers_of_the_probe(n_layers: int, most: int, wanted: list[int]) -> None:
+    assert meaning.evenly(n_layers, most) == wanted
+
+
+def test_a_looser_probe_predicts_the_same_also_without_gradients() -> None:
+    stream, labels = planted(120)
+    x = stream["gate"][:, 1]
+    exact = linear_probe(x + 3 * stream["noise"][:, 1], labels)
+    with torch.inference_mode():
+        loose = linear_probe(
+            (x + 3 * stream["noise"][:, 1]).clone(), labels.clone(), tolerance=meaning.TOLERANCE
+        )
+    assert torch.equal(exact.correct, loose.correct)

@@ -1,0 +1,212 @@
+"""Kinds of question: further ones are drawn as told, and every number is the plain model's under plain knockouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gatelens as gl
+import paper_copies as copies
+from gatelens import data
+from gatelens.model import HookedVLM
+from gatelens.runs import Run
+from gatelens.studies import narrow_gate
+from gatelens.studies.narrow_gate import question_kinds
+from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
+from study_helpers import TinyData, picture
+
+QUICK: dict[str, Any] = {"n_class": 0, "n_caption": 0, "n_boot": 100, "random_repeats": 1, "progress": False}
+CUTS = {NONE: None, GATE: "gate", IMAGE: "boi | image | row_break", FLOOR: "gate | boi | image | row_break"}
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedVLM:
+    return HookedVLM.from_pretrained("organism:gated")
+
+
+@pytest.fixture(scope="module")
+def run(model: HookedVLM) -> Run:
+    return narrow_gate(model, sections={"questions": {"n": 60, "n_per_kind": 8}}, n_vqa=30, **QUICK)
+
+
+def test_kinds_are_filled_and_counted_once(run: Run) -> None:
+    table = run.table("question_kinds")
+    drawn = Counter(e.meta["kind"] for e in data.load("emoji-scenes").examples("vqa", 30, 0))
+    assert drawn["relation"] < 8  # else nothing would have been drawn
+    assert dict(zip(table.kind, table.n, strict=True)) == {
+        kind: max(8, drawn[kind]) for kind in ("color", "count", "presence", "relation", "shape", "side")
+    }
+    assert set(table.row) == set(CUTS)
+    # nothing that the other sections share is touched
+    assert run.table("predictions").id.nunique() == 30
+
+
+def test_numbers_are_those_of_the_model_under_plain_knockouts(run: Run, model: HookedVLM) -> None:
+    """Each question by itself: exact answers of ``model.generate`` with one knockout."""
+    first = data.load("emoji-scenes").examples("vqa", 30, 0)
+    more = data.load("emoji-scenes").examples("vqa", 400, question_kinds.SEED)
+    wanted = [e for e in first if e.meta["kind"] == "relation"]
+    wanted += [e for e in more if e.meta["kind"] == "relation"][: 8 - len(wanted)]
+    table = run.table("question_kinds").query("kind == 'relation'").set_index("row")
+    means = {}
+    for row, keys in CUTS.items():
+        right = []
+        for e in wanted:
+            cut = [] if keys is None else [gl.knockout(queries="text - gate", keys=keys, how="zero")]
+            said = model.generate(model.prepare(images=[e.image], text=[e.prompt]), cut, max_new_tokens=8)
+            right.append(said[0].strip() == e.answers[0])
+        means[row] = np.mean(right)
+        assert table.loc[row, "mean"] == pytest.approx(means[row]), row
+    assert len(set(means.values())) > 1
+    frequent = Counter(e.answers[0] for e in wanted).most_common(1)[0][1]
+    assert table.chance.unique() == pytest.approx([frequent / 8])
+
+
+def test_a_finished_run_gives_one_entry_of_evidence(run: Run) -> None:
+    entries = [e for e in run.json("verdict")["evidence"] if e["kind"] == "by kind of question"]
+    assert entries == question_kinds.evidence(run)
+    assert all(kind in entries[0]["text"] for kind in ("relation", "count"))
+
+
+class Finite:
+    """Questions of two kinds, one of them rare; ``n`` in all, in an order the seed sets."""
+
+    name, tasks, classes = "finite", ("vqa",), ()
+
+    def __init__(self, n: int) -> None:
+        self.n, self.asked = n, []
+
+    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
+        self.asked.append(limit)
+        order = np.random.default_rng(seed).permutation(self.n)[:limit]
+        return [
+            SimpleNamespace(
+                image=picture("red", 0),
+                prompt="<image>what",
+                answers=("red",),
+                label=None,
+                id=f"q{i}",
+                meta={"kind": "rare" if i % 10 == 0 else "usual", "other": str(i % 3)},
+            )
+            for i in order
+        ]
+
+
+def test_further_questions_come_from_the_rest_of_the_data() -> None:
+    source = Finite(200)
+    drawn = source.examples("vqa", 40, 0)
+    rare = {e.id for e in drawn if e.meta["kind"] == "rare"}
+    found = question_kinds.further(source, "vqa", drawn, None, 8, 100, 0)
+    assert {e.meta["kind"] for e in found} == {"rare"}
+    ids = [e.id for e in found]
+    assert len(ids) == len(set(ids)) == 8 - len(rare)
+    assert not rare & set(ids)
+    # there are 20 rare ones in all: asked for more, it gives all of them and stops
+    everything = question_kinds.further(source, "vqa", drawn, None, 25, 100, 0)
+    assert Counter(e.meta["kind"] for e in everything)["rare"] == 20 - len(rare)
+    assert len(question_kinds.further(source, "vqa", drawn, None, 25, 3, 0)) == 3
+    by = question_kinds.further(source, "vqa", drawn, "other", 20, 100, 0)
+    counts = Counter(e.meta["other"] for e in [*drawn, *by])
+    assert min(counts.values()) == 20
+
+
+def test_further_questions_are_not_sought_in_vain() -> None:
+    source = Finite(10_000)
+    drawn = source.examples("vqa", 40, 0)
+    source.asked.clear()
+    assert question_kinds.further(source, "vqa", drawn, None, 2, 100, 0) == []  # both kinds have two
+    assert question_kinds.further(source, "vqa", drawn, None, 50, 0, 0) == []
+    assert question_kinds.further(source, "vqa", drawn, "absent", 50, 100, 0) == []
+    assert source.asked == []
+    question_kinds.further(source, "vqa", drawn[:1], None, 50, 100, 0)
+    assert max(source.asked) <= question_kinds.LOOKED_AT * 50
+
+
+def test_kinds_of_the_papers_data(tmp_path: Path) -> None:
+    rows = copies.vqav2(60)
+    for i, row in enumerate(rows):
+        row["answer_type"] = "number" if i % 6 == 0 else "other"
+        row["question_type"] = "how many" if i % 6 == 0 else "what color"
+    rows[7]["question"] = None  # bad
+    copies.write(tmp_path / "vqav2/data/validation-00000-of-00001.parquet", rows)
+    source = data.load(f"vqav2:{tmp_path / 'vqav2'}", skip_bad=True)
+    drawn = source.examples("vqa", 10)
+    assert {question_kinds.kind_of(e) for e in drawn} <= {"number", "other"}
+    assert all(
+        (question_kinds.kind_of(e, "question_type") == "how many") == (question_kinds.kind_of(e) == "number")
+        for e in drawn
+    )
+    found = question_kinds.further(source, "vqa", drawn, None, 10, 100, 0)
+    counts = Counter(question_kinds.kind_of(e) for e in [*drawn, *found])
+    assert counts["number"] == 10  # all there are, though a bad row was left out on the way
+    copies.write(tmp_path / "mme/data/test-00000-of-00001.parquet", copies.mme())
+    mme = data.load(f"mme:{tmp_path / 'mme'}").examples("vqa")
+    assert {question_kinds.kind_of(e) for e in mme} == {"existence", "OCR", "code_reasoning"}
+
+
+def test_chance_by_hand() -> None:
+    assert question_kinds.chance([["one"], ["two"], ["one"], ["three"]]) == 0.5
+    # ten annotators: "red" is right for the first by ten of ten, for the second by the 2 of 10 who said so; leaving
+    # one annotator out in turn, 8 of the 10 subsets hold 2 reds (2/3) and 2 hold 1 (1/3): 0.6
+    ten = ["red"] * 10, ["red"] * 2 + ["blue"] * 8
+    assert question_kinds.chance(ten) == pytest.approx((1 + 0.6) / 2)
+
+
+def made_up(means: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
+    """Scores whose first examples are right, so each mean is met exactly; the answers are all different."""
+    rows = [
+        ("zero", "vqa", kind, row, f"{kind}{i}", float(i < round(mean * n)), [f"answer {kind} {i}"])
+        for kind, by_row in means.items()
+        for row, mean in by_row.items()
+        for i in range(n)
+    ]
+    return pd.DataFrame(rows, columns=["how", "task", "kind", "row", "id", "score", "answers"])
+
+
+def concluded(answers: pd.DataFrame) -> Run:
+    run = Run.open(None, study="narrow-gate", settings={})
+    table = question_kinds.summarise(answers, 200, 0)
+    run.save_table("question_kinds", table)
+    run.save_table("question_kinds_shares", question_kinds.shares(answers, table, 200, 0))
+    return run
+
+
+def test_shares_by_hand() -> None:
+    means = {
+        "count": {NONE: 1.0, GATE: 0.2, IMAGE: 1.0, FLOOR: 0.2},
+        "relation": {NONE: 0.8, GATE: 0.8, IMAGE: 0.1, FLOOR: 0.1},
+        "side": {NONE: 0.3, GATE: 0.25, IMAGE: 0.3, FLOOR: 0.25},
+    }
+    run = concluded(made_up(means))
+    found = run.table("question_kinds_shares").set_index("kind")
+    assert found.chance.unique() == pytest.approx([1 / 40])
+    assert (found.loc["count", "gate"], found.loc["count", "image"]) == (1.0, 0.0)
+    assert (found.loc["relation", "gate"], found.loc["relation", "image"]) == pytest.approx((0.0, 1.0))
+    assert dict(found.verdict) == {"count": "narrow", "relation": "distributed", "side": "inconclusive"}
+    assert question_kinds.evidence(run)[0]["says"] == "mixed"
+    without = concluded(made_up({k: v for k, v in means.items() if k != "relation"}))
+    assert question_kinds.evidence(without)[0]["says"] == "narrow"
+    assert question_kinds.evidence(concluded(made_up({"side": means["side"]})))[0]["says"] == "inconclusive"
+
+
+def test_a_model_that_only_guesses_is_not_judged() -> None:
+    """Right as often as the most frequent answer, and mute when cut: a share of that would be about nothing."""
+    answers = made_up({"count": {NONE: 0.5, GATE: 0.0, IMAGE: 0.5, FLOOR: 0.0}})
+    assert concluded(answers).table("question_kinds_shares").verdict.tolist() == ["narrow"]
+    answers["answers"] = [["one"] if int(i[5:]) < 20 else [f"other {i}"] for i in answers.id]
+    judged = concluded(answers).table("question_kinds_shares").iloc[0]
+    assert (judged.chance, judged.verdict) == (0.5, "inconclusive")
+
+
+def test_absent_where_data_name_no_kinds(tiny_llava: HookedVLM) -> None:
+    run = narrow_gate(
+        tiny_llava, TinyData(tasks=("vqa",), n=4), sections=["questions"], vqa_tokens=2, **QUICK
+    )
+    assert not run.done("question_kinds")
+    assert question_kinds.evidence(run) == []

@@ -1,0 +1,41 @@
+"""What packages offer under their own name: all of it is there, and each is the thing its module holds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "package", ["", ".data", ".engine", ".families", ".interventions", ".measures", ".organisms", ".studies"]
+)
+def test_every_name_is_there_once(package: str) -> None:
+    module = import_module(f"gatelens{package}")
+    names = module.__all__
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize(
+    "package, module, names",
+    [
+        ("engine", "compress", "compress describe Described"),
+        ("engine", "context", "CompressedContext"),
+        ("engine", "look", "look"),
+        ("measures", "mme", "mme yes_or_no"),
+        (
+            "measures",
+            "concentration",
+            "Carriers greedy_order label_information naming_p_value share_removed smallest_carrying",
+        ),
+    ],
+)
+def test_functions_are_not_hidden_by_modules_of_their_name(package: str, module: str, names: str) -> None:
+    holder = import_module(f"gatelens.{package}.{module}")
+    assert isinstance(holder, ModuleType)
+    offered = import_module(f"gatelens.{package}")
+    for name in names.split():
+        assert getattr(offered, name) is getattr(holder, name) and name in offered.__all__
+        assert not isinstance(getattr(offered, name), ModuleType)
