@@ -13,6 +13,8 @@ import transformers.models.llama.modeling_llama as llama
 from PIL import Image
 from torch import Tensor
 
+from gatelens.interventions import compile_hooks
+
 TEXTS = ["this <image> animal is a", "<image> what color is the cat ?", "this is a dog . <image> and it"]
 
 
@@ -122,3 +124,8 @@ def torch_hooks(handles: list[Any]) -> Any:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def plain(model: Any, inputs: Any, specs: list[Any]) -> Tensor:
+    """Logits by TransformerLens hooks at every layer and position: no engine in it."""
+    return model.run_with_hooks(inputs, compile_hooks(specs, inputs.tokens, model.cfg).pairs)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_many import plain
 from torch import Tensor
 
 import gatelens.interventions as gi
 from gatelens.engine import explain, generate, generate_many, last_logits, look, sweep
 from gatelens.engine.many import Many
 from gatelens.errors import InterventionError
+from intervention_helpers import plain
 
 RUNS = [[gi.knockout("text", "image", layers=range(s, 3), how=h)] for s in range(3) for h in ("mask", "zero")]
 

@@ -16,6 +16,7 @@ from gatelens.engine import explain, generate, generate_many, last_logits, run, 
 from gatelens.engine import plan as planning
 from gatelens.engine.many import Many, runs_of
 from gatelens.errors import InterventionError
+from intervention_helpers import plain
 
 LAYERS = st.sets(st.integers(0, 2), min_size=1).map(sorted) | st.none()
 HEADS = st.none() | st.sets(st.integers(0, 3), min_size=1).map(sorted)
@@ -54,11 +55,6 @@ def interventions(draw: Any, d_model: int = 32) -> Any:
 
 
 RUNS = st.lists(st.lists(interventions(), max_size=2), min_size=1, max_size=5)
-
-
-def plain(model: Any, inputs: Any, specs: list[Any]) -> Tensor:
-    """TransformerLens hooks at every layer and position: no engine in it."""
-    return model.run_with_hooks(inputs, gi.compile_hooks(specs, inputs.tokens, model.cfg).pairs)
 
 
 def sound(model: Any, inputs: Any, specs: list[Any]) -> bool:

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_report_needs_no_network_and_is_escaped(run: Run) -> None:
     page = views.render_report(run)
     assert not re.search(r"https?://", page)
-    assert not re.search(r"(src|href|srcset)=\"(?!data:)", page)
+    assert not re.search(r"(src|href|srcset)=\"(?!data:|#)", page)
     assert "<eoss>" not in page
     assert "Narrow gate at &lt;eoss&gt;" in page
     assert page.count("data:image/png;base64,") >= 6 + 3  # three figures, light and dark; three examples

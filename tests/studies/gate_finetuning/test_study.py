@@ -126,7 +126,7 @@ def test_the_sentence_says_what_the_cuts_remove_before_and_after(tmp_path: Path)
 
     shares = pd.concat([run.table("tasks").assign(stage=name) for name, run in runs.items()])
     found = conclusion(runs, shares, {"masked": pd.DataFrame({"step": [0, 1], "loss": [2.0, 1.0]})})
-    assert found["headline"] == "narrow gate at <eoss> → distributed"
+    assert found["headline"] == "narrow gate at <eoss> → distributed" and found["verdict"] == "distributed"
     assert found["sentence"].startswith(
         "Before, cutting the gate removes 101\xa0% of class accuracy (image tokens −2\xa0%)"
     )

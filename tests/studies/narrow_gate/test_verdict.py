@@ -90,6 +90,9 @@ def test_disagreeing_evidence_is_named() -> None:
     assert found["verdict"] == "narrow"
     assert found["disagree"] == ["attention share", "patching the gate"]
     assert "does not agree: attention share, patching the gate" in found["sentence"]
+    why = next(e["text"] for e in found["evidence"] if e["kind"] == "attention share")
+    most = percent(narrow.table("tasks").image.max())
+    assert f"looks at the image tokens without using them: cutting them off removes at most {most}" in why
 
 
 def test_percent() -> None:

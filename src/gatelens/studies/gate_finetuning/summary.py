@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.verdict import INCONCLUSIVE, percent
+from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED, percent
 
 BEFORE = "before"
 
@@ -35,9 +35,10 @@ def conclusion(
     found = {name: run.json("verdict") for name, run in runs.items()}
     after = [name for name in runs if name not in (BEFORE, "control")]
     last = after[-1] if after else BEFORE
-    headline = f"{found[BEFORE]['headline']} → {found[last]['headline']}"
+    headline = f"{found[BEFORE]['headline']} → {_called(found[last], first[first.stage == last])}"
     parts = [_removed(name, first[first.stage == name]) + _patched(run) for name, run in runs.items()]
     return {
+        "verdict": found[last]["verdict"],
         "headline": headline,
         "sentence": " ".join(parts),
         "stages": [
@@ -51,6 +52,14 @@ def conclusion(
             for name in runs
         ],
     }
+
+
+def _called(verdict: dict[str, Any], rows: pd.DataFrame) -> str:
+    """The verdict's headline; "mixed" by its reason, where all tasks have the same."""
+    usable = rows[rows.verdict != INCONCLUSIVE]
+    if verdict["verdict"] == MIXED and len(usable) and usable.why.str.startswith(EITHER).all():
+        return EITHER
+    return verdict["headline"]
 
 
 def _removed(name: str, rows: pd.DataFrame) -> str:

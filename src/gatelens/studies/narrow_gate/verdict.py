@@ -21,6 +21,8 @@ NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "in
 MOST = 0.5  # a knockout "removes most" when its interval lies above this share
 APART = 0.25  # …and the two knockouts differ when the interval of their difference lies above this
 LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
+EITHER = "either path alone is enough"
+ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
 GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
 FLIPS = (0.2, 0.5)  # patching: below, the gate does not carry the class; above, it does
@@ -111,7 +113,7 @@ def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]
     if row["gate"] > MOST and row["image"] > MOST:
         return MIXED, "both paths are needed: cutting either removes most of what the picture is worth"
     if row["gate"] < MOST and row["image"] < MOST:
-        return MIXED, "either path alone is enough: cutting one or the other removes less than half"
+        return MIXED, f"{EITHER}: cutting one or the other removes less than half"
     return MIXED, "the intervals of the two knockouts are too wide or too close to tell the paths apart"
 
 
@@ -147,9 +149,12 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
     evidence = [_knockout_evidence(row) for row in first.to_dict("records")]
     if len(tasks):
         evidence += _other_how(tasks[tasks.how != how])
-    evidence += further
+    evidence += [dict(e) for e in further]
     decided = overall in (NARROW, DISTRIBUTED)
     disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, INCONCLUSIVE)]
+    for e in evidence:
+        if e["kind"] in disagree and (why := _why(e, overall, first, gate)):
+            e["text"] += f". Why it disagrees: {why}"
     sentence = _sentence(overall, first, gate)
     if disagree:
         sentence += f" Evidence that does not agree: {', '.join(disagree)}."
@@ -163,6 +168,18 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
         "disagree": disagree,
         "how": how,
     }
+
+
+def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str) -> str:
+    """The measured reason a piece of evidence differs from the verdict; nothing where none was measured."""
+    if evidence["kind"] != ATTENTION:
+        return ""
+    used = tasks[tasks.verdict != INCONCLUSIVE]
+    if overall == NARROW:
+        most = f"removes at most {percent(max(0.0, used.image.max()))} of what the picture is worth"
+        return f"the text looks at the image tokens without using them: cutting them off {most}"
+    most = f"removes at most {percent(max(0.0, used.gate.max()))} of what the picture is worth"
+    return f"the text looks at {gate} without using it: cutting it off {most}"
 
 
 def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
@@ -228,7 +245,7 @@ def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f"layers, most in layer {peak} ({percent(gate.max())}); the {n_image} image tokens together take "
         f"{percent(image.mean())}. Attention shows where text looks, not what it uses"
     )
-    return [{"kind": "attention share", "says": says, "text": text}]
+    return [{"kind": ATTENTION, "says": says, "text": text}]
 
 
 def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
