@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from gatelens.cli import main
+from gatelens.cli.studies import parse_sections
+from gatelens.errors import InputError
 from gatelens.families import all_families
 from gatelens.interventions import SITES
 from study_helpers import TinyData, picture, synthetic_run
@@ -144,3 +146,21 @@ def test_help_is_fast_and_imports_no_torch() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("gatelens ")
+
+
+def test_sections_and_options_count_before_a_presets() -> None:
+    preset = {"all": {}, "modality_gap": {"n": 10_000}, "meaning": {"n": 2000}}
+    assert parse_sections(None, [], {}) == {"all": {}}
+    assert parse_sections("patching, meaning", ["patching.pairs=cat-dog", "meaning.n=5"], preset) == {
+        "patching": {"pairs": "cat-dog"},
+        "meaning": {"n": 5},
+    }
+    found = parse_sections(None, ["meaning.n=5", "progressive.window=1"], preset)
+    assert found == {
+        "all": {},
+        "modality_gap": {"n": 10_000},
+        "meaning": {"n": 5},
+        "progressive": {"window": 1},
+    }
+    with pytest.raises(InputError, match=r"write SECTION\.NAME=VALUE"):
+        parse_sections(None, ["window=1"], {})

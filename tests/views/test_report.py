@@ -88,3 +88,9 @@ def test_views_are_functions_whatever_was_imported() -> None:
 
     assert callable(views.heads)
     assert callable(views.overlay)
+
+
+def test_one_figure_by_its_name(run: Run) -> None:
+    assert png(views.figure(run, "patching")) == png(views.patching_curve(run.table("patching")))
+    with pytest.raises(DataError, match="no figure 'knockouts'; it has knockout, attention"):
+        views.figure(run, "knockouts")

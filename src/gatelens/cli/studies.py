@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ def narrow_gate(
     from gatelens.studies.common import kinds_of_knockout
 
     chosen = presets.preset(preset) if preset else presets.NONE
-    asked = parse_sections(sections, option or [])
+    asked = parse_sections(sections, option or [], chosen.settings.get("sections", {}))
     kinds_of_knockout(how or "zero")
     check_writable(out)  # before the slow imports and the model
     from gatelens.studies import narrow_gate as run_study
@@ -73,14 +74,13 @@ def narrow_gate(
     run = run_study(
         model,
         out=out,
-        sections=asked,
         chat=chat,
         batch_size=batch_size,
         skip_bad=skip_bad,
         device=device,
         dtype=dtype,
         progress=not quiet,
-        **chosen.arguments(data=data, how=how, limit=limit, seed=seed),
+        **chosen.arguments(data=data, how=how, limit=limit, seed=seed, sections=asked),
     )
     _say(run, out)
 
@@ -252,8 +252,10 @@ def sections() -> None:
         entry("options", ", ".join(f"{section.name}.{k}={v}" for k, v in section.options.items()))
 
 
-def parse_sections(names: str | None, options: list[str]) -> dict[str, dict[str, Any]]:
-    """``--sections`` and ``--option`` as what ``narrow_gate(sections=...)`` takes.
+def parse_sections(
+    names: str | None, options: list[str], preset: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """``--sections`` and ``--option`` as what ``narrow_gate(sections=...)`` takes; they count before a preset's.
 
     Raises:
         InputError: an option not of the form section.name=value.
@@ -262,7 +264,10 @@ def parse_sections(names: str | None, options: list[str]) -> dict[str, dict[str,
 
     from gatelens.errors import InputError
 
-    asked: dict[str, dict[str, Any]] = {n.strip(): {} for n in (names or "all").split(",") if n.strip()}
+    wanted = [n.strip() for n in (names or "all").split(",") if n.strip()]
+    asked: dict[str, dict[str, Any]] = {name: dict(preset.get(name, {})) for name in wanted}
+    if "all" in asked:
+        asked |= {name: dict(found) for name, found in preset.items() if name != "all"}
     for option in options:
         place, equals, value = option.partition("=")
         section, dot, name = place.partition(".")

@@ -56,6 +56,12 @@ PRESETS = (
                 "random_repeats": {"vqa": 5, "caption": 3, "class": 3},
                 "vqa_tokens": 20,
                 "caption_tokens": 60,
+                "sections": {
+                    "all": {},
+                    "modality_gap": {"n": 10_000},
+                    "meaning": {"n": 2000},
+                    "progressive": {"n": 2000, "n_vqa": 2000},
+                },
             }
         ),
         note="20 pictures of each of 100 animal classes; 3 random draws for them, of which the paper says nothing",

@@ -13,13 +13,14 @@ from gatelens.views.narrow_gate.attention import attention_shares
 from gatelens.views.narrow_gate.knockouts import knockout_bars
 from gatelens.views.narrow_gate.patching import patching_curve
 from gatelens.views.overlay import overlay
-from gatelens.views.report import render_report, write_report
+from gatelens.views.report import figure, render_report, write_report
 
 __all__ = [
     "HeadsView",
     "attention_shares",
     "compare",
     "compare_html",
+    "figure",
     "gate_figure",
     "gate_table",
     "heads",

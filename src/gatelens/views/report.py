@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from gatelens.errors import OutputError
+from matplotlib.figure import Figure
+
+from gatelens.errors import DataError, OutputError
 from gatelens.runs import Run
 from gatelens.views import gate_finetuning
 from gatelens.views.gate_finder import report as gate_finder
@@ -40,6 +42,24 @@ def render_report(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         OutputError: the run lacks a finished table, or is of a study without a report.
     """
     return _page(run).render(run, light)
+
+
+def figure(run: Run, name: str, dark: bool = False) -> Figure:
+    """One figure of a run's report, drawn from its tables: ``gl.views.figure(run, "progressive")``.
+
+    Args:
+        run: a finished run, also one in memory.
+        name: as its file in ``figures/`` is called, without the suffix.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the report has no such figure; the message lists those it has.
+        OutputError: the run lacks a finished table, or is of a study without a report.
+    """
+    found = _page(run).figures(run)
+    if name not in found:
+        raise DataError(f"run {run.label} has no figure {name!r}; it has {', '.join(found)}")
+    return found[name](dark)
 
 
 def _page(run: Run) -> ModuleType:
