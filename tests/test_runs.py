@@ -118,3 +118,28 @@ def test_in_memory() -> None:
 def test_fingerprint_sees_every_change() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_other_settings_are_named_by_their_path(tmp_path: Path) -> None:
+    deep = {"sections": {"a": {"n": 1, "k": 2}, "b": {"n": 3}}, "seed": 0}
+    Run.open(tmp_path, study="s", settings=deep)
+    other = {"sections": {"a": {"n": 5, "k": 2}, "c": {"words": "x" * 99}}, "seed": 1}
+    with pytest.raises(OutputError) as caught:
+        Run.open(tmp_path, study="s", settings=other)
+    said = str(caught.value)
+    assert (
+        "sections.a.n: there 1, now 5; sections.b: there {'n': 3}, now none; sections.c: there none, now"
+        in said
+    )
+    assert "and 1 more" in said and "x" * 60 not in said
+
+
+def test_a_run_without_a_stage_can_be_withdrawn(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    Run.open(folder, study="s", settings={}).withdraw()
+    assert not folder.exists()
+    run = Run.open(folder, study="s", settings={})
+    run.save_json("a", 1)
+    run.withdraw()
+    assert Run.load(folder).json("a") == 1
+    Run.open(None, study="s", settings={}).withdraw()  # nothing on disk to take back

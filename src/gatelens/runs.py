@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -168,6 +168,14 @@ class Run:
             )
         return cls(folder, manifest)
 
+    def withdraw(self) -> None:
+        """Take back a run that has no stage yet: nobody could continue it, as its settings proved impossible."""
+        if self.path is None or self.manifest["stages"]:
+            return
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     # -- stages
     # -------------------------------------------------------------------------------------------------
 
@@ -292,6 +300,25 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    return "; ".join(f"{k}: there {old.get(k)!r}, now {new.get(k)!r}" for k in keys[:3])
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 3) -> str:
+    found = list(_changes(old, new, ""))
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str) -> Iterator[str]:
+    """What differs, nested settings by their path."""
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _changes(a, b, f"{within}{key}.")
+        else:
+            there, now = (_short(side[key]) if key in side else "none" for side in (old, new))
+            yield f"{within}{key}: there {there}, now {now}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"

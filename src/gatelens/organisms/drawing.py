@@ -65,7 +65,7 @@ class Decoder:
         """The pictures these image tokens (ids of the vocabulary) stand for."""
         mapping = self.model.hf.model.vocabulary_mapping.bpe2img
         codes = torch.tensor([[mapping[i] for i in row] for row in token_ids.tolist()])
-        pixels = codec.decode(self.model.hf.model.vqmodel.cpu(), self.network, codes)
+        pixels = codec.decode(self.model.hf.model.vqmodel, self.network, codes)
         return [Image.fromarray(one) for one in pixels.numpy()]
 
 

@@ -102,5 +102,7 @@ def decode(
     vq: ChameleonVQVAE, decoder: PictureDecoder, codes: Int[Tensor, "n code"]
 ) -> UInt8[Tensor, "n height width 3"]:
     """The pictures that these codes stand for."""
-    z = vq.quantize.embedding(codes).view(len(codes), GRID, GRID, -1).permute(0, 3, 1, 2)
-    return to_pixels(decoder(z))
+    table = vq.quantize.embedding
+    z = table(codes.to(table.weight.device)).view(len(codes), GRID, GRID, -1).permute(0, 3, 1, 2)
+    # a model may stand elsewhere than its picture decoder, and in another dtype
+    return to_pixels(decoder(z.to(next(decoder.parameters()))))

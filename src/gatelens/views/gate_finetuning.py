@@ -11,8 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from gatelens.data.base import kind
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, RESTRICTED
-from gatelens.views import page
-from gatelens.views.narrow_gate import card
+from gatelens.views import card, page
 from gatelens.views.narrow_gate.words import ALWAYS_SAID, METHOD
 from gatelens.views.style import Figure, styled
 

@@ -109,6 +109,11 @@ def test_bad_input(model: HookedVLM, tmp_path: Path) -> None:
         finetune_gate(model, TinyData(), tmp_path / "a", train_data=TinyData(), **SMALL)
     with pytest.raises(DataError, match="steps=0"):
         finetune_gate(model, TinyData(), tmp_path / "b", train_data=TrainingData(), **{**SMALL, "steps": 0})
+    for name, value in (("seed", -1), ("n_train", 0), ("lr", 0.0), ("lr", float("nan"))):
+        with pytest.raises(DataError, match=f"{name}={value}"):
+            finetune_gate(
+                model, TinyData(), tmp_path / "b", train_data=TrainingData(), **{**SMALL, name: value}
+            )
     with pytest.raises(DataError, match="none of the tasks"):
         finetune_gate(model, TinyData(), tmp_path / "c", train_data=TrainingData(tasks=()), **SMALL)
     (tmp_path / "folder").mkdir()

@@ -180,3 +180,20 @@ def test_slots_of_a_real_prompt(pixtral: Any) -> None:
         ("gate", -1),
     ]
     assert torch.equal(slots >= 0, tokens.mask("boi | image | row_break | gate")[0])
+
+
+def test_no_batch_is_padded(tiny_llava: HookedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding brings a mask of position × position for every example, which fused attention does without."""
+    from gatelens.studies.narrow_gate import attention
+
+    seen = []
+
+    def watched(*args: Any) -> Any:
+        inputs = prepare(*args)
+        seen.append(inputs.tensors["attention_mask"])
+        return inputs
+
+    monkeypatch.setattr(attention, "prepare", watched)
+    run_sections(context_of(tiny_llava, TinyData(), {"attention": {}}, size=4))
+    assert sum(len(mask) for mask in seen) == 12 and len({mask.shape[1] for mask in seen}) == 2
+    assert all(bool(mask.all()) for mask in seen)

@@ -61,6 +61,21 @@ def test_cases_share_nothing(pool: list[Any]) -> None:
     assert drawing.make_cases(asked, []) == []
 
 
+def test_few_pictures_leave_out_what_has_no_direction(pool: list[Any]) -> None:
+    """With a handful of pictures some colour is left without one to take a mean of."""
+    asked = gl.data.load("emoji-scenes").examples("draw", limit=4, seed=0)
+    for n in (2, 4, 8):
+        cases = drawing.make_cases(asked, pool[:n])
+        kept = drawing.with_directions(pool[:n], cases)
+        shown = {c.picture.id for c in cases}
+        free = {drawing.thing(e).color for e in pool[:n] if e.id not in shown}
+        for c in cases:
+            fits = drawing.thing(c.picture).color in free and drawing.thing(c.target).color in free
+            assert (c in kept) == fits
+    cases = drawing.make_cases(asked, pool)
+    assert drawing.with_directions(pool, cases) == cases
+
+
 def test_shares_by_hand() -> None:
     columns = {right: ["x"] * 4 for pair in drawing_table.MEASURES.values() for right in pair}
     lines = pd.DataFrame(
@@ -138,3 +153,14 @@ def test_who_cannot_draw_has_no_section(pool: list[Any], tiny_chameleon: Any) ->
 def context_of_nothing(model: Any, data: Any, pool: Any) -> Any:
     options = {"n": 0}
     return SimpleNamespace(model=model, data=data, drawn={"class": pool}, options=lambda name: options)
+
+
+def test_codebook_in_another_dtype() -> None:
+    """A model run in bfloat16 decodes its drawings by the same float32 decoder."""
+    model = gl.HookedVLM.from_pretrained("organism:gated")
+    half = gl.HookedVLM.from_pretrained("organism:gated", dtype="bfloat16")
+    ids = torch.tensor([sorted(model.hf.model.vocabulary_mapping.bpe2img)[:64]])
+    first, second = (drawing.decoder(m)(ids)[0].convert("RGB") for m in (model, half))
+    difference = torch.tensor(list(first.getdata())).float() - torch.tensor(list(second.getdata())).float()
+    assert float(difference.abs().mean()) < 3  # of 255: the codebook's rounding
+    assert next(half.hf.model.vqmodel.parameters()).dtype == torch.bfloat16

@@ -171,6 +171,17 @@ def test_evidence(once: Any, best: Any, at_last: float, n: int, n_fit: int, says
     assert evidence(Run.open(None, study="narrow-gate", settings={})) == []
 
 
+def test_evidence_says_what_is_missing() -> None:
+    """No random push is not the same as no right answer."""
+    columns = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
+    for n, text in ((50, "without a random direction"), (7, "only 7 pictures are answered rightly")):
+        run = run_of((0.7, 0.9), (0.7, 0.9), 0.9, n, 15)
+        rows = [("all", 1, 0.0, "none", "success", 0.0, 0.0, 0.0, n)]
+        run.save_table("steering", pd.DataFrame(rows, columns=columns))
+        (said,) = evidence(run)
+        assert said["says"] == "inconclusive" and text in said["text"]
+
+
 def steer_alone(model: Any, data: Any, most: int = 500, size: int = 64, **options: Any) -> Run:
     """The section without the rest of the study."""
     settings = {

@@ -15,6 +15,7 @@ from gatelens.runs import Run
 from gatelens.studies import narrow_gate
 from gatelens.studies.common import prepare
 from gatelens.studies.narrow_gate import knockout_table
+from gatelens.views import render_report
 from study_helpers import ROWS, TinyData
 
 SMALL = {
@@ -163,3 +164,11 @@ def test_user_errors(tiny_llava: Any, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         narrow_gate("no-such-model", "no-such-data", tmp_path / "f")
+
+
+def test_a_section_without_what_it_needs_is_named(tiny_llava: Any) -> None:
+    """Questions alone: no classes to patch, and a model that does not draw."""
+    settings = {**SMALL, "sections": {"patching": {}, "drawing": {}, "attention": {"n": 4}}}
+    run = narrow_gate(tiny_llava, TinyData(tasks=("vqa",)), None, **settings)
+    assert [name.split(" (")[0] for name in run.json("absent")] == ["patching", "drawing"]
+    assert "lack what it takes: patching (" in render_report(run)

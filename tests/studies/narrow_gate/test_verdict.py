@@ -95,6 +95,38 @@ def test_disagreeing_evidence_is_named() -> None:
     assert f"looks at the image tokens without using them: cutting them off removes at most {most}" in why
 
 
+def test_nothing_flips_names_no_best_layer() -> None:
+    table = synthetic_run(None, "open", 60).table("patching")
+    none = table.assign(
+        **{c: table[c].where(table.measure != "flipped", 0.0) for c in ("mean", "low", "high")}
+    )
+    (said,) = patching_evidence(none)
+    assert said["says"] == "distributed"
+    assert said["text"].endswith("pairs whatever the layer") and "best" not in said["text"]
+    (some,) = patching_evidence(synthetic_run(None, "narrow", 60).table("patching"))
+    assert "pairs at the best layer, " in some["text"]
+
+
+def test_agreement_is_claimed_only_where_something_else_speaks() -> None:
+    one = synthetic_predictions("narrow").query("task == 'class'")
+    alone = verdict(task_verdicts(one, 20, 200, 0), [], "<eoss>")
+    assert alone["verdict"] == "narrow" and "agrees" not in alone["sentence"]
+    tasks = task_verdicts(one, 20, 200, 0)
+    for says, agrees in (("inconclusive", False), ("narrow", True)):
+        found = verdict(tasks, [{"kind": "x", "says": says, "text": ""}], "<eoss>")
+        assert ("agrees" in found["sentence"]) == agrees
+
+
+def test_no_reason_is_given_that_a_task_contradicts() -> None:
+    """“Without using them” cannot be said of image tokens that one of the tasks needs."""
+    tasks = synthetic_run(None, "narrow", 60).table("tasks")
+    tasks.loc[2, ["image", "verdict"]] = [0.8, "mixed"]
+    further = attention_evidence(synthetic_run(None, "open", 60).table("attention"))
+    found = verdict(tasks, further, "<eoss>")
+    assert found["verdict"] == "narrow" and found["disagree"] == ["knockout, CIDEr-D", "attention share"]
+    assert all("without using" not in e["text"] for e in found["evidence"])
+
+
 def test_percent() -> None:
     assert [percent(x) for x in (0.123, -0.02, -0.001, float("nan"))] == [
         "12\u00a0%",

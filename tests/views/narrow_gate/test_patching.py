@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate.patching import CUMULATIVE, cards, class_map, patching_curve
+from gatelens.views.narrow_gate.patching import CUMULATIVE, _classes_caption, cards, class_map, patching_curve
 from gatelens.views.style import palette, png
 
 COLUMNS = ["layer", "measure", "mean", "low", "high", "n"]
@@ -71,3 +71,10 @@ def test_cards(tmp_path: Path) -> None:
     assert "4 to 6 pairs" in found[2].caption and "layer 1" in found[2].caption
     run.save_table("patching_classes", classes()[:1])  # a single pair makes no map
     assert len(cards(run)[0].blocks) == 2
+
+
+def test_no_best_layer_where_none_does_anything() -> None:
+    said = _classes_caption(classes())
+    assert "layer 1 (the best over all pairs)" in said
+    none = _classes_caption(classes().assign(mean=0.0))
+    assert "best" not in none and "none in any other layer" in none

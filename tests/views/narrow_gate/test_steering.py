@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate.card import Figure, Pictures, Table
+from gatelens.views.card import Figure, Pictures, Table
 from gatelens.views.narrow_gate.steering import cards, dose_curve
 from gatelens.views.style import palette, png
 

@@ -93,6 +93,10 @@ def finetune_gate(
         raise DataError(
             f"steps={steps}, swap_steps={swap_steps}: give at least 1 step and no negative number"
         )
+    if seed < 0 or n_train < 1 or not (lr is None or 0 < lr < float("inf")):
+        raise DataError(
+            f"seed={seed}, n_train={n_train}, lr={lr}: give a seed from 0 on, 1 example or more, lr above 0"
+        )
     given = not isinstance(model, str)
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     source, teacher = resolve_data(data), _training_data(data, train_data)

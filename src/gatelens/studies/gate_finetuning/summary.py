@@ -81,7 +81,8 @@ def _patched(run: Run) -> str:
     if flips.empty:
         return ""
     best = flips.loc[flips["mean"].idxmax()]
-    return f" Another picture's gate flips {percent(best['mean'])} of predictions at the best layer."
+    where = "at the best layer" if best["mean"] > 0 else "in any layer"
+    return f" Another picture's gate flips {percent(best['mean'])} of predictions {where}."
 
 
 def _titled(name: str) -> str:

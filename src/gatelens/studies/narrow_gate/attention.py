@@ -15,7 +15,7 @@ import pandas as pd
 from gatelens.engine import look
 from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place
 from gatelens.measures.attention_positions import standing_out
-from gatelens.studies.common import chunks, prepare
+from gatelens.studies.common import chunks_by_length, prepare
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.section import Context, Piece, Section
 from gatelens.studies.narrow_gate.verdict import attention_evidence
@@ -35,10 +35,13 @@ def pieces(context: Context) -> list[Piece]:
     """One piece: sums over all batches are kept, not the patterns."""
     examples = context.examples("vqa", "class", "caption")[0][1][: context.options("attention")["n"]]
 
+    # prompts of one length: padding would need a mask of position × position for every example
+    batches = chunks_by_length(context.model, examples, context.size)
+
     def compute() -> pd.DataFrame:
         share = AttentionShare(int(context.model.cfg.n_layers))
         places: dict[int, Place] = {}
-        for _, start, part in chunks(examples, context.size):
+        for _, start, part in batches:
             inputs = prepare(context.model, part, start)
             note_places(places, inputs.tokens)
             with share.looking(inputs.tokens, QUERIES) as see:
@@ -48,11 +51,7 @@ def pieces(context: Context) -> list[Piece]:
         context.run.save_table(GROUPS_STAGE, share.groups(context.n_boot, context.seed))
         return with_places(share.table(), places)
 
-    return (
-        [Piece(STAGE, "attention share", compute, len(list(chunks(examples, context.size))))]
-        if examples
-        else []
-    )
+    return [Piece(STAGE, "attention share", compute, len(batches))] if examples else []
 
 
 def note_places(places: dict[int, Place], tokens: TokenMap) -> None:

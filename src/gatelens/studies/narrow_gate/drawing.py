@@ -97,6 +97,18 @@ def make_cases(asked: Sequence[Example], pool: Sequence[Example]) -> list[Case]:
     return found
 
 
+def unseen(pool: Sequence[Example], cases: Sequence[Case]) -> list[Example]:
+    """The pictures that the colour directions of these cases are made of: those that none of them shows."""
+    shown = {id(c.picture) for c in cases}
+    return [e for e in pool if id(e) not in shown][:MEANS_OF]
+
+
+def with_directions(pool: Sequence[Example], cases: Sequence[Case]) -> list[Case]:
+    """The cases whose two colours both have a picture to take a mean of; few pictures lack some."""
+    known = {thing(e).color for e in unseen(pool, cases)}
+    return [c for c in cases if {thing(c.picture).color, thing(c.target).color} <= known]
+
+
 def cut(queries: str, how: str = "mask") -> dict[str, list[Any]]:
     """Gate, image tokens and both, not read by ``queries``."""
     keys = {"gate": "gate", "image": IMAGE_SIDE, "gate + image": f"gate | {IMAGE_SIDE}"}
@@ -141,8 +153,7 @@ def draw_all(
 ) -> pd.DataFrame:
     """Every row of the table on some cases: one line a row and case, with what pixels and model say of it."""
     layer = int(context.model.cfg.n_layers) // 2
-    shown = {id(c.picture) for c in cases}
-    means = color_means(context, [e for e in pool if id(e) not in shown][:MEANS_OF], layer)
+    means = color_means(context, unseen(pool, cases), layer)
     edits = gate_edits(context, cases, means, layer, start)
     runs: dict[str, list[Any]] = {NONE: []}
     runs |= {f"{name} → drawing": specs for name, specs in cut(DRAWING).items()}
@@ -210,7 +221,10 @@ def pieces(context: Context) -> list[Piece]:
     asked = context.data.examples("draw", limit=n, seed=context.seed)
     cases = make_cases(asked, pool)
     found = []
-    for number, start, part in chunks(cases, BATCH):
+    for number, start, some in chunks(cases, BATCH):
+        part = with_directions(pool, some)
+        if not part:
+            continue
 
         def compute(start: int = start, part: Sequence[Case] = part) -> pd.DataFrame:
             return draw_all(context, decode, pool, start, part)

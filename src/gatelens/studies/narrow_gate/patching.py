@@ -189,9 +189,9 @@ def _interval(values: pd.Series, n_boot: int, seed: int) -> tuple[float, float, 
 
 
 def pieces(context: Context) -> list[Piece]:
-    """A piece a batch of pairs."""
+    """A piece a batch of pairs; none where all pictures are of one class and no pair was asked for."""
     options, tasks = context.options("patching"), context.examples("class")
-    if not tasks:
+    if not tasks or (options["pairs"] is None and len(by_class(tasks[0][1])) < 2):
         return []
     pairs = draw_pairs(tasks[0][1], options["n_pairs"], context.seed, options["pairs"], options["classes"])
     found = []

@@ -10,26 +10,27 @@ from gatelens.errors import DataError
 from gatelens.studies.narrow_gate import (
     attention,
     drawing,
+    finder,
     knockouts,
     meaning,
     modality_gap,
     patching,
     progressive,
-    question_kinds,
-    search,
+    questions,
     steering,
 )
+from gatelens.studies.narrow_gate.option_values import check_value
 from gatelens.studies.narrow_gate.section import Section
 
 SECTIONS: tuple[Section, ...] = (
     knockouts.SECTION,
     progressive.SECTION,
-    question_kinds.SECTION,
+    questions.SECTION,
     attention.SECTION,
     modality_gap.SECTION,
     meaning.SECTION,
     patching.SECTION,
-    search.SECTION,
+    finder.SECTION,
     steering.SECTION,
     drawing.SECTION,
 )
@@ -47,7 +48,7 @@ def chosen(sections: Chosen, limit: int | None = None) -> dict[str, dict[str, An
         limit: caps the options that count examples.
 
     Raises:
-        DataError: an unknown section or option, or a number of examples below 0.
+        DataError: an unknown section or option, or a value that an option cannot have.
     """
     if sections is None:
         sections = "all"
@@ -67,14 +68,14 @@ def chosen(sections: Chosen, limit: int | None = None) -> dict[str, dict[str, An
         if name not in asked:
             continue
         options = dict(section.options)
+        if not isinstance(asked[name], Mapping):
+            raise DataError(f"section {name!r}: {asked[name]!r} names no option; give {{'OPTION': value}}")
         for option, value in asked[name].items():
             _check(f"option of section {name!r}", option, options)
+            check_value(name, option, value)
             options[option] = value
-        for option, value in options.items():
-            if option.startswith("n") and isinstance(value, int):
-                if value < 0:
-                    raise DataError(f"section {name!r}: {option}={value} is below 0")
-                options[option] = value if limit is None else min(value, limit)
+        if limit is not None:
+            options |= {o: min(value, limit) for o, value in options.items() if o.startswith("n")}
         out[name] = options
     return out
 

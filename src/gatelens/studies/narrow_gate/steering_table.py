@@ -212,9 +212,14 @@ def evidence(run: Run) -> list[Evidence]:
     kind = "steering the gate"
     table = run.table("steering")
     above = table[(table.pair == ALL) & (table.measure == ABOVE)].set_index("dose")
-    if above.empty or above.n.max() < FEWEST:
-        n = 0 if above.empty else int(above.n.max())
-        text = f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
+    right = table[(table.pair == ALL) & (table.measure == SUCCESS)].n
+    n = 0 if right.empty else int(right.max())
+    if above.empty or n < FEWEST:
+        text = (
+            f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
+            if n < FEWEST
+            else "without a random direction there is nothing to compare with"
+        )
         return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
     once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
     at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]
@@ -233,7 +238,7 @@ def evidence(run: Run) -> list[Evidence]:
     most = (
         f"at best, dose {best.name:g}, in {percent(best['mean'])}"
         if best["mean"] > 0
-        else f"no dose up to {above.index.max():g} turns any"
+        else f"no dose up to {above.index.max():g} turns more than that"
     )
     text = (
         f"the difference of class means added at the gate in layer {int(once.layer)} turns the answer to the target "

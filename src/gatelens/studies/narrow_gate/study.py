@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gatelens.data.base import kind
-from gatelens.errors import DataError
+from gatelens.errors import DataError, GatelensError
 from gatelens.runs import Run, check_writable
 from gatelens.studies.common import (
     Labels,
@@ -114,6 +114,8 @@ def narrow_gate(
     ):
         if value is not None and value < 1:
             raise DataError(f"{option}={value} leaves nothing to do; give at least 1")
+    if seed < 0:
+        raise DataError(f"seed={seed} draws nothing; give a whole number, 0 or more")
     name = name or model_name(model)
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     source = resolve_data(
@@ -159,8 +161,12 @@ def narrow_gate(
     }
     run = Run.open(out, study=STUDY, settings=settings, info=info)
     context = Context(vlm, source, drawn, hows, size, run, Labels(vlm), Progress(0, progress))
-    with inference():
-        run_sections(context, list(asked))
+    try:
+        with inference():
+            run_sections(context, list(asked))
+    except GatelensError:
+        run.withdraw()
+        raise
     if out is not None:
         # The one place where a study reaches for a later stage: its last act is to have itself drawn.
         from gatelens.views.report import write_report
@@ -184,6 +190,7 @@ def run_sections(context: Context, names: Sequence[str]) -> None:
     called = (
         f"the end-of-image token {gate['string']}" if gate["literal"] else "the first token after the image"
     )
+    run.save_json("absent", [f"{s.name} ({s.about})" for s in chosen if not work[s.name]])
     further = [e for section in chosen for e in section.evidence(run)]
     run.save_json("verdict", verdict(run.table("tasks"), further, called))
     run.save_json("examples", _examples(context, run.table("predictions")))

@@ -158,7 +158,7 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
     sentence = _sentence(overall, first, gate)
     if disagree:
         sentence += f" Evidence that does not agree: {', '.join(disagree)}."
-    elif decided and len(evidence) > 1:
+    elif decided and sum(e["says"] == overall for e in evidence) > 1:
         sentence += " Every other piece of evidence that says anything agrees."
     return {
         "verdict": overall,
@@ -175,6 +175,8 @@ def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str)
     if evidence["kind"] != ATTENTION:
         return ""
     used = tasks[tasks.verdict != INCONCLUSIVE]
+    if (used.image if overall == NARROW else used.gate).max() > MOST:  # not so in every task
+        return ""
     if overall == NARROW:
         most = f"removes at most {percent(max(0.0, used.image.max()))} of what the picture is worth"
         return f"the text looks at the image tokens without using them: cutting them off {most}"
@@ -265,8 +267,8 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     text = (
         f"the gate's residual stream of another picture flips the prediction to that picture's in "
         f"{percent(best['mean'])} "
-        f"[{percent(best.low)}, {percent(best.high)}] of {int(best.n)} pairs at the best layer, "
-        f"{int(best.layer)}{note}"
+        f"[{percent(best.low)}, {percent(best.high)}] of {int(best.n)} pairs "
+        f"{f'at the best layer, {int(best.layer)}' if best['mean'] > 0 else 'whatever the layer'}{note}"
     )
     return [{"kind": "patching the gate", "says": says, "text": text}]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.views import card
 from gatelens.views.gate_finder.figures import gate_figure, gate_layers
 from gatelens.views.gate_finder.tables import GATE_MARK, heading, numbers
-from gatelens.views.narrow_gate import card
 
 SHOWN = 12  # positions in the table
 WORDS = {

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import GateSearch
-from gatelens.views import page
+from gatelens.views import card, page
 from gatelens.views.gate_finder.cards import cards
-from gatelens.views.narrow_gate import card
 
 
 def figures(run: Run) -> dict[str, Callable[[bool], Figure]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 ROWS = 12  # of the table of positions

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from gatelens.runs import Run
+from gatelens.views.card import Card
 from gatelens.views.narrow_gate import (
     attention,
     drawing,
+    finder,
     knockouts,
     meaning,
     modality_gap,
     patching,
     progressive,
-    question_kinds,
-    search,
+    questions,
     steering,
 )
-from gatelens.views.narrow_gate.card import Card
 
 SECTIONS = (
     knockouts,
     progressive,
-    question_kinds,
+    questions,
     attention,
     modality_gap,
     meaning,
     patching,
+    finder,
     steering,
     drawing,
-    search,
 )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, chance
 from gatelens.studies.narrow_gate.verdict import percent
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, Palette, styled
 
 BROKEN, FOLLOWS = "class asked", "background of the picture"

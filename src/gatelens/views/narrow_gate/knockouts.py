@@ -10,7 +10,7 @@ from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.narrow_gate.words import METHOD
 from gatelens.views.style import Figure, Palette, styled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 PANELS = {

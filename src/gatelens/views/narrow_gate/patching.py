@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, integer_layers, styled
 
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
@@ -68,9 +68,10 @@ def _caption(table: pd.DataFrame) -> str:
 def _classes_caption(table: pd.DataFrame) -> str:
     low, high = int(table.n.min()), int(table.n.max())
     each = f"{low}" if low == high else f"{low} to {high}"
+    best = "the best over all pairs" if table["mean"].max() > 0 else "it is none in any other layer either"
     return (
-        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} (the best over "
-        f"all pairs), by class pair; {each} pairs of pictures a cell, so single cells say little. Empty: not measured."
+        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} ({best}), "
+        f"by class pair; {each} pairs of pictures a cell, so single cells say little. Empty: not measured."
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from gatelens.errors import DataError
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.progressive import BOTH, FROM, UNCUT, WINDOW
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, integer_layers, styled
 
 WORDS = {

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from gatelens.data.base import kind
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.reference import reference_for
-from gatelens.views import page
-from gatelens.views.narrow_gate import card
+from gatelens.views import card, page
 from gatelens.views.narrow_gate.cards import cards
 from gatelens.views.narrow_gate.words import ALWAYS_SAID, METHOD
 
@@ -42,6 +41,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         verdict=run.json("verdict"),
         reference=reference_for(str(settings.get("model", ""))),
         cards=found,
+        absent=run.json("absent") if run.done("absent") else [],
         figures=page.drawn(figures(run), light),
         tokens=run.json("tokens"),
         examples=[_marked(e) for e in run.json("examples")],

@@ -19,7 +19,7 @@ from gatelens.studies.narrow_gate.steering_table import (
     VQA,
     VQA_OVERLAP,
 )
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 HEADS = {

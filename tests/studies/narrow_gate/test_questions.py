@@ -17,7 +17,7 @@ from gatelens import data
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.narrow_gate import question_kinds
+from gatelens.studies.narrow_gate import questions
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from study_helpers import TinyData, picture
 
@@ -50,7 +50,7 @@ def test_kinds_are_filled_and_counted_once(run: Run) -> None:
 def test_numbers_are_those_of_the_model_under_plain_knockouts(run: Run, model: HookedVLM) -> None:
     """Each question by itself: exact answers of ``model.generate`` with one knockout."""
     first = data.load("emoji-scenes").examples("vqa", 30, 0)
-    more = data.load("emoji-scenes").examples("vqa", 400, question_kinds.SEED)
+    more = data.load("emoji-scenes").examples("vqa", 400, questions.SEED)
     wanted = [e for e in first if e.meta["kind"] == "relation"]
     wanted += [e for e in more if e.meta["kind"] == "relation"][: 8 - len(wanted)]
     table = run.table("question_kinds").query("kind == 'relation'").set_index("row")
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_model_under_plain_knockouts(run: Run, model: H
 
 def test_a_finished_run_gives_one_entry_of_evidence(run: Run) -> None:
     entries = [e for e in run.json("verdict")["evidence"] if e["kind"] == "by kind of question"]
-    assert entries == question_kinds.evidence(run)
+    assert entries == questions.evidence(run)
     assert all(kind in entries[0]["text"] for kind in ("relation", "count"))
 
 
@@ -102,16 +102,16 @@ def test_further_questions_come_from_the_rest_of_the_data() -> None:
     source = Finite(200)
     drawn = source.examples("vqa", 40, 0)
     rare = {e.id for e in drawn if e.meta["kind"] == "rare"}
-    found = question_kinds.further(source, "vqa", drawn, None, 8, 100, 0)
+    found = questions.further(source, "vqa", drawn, None, 8, 100, 0)
     assert {e.meta["kind"] for e in found} == {"rare"}
     ids = [e.id for e in found]
     assert len(ids) == len(set(ids)) == 8 - len(rare)
     assert not rare & set(ids)
     # there are 20 rare ones in all: asked for more, it gives all of them and stops
-    everything = question_kinds.further(source, "vqa", drawn, None, 25, 100, 0)
+    everything = questions.further(source, "vqa", drawn, None, 25, 100, 0)
     assert Counter(e.meta["kind"] for e in everything)["rare"] == 20 - len(rare)
-    assert len(question_kinds.further(source, "vqa", drawn, None, 25, 3, 0)) == 3
-    by = question_kinds.further(source, "vqa", drawn, "other", 20, 100, 0)
+    assert len(questions.further(source, "vqa", drawn, None, 25, 3, 0)) == 3
+    by = questions.further(source, "vqa", drawn, "other", 20, 100, 0)
     counts = Counter(e.meta["other"] for e in [*drawn, *by])
     assert min(counts.values()) == 20
 
@@ -120,12 +120,12 @@ def test_further_questions_are_not_sought_in_vain() -> None:
     source = Finite(10_000)
     drawn = source.examples("vqa", 40, 0)
     source.asked.clear()
-    assert question_kinds.further(source, "vqa", drawn, None, 2, 100, 0) == []  # both kinds have two
-    assert question_kinds.further(source, "vqa", drawn, None, 50, 0, 0) == []
-    assert question_kinds.further(source, "vqa", drawn, "absent", 50, 100, 0) == []
+    assert questions.further(source, "vqa", drawn, None, 2, 100, 0) == []  # both kinds have two
+    assert questions.further(source, "vqa", drawn, None, 50, 0, 0) == []
+    assert questions.further(source, "vqa", drawn, "absent", 50, 100, 0) == []
     assert source.asked == []
-    question_kinds.further(source, "vqa", drawn[:1], None, 50, 100, 0)
-    assert max(source.asked) <= question_kinds.LOOKED_AT * 50
+    questions.further(source, "vqa", drawn[:1], None, 50, 100, 0)
+    assert max(source.asked) <= questions.LOOKED_AT * 50
 
 
 def test_kinds_of_the_papers_data(tmp_path: Path) -> None:
@@ -137,25 +137,25 @@ def test_kinds_of_the_papers_data(tmp_path: Path) -> None:
     copies.write(tmp_path / "vqav2/data/validation-00000-of-00001.parquet", rows)
     source = data.load(f"vqav2:{tmp_path / 'vqav2'}", skip_bad=True)
     drawn = source.examples("vqa", 10)
-    assert {question_kinds.kind_of(e) for e in drawn} <= {"number", "other"}
+    assert {questions.kind_of(e) for e in drawn} <= {"number", "other"}
     assert all(
-        (question_kinds.kind_of(e, "question_type") == "how many") == (question_kinds.kind_of(e) == "number")
+        (questions.kind_of(e, "question_type") == "how many") == (questions.kind_of(e) == "number")
         for e in drawn
     )
-    found = question_kinds.further(source, "vqa", drawn, None, 10, 100, 0)
-    counts = Counter(question_kinds.kind_of(e) for e in [*drawn, *found])
+    found = questions.further(source, "vqa", drawn, None, 10, 100, 0)
+    counts = Counter(questions.kind_of(e) for e in [*drawn, *found])
     assert counts["number"] == 10  # all there are, though a bad row was left out on the way
     copies.write(tmp_path / "mme/data/test-00000-of-00001.parquet", copies.mme())
     mme = data.load(f"mme:{tmp_path / 'mme'}").examples("vqa")
-    assert {question_kinds.kind_of(e) for e in mme} == {"existence", "OCR", "code_reasoning"}
+    assert {questions.kind_of(e) for e in mme} == {"existence", "OCR", "code_reasoning"}
 
 
 def test_chance_by_hand() -> None:
-    assert question_kinds.chance([["one"], ["two"], ["one"], ["three"]]) == 0.5
+    assert questions.chance([["one"], ["two"], ["one"], ["three"]]) == 0.5
     # ten annotators: "red" is right for the first by ten of ten, for the second by the 2 of 10 who said so; leaving
     # one annotator out in turn, 8 of the 10 subsets hold 2 reds (2/3) and 2 hold 1 (1/3): 0.6
     ten = ["red"] * 10, ["red"] * 2 + ["blue"] * 8
-    assert question_kinds.chance(ten) == pytest.approx((1 + 0.6) / 2)
+    assert questions.chance(ten) == pytest.approx((1 + 0.6) / 2)
 
 
 def made_up(means: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
@@ -171,9 +171,9 @@ def made_up(means: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
 
 def concluded(answers: pd.DataFrame) -> Run:
     run = Run.open(None, study="narrow-gate", settings={})
-    table = question_kinds.summarise(answers, 200, 0)
+    table = questions.summarise(answers, 200, 0)
     run.save_table("question_kinds", table)
-    run.save_table("question_kinds_shares", question_kinds.shares(answers, table, 200, 0))
+    run.save_table("question_kinds_shares", questions.shares(answers, table, 200, 0))
     return run
 
 
@@ -189,10 +189,10 @@ def test_shares_by_hand() -> None:
     assert (found.loc["count", "gate"], found.loc["count", "image"]) == (1.0, 0.0)
     assert (found.loc["relation", "gate"], found.loc["relation", "image"]) == pytest.approx((0.0, 1.0))
     assert dict(found.verdict) == {"count": "narrow", "relation": "distributed", "side": "inconclusive"}
-    assert question_kinds.evidence(run)[0]["says"] == "mixed"
+    assert questions.evidence(run)[0]["says"] == "mixed"
     without = concluded(made_up({k: v for k, v in means.items() if k != "relation"}))
-    assert question_kinds.evidence(without)[0]["says"] == "narrow"
-    assert question_kinds.evidence(concluded(made_up({"side": means["side"]})))[0]["says"] == "inconclusive"
+    assert questions.evidence(without)[0]["says"] == "narrow"
+    assert questions.evidence(concluded(made_up({"side": means["side"]})))[0]["says"] == "inconclusive"
 
 
 def test_a_model_that_only_guesses_is_not_judged() -> None:
@@ -209,4 +209,4 @@ def test_absent_where_data_name_no_kinds(tiny_llava: HookedVLM) -> None:
         tiny_llava, TinyData(tasks=("vqa",), n=4), sections=["questions"], vqa_tokens=2, **QUICK
     )
     assert not run.done("question_kinds")
-    assert question_kinds.evidence(run) == []
+    assert questions.evidence(run) == []

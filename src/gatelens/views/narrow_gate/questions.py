@@ -11,7 +11,7 @@ from gatelens.errors import DataError
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, percent
-from gatelens.views.narrow_gate import card
+from gatelens.views import card
 from gatelens.views.style import Figure, styled
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)

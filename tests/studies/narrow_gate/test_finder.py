@@ -15,7 +15,7 @@ from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.studies.gate_finder.search import Search
 from gatelens.studies.gate_finder.setup import Setup
 from gatelens.studies.gate_finder.verdict import gate_verdict
-from gatelens.studies.narrow_gate.search import evidence, finder_evidence, gate_places
+from gatelens.studies.narrow_gate.finder import evidence, finder_evidence, gate_places
 from study_helpers import TinyData
 
 OPTIONS: dict[str, Any] = {"n": 24, "n_pairs": 6}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.search import NAME, found_in
+from gatelens.studies.narrow_gate.finder import NAME, found_in
+from gatelens.views import card
 from gatelens.views.gate_finder.cards import cards as cards_of
-from gatelens.views.narrow_gate import card
 
 TITLE = "Every position, ranked by what it does"
 

@@ -8,8 +8,9 @@ import pytest
 from gatelens.errors import DataError
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
-from gatelens.studies.narrow_gate.question_kinds import shares, summarise
-from gatelens.views.narrow_gate import card, question_kinds
+from gatelens.studies.narrow_gate.questions import shares, summarise
+from gatelens.views import card
+from gatelens.views.narrow_gate import questions
 from gatelens.views.style import png
 
 MEANS = {
@@ -38,7 +39,7 @@ def stored(means: dict[str, dict[str, float]], hows: tuple[str, ...] = ("zero",)
 def test_bars_are_the_table() -> None:
     table = stored(MEANS).table("question_kinds")
     for dark in (False, True):
-        figure = question_kinds.question_bars(table, dark=dark)
+        figure = questions.question_bars(table, dark=dark)
         (axes,) = figure.axes
         heights = [round(bar.get_height(), 6) for bar in axes.patches]
         assert heights == [MEANS[kind][row] for row in (NONE, GATE, IMAGE, FLOOR) for kind in MEANS]
@@ -47,11 +48,11 @@ def test_bars_are_the_table() -> None:
         assert [t.get_text() for t in axes.get_xticklabels()] == [f"{kind}\nn = 40" for kind in MEANS]
         assert png(figure).startswith(b"\x89PNG")
     with pytest.raises(DataError, match="how='mask'"):
-        question_kinds.question_bars(table, "mask")
+        questions.question_bars(table, "mask")
 
 
 def test_table_and_caption() -> None:
-    (one,) = question_kinds.cards(stored(MEANS))
+    (one,) = questions.cards(stored(MEANS))
     figure, table = one.blocks
     assert isinstance(figure, card.Figure)
     assert isinstance(table, card.Table)
@@ -73,7 +74,7 @@ def test_table_and_caption() -> None:
 
 def test_many_kinds_and_both_knockouts() -> None:
     many = {f"a_kind_with_a_long_name {i}": MEANS["count"] for i in range(20)}
-    (one,) = question_kinds.cards(stored(many, ("zero", "mask"), 5))
+    (one,) = questions.cards(stored(many, ("zero", "mask"), 5))
     assert [b.name for b in one.blocks if isinstance(b, card.Figure)] == [
         "question_kinds_zero",
         "question_kinds_mask",
@@ -82,4 +83,4 @@ def test_many_kinds_and_both_knockouts() -> None:
     (axes,) = one.blocks[0].draw(False).axes
     assert len(axes.get_xticklabels()) == 8
     assert [len(b.rows) for b in one.blocks if isinstance(b, card.Table)] == [20, 20]
-    assert question_kinds.cards(Run.open(None, study="narrow-gate", settings={})) == []
+    assert questions.cards(Run.open(None, study="narrow-gate", settings={})) == []

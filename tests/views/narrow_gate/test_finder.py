@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gate_search_helpers import made_up
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import card
-from gatelens.views.narrow_gate.search import cards
+from gatelens.views import card
+from gatelens.views.narrow_gate.finder import cards
 
 
 def run_of() -> Run:
