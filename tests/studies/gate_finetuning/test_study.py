@@ -18,7 +18,14 @@ from gatelens.studies.gate_finetuning.summary import conclusion
 from study_helpers import TinyData, synthetic_run
 from tiny_models import make_chameleon_processor
 
-MEASURED = {"limit": 6, "batch_size": 6, "caption_tokens": 3, "vqa_tokens": 2, "n_boot": 50, "random_repeats": 1}
+MEASURED = {
+    "limit": 6,
+    "batch_size": 6,
+    "caption_tokens": 3,
+    "vqa_tokens": 2,
+    "n_boot": 50,
+    "random_repeats": 1,
+}
 SMALL = {
     "n_train": 24,
     "steps": 3,
