@@ -54,7 +54,7 @@ def halves(
         if len(classes[name]) < 2 * FEWEST_A_HALF:
             raise DataError(
                 f"class {name!r} has {len(classes[name])} picture(s) of those drawn, steering needs "
-                f"{2 * FEWEST_A_HALF}; raise n_class"
+                f"{2 * FEWEST_A_HALF}; raise n_class or the limit"
             )
     for name, mine in classes.items():
         order = [mine[int(i)] for i in rng.permutation(len(mine))]
