@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+
 import pytest
 import torch
 
@@ -38,6 +41,29 @@ def test_ten_votes_closed_form(k: int) -> None:
     assert vqa_accuracy("Red.", answers) == pytest.approx(expected)
     if k >= 4:
         assert vqa_accuracy("red", answers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("dont", "don't"),  # an apostrophe that is missing is put in
+        ("100,978", "100978"),  # no space for a comma between digits
+        ("2:50 pm", "2:50 pm"),  # colons often refer to time
+        ("girl's", "girl's"),  # possessives are no plurals
+    ],
+)
+def test_the_published_examples(raw: str, clean: str) -> None:
+    """Those of visualqa.org/evaluation, which says of each why."""
+    assert normalise_answer(raw) == clean
+
+
+@pytest.mark.parametrize("k", range(11))
+def test_mean_over_all_nine_of_ten_annotators(k: int) -> None:
+    """The published definition word by word: min(#annotators / 3, 1), averaged over all 10 choose 9 sets."""
+    answers = ["red"] * k + ["blue"] * (10 - k)
+    nine = [min(chosen.count("red") / 3, 1) for chosen in itertools.combinations(answers, 9)]
+    assert len(nine) == 10
+    assert vqa_accuracy("red", answers) == pytest.approx(statistics.mean(nine))
 
 
 def test_few_answers_are_alternatives() -> None:
