@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens.families.common.attention import HookedAttention
+from gatelens.bridge.attention import HookedAttention
 
 
 def make_plain(hf: Any) -> Any:

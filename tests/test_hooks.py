@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gatelens.bridge import attention
 from gatelens.errors import InterventionError, ModelError
-from gatelens.families.common import attention
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from model_helpers import CASES, PICTURES, TEXTS, close, no_hook_left

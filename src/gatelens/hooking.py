@@ -14,13 +14,13 @@ from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformers import DynamicCache
 
-from . import loading
-from .errors import InputError, InterventionError
-from .families import Family
-from .families.common import towers
-from .inputs import VLMInputs, position_ids, prepared
-from .kept import DECODER, Kept
-from .tokens import SelectorLike
+from gatelens import loading
+from gatelens.bridge import towers
+from gatelens.errors import InputError, InterventionError
+from gatelens.families import Family
+from gatelens.inputs import VLMInputs, position_ids, prepared
+from gatelens.kept import DECODER, Kept
+from gatelens.tokens import SelectorLike
 
 HookFn = Callable[..., Any]
 HookName = str | Callable[[str], bool]

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import InputError
-from .tokens import TokenMap
+from gatelens.errors import InputError
+from gatelens.tokens import TokenMap
 
 ImageLike = Image.Image | str | Path | np.ndarray | Tensor
 Images = ImageLike | Sequence[Any] | None

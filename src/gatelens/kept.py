@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import InputError, InterventionError
+from gatelens.errors import InputError, InterventionError
 
 if TYPE_CHECKING:
-    from .tokens import SelectorLike, TokenMap
+    from gatelens.tokens import SelectorLike, TokenMap
 
 DECODER = ("blocks.", "ln_final", "unembed", "embed", "hook_embed", "hook_unembed")
 _BY_QUERY = ("hook_attn_scores", "hook_pattern")

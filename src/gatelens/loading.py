@@ -25,9 +25,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as hf_logging
 
-from .errors import ModelError
-from .families import family_of
-from .families.common.processing import ImageTextParts
+from gatelens.errors import ModelError
+from gatelens.families import family_of
+from gatelens.families.common.processing import ImageTextParts
 
 ORGANISM = "organism:"
 

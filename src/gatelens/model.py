@@ -13,19 +13,19 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from . import loading, saving
-from .errors import InputError, ModelError
-from .families import Family, Layout, adapted
-from .families.common import towers
-from .families.common.attention import install as install_attention
-from .families.common.attention import windows
-from .families.common.linears import install as install_linears
-from .families.common.norms import install as install_norms
-from .families.common.parts import Parts
-from .hooking import Hooking
-from .inputs import VLMInputs, prepared
-from .prompting import Prompting
-from .wrapping import check_fresh, decoder_of, family_for
+from gatelens import loading, saving
+from gatelens.bridge import towers
+from gatelens.bridge.attention import install as install_attention
+from gatelens.bridge.attention import windows
+from gatelens.bridge.linears import install as install_linears
+from gatelens.bridge.norms import install as install_norms
+from gatelens.bridge.parts import Parts
+from gatelens.errors import InputError, ModelError
+from gatelens.families import Family, Layout, adapted
+from gatelens.hooking import Hooking
+from gatelens.inputs import VLMInputs, prepared
+from gatelens.prompting import Prompting
+from gatelens.wrapping import check_fresh, decoder_of, family_for
 
 
 class HookedVLM(Prompting, Hooking):
@@ -197,7 +197,7 @@ class HookedVLM(Prompting, Hooking):
 
     def run(self, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits under interventions; see :mod:`gatelens.engine`."""
-        from . import engine
+        from gatelens import engine
 
         return engine.run(self, prepared(inputs), interventions)
 
@@ -214,7 +214,7 @@ class HookedVLM(Prompting, Hooking):
         Returns a list of texts (one text when prepared from one string); ``return_type="ids"`` or ``"map"``
         gives the whole Generation.
         """
-        from . import engine
+        from gatelens import engine
 
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import SelectorError
-from .roles import Role
+from gatelens.errors import SelectorError
+from gatelens.roles import Role
 
 if TYPE_CHECKING:
-    from .tokens import TokenMap
+    from gatelens.tokens import TokenMap
 
 Masks = Mapping[str, Any]
 ROLE_NAMES = {role.name.lower(): role for role in Role}

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import InputError, ModelError
-from .families import Family, Layout
-from .families.common.reading import read as read_layout
-from .inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
-from .words import Words
+from gatelens.errors import InputError, ModelError
+from gatelens.families import Family, Layout
+from gatelens.families.common.reading import read as read_layout
+from gatelens.inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
+from gatelens.words import Words
 
 
 class Prompting(Words):

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from . import loading
-from .errors import ModelError, OutputError
-from .families.common.parts import Parts
+from gatelens import loading
+from gatelens.bridge.parts import Parts
+from gatelens.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
-    from .model import HookedVLM
+    from gatelens.model import HookedVLM
 
 COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
 SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise

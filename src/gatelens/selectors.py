@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool
 from torch import Tensor
 
-from .errors import SelectorError
-from .positions import DERIVED, ROLE_NAMES, Both, Image, Masks, Name, Node, Not, Pos, RandomImage
+from gatelens.errors import SelectorError
+from gatelens.positions import DERIVED, ROLE_NAMES, Both, Image, Masks, Name, Node, Not, Pos, RandomImage
 
 if TYPE_CHECKING:
-    from .tokens import TokenMap
+    from gatelens.tokens import TokenMap
 
 NAMES = (*ROLE_NAMES, *DERIVED)
 KNOWN = (

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .errors import SelectorError
-from .positions import positions_mask
-from .roles import Role
-from .selectors import Selection, SelectorLike
+from gatelens.errors import SelectorError
+from gatelens.positions import positions_mask
+from gatelens.roles import Role
+from gatelens.selectors import Selection, SelectorLike
 
 __all__ = ["Role", "Selection", "SelectorLike", "TokenMap", "TokenTable"]
 

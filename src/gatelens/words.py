@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import InputError, ModelError
+from gatelens.errors import InputError, ModelError
 
 
 class Words:

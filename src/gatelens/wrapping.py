@@ -10,8 +10,8 @@ from transformer_lens.factories.architecture_adapter_factory import (
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from .errors import ModelError
-from .families import Family, Layout, family_of
+from gatelens.errors import ModelError
+from gatelens.families import Family, Layout, family_of
 
 
 def check_fresh(hf_model: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import gatelens.interventions as gi
+from gatelens.bridge import attention
 from gatelens.engine import generate, last_logits, look
-from gatelens.families.common import attention
 from gatelens.measures.attention import AttentionShare
 from intervention_helpers import prompts
 

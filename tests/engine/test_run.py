@@ -69,7 +69,7 @@ def test_a_hook_point_the_model_lacks_is_an_error(tiny: Any, batch: Any) -> None
 
 def test_an_edit_that_is_discarded_is_an_error(tiny_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """TransformerLens' own bridge of the CLIP tower fires pattern hooks after the fact and throws edits away."""
-    from gatelens.families.common import towers
+    from gatelens.bridge import towers
     from gatelens.model import HookedVLM
     from intervention_helpers import prompts
     from tiny_models import make_llava, make_llava_processor

@@ -13,9 +13,9 @@ import torch
 
 import gatelens.views as views
 from gatelens.errors import DataError, OutputError
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.views.compare import compare, compare_html, compare_text
-from gatelens.views.style import png
 from study_helpers import picture, synthetic_run
 
 
@@ -83,8 +83,8 @@ def test_overlay(tiny_chameleon: Any) -> None:
 
 
 def test_views_are_functions_whatever_was_imported() -> None:
-    import gatelens.views.heads
-    import gatelens.views.overlay  # noqa: F401
+    import gatelens.plots.heads
+    import gatelens.plots.overlay  # noqa: F401
 
     assert callable(views.heads)
     assert callable(views.overlay)

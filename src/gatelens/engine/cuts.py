@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gatelens.families.common.attention import HookedAttention
-from gatelens.families.common.lean import Cut, Rows
+from gatelens.bridge.attention import HookedAttention
+from gatelens.bridge.lean import Cut, Rows
 from gatelens.interventions.base import Span
 from gatelens.interventions.knockout import Knockout, bind_knockouts
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 
-from ..errors import ModelError
-from .common.base import Family
-from .common.geometry import Geometry
-from .common.layout import Drawn, Layout
-from .common.plan import FixedGrid, Picture, Plan
-from .common.reading import token_map
+from gatelens.errors import ModelError
+from gatelens.families.common.base import Family
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Drawn, Layout
+from gatelens.families.common.plan import FixedGrid, Picture, Plan
+from gatelens.families.common.reading import token_map
 
 __all__ = [
     "Drawn",

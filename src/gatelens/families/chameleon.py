@@ -16,11 +16,11 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
-from ..errors import ModelError
-from .common.base import Family, ids_of, token_id
-from .common.geometry import Geometry
-from .common.layout import Drawn, Layout
-from .common.plan import FixedGrid
+from gatelens.errors import ModelError
+from gatelens.families.common.base import Family, ids_of, token_id
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Drawn, Layout
+from gatelens.families.common.plan import FixedGrid
 
 BOI, EOI = "<racm3:break>", "<eoss>"
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, ModelError
-from .common.base import Family, ids_of
-from .common.geometry import Geometry
-from .common.layout import Drawn, Layout
-from .common.plan import Picture, Plan, grid
+from gatelens.errors import InputError, ModelError
+from gatelens.families.common.base import Family, ids_of
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Drawn, Layout
+from gatelens.families.common.plan import Picture, Plan, grid
 
 BOI, EOI = "<|image start|>", "<|image end|>"
 END_OF_ROW, END_OF_FRAME = "<|extra_200|>", "<|extra_201|>"

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .common.base import Family, ids_of
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import FixedGrid
-from .common.processing import Pictures, picture_tensors, prepare_batch
+from gatelens.families.common.base import Family, ids_of
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import FixedGrid
+from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

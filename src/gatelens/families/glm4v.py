@@ -17,10 +17,10 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.glm4 import Glm4ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.phi3 import Phi3ArchitectureAdapter
 
-from .common.base import Family, ids_of
-from .common.layout import Layout
-from .common.merged_tower import merged_tower
-from .common.mrope import GRID, MergedPatches, process_by_grid, three_streams
+from gatelens.bridge.merged_tower import merged_tower
+from gatelens.families.common.base import Family, ids_of
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.mrope import GRID, MergedPatches, process_by_grid, three_streams
 
 PLACEHOLDER, BOI, EOI = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"
 

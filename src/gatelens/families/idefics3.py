@@ -21,12 +21,12 @@ from typing import Any
 from torch import Tensor
 from transformer_lens.model_bridge.supported_architectures.idefics3 import Idefics3ArchitectureAdapter
 
-from ..errors import InputError
-from .common.base import Family, ids_of, token_id
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import Picture, Plan, chain, grid
-from .common.processing import Pictures, prepare_batch
+from gatelens.errors import InputError
+from gatelens.families.common.base import Family, ids_of, token_id
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import Picture, Plan, chain, grid
+from gatelens.families.common.processing import Pictures, prepare_batch
 
 PLACEHOLDER, MARKER, OVERVIEW = "<image>", "<fake_token_around_image>", "<global-img>"
 TILE = "<row_{}_col_{}>"

@@ -24,11 +24,11 @@ from transformer_lens.model_bridge.generalized_components.vision_encoder import 
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from .common.base import Family, ids_of, token_id
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import Picture, Plan, Size, chain, grid
-from .common.processing import Pictures, picture_tensors, prepare_batch
+from gatelens.families.common.base import Family, ids_of, token_id
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import Picture, Plan, Size, chain, grid
+from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
 
 BOI, EOI, PLACEHOLDER = "<img>", "</img>", "<IMG_CONTEXT>"
 MARKERS = (("start_image_token", BOI), ("end_image_token", EOI))  # the tokenizer's own names for them

@@ -20,10 +20,10 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.vision_encoder import vision_attention_config
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
-from .common.base import Family, ids_of, token_id
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import FixedGrid
+from gatelens.families.common.base import Family, ids_of, token_id
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import FixedGrid
 
 PLACEHOLDER, BOI, EOI = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
 # the tokenizer all published checkpoints share (special tokens of deepseek-ai/Janus-Pro-1B), for want of it

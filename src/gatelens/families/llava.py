@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common.base import Family
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import FixedGrid
+from gatelens.families.common.base import Family
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import FixedGrid
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common.anyres import SIZES, AnyRes
-from .common.base import Family
-from .common.layout import Layout
+from gatelens.families.common.anyres import SIZES, AnyRes
+from gatelens.families.common.base import Family
+from gatelens.families.common.layout import Layout
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common.anyres import COUNT, SIZES, AnyRes
-from .common.base import Family
-from .common.layout import Layout
-from .common.plan import Picture
-from .common.processing import Pictures, prepare_batch
+from gatelens.families.common.anyres import COUNT, SIZES, AnyRes
+from gatelens.families.common.base import Family
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import Picture
+from gatelens.families.common.processing import Pictures, prepare_batch
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

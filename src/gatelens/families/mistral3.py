@@ -10,9 +10,9 @@ from typing import Any
 
 from transformer_lens.model_bridge.supported_architectures.mistral3 import Mistral3ArchitectureAdapter
 
-from . import pixtral
-from .common.base import Family
-from .common.layout import Layout
+from gatelens.families import pixtral
+from gatelens.families.common.base import Family
+from gatelens.families.common.layout import Layout
 
 
 class OpenTowerArchitectureAdapter(Mistral3ArchitectureAdapter):

@@ -19,12 +19,12 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
 
-from ..inputs import position_ids
-from .common.base import Family
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import FixedGrid
-from .common.processing import Pictures, picture_tensors, prepare_batch
+from gatelens.families.common.base import Family
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import FixedGrid
+from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
+from gatelens.inputs import position_ids
 
 
 class PaliGemmaArchitectureAdapter(Gemma2ArchitectureAdapter):

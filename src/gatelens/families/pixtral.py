@@ -17,12 +17,12 @@ from torch import Tensor
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
-from ..errors import InputError, ModelError
-from .common.base import Family, ids_of, token_id
-from .common.geometry import Geometry
-from .common.layout import Layout
-from .common.plan import Picture, Plan, grid
-from .common.processing import Pictures, picture_tensors, prepare_batch
+from gatelens.errors import InputError, ModelError
+from gatelens.families.common.base import Family, ids_of, token_id
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
 
 PLACEHOLDER, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 # where Mistral's vocabularies have the three (tokenizer.json of mistral-community/pixtral-12b)

@@ -24,10 +24,10 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
-from .common.base import Family, ids_of
-from .common.layout import Layout
-from .common.merged_tower import merged_tower
-from .common.mrope import GRID, MergedPatches, process_by_grid, three_streams
+from gatelens.bridge.merged_tower import merged_tower
+from gatelens.families.common.base import Family, ids_of
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.mrope import GRID, MergedPatches, process_by_grid, three_streams
 
 PLACEHOLDER, BOI, EOI = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

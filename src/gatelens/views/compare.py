@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import OutputError
+from gatelens.plots import page
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import STUDY, GateSearch
 from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
-from gatelens.views import page
 from gatelens.views.gate_finder.tables import comparable
 
 

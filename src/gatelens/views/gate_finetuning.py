@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from gatelens.data.base import kind
+from gatelens.plots import card, page
+from gatelens.plots.style import Figure, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, RESTRICTED
-from gatelens.views import card, page
 from gatelens.views.narrow_gate.words import ALWAYS_SAID, METHOD
-from gatelens.views.style import Figure, styled
 
 SHOWN = (NONE, GATE, IMAGE, FLOOR)
 TITLES = {

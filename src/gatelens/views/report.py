@@ -8,11 +8,11 @@ from types import ModuleType
 from matplotlib.figure import Figure
 
 from gatelens.errors import DataError, OutputError
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.views import gate_finetuning
 from gatelens.views.gate_finder import report as gate_finder
 from gatelens.views.narrow_gate import report as narrow_gate
-from gatelens.views.style import png
 from gatelens.views.whats_in_the_image import report as whats_in_the_image
 
 PAGES: dict[str, ModuleType] = {

@@ -9,13 +9,13 @@ import pytest
 from gate_search_helpers import made_up
 from gatelens.cli import main
 from gatelens.errors import DataError, OutputError
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.studies.gate_finder.verdict import gate_verdict
 from gatelens.views.compare import compare
 from gatelens.views.gate_finder.figures import gate_figure, gate_layers
 from gatelens.views.gate_finder.tables import as_html, gate_table
-from gatelens.views.style import png
 
 
 def test_table_and_text_say_what_was_found() -> None:

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from gatelens.measures import standing_out
+from gatelens.plots import card
+from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.views import card
 from gatelens.views.narrow_gate import attention
-from gatelens.views.style import png
 
 SHARES = {("boi", -1): 0.05, ("gate", -1): 0.3, ("row_break", 0): 0.02, ("row_break", 1): 0.13}
 

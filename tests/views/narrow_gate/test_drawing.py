@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE
 from gatelens.views.narrow_gate import drawing
-from gatelens.views.style import png
 
 GATE, IMAGE, ALL = drawing.GATE_TEXT, drawing.IMAGE_TEXT, drawing.ALL_TEXT
 FOLLOWS_IMAGE = {  # class asked, background of the picture

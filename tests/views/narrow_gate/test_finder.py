@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gate_search_helpers import made_up
+from gatelens.plots import card
 from gatelens.runs import Run
-from gatelens.views import card
 from gatelens.views.narrow_gate.finder import cards
 
 

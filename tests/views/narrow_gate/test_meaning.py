@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.meaning import PLACES, measure
 from gatelens.views.narrow_gate import meaning
-from gatelens.views.style import png
 
 
 @pytest.fixture(scope="module")

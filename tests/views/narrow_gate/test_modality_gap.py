@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate import modality_gap as section
 from gatelens.views.narrow_gate import modality_gap
-from gatelens.views.style import png
 
 
 def run_of(clusters: bool = True) -> Run:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+from gatelens.plots.style import palette, png
 from gatelens.runs import Run
 from gatelens.views.narrow_gate.patching import CUMULATIVE, _classes_caption, cards, class_map, patching_curve
-from gatelens.views.style import palette, png
 
 COLUMNS = ["layer", "measure", "mean", "low", "high", "n"]
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import DataError
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.progressive import carriers, summarise
 from gatelens.views.narrow_gate import progressive
-from gatelens.views.style import png
 
 
 def answers(how: str = "zero", width: int = 1, n: int = 40) -> pd.DataFrame:

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import DataError
+from gatelens.plots import card
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.questions import shares, summarise
-from gatelens.views import card
 from gatelens.views.narrow_gate import questions
-from gatelens.views.style import png
 
 MEANS = {
     "count": {NONE: 1.0, GATE: 0.2, IMAGE: 1.0, FLOOR: 0.2},

@@ -7,10 +7,10 @@ import re
 import pandas as pd
 import pytest
 
+from gatelens.plots.card import Figure, Pictures, Table
+from gatelens.plots.style import palette, png
 from gatelens.runs import Run
-from gatelens.views.card import Figure, Pictures, Table
 from gatelens.views.narrow_gate.steering import cards, dose_curve
-from gatelens.views.style import palette, png
 
 COLUMNS = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
 

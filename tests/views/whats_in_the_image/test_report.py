@@ -16,10 +16,10 @@ import gatelens.views as views
 from gatelens.data import Example
 from gatelens.errors import DataError, OutputError
 from gatelens.measures.mme import yes_or_no
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies import whats_in_the_image
 from gatelens.views.compare import compare, compare_html, compare_text
-from gatelens.views.style import png
 from gatelens.views.whats_in_the_image import curves as wi_curves
 from gatelens.views.whats_in_the_image import report as wi_report
 from study_helpers import TinyData, picture, synthetic_run

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from ...errors import InputError
-from .geometry import Geometry
-from .plan import Picture, Plan, Size, chain, grid, placeless
+from gatelens.errors import InputError
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.plan import Picture, Plan, Size, chain, grid, placeless
 
 SIZES, COUNT = "image_sizes", "batch_num_images"
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 
-from .layout import Layout
+from gatelens.families.common.layout import Layout
 
 Tensors = dict[str, Tensor]
 

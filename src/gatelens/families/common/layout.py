@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .plan import Picture, Plan
+from gatelens.families.common.plan import Picture, Plan
 
 
 @dataclass(frozen=True)

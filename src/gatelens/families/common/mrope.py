@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import InputError
-from .geometry import Geometry
-from .plan import Picture, Plan, grid
-from .processing import picture_tensors, prepare_batch
+from gatelens.errors import InputError
+from gatelens.families.common.geometry import Geometry
+from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.processing import picture_tensors, prepare_batch
 
 GRID = "image_grid_thw"
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .geometry import Geometry
+from gatelens.families.common.geometry import Geometry
 
 Size = tuple[int, int]
 _COLUMNS = ("row", "col", "tile", "box", "breaks")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from ...errors import InputError
+from gatelens.errors import InputError
 
 Pictures = Sequence[Sequence[Image.Image]]  # one list a prompt
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ...errors import InputError
-from ...tokens import Role, TokenMap
-from .layout import Layout
-from .plan import Picture, Plan
+from gatelens.errors import InputError
+from gatelens.families.common.layout import Layout
+from gatelens.families.common.plan import Picture, Plan
+from gatelens.tokens import Role, TokenMap
 
 Sizes = Sequence[Sequence[tuple[int, int]]]
 # how far before the first image token its marker may stand: Emu3 writes the picture's size in between

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gatelens.plots import card
 from gatelens.studies.gate_finder.result import GateSearch
-from gatelens.views import card
 from gatelens.views.gate_finder.figures import gate_figure, gate_layers
 from gatelens.views.gate_finder.tables import GATE_MARK, heading, numbers
 

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gatelens.errors import DataError
+from gatelens.plots.style import Figure, Palette, integer_layers, styled
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW
 from gatelens.studies.narrow_gate.verdict import percent
-from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 if TYPE_CHECKING:
     from gatelens.studies.gate_finder.result import GateSearch

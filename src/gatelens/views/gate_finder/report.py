@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
+from gatelens.plots import card, page
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import GateSearch
-from gatelens.views import card, page
 from gatelens.views.gate_finder.cards import cards
 
 

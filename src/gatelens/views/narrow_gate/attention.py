@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, integer_layers, styled
 from gatelens.runs import Run
-from gatelens.views import card
-from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 ROWS = 12  # of the table of positions
 NAMED = 6  # positions written beside their stem

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.views.card import Card
 from gatelens.views.narrow_gate import (
     attention,
     drawing,

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, chance
 from gatelens.studies.narrow_gate.verdict import percent
-from gatelens.views import card
-from gatelens.views.style import Figure, Palette, styled
 
 BROKEN, FOLLOWS = "class asked", "background of the picture"
 IN_TABLE = (

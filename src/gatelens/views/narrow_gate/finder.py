@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gatelens.plots import card
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.finder import NAME, found_in
-from gatelens.views import card
 from gatelens.views.gate_finder.cards import cards as cards_of
 
 TITLE = "Every position, ranked by what it does"

@@ -8,11 +8,11 @@ import pandas as pd
 
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR
-from gatelens.views import card
 from gatelens.views.narrow_gate.words import METHOD
-from gatelens.views.style import Figure, Palette, styled
 
 _ASIDE = "among the class names"  # stands in the table; a panel of its own would only crowd the figure
 

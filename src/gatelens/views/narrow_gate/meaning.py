@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, integer_layers, styled
 from gatelens.runs import Run
-from gatelens.views import card
-from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 PANELS = {
     "overlap": "Neighbours of the same class",

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, integer_layers, styled
 from gatelens.runs import Run
-from gatelens.views import card
-from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 WORDS = {
     "modality gap": (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, integer_layers, styled
 from gatelens.runs import Run
-from gatelens.views import card
-from gatelens.views.style import Figure, integer_layers, styled
 
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
 WORDS = {

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import DataError
+from gatelens.plots import card
+from gatelens.plots.style import Figure, integer_layers, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.progressive import BOTH, FROM, UNCUT, WINDOW
-from gatelens.views import card
-from gatelens.views.style import Figure, integer_layers, styled
 
 WORDS = {
     "progressive knockout": (

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from gatelens.errors import DataError
+from gatelens.plots import card
+from gatelens.plots.style import Figure, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, percent
-from gatelens.views import card
-from gatelens.views.style import Figure, styled
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones

@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gatelens.data.base import kind
+from gatelens.plots import card, page
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.reference import reference_for
-from gatelens.views import card, page
 from gatelens.views.narrow_gate.cards import cards
 from gatelens.views.narrow_gate.words import ALWAYS_SAID, METHOD
 

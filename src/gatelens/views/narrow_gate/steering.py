@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gatelens.plots import card
+from gatelens.plots.style import Figure, Palette, integer_layers, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.steering_push import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
 from gatelens.studies.narrow_gate.steering_table import (
@@ -19,8 +21,6 @@ from gatelens.studies.narrow_gate.steering_table import (
     VQA,
     VQA_OVERLAP,
 )
-from gatelens.views import card
-from gatelens.views.style import Figure, Palette, integer_layers, styled
 
 HEADS = {
     SUCCESS: "target class",

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelens.errors import DataError
+from gatelens.plots.style import Palette, integer_layers, styled
 from gatelens.studies.whats_in_the_image.compressed_context import AFRESH, REPROMPT
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
@@ -21,7 +22,6 @@ from gatelens.studies.whats_in_the_image.configurations import (
 )
 from gatelens.studies.whats_in_the_image.evidence import by_paper
 from gatelens.studies.whats_in_the_image.scores import F1
-from gatelens.views.style import Palette, integer_layers, styled
 
 
 def token_types(table: pd.DataFrame, dark: bool = False) -> Figure:

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gatelens.measures.mme import REPORTED_COMPRESSED_CONTEXT as REPORTED
+from gatelens.plots import page
 from gatelens.runs import Run
 from gatelens.studies.whats_in_the_image.compressed_context import FULL
 from gatelens.studies.whats_in_the_image.configurations import FROM, NONE
 from gatelens.studies.whats_in_the_image.evidence import band_name
 from gatelens.studies.whats_in_the_image.questions import mme_means
 from gatelens.studies.whats_in_the_image.scores import F1, METRICS
-from gatelens.views import page
 from gatelens.views.whats_in_the_image import curves
 from gatelens.views.whats_in_the_image.words import METHOD
 

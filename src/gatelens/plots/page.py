@@ -11,8 +11,8 @@ from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.views.style import png
 
 Figures = Mapping[str, Callable[[bool], Figure]]  # by name; called with whether the ground is dark
 
@@ -34,7 +34,7 @@ def script(name: str) -> Markup:
 
 
 def _text(name: str) -> str:
-    return resources.files("gatelens.views").joinpath("templates", name).read_text(encoding="utf-8")
+    return resources.files("gatelens.plots").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def drawn(figures: Figures, light: Mapping[str, bytes] | None = None) -> dict[str, Markup]:

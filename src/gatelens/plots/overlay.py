@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.views.style import Figure, styled
+from gatelens.plots.style import Figure, styled
 
 if TYPE_CHECKING:
     from PIL.Image import Image

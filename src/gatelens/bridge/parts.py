@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...errors import InputError, ModelError
+from gatelens.errors import InputError, ModelError
 
 
 class Parts(nn.Module):

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from torch import Tensor
 
-from gatelens.views.style import Figure, styled
+from gatelens.plots.style import Figure, styled
 
 EACH = 32  # positions that are named one by one; of more, stretches of image tokens and of others are
 
@@ -28,7 +28,7 @@ def head_grid(
 
     Args:
         attention: what is drawn; rows are queries, columns keys.
-        tokens: labels of the positions, image tokens starting with ``img`` (:func:`gatelens.views.heads` makes them).
+        tokens: labels of the positions, image tokens starting with ``img`` (:func:`gatelens.plots.heads` makes them).
         names: of the heads.
         title: over all of them.
         columns: heads in a row.

@@ -24,8 +24,8 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from ...errors import InterventionError
-from .attention import IMPLEMENTATION, HookedAttention, watched
+from gatelens.bridge.attention import IMPLEMENTATION, HookedAttention, watched
+from gatelens.errors import InterventionError
 
 _DECODER = ("blocks", "embed", "unembed", "ln_final", "rotary_emb", "pos_embed")
 _LAYERS = (CLIPVisionEncoderLayerBridge, SiglipVisionEncoderLayerBridge)

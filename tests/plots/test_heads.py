@@ -13,12 +13,12 @@ import torch
 
 from gatelens import views
 from gatelens.errors import DataError
+from gatelens.plots.head_grid import head_grid
+from gatelens.plots.heads import heads
 from gatelens.tokens import Role, TokenMap
-from gatelens.views.head_grid import head_grid
-from gatelens.views.heads import heads
 from study_helpers import picture
 
-MODULE = sys.modules["gatelens.views.heads"]  # by attribute the name is the function
+MODULE = sys.modules["gatelens.plots.heads"]  # by attribute the name is the function
 
 
 @pytest.fixture(scope="module")

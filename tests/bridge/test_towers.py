@@ -11,8 +11,8 @@ from case import Case, cases
 from cases import gemma3, llava
 from torch import Tensor
 
+from gatelens.bridge import towers
 from gatelens.errors import InterventionError
-from gatelens.families.common import towers
 from gatelens.model import HookedVLM
 from tiny_models import make_llava, make_llava_processor
 

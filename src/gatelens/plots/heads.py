@@ -27,8 +27,8 @@ from gatelens.runs import check_writable, write_atomic
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from gatelens.plots.style import Figure
     from gatelens.tokens import TokenMap
-    from gatelens.views.style import Figure
 
 Pool = Literal["row", "tile", "image", "auto"] | None
 MOST_UNPOOLED = 64  # image tokens drawn one by one when pool="auto"
@@ -78,11 +78,11 @@ class HeadsView:
         return self.page()
 
     def figure(self, columns: int = 4, dark: bool = False) -> Figure:
-        """The same heads as a still picture, ``columns`` in a row; see :func:`gatelens.views.head_grid.head_grid`.
+        """The same heads as a still picture, ``columns`` in a row; see :func:`gatelens.plots.head_grid.head_grid`.
 
         Shows itself in a notebook; ``figure().savefig("heads.pdf")`` for a paper.
         """
-        from gatelens.views.head_grid import head_grid
+        from gatelens.plots.head_grid import head_grid
 
         return head_grid(self.attention, self.tokens, self.names, self.title, columns=columns, dark=dark)
 

@@ -23,8 +23,8 @@ from transformer_lens.model_bridge.generalized_components.position_embeddings_at
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from ...errors import InterventionError, ModelError
-from .lean import BLOCK, NOTHING_CUT, Cut, Orders, SharedKeys, lean, masked, pattern_of
+from gatelens.bridge.lean import BLOCK, NOTHING_CUT, Cut, Orders, SharedKeys, lean, masked, pattern_of
+from gatelens.errors import InterventionError, ModelError
 
 IMPLEMENTATION = "gatelens"
 WAYS = ("fused", "stepwise")

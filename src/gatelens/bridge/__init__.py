@@ -1,0 +1,1 @@
+"""How a model of transformers is opened: its attention, layers, towers and parts."""

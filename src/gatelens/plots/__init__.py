@@ -1,0 +1,1 @@
+"""How numbers look: curves, bars, maps, heads, pages. Knows no study."""
