@@ -176,8 +176,8 @@ def _picture(name: str, *pngs: bytes) -> Markup:
     ).format(dark, name.replace("_", " "), light)
 
 
-def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings, machine, time and versions of a run, in words, from its manifest."""
+def facts(manifest: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
+    """Settings, machine, versions and seconds of compute of a run, in words; all but the last from its manifest."""
 
     def words(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -186,7 +186,6 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     named = {**manifest["settings"], **manifest.get("info", {})}
     pairs = [(name.replace("_", " "), words(value)) for name, value in named.items()]
-    seconds = sum(stage.get("seconds", 0) for stage in manifest["stages"].values())
     pairs.append(("compute", f"{seconds:.0f} s"))
     pairs.append(("versions", words(manifest.get("versions", {}))))
     return pairs

@@ -27,11 +27,11 @@ from gatelens.studies.narrow_gate import (
     steering,
 )
 from gatelens.studies.narrow_gate.asking import REPEATS, as_asked, check_repeats, turned_kinds
-from gatelens.studies.narrow_gate.verdict import verdict
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
 from gatelens.studies.narrow_gate.words import words
-from gatelens.studies.options import AtLeastOne, Examples, checked
-from gatelens.studies.section import Evidence
+from gatelens.studies.options import AtLeastOne, Examples
 from gatelens.studies.runner import run_study
+from gatelens.studies.section import Evidence
 from gatelens.studies.study import Drawn, Study, StudyOptions
 
 
@@ -120,7 +120,9 @@ STUDY = Study(
     verdict=conclude,
     comparable=lambda run: run.table("knockout"),
     always=("knockouts",),
+    tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", INCONCLUSIVE: "none"},
     words=words,
+    closing=knockouts.closing,
     ask=lambda model, drawn, options: as_asked(model, drawn, turned_kinds(model, options.chat)),
     settings=lambda model, data, drawn, options: {
         "chat": turned_kinds(model, options.chat),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import METRICS, RESTRICTED
 
 ALWAYS_SAID = ("X → text", "interval", "verdict")
@@ -38,3 +39,8 @@ METHOD = {
         "as a knockout can do better or worse than the unmodified model or the floor."
     ),
 }
+
+
+def words(run: Run) -> dict[str, str]:
+    """The terms that every report of this study explains."""
+    return {term: METHOD[term] for term in ALWAYS_SAID}
