@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from gatelens.errors import InputError, ModelError
-from gatelens.inputs import load_image, match_images, position_ids
+from gatelens.inputs import load_image, match_images
+from gatelens.tokens import position_ids
 from gatelens.model import HookedVLM
 from tiny_models import make_picture
 

@@ -18,9 +18,9 @@ from gatelens import loading
 from gatelens.bridge import towers
 from gatelens.errors import InputError, InterventionError
 from gatelens.families import Family
-from gatelens.inputs import VLMInputs, position_ids, prepared
+from gatelens.inputs import VLMInputs, prepared
 from gatelens.kept import DECODER, Kept
-from gatelens.tokens import SelectorLike
+from gatelens.tokens import SelectorLike, position_ids
 
 HookFn = Callable[..., Any]
 HookName = str | Callable[[str], bool]

@@ -13,7 +13,8 @@ from torch import Tensor
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout
 from gatelens.families.common.reading import read as read_layout
-from gatelens.inputs import PER_PICTURE, Images, VLMInputs, match_images, position_ids
+from gatelens.inputs import PER_PICTURE, Images, VLMInputs, match_images
+from gatelens.tokens import position_ids
 from gatelens.words import Words
 
 

@@ -23,6 +23,11 @@ __all__ = ["Role", "Selection", "SelectorLike", "TokenMap", "TokenTable"]
 Sizes = tuple[tuple[tuple[int, int], ...], ...]
 
 
+def position_ids(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Positions that count real tokens only, as transformers' generate derives them from the mask."""
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenMap:
     """Role, image and grid place of every position of a left-padded batch. All tensors live on the CPU.

@@ -11,7 +11,7 @@ import torch
 import gatelens as gl
 from gatelens.engine.draw import _Sampler, begun, canvas, draw, draw_many
 from gatelens.errors import InputError, InterventionError, ModelError
-from gatelens.inputs import position_ids
+from gatelens.tokens import position_ids
 from gatelens.roles import Role
 from intervention_helpers import prompts
 
