@@ -7,24 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import SelectorError
 from gatelens.roles import Role
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
 
 Masks = Mapping[str, Any]
 ROLE_NAMES = {role.name.lower(): role for role in Role}
 _EPS = 1e-6  # pixels: rounding of an inverted resize must not add a token or a pixel
 
 
-def _gate(tokens: TokenMap) -> Tensor:
+class PromptPositions(Protocol):
+    """What a selector reads of a batch of prompts: :class:`gatelens.tokens.TokenMap`."""
+
+    @property
+    def roles(self) -> Int[Tensor, "batch pos"]: ...
+    @property
+    def image_index(self) -> Int[Tensor, "batch pos"]: ...
+    @property
+    def box(self) -> Float[Tensor, "batch pos 4"]: ...
+    @property
+    def image_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def example_ids(self) -> tuple[int, ...]: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def n_pos(self) -> int: ...
+
+
+def _gate(tokens: PromptPositions) -> Tensor:
     """The literal end-of-image token of each image, else the first position after its last token."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)
     for b in range(tokens.batch_size):
@@ -39,7 +58,7 @@ def _gate(tokens: TokenMap) -> Tensor:
     return out
 
 
-def _end_image(tokens: TokenMap, which: int) -> Tensor:
+def _end_image(tokens: PromptPositions, which: int) -> Tensor:
     """First (0) or last (-1) image token of each example."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)
     for b in range(tokens.batch_size):
@@ -49,12 +68,12 @@ def _end_image(tokens: TokenMap, which: int) -> Tensor:
     return out
 
 
-def _columns(tokens: TokenMap, start: int, stop: int) -> Tensor:
+def _columns(tokens: PromptPositions, start: int, stop: int) -> Tensor:
     column = torch.arange(tokens.n_pos)
     return ((column >= start) & (column < stop)).expand(tokens.batch_size, -1)
 
 
-DERIVED: dict[str, Callable[[TokenMap], Tensor]] = {
+DERIVED: dict[str, Callable[[PromptPositions], Tensor]] = {
     "text": lambda t: (t.roles == Role.QUERY) | (t.roles == Role.GENERATED),
     "gate": _gate,
     "last": lambda t: _columns(t, t.prompt_length - 1, t.prompt_length),
@@ -69,7 +88,7 @@ DERIVED: dict[str, Callable[[TokenMap], Tensor]] = {
 class Name:
     name: str
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         if self.name in ROLE_NAMES:
             return t.roles == ROLE_NAMES[self.name]
         return DERIVED[self.name](t) & (t.roles != Role.PAD)
@@ -80,7 +99,7 @@ class RandomImage:
     k: int
     seed: int
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         out = torch.zeros_like(t.roles, dtype=torch.bool)
         for b, number in enumerate(t.example_ids):
             image = (t.roles[b] == Role.IMAGE).nonzero().flatten().numpy()
@@ -102,7 +121,7 @@ class Image:
     box: tuple[float, float, float, float] | None = None
     named: str | None = None
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         out = t.roles == Role.IMAGE
         if self.index is not None:
             out = out & (t.image_index == self.index)
@@ -135,7 +154,7 @@ def _bound(name: str, masks: Masks) -> Any:
     return masks[name]
 
 
-def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor:
+def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) -> Tensor:
     """Candidate image tokens whose box holds at least one True pixel of ``mask``.
 
     ``mask``: one [height, width] array for every example, or a list of them, one an example.
@@ -178,7 +197,7 @@ class Pos:
     stop: int | None
     single: bool
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         if self.single:
             assert self.start is not None
             return positions_mask(t, [self.start])
@@ -194,7 +213,7 @@ class Pos:
 class Not:
     inner: Node
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         return ~self.inner.mask(t, masks) & (t.roles != Role.PAD)
 
 
@@ -204,7 +223,7 @@ class Both:
     left: Node
     right: Node
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         a, b = self.left.mask(t, masks), self.right.mask(t, masks)
         return a | b if self.op == "|" else a & b if self.op == "&" else a & ~b
 
@@ -212,7 +231,7 @@ class Both:
 Node = Name | RandomImage | Image | Pos | Not | Both
 
 
-def positions_mask(tokens: TokenMap, positions: Sequence[int]) -> Tensor:
+def positions_mask(tokens: PromptPositions, positions: Sequence[int]) -> Tensor:
     """Mask of absolute positions; negative ones count from the end of the prompt, so that a
     position stays itself while tokens are generated. Raises SelectorError when outside."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)
