@@ -40,7 +40,7 @@ SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar wou
 ORGANISM = "organism:"
 
 
-def organisms() -> list[str]:
+def organism_names() -> list[str]:
     """Names of the model organisms that ship with the package."""
     folder = resources.files("gatelens") / "organisms" / "weights"
     if not folder.is_dir():
@@ -52,8 +52,10 @@ def locate(name: str) -> str:
     """What transformers' from_pretrained takes for a name: a folder or a hub id. Raises ModelError."""
     if name.startswith(ORGANISM):
         wanted = name[len(ORGANISM) :]
-        if wanted not in organisms():
-            raise ModelError(f"no organism '{wanted}': this package ships {', '.join(organisms()) or 'none'}")
+        if wanted not in organism_names():
+            raise ModelError(
+                f"no organism '{wanted}': this package ships {', '.join(organism_names()) or 'none'}"
+            )
         return str(resources.files("gatelens") / "organisms" / "weights" / wanted)
     folder = Path(name).expanduser()
     if folder.is_dir():

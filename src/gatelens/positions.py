@@ -58,14 +58,14 @@ def _gate(tokens: PromptPositions) -> Tensor:
     return out
 
 
-def _end_image(tokens: PromptPositions, which: int) -> Tensor:
-    """First (0) or last (-1) image token of each example."""
-    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
-    for b in range(tokens.batch_size):
-        image = (tokens.roles[b] == Role.IMAGE).nonzero()
-        if len(image):
-            out[b, int(image[which])] = True
-    return out
+def _first_image(tokens: PromptPositions) -> Tensor:
+    image = tokens.roles == Role.IMAGE
+    return image & (image.cumsum(dim=1) == 1)
+
+
+def _last_image(tokens: PromptPositions) -> Tensor:
+    image = tokens.roles == Role.IMAGE
+    return image & (image.cumsum(dim=1) == image.sum(dim=1, keepdim=True))
 
 
 def _columns(tokens: PromptPositions, start: int, stop: int) -> Tensor:
@@ -77,8 +77,8 @@ DERIVED: dict[str, Callable[[PromptPositions], Tensor]] = {
     "text": lambda t: (t.roles == Role.QUERY) | (t.roles == Role.GENERATED),
     "gate": _gate,
     "last": lambda t: _columns(t, t.prompt_length - 1, t.prompt_length),
-    "first_image": lambda t: _end_image(t, 0),
-    "last_image": lambda t: _end_image(t, -1),
+    "first_image": _first_image,
+    "last_image": _last_image,
     "all": lambda t: t.roles != Role.PAD,
     "prompt": lambda t: _columns(t, 0, t.prompt_length),
 }
@@ -132,12 +132,8 @@ class Image:
                 )
         if self.box is not None:
             x0, y0, x1, y1 = self.box
-            wide = torch.minimum(t.box[..., 2], torch.tensor(x1)) - torch.maximum(
-                t.box[..., 0], torch.tensor(x0)
-            )
-            high = torch.minimum(t.box[..., 3], torch.tensor(y1)) - torch.maximum(
-                t.box[..., 1], torch.tensor(y0)
-            )
+            wide = t.box[..., 2].clamp(max=x1) - t.box[..., 0].clamp(min=x0)
+            high = t.box[..., 3].clamp(max=y1) - t.box[..., 1].clamp(min=y0)
             out = out & (wide > _EPS) & (high > _EPS)  # nan (no grid place) compares False
         if self.named is not None:
             out = out & _under_mask(t, out, _bound(self.named, masks), self.named)
@@ -167,13 +163,10 @@ def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) ->
     out = torch.zeros_like(candidates)
     for b, pixels in enumerate(per_example):
         array = np.asarray(pixels, dtype=bool)
-        # summed-area table: the number of True pixels of any box is then four look-ups
-        area = np.zeros((array.shape[0] + 1, array.shape[1] + 1), dtype=np.int64) if array.ndim == 2 else None
-        if area is None:
+        if array.ndim != 2:
             raise SelectorError(
                 f"mask '{name}' has shape {array.shape}: give [height, width] in picture pixels"
             )
-        area[1:, 1:] = array.cumsum(0).cumsum(1)
         for p in candidates[b].nonzero().flatten().tolist():
             width, height = t.image_sizes[b][int(t.image_index[b, p])]
             if array.shape != (height, width):
@@ -182,12 +175,11 @@ def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) ->
                     f"{int(t.image_index[b, p])} of example {b} is {width}x{height}: give the mask in the size of "
                     "the original picture, or name the picture it is of: image[i].mask(…)"
                 )
-            if bool(t.box[b, p].isnan().any()):
-                continue
-            x0, y0 = (int(np.floor(v + _EPS)) for v in t.box[b, p, :2].double().tolist())
-            x1, y1 = (int(np.ceil(v - _EPS)) for v in t.box[b, p, 2:].double().tolist())
-            if x1 > x0 and y1 > y0:
-                out[b, p] = bool(area[y1, x1] - area[y0, x1] - area[y1, x0] + area[y0, x0] > 0)
+            box = t.box[b, p].double().numpy()
+            if not np.isnan(box).any():
+                x0, y0 = np.floor(box[:2] + _EPS).astype(int)
+                x1, y1 = np.ceil(box[2:] - _EPS).astype(int)
+                out[b, p] = bool(array[y0:y1, x0:x1].any())
     return out
 
 

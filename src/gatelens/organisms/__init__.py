@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatelens.checkpoints import locate
-from gatelens.checkpoints import organisms as names
+from gatelens.checkpoints import organism_names as names
 
 if TYPE_CHECKING:
     from PIL import Image
