@@ -111,7 +111,7 @@ class TokenMap:
     def extend(self, n_generated: int, strings: Sequence[Sequence[str]] | None = None) -> TokenMap:
         """This map with ``n_generated`` positions of role ``generated`` on its right."""
 
-        grown = {}
+        grown: dict[str, Any] = {}
         for name, value in _GENERATED.items():
             tensor = getattr(self, name)
             new = tensor.new_full((self.batch_size, n_generated, *tensor.shape[2:]), value)
