@@ -88,11 +88,6 @@ def prepared(inputs: Any) -> VLMInputs:
     return inputs
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, as transformers' generate derives them from the mask."""
-    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-
-
 def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
     """Positions of the token ``step`` after the prompt: one after the highest, in every stream alike."""
     highest = position_ids.amax(dim=-1, keepdim=True)
