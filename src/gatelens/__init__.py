@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__ below does the same
     from gatelens import data, engine, errors, families, interventions, measures, organisms, studies, views
-    from gatelens.engine.decode import Generation
-    from gatelens.engine.explain import explain
-    from gatelens.engine.sweep import sweep
+    from gatelens.engine.generation import Generation
+    from gatelens.engine.explanation import explain
+    from gatelens.engine.grid import sweep
     from gatelens.families import Family, FixedGrid, Geometry, Layout
     from gatelens.inputs import VLMInputs
     from gatelens.interventions import ablate, knockout, patch, steer

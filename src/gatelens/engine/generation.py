@@ -6,27 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from gatelens.engine.clean import with_mask
-from gatelens.engine.cuts import Look, can_conduct
-from gatelens.engine.many import Many, runs_of
-from gatelens.engine.replay import Writer, greedy
-from gatelens.engine.run import Whole
+from gatelens.engine.cuts import PatternCallback, can_apply_cuts
+from gatelens.engine.decoding import Decoder, Greedy, decode
+from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
-from gatelens.inputs import next_position_ids
-from gatelens.interventions.base import HookPair
+from gatelens.inputs import VLMInputs
+from gatelens.passes import HookedModel
 from gatelens.roles import Role
-
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
+from gatelens.tokens import TokenMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +39,12 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
     interventions: Any = (),
     max_new_tokens: int = 20,
     stop_at_eos: bool = True,
-    see: Look | None = None,
+    see: PatternCallback | None = None,
 ) -> Generation:
     """Decode greedily; each step is the same as running the grown prompt again with the same interventions.
 
@@ -71,20 +64,19 @@ def generate(
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
     """
-    if max_new_tokens < 1:
-        raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
-    if see is not None and not can_conduct(model):
+    _check_at_least_one(max_new_tokens)
+    if see is not None and not can_apply_cuts(model):
         raise InterventionError(
             "see= needs attention that gatelens computes; this decoder's is not exchangeable"
         )
     ends = eos_ids(model) if stop_at_eos else []
-    ids = decode_plainly(model, inputs, interventions, max_new_tokens, ends, see)
-    return finish(model, inputs.tokens, ids, ends)
+    decoder = Decoder.full(model, inputs, interventions, max_new_tokens, see)
+    return finish(model, inputs.tokens, decode(decoder, Greedy(ends), max_new_tokens), ends)
 
 
 @torch.no_grad()
 def generate_many(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
     runs: Sequence[Any],
     max_new_tokens: int = 20,
@@ -93,74 +85,24 @@ def generate_many(
     """:func:`generate` under each of several runs; what they have in common is computed once.
 
     Args:
-        model: the model.
-        inputs: prompts, padded on the left.
+        model, inputs, max_new_tokens, stop_at_eos: see :func:`generate`.
         runs: each an intervention, a (nested) list of them, or None.
-        max_new_tokens: at most so many new tokens.
-        stop_at_eos: end an example at its end-of-sequence token.
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
     """
+    _check_at_least_one(max_new_tokens)
+    ends = eos_ids(model) if stop_at_eos else []
+    batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=max_new_tokens)
+    return [finish(model, inputs.tokens, ids, ends) for ids in batch.decode(partial(Greedy, ends))]
+
+
+def _check_at_least_one(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
-    ends = eos_ids(model) if stop_at_eos else []
-    many = Many(model, inputs, runs_of(runs), logits=False, max_new_tokens=max_new_tokens)
-    found = many.generate(
-        max_new_tokens, ends, lambda run: decode_plainly(model, inputs, run, max_new_tokens, ends)
-    )
-    return [finish(model, inputs.tokens, ids, ends) for ids in found]
 
 
-def decode_plainly(
-    model: HookedVLM,
-    inputs: VLMInputs,
-    interventions: Any,
-    max_new_tokens: int,
-    ends: list[int],
-    see: Look | None = None,
-) -> Int[Tensor, "batch new"]:
-    """Greedy continuations: the whole prompt once, then one position a step."""
-    choose: Writer = partial(greedy, max_new_tokens=max_new_tokens, ends=ends)
-    return write_plainly(model, inputs, interventions, max_new_tokens, choose, see)
-
-
-def write_plainly(
-    model: HookedVLM,
-    inputs: VLMInputs,
-    interventions: Any,
-    max_new_tokens: int,
-    writer: Writer,
-    see: Look | None = None,
-    reading: Sequence[HookPair] = (),
-) -> Int[Tensor, "batch new"]:
-    """What ``writer`` chooses, token by token. ``reading``: hooks that look on at every pass."""
-    prompt = inputs.tokens
-    whole = Whole(model, interventions, prompt.extend(max_new_tokens), see)
-    whole.at(0, prompt.n_pos)
-    tensors = with_mask(inputs)
-    mask, positions = tensors["attention_mask"], tensors["position_ids"]
-    past = DynamicCache()  # every layer keeps every position: a knockout's rows count from the first
-
-    def step(n: int, chosen: Int[Tensor, " batch"]) -> Tensor:
-        nonlocal mask
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        whole.at(prompt.n_pos + n, prompt.n_pos + n + 1)
-        new = {
-            "input_ids": chosen[:, None].to(mask.device),
-            "attention_mask": mask,
-            "position_ids": next_position_ids(positions, n),
-        }
-        return model.forward_step(new, hooks, past=past)[0][:, -1]
-
-    with whole.acting() as pairs:
-        hooks = [*pairs, *reading]
-        logits, _ = model.forward_step({**tensors, "logits_to_keep": 1}, hooks, past=past)
-        whole.compiled.check_fired()
-        return writer(logits[:, -1], step)
-
-
-def finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:
+def finish(model: HookedModel, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:
     """Texts and token map of new tokens."""
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     after = (is_end.int().cumsum(dim=1) - is_end.int()) > 0
@@ -175,22 +117,24 @@ def finish(model: HookedVLM, prompt: TokenMap, ids: Int[Tensor, "batch new"], en
     return Generation(ids, texts, dataclasses.replace(tokens, roles=roles))
 
 
-def eos_ids(model: HookedVLM) -> list[int]:
+def eos_ids(model: HookedModel) -> list[int]:
     """The end-of-sequence tokens of the model's generation config, else of its tokenizer; perhaps none."""
     generation = getattr(model.hf, "generation_config", None)
-    found = getattr(generation, "eos_token_id", None)
-    if found is None:
-        found = getattr(model.tokenizer, "eos_token_id", None)
-    return [] if found is None else [int(found)] if isinstance(found, int) else [int(i) for i in found]
+    ends = getattr(generation, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(model.tokenizer, "eos_token_id", None)
+    if ends is None:
+        return []
+    return [int(ends)] if isinstance(ends, int) else [int(i) for i in ends]
 
 
-def _text(model: HookedVLM, ids: Tensor) -> str:
+def _text(model: HookedModel, ids: Tensor) -> str:
     if model.tokenizer is None:
         return " ".join(str(i) for i in ids.tolist())
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
 
-def _strings(model: HookedVLM, ids: Int[Tensor, "batch new"]) -> list[list[str]]:
+def _strings(model: HookedModel, ids: Int[Tensor, "batch new"]) -> list[list[str]]:
     if model.tokenizer is None:
         return [[str(i) for i in row] for row in ids.tolist()]
     return [model.tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]

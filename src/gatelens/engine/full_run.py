@@ -1,0 +1,55 @@
+"""One run that computes every position in every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.engine.cuts import PatternCallback
+from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.inputs import VLMInputs
+from gatelens.interventions.compile import as_interventions
+from gatelens.passes import HookedModel
+from gatelens.tokens import TokenMap
+
+
+class FullRun(StackedRuns):
+    """A run that shares nothing.
+
+    ``see(layer, pattern, position)``: shown the last row of every pass, Float[batch, head, 1, key].
+
+    Raises:
+        InterventionError: an intervention cannot act as written in this model.
+    """
+
+    def __init__(
+        self, model: HookedModel, interventions: Any, tokens: TokenMap, see: PatternCallback | None = None
+    ) -> None:
+        shown_rows = None if see is None else self._last_row
+        super().__init__(model, [as_interventions(interventions)], tokens, shown_rows=shown_rows, see=see)
+
+    def _last_row(self, layer: int) -> range:
+        n = self.span.stop - self.span.offset
+        return range(n - 1, n)
+
+
+def run(
+    model: HookedModel, inputs: VLMInputs, interventions: Any = ()
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits under interventions.
+
+    Args:
+        model: the model.
+        inputs: from ``model.prepare`` or ``model.inputs``.
+        interventions: an intervention, a (nested) list of them, or None.
+
+    Raises:
+        InterventionError: an intervention cannot act as written, or has no effect in this model.
+    """
+    full = FullRun(model, interventions, inputs.tokens)
+    with full.acting() as pairs:
+        logits = model.run_with_hooks(inputs, fwd_hooks=pairs)
+    full.check_fired()
+    return logits
