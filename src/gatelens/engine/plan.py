@@ -126,8 +126,9 @@ def hooks_stand(model: HookedModel) -> bool:
 
     They were written for passes over all positions of one batch and through all layers.
     """
+    points = model.hook_points.of_decoder()
     blocks = [one for b in model.bridge.blocks for one in (b, getattr(b, "original_component", None))]
-    return any(point.fwd_hooks for point in model.hook_points.of_decoder()) or any(
+    return any(point.fwd_hooks for point in points) or any(
         one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None
     )
 

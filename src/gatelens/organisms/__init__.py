@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatelens.loading import locate
-from gatelens.loading import organisms as names
+from gatelens.checkpoints import locate
+from gatelens.checkpoints import organisms as names
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gatelens.checkpoints import put_weights, weights
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
 from gatelens.runs import check_writable, fingerprint, write_atomic
-from gatelens.saving import put_weights, weights
 from gatelens.training.documents import IGNORED, Documents, documents
 
 if TYPE_CHECKING:
