@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__ below does the same
     from gatelens import data, engine, errors, families, interventions, measures, organisms, studies, views
-    from gatelens.engine.generation import Generation
     from gatelens.engine.explanation import explain
+    from gatelens.engine.generation import Generation
     from gatelens.engine.grid import sweep
     from gatelens.families import Family, FixedGrid, Geometry, Layout
     from gatelens.inputs import VLMInputs

@@ -114,7 +114,8 @@ def describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int = DESCRI
     else:
         decoder.prompt()
     layers = [
-        (layer.keys[:, :, : prompt.n_pos], layer.values[:, :, : prompt.n_pos]) for layer in decoder.past.layers
+        (layer.keys[:, :, : prompt.n_pos], layer.values[:, :, : prompt.n_pos])
+        for layer in decoder.past.layers
     ]
     after = next_position_ids(decoder.tensors["position_ids"], 0)
     return Described(

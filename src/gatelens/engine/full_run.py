@@ -35,9 +35,7 @@ class FullRun(StackedRuns):
         return range(n - 1, n)
 
 
-def run(
-    model: HookedModel, inputs: VLMInputs, interventions: Any = ()
-) -> Float[Tensor, "batch pos d_vocab"]:
+def run(model: HookedModel, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits under interventions.
 
     Args:

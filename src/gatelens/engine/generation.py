@@ -102,7 +102,9 @@ def _check_at_least_one(max_new_tokens: int) -> None:
         raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
 
 
-def finish(model: HookedModel, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]) -> Generation:
+def finish(
+    model: HookedModel, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]
+) -> Generation:
     """Texts and token map of new tokens."""
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     after = (is_end.int().cumsum(dim=1) - is_end.int()) > 0
