@@ -51,7 +51,7 @@ class Hooking:
                         )
                     why = self._unread.get(spelled)
                     added.append(
-                        (point, point.add_hook(fn if why is None else towers.refusing(fn, spelled, why)))
+                        (point, point.add_hook(fn if why is None else towers.read_only(fn, spelled, why)))
                     )
             yield
         finally:
@@ -112,7 +112,7 @@ class Hooking:
         Raises InterventionError for unknown names, and where an edit of the vision tower would change nothing.
         """
         tensors = prepared(inputs).tensors
-        with towers.noticing(fwd_hooks, self._tower_points) as hooks:
+        with towers.must_fire(fwd_hooks, self._tower_points) as hooks:
             return self.forward_step(tensors, hooks)[0]
 
     def run_with_cache(

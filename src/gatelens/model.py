@@ -15,10 +15,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from gatelens import loading, saving
 from gatelens.bridge import towers
-from gatelens.bridge.attention import install as install_attention
-from gatelens.bridge.attention import windows
-from gatelens.bridge.linears import install as install_linears
-from gatelens.bridge.norms import install as install_norms
+from gatelens.bridge.attention import attention_windows, install_attention
+from gatelens.bridge.linear_layers import install_linear_layers
+from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
@@ -54,11 +53,14 @@ class HookedVLM(Prompting, Hooking):
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         self.cfg = bridge.cfg
-        self.cfg.attention_windows = windows(hf.config.get_text_config(), int(self.cfg.n_layers))
+        self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
         self._points: dict[str, HookPoint] = bridge.hook_dict
-        self._tower_points, self._unread = towers.points(bridge), towers.unread(bridge, hf.config)
+        self._tower_points, self._unread = (
+            towers.tower_points(bridge),
+            towers.unread_points(bridge, hf.config),
+        )
         install_norms(bridge)
-        install_linears(bridge)
+        install_linear_layers(bridge)
         self.attention = "fused"
 
     @classmethod
@@ -103,7 +105,7 @@ class HookedVLM(Prompting, Hooking):
         names = tuple(hf_model.state_dict())
         with adapted(architecture, family):
             bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
-        towers.install(bridge)
+        towers.install_towers(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
         return cls(hf_model, bridge, family, layout, processor, names)
@@ -188,7 +190,7 @@ class HookedVLM(Prompting, Hooking):
     @attention.setter
     def attention(self, way: str) -> None:
         install_attention(self.bridge, self.hf, way)
-        towers.follow(self.bridge, way)
+        towers.set_tower_mode(self.bridge, way)
         self._attention = way
 
     def __repr__(self) -> str:

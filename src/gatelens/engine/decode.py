@@ -20,7 +20,7 @@ from gatelens.engine.replay import Writer, greedy
 from gatelens.engine.run import Whole
 from gatelens.errors import InterventionError
 from gatelens.inputs import next_position_ids
-from gatelens.interventions.base import HookPair
+from gatelens.interventions.hooks import HookPair
 from gatelens.roles import Role
 
 if TYPE_CHECKING:

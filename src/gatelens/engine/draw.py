@@ -17,7 +17,7 @@ from gatelens.engine.many import Many, runs_of
 from gatelens.engine.replay import Step
 from gatelens.engine.run import Whole
 from gatelens.errors import InputError, ModelError
-from gatelens.interventions.base import HookPair
+from gatelens.interventions.hooks import HookPair
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs

@@ -12,9 +12,10 @@ from torch import Tensor
 from gatelens.engine.cuts import Cuts, can_conduct, conducting
 from gatelens.engine.run import compile_for
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Span, select
+from gatelens.interventions.base import select
 from gatelens.interventions.compile import as_interventions
-from gatelens.interventions.knockout import plain_knockout
+from gatelens.interventions.hooks import Span
+from gatelens.interventions.knockouts import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs

@@ -15,9 +15,9 @@ from gatelens.engine.clean import Clean
 from gatelens.engine.cuts import Cuts, conducting
 from gatelens.engine.plan import Part, Run
 from gatelens.inputs import next_position_ids
-from gatelens.interventions.base import HookPair, Span
-from gatelens.interventions.compile import CompiledHooks, compile_hooks
-from gatelens.interventions.knockout import plain_knockout
+from gatelens.interventions.compile import compile_hooks
+from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
+from gatelens.interventions.knockouts import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.model import HookedVLM

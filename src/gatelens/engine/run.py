@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gatelens.engine.cuts import Cuts, Look, can_conduct, conducting
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Span
-from gatelens.interventions.compile import CompiledHooks, as_interventions, compile_hooks
-from gatelens.interventions.knockout import plain_knockout
+from gatelens.interventions.compile import as_interventions, compile_hooks
+from gatelens.interventions.hooks import CompiledHooks, Span
+from gatelens.interventions.knockouts import plain_knockout
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
