@@ -206,7 +206,7 @@ def test_an_error_in_a_hook_leaves_nothing_behind(tiny: Any, batch: Any) -> None
             tiny, batch, [gi.knockout("text - gate", "image"), Boom("last", "resid_pre", layers=(1,))]
         )
     for block in tiny.bridge.blocks:
-        assert "forward" not in vars(block) and block.attn.orders is None
+        assert "forward" not in vars(block) and block.attn.cuts is None
     assert torch.equal(tiny(batch), clean)
 
 

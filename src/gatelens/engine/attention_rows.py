@@ -13,8 +13,9 @@ from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.errors import InterventionError
 from gatelens.inputs import VLMInputs
-from gatelens.interventions.base import HookPair, select
+from gatelens.interventions.base import select
 from gatelens.interventions.compile import as_interventions
+from gatelens.interventions.hooks import HookPair
 from gatelens.passes import HookedModel
 from gatelens.tokens import SelectorLike
 

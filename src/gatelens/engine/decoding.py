@@ -16,7 +16,7 @@ from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.full_run import FullRun
 from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.inputs import VLMInputs, next_position_ids
-from gatelens.interventions.base import HookPair
+from gatelens.interventions.hooks import HookPair
 from gatelens.passes import HookedModel
 
 
@@ -98,7 +98,8 @@ class Decoder:
         self, tensors: dict[str, Any], first: Sequence[HookPair] = ()
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """One pass; the hooks of ``first`` act before all others."""
-        with nullcontext([]) if self.runs is None else self.runs.acting() as pairs:
+        acting = nullcontext(list[HookPair]()) if self.runs is None else self.runs.acting()
+        with acting as pairs:
             hooks = [*first, *pairs, *self._reading]
             logits, _ = self.model.forward_step(tensors, hooks, past=self.past)
         return logits if self._raw is None else self._raw

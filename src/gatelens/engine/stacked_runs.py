@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gatelens.engine.cuts import Cuts, PatternCallback, apply_cuts, can_apply_cuts
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import HookPair, Intervention, Span
-from gatelens.interventions.compile import CompiledHooks, compile_hooks
-from gatelens.interventions.knockout import plain_knockout
+from gatelens.interventions.base import Intervention
+from gatelens.interventions.compile import compile_hooks
+from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
+from gatelens.interventions.knockouts import split_knockouts
 from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
@@ -46,8 +47,9 @@ class StackedRuns:
         self.span = Span(0, tokens.n_pos)
         self.cuts: Cuts | None = None
         if can_apply_cuts(model):
-            knockouts = [[spec for spec in run if plain_knockout(spec)] for run in runs]
-            runs = [[spec for spec in run if not plain_knockout(spec)] for run in runs]
+            split = [split_knockouts(run) for run in runs]
+            runs = [others for _, others in split]
+            knockouts = [mine for mine, _ in split]
             self.cuts = Cuts(knockouts, tokens, model.cfg, self.span, shared, shown_rows, see)
         self.compiled = [compile_for(model, run, tokens) for run in runs]
         self.pairs = stack_hooks(self.compiled, tokens.batch_size)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gatelens.engine.drawing import canvas, draw
 from gatelens.errors import ModelError
-from gatelens.interventions.base import Edit, Intervention, Span
+from gatelens.interventions.base import Intervention
+from gatelens.interventions.hooks import Edit, Span
 from gatelens.organisms import picture_codec as codec
 
 if TYPE_CHECKING:
