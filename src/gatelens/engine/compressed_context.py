@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gatelens.engine.decoding import Decoder, Greedy, decode
-from gatelens.engine.generation import Generation, eos_ids
+from gatelens.engine.generation import Generation, eos_ids, text_before_end
 from gatelens.engine.memory import halving
 from gatelens.errors import InputError, InterventionError, ModelError
 from gatelens.passes import HookedModel
@@ -126,7 +126,7 @@ class CompressedContext:
             for _, ids in halving(pairs[first : first + batch_size], decode_some):
                 token_ids += list(ids)
         seconds = now(model) - began
-        texts = [_text(model, ids, ends) for ids in token_ids]
+        texts = [text_before_end(model, ids.tolist(), ends) for ids in token_ids]
         return Answers(self._nested(pairs, texts), self._nested(pairs, token_ids), seconds)
 
     @torch.no_grad()
@@ -287,12 +287,6 @@ def now(model: HookedModel) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
-
-
-def _text(model: HookedModel, ids: Int[Tensor, " new"], ends: list[int]) -> str:
-    words = ids.tolist()
-    stop = next((i for i, word in enumerate(words) if word in ends), len(words))
-    return model.decode(words[:stop])[0] if stop else ""
 
 
 def _rows(tensor: Float[Tensor, "batch head pos d"], index: Int[Tensor, "batch kept"]) -> Tensor:

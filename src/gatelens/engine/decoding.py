@@ -11,11 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from gatelens.engine.clean_run import with_mask
-from gatelens.engine.cuts import PatternCallback
-from gatelens.engine.full_run import FullRun
 from gatelens.engine.stacked_runs import StackedRuns
-from gatelens.inputs import VLMInputs, next_position_ids
+from gatelens.inputs import next_position_ids
 from gatelens.interventions.hooks import HookPair
 from gatelens.passes import HookedModel
 
@@ -54,20 +51,6 @@ class Decoder:
         self.n_prompt, self.n_new = self.mask.shape[1], 0
         self._reading: list[HookPair] = [("unembed.hook_out", self._keep_raw)] if raw_logits else []
         self._raw: Tensor | None = None
-
-    @classmethod
-    def full(
-        cls,
-        model: HookedModel,
-        inputs: VLMInputs,
-        interventions: Any,
-        max_new_tokens: int,
-        see: PatternCallback | None = None,
-        raw_logits: bool = False,
-    ) -> Decoder:
-        """A decoder that computes the whole prompts under the interventions; ``see`` as in :class:`FullRun`."""
-        run = FullRun(model, interventions, inputs.tokens.extend(max_new_tokens), see)
-        return cls(model, with_mask(inputs), DynamicCache(), run, raw_logits)
 
     def prompt(self) -> Float[Tensor, "batch d_vocab"]:
         """Logits after the prompts. Raises InterventionError when a hook has not fired."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gatelens.engine.clean_run import with_mask
 from gatelens.engine.decoding import Decoder
+from gatelens.engine.full_run import full_decoder
 from gatelens.engine.generation import finish
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InputError, ModelError
@@ -100,15 +102,10 @@ def draw_many(
         raise InputError(f"temperature={temperature} is below 0; 0 takes the likeliest token")
     inputs = begun(model, inputs)
     n_cells = rows * cols
+    new_sampler = partial(_Sampler, model, inputs.batch_size, n_cells, temperature, guidance, seed)
     batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=n_cells)
-
-    def new_sampler() -> _Sampler:
-        return _Sampler(model, inputs.batch_size, n_cells, temperature, guidance, seed)
-
-    return [
-        Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens)
-        for ids in batch.decode(new_sampler, raw_logits=True)
-    ]
+    pictures = batch.decode(new_sampler, raw_logits=True)
+    return [Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens) for ids in pictures]
 
 
 def canvas(model: HookedModel) -> tuple[int, int]:
@@ -193,7 +190,7 @@ class _Sampler:
                 f"{self.model!r} has no beginning-of-sequence token to draw without a prompt: guidance=1"
             )
         inputs = self.model.inputs(torch.tensor([[bos, boi]] * batch))
-        return Decoder.full(self.model, inputs, (), self.n_cells, raw_logits=True)
+        return full_decoder(self.model, inputs, (), self.n_cells, raw_logits=True)
 
     def _choose(self, log_p: Float[Tensor, "batch code"]) -> Int[Tensor, " batch"]:
         if self.temperature == 0:

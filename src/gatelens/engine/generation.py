@@ -13,10 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gatelens.engine.cuts import PatternCallback, can_apply_cuts
-from gatelens.engine.decoding import Decoder, Greedy, decode
+from gatelens.engine.decoding import Greedy, decode
+from gatelens.engine.full_run import full_decoder
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
 from gatelens.inputs import VLMInputs
+from gatelens.interventions.compile import as_interventions
 from gatelens.passes import HookedModel
 from gatelens.roles import Role
 from gatelens.tokens import TokenMap
@@ -70,7 +72,7 @@ def generate(
             "see= needs attention that gatelens computes; this decoder's is not exchangeable"
         )
     ends = eos_ids(model) if stop_at_eos else []
-    decoder = Decoder.full(model, inputs, interventions, max_new_tokens, see)
+    decoder = full_decoder(model, inputs, as_interventions(interventions), max_new_tokens, see)
     return finish(model, inputs.tokens, decode(decoder, Greedy(ends), max_new_tokens), ends)
 
 
@@ -109,10 +111,8 @@ def finish(
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     after = (is_end.int().cumsum(dim=1) - is_end.int()) > 0
     longest = int((~after).sum(dim=1).max())  # runs beside this one may have gone on for longer
-    ids, is_end, after = ids[:, :longest], is_end[:, :longest], after[:, :longest]
-    texts = [
-        _text(model, row[: int(keep)]) for row, keep in zip(ids, (~(is_end | after)).sum(dim=1), strict=True)
-    ]
+    ids, after = ids[:, :longest], after[:, :longest]
+    texts = [text_before_end(model, row.tolist(), ends) for row in ids]
     tokens = prompt.extend(ids.shape[1], strings=_strings(model, ids))
     roles = tokens.roles.clone()
     roles[:, prompt.n_pos :][after] = Role.PAD
@@ -130,10 +130,12 @@ def eos_ids(model: HookedModel) -> list[int]:
     return [int(ends)] if isinstance(ends, int) else [int(i) for i in ends]
 
 
-def _text(model: HookedModel, ids: Tensor) -> str:
+def text_before_end(model: HookedModel, ids: list[int], ends: list[int]) -> str:
+    """The text of one example's tokens up to its end of sequence; without a tokenizer, the ids."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     if model.tokenizer is None:
-        return " ".join(str(i) for i in ids.tolist())
-    return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return " ".join(str(i) for i in ids[:stop])
+    return model.tokenizer.decode(ids[:stop], skip_special_tokens=True)
 
 
 def _strings(model: HookedModel, ids: Int[Tensor, "batch new"]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from gatelens.engine.cuts import can_apply_cuts
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention, Reach
 from gatelens.passes import HookedModel
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, TokenMap
 
 Specs = list[Intervention]  # what acts in one run
 GOOD_ROWS = 128  # tokens at once that keep the cores busy: fewer, and runs of neighbouring layers are joined
@@ -149,7 +149,8 @@ def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | 
     two_way = (tokens.two_way >= 0).any(dim=0).nonzero()
     if len(two_way) and position <= int(two_way[-1]):
         return "it begins before tokens that attend in both directions"
-    pictures = tokens.mask("image | row_break").any(dim=0).nonzero()
+    of_pictures = (tokens.roles == Role.IMAGE) | (tokens.roles == Role.ROW_BREAK)
+    pictures = of_pictures.any(dim=0).nonzero()
     if model.family.adds_later and len(pictures) and position <= int(pictures[-1]):
         return "pictures are added to later layers of this family too"
     return None

@@ -41,12 +41,10 @@ class Replay(Decoder):
         raw_logits: bool = False,
     ) -> None:
         self.clean, self.part = clean, part
-        self.stack = StackedRuns(
-            clean.model, [runs[i] for i in part.runs], tokens, shared=clean.keys_before(part.position)
-        )
-        super().__init__(
-            clean.model, clean.stacked(len(part.runs)), clean.branch(part.position), self.stack, raw_logits
-        )
+        tensors, past = clean.stacked(len(part.runs)), clean.branch(part.position)
+        shared = clean.keys_before(part.position)
+        self.stack = StackedRuns(clean.model, [runs[i] for i in part.runs], tokens, shared)
+        super().__init__(clean.model, tensors, past, self.stack, raw_logits)
 
     def logits(self, last_only: bool = False) -> Float[Tensor, "run batch suffix d_vocab"]:
         """Logits of the positions from ``part.position`` on (or of the last alone), run by run."""

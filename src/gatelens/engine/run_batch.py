@@ -13,11 +13,10 @@ from torch import Tensor
 
 from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Chooser, Decoder, decode
-from gatelens.engine.full_run import run
+from gatelens.engine.full_run import full_decoder, full_logits
 from gatelens.engine.memory import halving
 from gatelens.engine.plan import Part, Plan, Specs, make_plan
 from gatelens.engine.replay import Replay
-from gatelens.engine.stacked_runs import strict_edits
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
 from gatelens.passes import HookedModel
@@ -65,11 +64,11 @@ class RunBatch:
         With ``every_position`` the tensor is one buffer, written anew for each run: use it before the next one
         comes. Without, it holds the last position alone, Float[batch, 1, d_vocab].
         """
-        with torch.no_grad(), strict_edits():
+        with torch.no_grad():
             for i in self.plan.clean:
                 yield i, self.clean.logits.clone()
             for i in self.plan.full:
-                logits = run(self.model, self.inputs, self.runs[i])
+                logits = full_logits(self.model, self.inputs, self.runs[i])
                 # a copy of the last row: a view would keep the logits of every position alive
                 yield i, logits if self.every_position else logits[:, -1:].clone()
             buffer = self._buffer() if self.plan.parts and self.every_position else None
@@ -96,19 +95,18 @@ class RunBatch:
             new_chooser: makes what picks the tokens, of one run or of several stacked in the batch.
             raw_logits: whether it sees logits of the unembedding, with no token masked out of them.
         """
+        groups: list[tuple[tuple[int, ...], Part | None]] = [(part.runs, part) for part in self.plan.parts]
+        groups += [((i,), None) for i in (*self.plan.clean, *self.plan.full)]
         token_ids: dict[int, Tensor] = {}
-        n = self.max_new_tokens
-        with torch.no_grad(), strict_edits():
-            for i in (*self.plan.clean, *self.plan.full):
-                decoder = Decoder.full(self.model, self.inputs, self.runs[i], n, raw_logits=raw_logits)
-                token_ids[i] = decode(decoder, new_chooser(), n)
-            for part in self.plan.parts:
+        with torch.no_grad():
+            for runs, part in groups:
 
-                def replayed(numbers: tuple[int, ...], part: Part = part) -> Tensor:
-                    ids = decode(self._replay(part, numbers, raw_logits), new_chooser(), n)
+                def decode_some(numbers: tuple[int, ...], part: Part | None = part) -> Tensor:
+                    decoder = self._decoder(part, numbers, raw_logits)
+                    ids = decode(decoder, new_chooser(), self.max_new_tokens)
                     return ids.view(len(numbers), -1, ids.shape[1])
 
-                for numbers, ids in halving(part.runs, replayed):
+                for numbers, ids in halving(runs, decode_some):
                     token_ids.update(zip(numbers, ids, strict=True))
         return [token_ids[i] for i in range(len(self.runs))]
 
@@ -118,6 +116,13 @@ class RunBatch:
 
     def _logits(self, part: Part, numbers: tuple[int, ...]) -> Float[Tensor, "run batch suffix d_vocab"]:
         return self._replay(part, numbers).logits(last_only=not self.every_position)
+
+    def _decoder(self, part: Part | None, numbers: tuple[int, ...], raw_logits: bool) -> Decoder:
+        """Of runs of a part, or of a single run that shares nothing."""
+        if part is not None:
+            return self._replay(part, numbers, raw_logits)
+        specs = self.runs[numbers[0]]
+        return full_decoder(self.model, self.inputs, specs, self.max_new_tokens, raw_logits=raw_logits)
 
     def _replay(self, part: Part, numbers: tuple[int, ...], raw_logits: bool = False) -> Replay:
         part = dataclasses.replace(part, runs=numbers)

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from gatelens.checkpoints import put_weights, weights
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
+from gatelens.interventions.compile import as_interventions
 from gatelens.runs import check_writable, fingerprint, write_atomic
 from gatelens.training.documents import IGNORED, Documents, documents
 
@@ -123,7 +124,7 @@ def loss_of(model: HookedVLM, batch: Documents, interventions: Any = ()) -> Tens
     """Mean cross-entropy of the answers' tokens under the interventions, in nats a token."""
     if callable(interventions):
         interventions = interventions(model, batch.inputs)
-    run = FullRun(model, interventions, batch.inputs.tokens)
+    run = FullRun(model, as_interventions(interventions), batch.inputs.tokens)
     tail = batch.targets.shape[1]
     with run.acting() as pairs:
         logits, _ = model.forward_step({**batch.inputs.tensors, "logits_to_keep": tail}, pairs)
