@@ -25,9 +25,9 @@ def test_every_name_is_there_once(package: str) -> None:
 @pytest.mark.parametrize(
     "package, module, names",
     [
-        ("engine", "compress", "compress describe Described"),
-        ("engine", "context", "CompressedContext"),
-        ("engine", "look", "look"),
+        ("engine", "compression", "compress describe"),
+        ("engine", "compressed_context", "CompressedContext Described"),
+        ("engine", "attention_rows", "look"),
         ("measures", "mme", "mme yes_or_no"),
         (
             "measures",

@@ -221,13 +221,13 @@ def test_fused_attention_is_only_taken_apart_where_a_hook_stands(
     tiny: HookedVLM, stepwise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apart: list[int] = []
-    whole = attention.masked
+    whole = attention.masked_scores
 
     def counted(*args: Any) -> Tensor:
         apart.append(1)
         return whole(*args)
 
-    monkeypatch.setattr(attention, "masked", counted)
+    monkeypatch.setattr(attention, "masked_scores", counted)
     inputs = tiny.prepare(*CASES["one image"])
     for site, n_apart in [("attn.hook_z", 0), ("attn.hook_pattern", 1), ("attn.hook_attn_scores", 1)]:
         apart.clear()

@@ -16,10 +16,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from gatelens import checkpoints, engine, passes, prompting
 from gatelens.bridge import towers
-from gatelens.bridge.attention import install as install_attention
-from gatelens.bridge.attention import windows
-from gatelens.bridge.linears import install as install_linears
-from gatelens.bridge.norms import install as install_norms
+from gatelens.bridge.attention import attention_windows, install_attention
+from gatelens.bridge.linear_layers import install_linear_layers
+from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
 from gatelens.caches import KeptRows, caching_hooks
 from gatelens.errors import InputError, ModelError
@@ -56,10 +55,10 @@ class HookedVLM:
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         self.cfg = bridge.cfg
-        self.cfg.attention_windows = windows(hf.config.get_text_config(), int(self.cfg.n_layers))
+        self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
         self.hook_points = HookPoints(bridge, hf.config)
         install_norms(bridge)
-        install_linears(bridge)
+        install_linear_layers(bridge)
         self.attention = "fused"
 
     @classmethod
@@ -103,7 +102,7 @@ class HookedVLM:
         names = tuple(hf_model.state_dict())
         with adapted(architecture, family):
             bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
-        towers.install(bridge)
+        towers.install_towers(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
         return cls(hf_model, bridge, family, layout, processor, names)
@@ -188,7 +187,7 @@ class HookedVLM:
     @attention.setter
     def attention(self, way: str) -> None:
         install_attention(self.bridge, self.hf, way)
-        towers.follow(self.bridge, way)
+        towers.set_tower_mode(self.bridge, way)
         self._attention = way
 
     def __repr__(self) -> str:
@@ -292,7 +291,7 @@ class HookedVLM:
         Raises InterventionError for unknown names, and where an edit of the vision tower would change nothing.
         """
         tensors = prepared(inputs).tensors
-        with towers.noticing(fwd_hooks, self.hook_points.of_towers) as hooks:
+        with towers.must_fire(fwd_hooks, self.hook_points.of_towers) as hooks:
             return self.forward_step(tensors, hooks)[0]
 
     def run_with_cache(

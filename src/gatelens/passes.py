@@ -73,8 +73,8 @@ class HookPoints:
     def __init__(self, bridge: Any, config: Any) -> None:
         self._bridge = bridge
         self.by_name: dict[str, HookPoint] = bridge.hook_dict
-        self.of_towers: dict[str, HookPoint] = towers.points(bridge)
-        self.unread: dict[str, str] = towers.unread(bridge, config)
+        self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
+        self.unread: dict[str, str] = towers.unread_points(bridge, config)
 
     def of_decoder(self) -> list[HookPoint]:
         return [point for name, point in self.by_name.items() if name not in self.of_towers]
@@ -121,7 +121,7 @@ class HookPoints:
                             f"hook '{spelled}' never fires: call model.bridge.set_{switch}(True) first"
                         )
                     reason = self.unread.get(spelled)
-                    hook_fn = fn if reason is None else towers.refusing(fn, spelled, reason)
+                    hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
                     added.append((point, point.add_hook(hook_fn)))
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Let a native organism draw: prompts in, image tokens out (:mod:`gatelens.engine.draw`), pictures decoded."""
+"""Let a native organism draw: prompts in, image tokens out (:mod:`gatelens.engine.drawing`), pictures decoded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from gatelens.engine.draw import canvas, draw
+from gatelens.engine.drawing import canvas, draw
 from gatelens.errors import ModelError
-from gatelens.interventions.base import Edit, Intervention, Span
+from gatelens.interventions.base import Intervention
+from gatelens.interventions.hooks import Edit, Span
 from gatelens.organisms import picture_codec as codec
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw_pictures(
 
     Args:
         text: prompts, with or without ``<image>``.
-        temperature, guidance, seed: see :func:`gatelens.engine.draw.draw`.
+        temperature, guidance, seed: see :func:`gatelens.engine.drawing.draw`.
         fwd_hooks: TransformerLens hooks that hold while the prompted picture is drawn.
         images: what ``<image>`` stands for, see ``model.prepare``.
         interventions: hold at every step while the prompted picture is drawn.

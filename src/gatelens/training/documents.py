@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gatelens.engine.decode import eos_ids
+from gatelens.engine.generation import eos_ids
 from gatelens.errors import DataError
 
 if TYPE_CHECKING:

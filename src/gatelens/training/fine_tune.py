@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gatelens.checkpoints import put_weights, weights
-from gatelens.engine.run import Whole
+from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
+from gatelens.interventions.compile import as_interventions
 from gatelens.runs import check_writable, fingerprint, write_atomic
 from gatelens.training.documents import IGNORED, Documents, documents
 
@@ -123,11 +124,11 @@ def loss_of(model: HookedVLM, batch: Documents, interventions: Any = ()) -> Tens
     """Mean cross-entropy of the answers' tokens under the interventions, in nats a token."""
     if callable(interventions):
         interventions = interventions(model, batch.inputs)
-    whole = Whole(model, interventions, batch.inputs.tokens)
+    run = FullRun(model, as_interventions(interventions), batch.inputs.tokens)
     tail = batch.targets.shape[1]
-    with whole.acting() as pairs:
+    with run.acting() as pairs:
         logits, _ = model.forward_step({**batch.inputs.tensors, "logits_to_keep": tail}, pairs)
-    whole.compiled.check_fired()
+    run.check_fired()
     logits = logits[:, -tail:].float()
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 

@@ -11,7 +11,7 @@ from gatelens.errors import DataError
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
-    from gatelens.interventions.patch import Patch
+    from gatelens.interventions.patching import Patch
     from gatelens.model import HookedVLM
 
 

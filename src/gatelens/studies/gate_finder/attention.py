@@ -44,7 +44,7 @@ def add_attention(setup: Setup, rows: Rows) -> None:
 
 def _readers(batch: Batch, place: int) -> Bool[Tensor, "batch pos"]:
     """The positions behind the picture that can read a place: those after it, or of its two-way block."""
-    from gatelens.interventions.sight import in_sight
+    from gatelens.interventions.visibility import visible_keys
 
     key = batch.mask([place])
-    return batch.behind & ~key & in_sight(key, batch.inputs.tokens).bool()
+    return batch.behind & ~key & visible_keys(key, batch.inputs.tokens).bool()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gatelens.data import prompts, scenes
 from gatelens.engine import last_logits
-from gatelens.engine.draw import draw_many
+from gatelens.engine.drawing import draw_many
 from gatelens.errors import ModelError
 from gatelens.interventions import hook_name, knockout, patch, steer
 from gatelens.organisms.drawing import GUIDANCE, TEMPERATURE, Decoder, decoder

@@ -1,6 +1,6 @@
 """What a compressed context costs and saves: questions answered from it, beside the full context.
 
-Of every picture a description prompt is run once (:mod:`gatelens.engine.compress`); then all its questions are
+Of every picture a description prompt is run once (:mod:`gatelens.engine.compression`); then all its questions are
 answered from contexts of several sizes. Two more rows stand beside them, neither compressed: ``asked afresh``
 puts each question into a prompt of its own with the picture, as one would without any of this, and
 ``description re-prompt`` puts it after the description's words, without the picture (Kaduri et al. 2025).
@@ -22,7 +22,8 @@ import torch
 from gatelens.data import scenes
 from gatelens.data.base import TASKS
 from gatelens.data.prompts import CAPTION_PROMPT, QUESTION_PROMPT
-from gatelens.engine.compress import ALWAYS, AMONG, DESCRIPTION_TOKENS, Described, describe
+from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
+from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
 from gatelens.measures.stats import bootstrap_replicates
 from gatelens.measures.vqa import normalise_answer, vqa_accuracy

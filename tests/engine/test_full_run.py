@@ -77,7 +77,7 @@ def test_an_edit_that_is_discarded_is_an_error(tiny_llava: Any, monkeypatch: pyt
     edit = Custom("vision_encoder.encoder_layers.0.attn.hook_pattern", lambda tensor, hook=None: tensor * 0)
     inputs = prompts(tiny_llava)
     assert (run(tiny_llava, inputs, edit) - tiny_llava(inputs)).abs().max() > 1e-3  # ours takes them
-    monkeypatch.setattr(towers, "install", lambda bridge: None)
+    monkeypatch.setattr(towers, "install_towers", lambda bridge: None)
     bare = HookedVLM.from_module(make_llava(), make_llava_processor())
     with pytest.raises(InterventionError, match="discards the edit"):
         run(bare, inputs, edit)

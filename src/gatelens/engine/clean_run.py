@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-
-PER_POSITION = ("input_ids", "attention_mask", "position_ids")
+from gatelens.inputs import VLMInputs
+from gatelens.passes import HookedModel
 
 
 class SharedLayer(DynamicLayer):
@@ -42,18 +38,22 @@ class SharedLayer(DynamicLayer):
         return self.n_shared + own
 
 
-class Clean:
+class CleanRun:
     """Keys and values of every position, and the residual stream where runs will start again.
 
     Args:
         model: the model.
         inputs: the prompts.
         starts: (layer, position): runs will start again in this layer, from this position on.
-        logits: whether the logits of every position are wanted (else those of the last).
+        every_position: whether the logits of every position are wanted (else those of the last).
     """
 
     def __init__(
-        self, model: HookedVLM, inputs: VLMInputs, starts: Iterable[tuple[int, int]], logits: bool = True
+        self,
+        model: HookedModel,
+        inputs: VLMInputs,
+        starts: Iterable[tuple[int, int]],
+        every_position: bool = True,
     ) -> None:
         self.model, self.inputs = model, inputs
         self.tensors = with_mask(inputs)
@@ -63,7 +63,7 @@ class Clean:
             begin[layer] = min(position, begin.get(layer, position))
         hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep(layer, p)) for layer, p in begin.items()]
         watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
-        keep = {} if logits else {"logits_to_keep": 1}
+        keep = {} if every_position else {"logits_to_keep": 1}
         try:
             self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
         finally:
@@ -84,12 +84,12 @@ class Clean:
         first, tensor = self.resid[layer]
         return tensor[:, position - first :]
 
-    def suffix(self, position: int, runs: int) -> dict[str, Tensor]:
-        """What forward takes for the positions from ``position`` on, once for each run."""
-        out = {"attention_mask": self.tensors["attention_mask"].repeat(runs, 1)}
-        for name in ("input_ids", "position_ids"):
-            part = self.tensors[name][..., position:]
-            out[name] = part.repeat(1, runs, 1) if part.ndim == 3 else part.repeat(runs, 1)
+    def stacked(self, runs: int) -> dict[str, Tensor]:
+        """What stands at each position of the prompts (ids, mask, position ids), once for each run."""
+        out = {}
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            tensor = self.tensors[name]
+            out[name] = tensor.repeat(1, runs, 1) if tensor.ndim == 3 else tensor.repeat(runs, 1)
         return out
 
     def branch(self, position: int) -> DynamicCache:
@@ -98,7 +98,7 @@ class Clean:
         out.layers = [SharedLayer(position) for _ in self.shared]
         return out
 
-    def before(self, position: int) -> list[tuple[Tensor, Tensor]] | None:
+    def keys_before(self, position: int) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values by layer of the positions before; None when there are none."""
         return [(k[:, :, :position], v[:, :, :position]) for k, v in self.shared] if position else None
 
@@ -114,13 +114,3 @@ def with_mask(inputs: VLMInputs) -> dict[str, Tensor]:
     if "attention_mask" not in tensors:
         tensors["attention_mask"] = (inputs.tokens.roles != 0).long().to(tensors["input_ids"].device)
     return tensors
-
-
-def fork(past: Any) -> Any:
-    """A KV cache that can grow without the original growing with it."""
-    layers = getattr(past, "layers", None)
-    if layers and all(type(layer).__name__ == "DynamicLayer" for layer in layers):
-        twin = copy.copy(past)  # such layers grow by making new tensors: the old ones can be shared
-        twin.layers = [copy.copy(layer) for layer in layers]
-        return twin
-    return copy.deepcopy(past)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import gatelens.interventions as gi
 from gatelens.engine import generate, run
 from gatelens.errors import InterventionError
+from gatelens.interventions import knockouts as knockouts_module
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
 from gatelens.tokens import position_ids
@@ -198,17 +199,16 @@ def test_a_batch_is_its_examples(tiny: Any, batch: Any) -> None:
 
 
 def test_decoding_builds_one_row_a_step(tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gatelens.engine.cuts import Cuts
-
     shapes: list[tuple[int, int]] = []
-    original = Cuts._build
+    original = knockouts_module.blocked_entries
 
-    def noting(self: Any, members: Any, device: Any) -> Any:
-        out = original(self, members, device)
-        shapes.append((out.entries.shape[2], out.entries.shape[3]))
-        return out
+    def noting(*args: Any) -> Any:
+        blocked = original(*args)
+        if blocked is not None:
+            shapes.append((blocked.entries.shape[2], blocked.entries.shape[3]))
+        return blocked
 
-    monkeypatch.setattr(Cuts, "_build", noting)
+    monkeypatch.setattr(knockouts_module, "blocked_entries", noting)
     generate(tiny, batch, gi.knockout("text", "image"), max_new_tokens=4, stop_at_eos=False)
     n = batch.tokens.n_pos
     assert [keys for _, keys in shapes] == [n, n + 1, n + 2, n + 3]

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.engine.cuts import Cuts, can_conduct, conducting
-from gatelens.engine.run import compile_for
+from gatelens.engine.cuts import PatternCallback
+from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Span, select
+from gatelens.inputs import VLMInputs
+from gatelens.interventions.base import select
 from gatelens.interventions.compile import as_interventions
-from gatelens.interventions.knockout import plain_knockout
+from gatelens.interventions.hooks import HookPair
+from gatelens.passes import HookedModel
 from gatelens.selectors import SelectorLike
-
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-
-See = Callable[[int, Tensor, int], None]
 
 
 @torch.no_grad()
 def look(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
     rows: SelectorLike,
-    see: See,
+    see: PatternCallback,
     layers: Collection[int] | None = None,
     interventions: Any = (),
 ) -> Float[Tensor, "batch d_vocab"]:
@@ -55,28 +51,22 @@ def look(
     if not len(columns):
         raise InterventionError(f"look(rows={rows!r}) selects no position in any example")
     wanted = range(int(columns[0]), int(columns[-1]) + 1)
-    specs = as_interventions(interventions)
     shown = range(int(model.cfg.n_layers)) if layers is None else layers
-    hooks: list[Any] = []
-    if not can_conduct(model):
-        hooks = [(f"blocks.{n}.attn.hook_pattern", _by_hook(n, see)) for n in shown]
-        compiled = compile_for(model, specs, tokens)
-        logits, _ = model.forward_step(inputs.tensors, [*compiled.pairs, *hooks])
-        return logits[:, -1]
-    cuts = Cuts(
-        [[s for s in specs if plain_knockout(s)]],
+    run = StackedRuns(
+        model,
+        [as_interventions(interventions)],
         tokens,
-        model.cfg,
-        Span(0, tokens.n_pos),
-        rows=lambda layer: wanted if layer in shown else None,
-        look=see,
+        shown_rows=lambda layer: wanted if layer in shown else None,
+        see=see,
     )
-    compiled = compile_for(model, [s for s in specs if not plain_knockout(s)], tokens)
-    with conducting(model, cuts):
-        logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, compiled.pairs)
-    compiled.check_fired()
+    hooks: list[HookPair] = []
+    if run.cuts is None:
+        hooks = [(f"blocks.{layer}.attn.hook_pattern", _show_whole(layer, see)) for layer in shown]
+    with run.acting() as pairs:
+        logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, [*pairs, *hooks])
+    run.check_fired()
     return logits[:, -1]
 
 
-def _by_hook(layer: int, see: See) -> Any:
+def _show_whole(layer: int, see: PatternCallback) -> Callable[..., None]:
     return lambda pattern, hook: see(layer, pattern.detach(), 0)

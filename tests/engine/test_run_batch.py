@@ -14,7 +14,7 @@ import gatelens as gl
 import gatelens.interventions as gi
 from gatelens.engine import explain, generate, generate_many, last_logits, run, sweep
 from gatelens.engine import plan as planning
-from gatelens.engine.many import Many, runs_of
+from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
 from intervention_helpers import plain
 
@@ -73,7 +73,7 @@ def test_logits_are_those_of_plain_hooks(tiny: Any, batch: Any, real: Tensor, ru
     if not runs:
         return
     seen = {}
-    for i, logits in Many(tiny, batch, runs).each():
+    for i, logits in RunBatch(tiny, batch, runs).each():
         seen[i] = logits.clone()
     for i, specs in enumerate(runs):
         want = plain(tiny, batch, specs)
@@ -141,7 +141,7 @@ def test_patches_start_where_they_act(tiny: Any, batch: Any, real: Tensor) -> No
     other = batch.select([2, 0, 1])
     _, cache = tiny.run_with_cache(other, lambda name: name.startswith("blocks."))
     runs = [[gi.patch(cache, "last", site, layers=[layer])] for site in gi.SITES for layer in range(3)]
-    many = Many(tiny, batch, runs)
+    many = RunBatch(tiny, batch, runs)
     assert not many.plan.full and {part.position for part in many.plan.parts} == {batch.tokens.n_pos - 1}
     for i, logits in many.each():
         assert (logits - plain(tiny, batch, runs[i]))[real].abs().max() <= 1e-4
@@ -160,8 +160,8 @@ class Roaming(gi.Ablate):
 
 def test_what_cannot_be_bounded_runs_whole(tiny: Any, batch: Any, real: Tensor) -> None:
     roaming = Roaming("last", "resid_pre")
-    runs = runs_of([None, Everywhere(), roaming, gi.ablate("last")])
-    many = Many(tiny, batch, runs)
+    runs = specs_of([None, Everywhere(), roaming, gi.ablate("last")])
+    many = RunBatch(tiny, batch, runs)
     assert many.plan.full == (1, 2) and many.plan.clean == (0,) and len(many.plan.parts) == 1
     for i, logits in many.each():
         assert (logits - plain(tiny, batch, runs[i]))[real].abs().max() <= 1e-4
@@ -176,7 +176,7 @@ def test_memory_running_out_halves_the_batch_and_changes_nothing(
         for keys in ("image", "gate", "last_image", "system", "random_image:3")
     ]
     want = last_logits(tiny, batch, runs)
-    whole, sizes = Many._logits, []
+    whole, sizes = RunBatch._logits, []
 
     def tight(self: Any, part: Any, some: tuple[int, ...]) -> Tensor:
         sizes.append(len(some))
@@ -184,7 +184,7 @@ def test_memory_running_out_halves_the_batch_and_changes_nothing(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, part, some)
 
-    monkeypatch.setattr(Many, "_logits", tight)
+    monkeypatch.setattr(RunBatch, "_logits", tight)
     with pytest.warns(UserWarning, match="out of memory with 5 at once: going on with 3"):
         got = last_logits(tiny, batch, runs)
     assert sizes == [5, 3, 2, 2, 1]
@@ -206,7 +206,7 @@ def test_an_error_in_a_hook_leaves_nothing_behind(tiny: Any, batch: Any) -> None
             tiny, batch, [gi.knockout("text - gate", "image"), Boom("last", "resid_pre", layers=(1,))]
         )
     for block in tiny.bridge.blocks:
-        assert "forward" not in vars(block) and block.attn.orders is None
+        assert "forward" not in vars(block) and block.attn.cuts is None
     assert torch.equal(tiny(batch), clean)
 
 
@@ -238,6 +238,6 @@ def test_a_kind_derived_from_a_knockout_keeps_its_edits(tiny: Any, batch: Any, r
     spec = Doubling("text - gate", "image")
     want = tiny.run_with_hooks(batch, [("blocks.1.hook_resid_pre", lambda tensor, hook: tensor * 2)])
     assert (run(tiny, batch, spec) - want)[real].abs().max() <= 1e-5
-    many = Many(tiny, batch, [[spec], []])
+    many = RunBatch(tiny, batch, [[spec], []])
     seen = {i: logits.clone() for i, logits in many.each()}
     assert many.plan.full == (0,) and (seen[0] - want)[real].abs().max() <= 1e-5

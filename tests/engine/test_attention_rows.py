@@ -20,7 +20,7 @@ from intervention_helpers import prompts
 def test_shown_rows_are_the_pattern(
     tiny: Any, batch: Any, real: Tensor, how: Any, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "ROWS_AT_ONCE", block)
     specs = [gi.knockout("text - gate", "last_image", [1], how=how)] if how else []
     _, cache = tiny.run_with_cache(
         batch,
@@ -51,7 +51,7 @@ def test_attention_shares_need_no_whole_pattern(
 ) -> None:
     whole = AttentionShare(3)
     tiny.run_with_hooks(batch, whole.hooks(batch.tokens))
-    monkeypatch.setattr(attention, "BLOCK", 2)
+    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 2)
     lean = AttentionShare(3)
     with lean.looking(batch.tokens) as see:
         look(tiny, batch, "text - gate", see)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gatelens.engine.many import runs_of
+from gatelens.engine.grid import points_of
 from gatelens.engine.plan import Plan, make_plan
-from gatelens.interventions.compile import as_interventions
-
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
+from gatelens.engine.run_batch import specs_of
+from gatelens.inputs import VLMInputs
+from gatelens.passes import HookedModel
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Explanation:
         return f"<table>{body}</table><p>{html.escape(self.summary)}</p>"
 
 
-def explain(model: HookedVLM, inputs: VLMInputs, interventions: Any) -> Explanation:
+def explain(model: HookedModel, inputs: VLMInputs, interventions: Any) -> Explanation:
     """What running these interventions computes, and what it reuses.
 
     Args:
@@ -55,10 +52,9 @@ def explain(model: HookedVLM, inputs: VLMInputs, interventions: Any) -> Explanat
         InterventionError: an intervention cannot act as written.
     """
     if isinstance(interventions, Mapping):
-        axes = [list(c.values()) if isinstance(c, Mapping) else list(c) for c in interventions.values()]
-        runs = [[one for choice in point for one in as_interventions(choice)] for point in product(*axes)]
+        _, runs = points_of(interventions)
     else:
-        runs = runs_of(interventions if isinstance(interventions, list | tuple) else [interventions])
+        runs = specs_of(interventions if isinstance(interventions, list | tuple) else [interventions])
     plan = make_plan(model, inputs, runs)
     rows: list[tuple[str, ...]] = []
     if plan.needs_clean:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gatelens.engine.many import Many
+from gatelens.engine.plan import Specs
+from gatelens.engine.run_batch import RunBatch
 from gatelens.errors import InterventionError
+from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
+from gatelens.passes import HookedModel
 
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
+Grid = Mapping[str, Iterable[Any] | Mapping[Any, Any]]
+Metric = Callable[[Tensor], Tensor]
 
 
 def sweep(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
-    grid: Mapping[str, Iterable[Any] | Mapping[Any, Any]],
-    metric: Callable[[Tensor], Tensor] | Mapping[str, Callable[[Tensor], Tensor]],
+    grid: Grid,
+    metric: Metric | Mapping[str, Metric],
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
@@ -50,31 +52,43 @@ def sweep(
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
             a metric that does not give one number an example.
     """
-    axes: dict[str, list[tuple[Any, list[Any]]]] = {}
-    for name, choices in grid.items():
-        if name in ("example", "value") or (not callable(metric) and name in metric):
+    metrics = {"value": metric} if callable(metric) else dict(metric)
+    for name in grid:
+        if name in ("example", "value", *metrics):
             raise InterventionError(
                 f"an axis cannot be called {name!r}, that is a column of the table; rename it"
             )
+    labels, runs = points_of(grid)
+    last_only = all(getattr(m, "last_only", False) for m in metrics.values())
+    batch = RunBatch(model, inputs, runs, every_position=not last_only)
+    values: dict[int, list[list[float]]] = {}
+    for i, logits in tqdm(batch.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
+        values[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
+    rows = [
+        (*point, example, *numbers)
+        for i, point in enumerate(labels)
+        for example, numbers in enumerate(zip(*values[i], strict=True))
+    ]
+    return pd.DataFrame(rows, columns=[*grid, "example", *metrics])
+
+
+def points_of(grid: Grid) -> tuple[list[tuple[Any, ...]], list[Specs]]:
+    """The labels and the interventions of every point of a grid, the last axis moving fastest.
+
+    Raises:
+        InterventionError: an axis without choices, or a choice that is no intervention.
+    """
+    axes: list[list[tuple[Any, Specs]]] = []
+    for name, choices in grid.items():
         labelled = choices.items() if isinstance(choices, Mapping) else enumerate(choices)
-        axes[name] = [(label, as_interventions(choice)) for label, choice in labelled]
-        if not axes[name]:
+        axes.append([(label, as_interventions(choice)) for label, choice in labelled])
+        if not axes[-1]:
             raise InterventionError(
                 f"axis {name!r} of the grid has no choices; leave it out or put None in it"
             )
-    metrics = {"value": metric} if callable(metric) else dict(metric)
-    points = list(product(*axes.values()))
-    runs = [[one for _, group in point for one in group] for point in points]
-    many = Many(model, inputs, runs, logits=not all(getattr(m, "last_only", False) for m in metrics.values()))
-    found: dict[int, list[list[float]]] = {}
-    for i, logits in tqdm(many.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
-        found[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
-    rows = [
-        (*(label for label, _ in point), example, *values)
-        for i, point in enumerate(points)
-        for example, values in enumerate(zip(*found[i], strict=True))
-    ]
-    return pd.DataFrame(rows, columns=[*axes, "example", *metrics])
+    points = list(product(*axes))
+    labels = [tuple(label for label, _ in point) for point in points]
+    return labels, [[spec for _, specs in point for spec in specs] for point in points]
 
 
 def _numbers(values: Any, batch: int) -> list[float]:

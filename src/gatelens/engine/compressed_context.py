@@ -1,28 +1,27 @@
-"""Questions answered from chosen keys and values of a prompt; see :mod:`.compress`, which chooses them."""
+"""A prompt that has run, the keys and values chosen from it, and answers to questions from these alone."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from gatelens.engine.decode import Generation, eos_ids
+from gatelens.engine.decoding import Decoder, Greedy, decode
+from gatelens.engine.generation import Generation, eos_ids, text_before_end
 from gatelens.engine.memory import halving
-from gatelens.engine.replay import greedy
 from gatelens.errors import InputError, InterventionError, ModelError
-from gatelens.inputs import next_position_ids
+from gatelens.passes import HookedModel
 from gatelens.roles import Role
+from gatelens.tokens import SelectorLike, TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.engine.compress import Described
-    from gatelens.model import HookedVLM
-
+ALWAYS, AMONG = "~image", "image"
 Questions = str | Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -118,39 +117,27 @@ class CompressedContext:
         model, pairs = self.described.model, self._pairs(questions)
         self._check_length(pairs, max_new_tokens)
         ends = eos_ids(model) if stop_at_eos else []
-        began, found = now(model), list[Tensor]()
+        began, token_ids = now(model), list[Tensor]()
 
-        def decode(some: tuple[tuple[int, list[int]], ...]) -> Tensor:
-            logits, past, mask, positions = self._ask(some)
-
-            def step(n: int, chosen: Int[Tensor, " batch"]) -> Tensor:
-                nonlocal mask
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-                new = {
-                    "input_ids": chosen[:, None].to(mask.device),
-                    "attention_mask": mask,
-                    "position_ids": next_position_ids(positions, n),
-                }
-                return model.forward_step(new, past=past)[0][:, -1]
-
-            return greedy(logits, step, max_new_tokens, ends)
+        def decode_some(some: tuple[tuple[int, list[int]], ...]) -> Tensor:
+            return decode(self._decoder(some), Greedy(ends), max_new_tokens)
 
         for first in range(0, len(pairs), batch_size):
-            for _, ids in halving(pairs[first : first + batch_size], decode):
-                found += list(ids)
+            for _, ids in halving(pairs[first : first + batch_size], decode_some):
+                token_ids += list(ids)
         seconds = now(model) - began
-        texts = [_text(model, ids, ends) for ids in found]
-        return Answers(_nested(pairs, texts, len(self.mask)), _nested(pairs, found, len(self.mask)), seconds)
+        texts = [text_before_end(model, ids.tolist(), ends) for ids in token_ids]
+        return Answers(self._nested(pairs, texts), self._nested(pairs, token_ids), seconds)
 
     @torch.no_grad()
     def logits(self, questions: Questions) -> Float[Tensor, "question d_vocab"]:
         """What follows each question, prompt after prompt: logits of its last token. Raises as :meth:`answer`."""
         pairs = self._pairs(questions)
         self._check_length(pairs, 0)
-        return torch.cat([logits for _, logits in halving(pairs, lambda some: self._ask(some)[0])])
+        return torch.cat([logits for _, logits in halving(pairs, lambda some: self._decoder(some).prompt())])
 
-    def _ask(self, pairs: tuple[tuple[int, list[int]], ...]) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
-        """(logits after each question, the grown cache, its mask, positions of the questions)."""
+    def _decoder(self, pairs: tuple[tuple[int, list[int]], ...]) -> Decoder:
+        """Decodes after questions, each put after what is kept of its prompt."""
         model, device = self.described.model, self.described.model.device
         rows, longest = [b for b, _ in pairs], max(len(ids) for _, ids in pairs)
         past = DynamicCache()
@@ -165,8 +152,7 @@ class CompressedContext:
             positions = positions.expand(self.described.streams, -1, -1)
         mask = torch.cat([self.mask[rows], own], dim=1).to(device)
         tensors: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        logits, _ = model.forward_step({**tensors, "logits_to_keep": 1}, past=past)
-        return logits[:, -1], past, mask, positions
+        return Decoder(model, tensors, past)
 
     def _pairs(self, questions: Questions) -> list[tuple[int, list[int]]]:
         """(number of the prompt, token ids) of every question. Raises InputError."""
@@ -195,12 +181,97 @@ class CompressedContext:
             raise InputError("no questions: give at least one")
         return pairs
 
+    def _nested(self, pairs: list[tuple[int, list[int]]], answers: list[Any]) -> list[list[Any]]:
+        """The answers by prompt."""
+        nested: list[list[Any]] = [[] for _ in self.mask]
+        for (b, _), answer in zip(pairs, answers, strict=True):
+            nested[b].append(answer)
+        return nested
+
     def _check_length(self, pairs: list[tuple[int, list[int]]], more: int) -> None:
         prompt = self.n_prompt
         check_windows(self.described.model, max(prompt[b] + len(ids) for b, ids in pairs) + more)
 
 
-def check_windows(model: HookedVLM, length: int) -> None:
+@dataclass(frozen=True, eq=False)
+class Described:
+    """Description prompts that have run; contexts of any size can be cut from them.
+
+    Attributes:
+        model: the model.
+        tokens: the prompts' map.
+        description: what the model wrote; None when it was not asked to.
+        attention: of the rows that wrote it, to each position of the prompt, averaged over heads and rows: the
+            prompt's last row, then every word's. None without a description.
+        layers: keys (after the rotary embedding) and values of the prompts by layer, [batch, kv_head, pos, d].
+        next_position: position of the first token after each prompt.
+        streams: of position ids (three where positions have time, height and width); 0 is one, without an axis.
+        seconds: what it took.
+    """
+
+    model: HookedModel
+    tokens: TokenMap
+    description: Generation | None
+    attention: Float[Tensor, "layer batch pos"] | None
+    layers: Sequence[tuple[Tensor, Tensor]]
+    next_position: Int[Tensor, " batch"]
+    streams: int
+    seconds: float
+
+    @torch.no_grad()
+    def compress(
+        self, keep: float = 0.05, always: SelectorLike = ALWAYS, among: SelectorLike = AMONG
+    ) -> CompressedContext:
+        """Keep ``always`` and, by layer, the share ``keep`` of ``among`` with the most attention.
+
+        The number is the nearest whole one, halves up, and at least one unless ``keep`` is 0. Equal attention
+        goes to the earlier token.
+
+        Raises:
+            InterventionError: a share outside 0 … 1, one between them without a description, or nothing left.
+        """
+        check_share(keep)
+        began = now(self.model)
+        kept = self._kept(keep, always, among)
+        counts = kept[0].sum(dim=1)
+        if int(counts.min()) == 0:
+            raise InterventionError(
+                f"keep={keep} with always={str(always)!r} keeps nothing of prompt {int(counts.argmin())}: "
+                "a question needs something to follow"
+            )
+        n = int(counts.max())
+        layers = []
+        for mine, (keys, values) in zip(kept, self.layers, strict=True):
+            # real positions last, each example's in their order: stable on "is it kept"
+            index = mine.long().sort(dim=1, stable=True).indices[:, -n:].to(keys.device)
+            layers.append((_rows(keys, index), _rows(values, index)))
+        mask = (torch.arange(n) >= n - counts[:, None]).long()
+        return CompressedContext(self, keep, kept, layers, mask, now(self.model) - began)
+
+    def _kept(
+        self, keep: float, always: SelectorLike, among: SelectorLike
+    ) -> Bool[Tensor, "layer batch pos"]:
+        real = (self.tokens.roles != Role.PAD).cpu()
+        whole = self.tokens.mask(always) & real
+        ranked = self.tokens.mask(among) & real & ~whole
+        kept = whole.expand(len(self.layers), -1, -1).clone()
+        if keep == 1:
+            return kept | ranked
+        if keep == 0:
+            return kept
+        if self.attention is None:
+            raise InterventionError(
+                f"keep={keep} goes by attention: describe with max_new_tokens of 1 or more"
+            )
+        scores = self.attention.masked_fill(~ranked, -1.0)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        counts = [max(1, math.floor(keep * n + 0.5)) if n else 0 for n in ranked.sum(dim=1).tolist()]
+        for b, count in enumerate(counts):
+            kept[:, b].scatter_(1, order[:, b, :count], True)
+        return kept
+
+
+def check_windows(model: HookedModel, length: int) -> None:
     """A window counts places in the cache, and dropped tokens would let it reach too far back."""
     shortest = min((w for w in model.cfg.attention_windows if w is not None), default=length)
     if length > shortest:
@@ -211,22 +282,18 @@ def check_windows(model: HookedVLM, length: int) -> None:
         )
 
 
-def now(model: HookedVLM) -> float:
+def now(model: HookedModel) -> float:
     """The time when all that was asked for is done."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
 
 
-def _text(model: HookedVLM, ids: Int[Tensor, " new"], ends: list[int]) -> str:
-    words = ids.tolist()
-    stop = next((i for i, word in enumerate(words) if word in ends), len(words))
-    return model.decode(words[:stop])[0] if stop else ""
+def _rows(tensor: Float[Tensor, "batch head pos d"], index: Int[Tensor, "batch kept"]) -> Tensor:
+    """Other positions of each example."""
+    return tensor.gather(2, index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
 
 
-def _nested(pairs: list[tuple[int, list[int]]], found: list[Any], n: int) -> list[list[Any]]:
-    """What belongs to each prompt."""
-    out: list[list[Any]] = [[] for _ in range(n)]
-    for (b, _), one in zip(pairs, found, strict=True):
-        out[b].append(one)
-    return out
+def check_share(keep: float) -> None:
+    if isinstance(keep, bool) or not 0 <= keep <= 1:
+        raise InterventionError(f"keep={keep}: give a share from 0 to 1, e.g. 0.05 for 5 %")

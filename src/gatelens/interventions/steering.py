@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, Span, as_indices
-from gatelens.interventions.sites import Site, SiteEdit, as_site_vector, check_site
+from gatelens.interventions.base import Heads, Layers, as_indices
+from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
 from gatelens.selectors import SelectorLike
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Steer(SiteEdit):
     """What :func:`steer` returns."""
 
-    direction: Any = field(default=None, kw_only=True)
+    direction: Tensor | Mapping[int, Tensor] = field(kw_only=True)
     scale: float = field(default=1.0, kw_only=True)
 
-    def bind(self, tokens: TokenMap, cfg: Any) -> int:
-        return tokens.batch_size
+    reach = SiteEdit.reach  # each position is edited by itself
 
     def new_values(
-        self,
-        old: Float[Tensor, "n ..."],
-        tensor: Float[Tensor, "batch pos ..."],
-        layer: int,
-        bound: int,
-        number: Int[Tensor, " n"],
-        example: Int[Tensor, " n"],
-        span: Span,
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: None, edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
         direction = self.direction
         if isinstance(direction, Mapping):
@@ -45,7 +34,7 @@ class Steer(SiteEdit):
                     f"{self!r}: direction has no vector for layer {layer}, it has {list(direction)}"
                 )
             direction = direction[layer]
-        return old + self.scale * as_site_vector(direction, old, example, bound, self)
+        return old + self.scale * spread(direction, old, edited, self)
 
 
 def steer(

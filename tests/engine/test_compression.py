@@ -16,7 +16,7 @@ from transformers.masking_utils import eager_mask
 
 import gatelens.interventions as gi
 from gatelens.engine import run
-from gatelens.engine.compress import compress, describe
+from gatelens.engine.compression import compress, describe
 from gatelens.errors import InputError, InterventionError
 from gatelens.model import HookedVLM
 from gatelens.roles import Role

@@ -7,24 +7,22 @@ patched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, Span, as_indices, prompt_only, select
-from gatelens.interventions.sites import Site, SiteEdit, check_site, hook_name
+from gatelens.interventions.base import Heads, Layers, as_indices, prompt_only, select
+from gatelens.interventions.cached import cached_values
+from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
 from gatelens.selectors import SelectorLike
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+from gatelens.tokens import TokenMap
 
 
-class Pair(NamedTuple):
+class PatchPair(NamedTuple):
     """One position and the position it is patched from."""
 
     example: int
@@ -35,13 +33,16 @@ class Pair(NamedTuple):
     source_string: str
 
 
-class Pairs(list[Pair]):
-    """A list of :class:`Pair` that prints as a table."""
+class PatchPairs(list[PatchPair]):
+    """A list of :class:`PatchPair` that prints as a table."""
 
     def __str__(self) -> str:
-        rows = [Pair._fields, *[tuple(x if isinstance(x, int) else repr(x) for x in pair) for pair in self]]
+        rows = [
+            PatchPair._fields,
+            *[tuple(x if isinstance(x, int) else repr(x) for x in pair) for pair in self],
+        ]
         text = [[str(cell) for cell in row] for row in rows]
-        widths = [max(len(row[i]) for row in text) for i in range(len(Pair._fields))]
+        widths = [max(len(row[i]) for row in text) for i in range(len(PatchPair._fields))]
         return "\n".join(
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in text
         )
@@ -52,13 +53,15 @@ class Patch(SiteEdit):
     """What :func:`patch` returns."""
 
     cache: Any = field(default=None, kw_only=True, repr=False)
-    source: Any = field(default=None, kw_only=True)
+    source: SelectorLike | None = field(default=None, kw_only=True)
     broadcast: bool = field(default=False, kw_only=True, repr=False)
+
+    reach = SiteEdit.reach  # what it writes does not depend on this run
 
     def places(self, tokens: TokenMap) -> Bool[Tensor, "batch pos"]:
         return prompt_only(tokens, select(tokens, self.at, self))
 
-    def pairs(self, tokens: TokenMap) -> Pairs:
+    def pairs(self, tokens: TokenMap) -> PatchPairs:
         """Who is patched from whom, in the order it is done; prints as a table.
 
         Raises:
@@ -71,10 +74,9 @@ class Patch(SiteEdit):
         if origin.batch_size not in (1, tokens.batch_size):
             raise InterventionError(
                 f"{self!r}: the cache holds {origin.batch_size} examples and the inputs "
-                f"{tokens.batch_size}; use equal "
-                "batches, or a cache of one example for all"
+                f"{tokens.batch_size}; use equal batches, or a cache of one example for all"
             )
-        pairs = Pairs()
+        pairs = PatchPairs()
         for example in range(tokens.batch_size):
             other = example if origin.batch_size > 1 else 0
             targets = here[example].nonzero()[:, 0].tolist()
@@ -92,12 +94,13 @@ class Patch(SiteEdit):
                     f"source={source!r} selects {len(sources)} in the cached prompt; {hint}"
                 )
             pairs.extend(
-                Pair(example, p, tokens.strings[example][p], other, s, origin.strings[other][s])
+                PatchPair(example, p, tokens.strings[example][p], other, s, origin.strings[other][s])
                 for p, s in zip(targets, sources, strict=True)
             )
         return pairs
 
-    def bind(self, tokens: TokenMap, cfg: Any) -> tuple[Tensor, Tensor]:
+    def prepare(self, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+        """(example, position) in the cache's prompts, for each pair."""
         pairs = self.pairs(tokens)
         return (
             torch.tensor([pair.source_example for pair in pairs]),
@@ -107,18 +110,12 @@ class Patch(SiteEdit):
     def new_values(
         self,
         old: Float[Tensor, "n ..."],
-        tensor: Float[Tensor, "batch pos ..."],
         layer: int,
-        bound: tuple[Tensor, Tensor],
-        number: Int[Tensor, " n"],
-        example: Int[Tensor, " n"],
-        span: Span,
+        prepared: tuple[Tensor, Tensor],
+        edited: EditedPositions,
     ) -> Float[Tensor, "n ..."]:
-        values = cached(self.cache, self.site, layer, self)
-        example_there, position_there = (index.to(number.device)[number].to(values.device) for index in bound)
-        if getattr(self.cache, "kept", None) is not None:
-            position_there = self.cache.kept.find(example_there, position_there, self)
-        values = values[example_there, position_there]
+        example, position = (index.to(edited.number.device)[edited.number] for index in prepared)
+        values = cached_values(self.cache, self.site, layer, example, position, self)
         if values.shape != old.shape:
             raise InterventionError(
                 f"{self!r}: the cached activation holds {tuple(values.shape[1:])} a position, this model's "
@@ -160,8 +157,7 @@ def patch(
     if getattr(cache, "tokens", None) is None:
         raise InterventionError(
             f"patch needs a cache that knows its tokens, this {type(cache).__name__} has no .tokens; take "
-            "it from "
-            "model.run_with_cache(inputs)"
+            "it from model.run_with_cache(inputs)"
         )
     return Patch(
         at,
@@ -171,36 +167,4 @@ def patch(
         broadcast=broadcast,
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
-    )
-
-
-_ALIASES = {
-    "resid_pre": "hook_in",
-    "resid_mid": "ln2.hook_in",
-    "resid_post": "hook_out",
-    "attn_out": "attn.hook_out",
-    "mlp_out": "mlp.hook_out",
-    "q": "attn.q.hook_out",
-    "k": "attn.k.hook_out",
-    "v": "attn.v.hook_out",
-    "z": "attn.o.hook_in",
-}
-
-
-def cached(
-    cache: Mapping[Any, Tensor], site: str, layer: int, owner: object
-) -> Float[Tensor, "batch pos ..."]:
-    """The activation of a site in a cache.
-
-    Raises:
-        InterventionError: not in it; the message says the ``names_filter`` to run with.
-    """
-    name = hook_name(site, layer)
-    # A filter by the bridge's own spelling of a hook point stores it under that spelling only.
-    for key in (name, f"blocks.{layer}.{_ALIASES[site]}" if site in _ALIASES else name):
-        if key in cache:
-            return cache[key]
-    raise InterventionError(
-        f"{owner!r}: the cache has no {name!r}; run with run_with_cache(inputs, names_filter=lambda name: "
-        f"name == {name!r}), or without a names_filter"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gatelens.interventions as gi
 from gatelens.engine import explain, generate, generate_many, last_logits, look, sweep
-from gatelens.engine.many import Many
+from gatelens.engine.run_batch import RunBatch
 from gatelens.errors import InterventionError
 from intervention_helpers import plain
 
@@ -39,11 +39,11 @@ def torch_hook(model: Any) -> Iterator[None]:
 def test_hooks_that_stand_see_whole_passes(tiny: Any, batch: Any, real: Tensor, kind: str) -> None:
     name = "blocks.2.hook_resid_pre"
     with tiny.hooks([(name, by_position)]) if kind == "point" else torch_hook(tiny):
-        many = Many(tiny, batch, RUNS)
+        many = RunBatch(tiny, batch, RUNS)
         assert not many.plan.parts and "hooks stand in the decoder" in str(explain(tiny, batch, RUNS))
         for i, logits in many.each():
             assert (logits - plain(tiny, batch, RUNS[i]))[real].abs().max() <= 1e-4
-    assert Many(tiny, batch, RUNS).plan.parts
+    assert RunBatch(tiny, batch, RUNS).plan.parts
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -82,7 +82,7 @@ class Unembedding(gi.Intervention):
 
 def test_an_intervention_may_begin_after_the_last_layer(tiny: Any, batch: Any, real: Tensor) -> None:
     runs: list[list[Any]] = [[Unembedding()], RUNS[0], [Unembedding(), gi.steer(torch.ones(32), "last")]]
-    many = Many(tiny, batch, runs)
+    many = RunBatch(tiny, batch, runs)
     assert len(many.plan.parts) > 1
     for i, logits in many.each():
         assert (logits - plain(tiny, batch, runs[i]))[real].abs().max() <= 1e-4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gatelens as gl
-from gatelens.engine.draw import _Sampler, begun, canvas, draw, draw_many
+from gatelens.engine.drawing import _Sampler, begun, canvas, draw, draw_many
 from gatelens.errors import InputError, InterventionError, ModelError
 from gatelens.roles import Role
 from gatelens.tokens import position_ids

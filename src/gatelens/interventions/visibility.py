@@ -1,15 +1,14 @@
-"""What a row of attention can read: everything behind it, its own two-way block, and no further than a window."""
+"""What a row of attention can read: every key before it, its own two-way block, and no further than a window."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+from gatelens.tokens import TokenMap
 
 
 def window_of(cfg: Any, layer: int) -> int | None:
@@ -18,10 +17,10 @@ def window_of(cfg: Any, layer: int) -> int | None:
     return windows[layer] if windows is not None and layer < len(windows) else None
 
 
-def in_sight(
+def visible_keys(
     keys: Bool[Tensor, "batch pos"], tokens: TokenMap, window: int | None = None
 ) -> Int[Tensor, "batch pos"]:
-    """How many of the keys each row reads.
+    """How many of the keys each row can read.
 
     A row reads the keys at and before it, and those of its two-way block after it. A window ends its view to
     the left; where the block is the whole prompt, only rows after the prompt have one (as transformers masks).

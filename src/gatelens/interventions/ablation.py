@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, Reach, Span, as_indices, prompt_only, select
-from gatelens.interventions.patch import cached
-from gatelens.interventions.sites import Site, SiteEdit, as_site_vector, check_site
+from gatelens.interventions.base import Heads, Layers, Reach, as_indices, prompt_only, select
+from gatelens.interventions.cached import cached_values
+from gatelens.interventions.hooks import Span
+from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
 from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+Replacement: TypeAlias = Literal["zero", "mean"] | Tensor
 
 
 @dataclass
-class _Run:
-    """What an ablation remembers during one run."""
+class _Means:
+    """What a mean is taken over (a mask in its own prompts), and the means of one run by layer."""
 
-    batch: int
-    over: Bool[Tensor, "batch pos"] | None
-    means: dict[int, Tensor]
+    over: Bool[Tensor, "batch pos"]
+    by_layer: dict[int, Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablate(SiteEdit):
     """What :func:`ablate` returns."""
 
-    with_: Any = field(default="zero", kw_only=True)
-    over: Any = field(default=None, kw_only=True)
+    with_: Replacement = field(default="zero", kw_only=True)
+    over: SelectorLike | None = field(default=None, kw_only=True)
     reference: Any = field(default=None, kw_only=True, repr=False)
 
-    def bind(self, tokens: TokenMap, cfg: Any) -> _Run:
-        if isinstance(self.with_, Tensor) or self.with_ != "mean":
-            return _Run(tokens.batch_size, None, {})
+    def prepare(self, tokens: TokenMap) -> _Means | None:
+        """Where the mean is taken; None without one."""
+        if not _is_mean(self.with_):
+            return None
         home = tokens if self.reference is None else self.reference.tokens
         selector = self.at if self.over is None else self.over
         over = prompt_only(home, select(home, selector, self))
@@ -50,60 +51,55 @@ class Ablate(SiteEdit):
                 f"{self!r}: the mean over a single position is that position, so nothing would change; give "
                 "a batch, over= more positions, or reference= the cache of other inputs"
             )
-        return _Run(tokens.batch_size, over, {})
+        return _Means(over, {})
 
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
-        found = super().reach(tokens, cfg)
-        if (
-            found is None
-            or isinstance(self.with_, Tensor)
-            or self.with_ != "mean"
-            or self.reference is not None
-        ):
-            return found
-        return Reach(0, found.layer, whole_batch=True)  # the mean is taken over positions of this very run
+        reach = super().reach(tokens, cfg)
+        if reach is None or not _is_mean(self.with_) or self.reference is not None:
+            return reach
+        return Reach(0, reach.layer, whole_batch=True)  # the mean is taken over positions of this very run
 
-    def start(self, tensor: Tensor, layer: int, bound: _Run, span: Span) -> None:
-        if bound.over is None or self.reference is not None or span.offset:
+    def start(
+        self, activation: Float[Tensor, "batch pos ..."], layer: int, prepared: _Means | None, span: Span
+    ) -> None:
+        """Takes the mean of this run.
+
+        Of prompt positions only, and kept for the decoding that follows: a mean that moved with every new
+        token would make cached decoding differ from running the grown prompt again.
+        """
+        if prepared is None or self.reference is not None or span.offset:
             return
-        over = bound.over[:, : span.stop].to(tensor.device)
-        # Prompt positions only, and kept for the decoding that follows: a mean that moved with every new
-        # token would make cached decoding differ from running the grown prompt again.
-        bound.means[layer] = tensor[over].mean(dim=0)
+        over = prepared.over[:, : span.stop].to(activation.device)
+        prepared.by_layer[layer] = activation[over].mean(dim=0)
 
     def new_values(
-        self,
-        old: Float[Tensor, "n ..."],
-        tensor: Float[Tensor, "batch pos ..."],
-        layer: int,
-        bound: _Run,
-        number: Int[Tensor, " n"],
-        example: Int[Tensor, " n"],
-        span: Span,
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: _Means | None, edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
         if isinstance(self.with_, Tensor):
-            return as_site_vector(self.with_, old, example, bound.batch, self)
-        if bound.over is None:
+            return spread(self.with_, old, edited, self)
+        if prepared is None:
             return old.new_zeros(old.shape)
-        if layer not in bound.means:
+        if layer not in prepared.by_layer:
             if self.reference is None:
                 raise InterventionError(
                     f"{self!r}: the mean needs a pass that starts at position 0, this one starts at "
-                    f"{span.offset}"
+                    f"{edited.span.offset}"
                 )
-            values = cached(self.reference, self.site, layer, self)
-            there, position = bound.over.to(values.device).nonzero(as_tuple=True)
-            if getattr(self.reference, "kept", None) is not None:
-                position = self.reference.kept.find(there, position, self)
-            bound.means[layer] = values[there, position].mean(dim=0)
-        return as_site_vector(bound.means[layer], old, example, bound.batch, self)
+            example, position = prepared.over.nonzero(as_tuple=True)
+            values = cached_values(self.reference, self.site, layer, example, position, self)
+            prepared.by_layer[layer] = values.mean(dim=0)
+        return spread(prepared.by_layer[layer], old, edited, self)
+
+
+def _is_mean(with_: Replacement) -> bool:
+    return not isinstance(with_, Tensor) and with_ == "mean"
 
 
 def ablate(
     at: SelectorLike,
     site: Site = "resid_pre",
     layers: Layers = None,
-    with_: Any = "zero",
+    with_: Replacement = "zero",
     heads: Heads = None,
     over: SelectorLike | None = None,
     reference: Any = None,
@@ -133,7 +129,7 @@ def ablate(
     check_site(site)
     if not isinstance(with_, Tensor) and with_ not in ("zero", "mean"):
         raise InterventionError(f"with_={with_!r} is unknown; say 'zero', 'mean' or give a tensor")
-    if (over is not None or reference is not None) and (isinstance(with_, Tensor) or with_ != "mean"):
+    if (over is not None or reference is not None) and not _is_mean(with_):
         raise InterventionError("over= and reference= go with with_='mean'")
     if reference is not None and getattr(reference, "tokens", None) is None:
         raise InterventionError(

@@ -5,26 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from gatelens.engine.decode import finish, write_plainly
-from gatelens.engine.many import Many, runs_of
-from gatelens.engine.replay import Step
-from gatelens.engine.run import Whole
+from gatelens.engine.clean_run import with_mask
+from gatelens.engine.decoding import Decoder
+from gatelens.engine.full_run import full_decoder
+from gatelens.engine.generation import finish
+from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InputError, ModelError
-from gatelens.interventions.base import HookPair
+from gatelens.inputs import VLMInputs
+from gatelens.passes import HookedModel
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
-
-_UNEMBEDDED = "unembed.hook_out"
 _DERIVED = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -45,7 +42,7 @@ class Drawing:
 
 
 def draw(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
     interventions: Any = (),
     *,
@@ -82,7 +79,7 @@ def draw(
 
 @torch.no_grad()
 def draw_many(
-    model: HookedVLM,
+    model: HookedModel,
     inputs: VLMInputs,
     runs: Sequence[Any],
     *,
@@ -104,21 +101,14 @@ def draw_many(
     if temperature < 0:
         raise InputError(f"temperature={temperature} is below 0; 0 takes the likeliest token")
     inputs = begun(model, inputs)
-    sampler = _Sampler(model, rows * cols, temperature, guidance, seed)
-    many = Many(model, inputs, runs_of(runs), logits=False, max_new_tokens=rows * cols)
-
-    def plainly(run: Any) -> Tensor:
-        return write_plainly(
-            model, inputs, run, rows * cols, sampler.of(inputs.batch_size), reading=sampler.reading
-        )
-
-    found = many.write(
-        lambda replay: replay.write(sampler.of(inputs.batch_size), reading=sampler.reading), plainly
-    )
-    return [Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens) for ids in found]
+    n_cells = rows * cols
+    new_sampler = partial(_Sampler, model, inputs.batch_size, n_cells, temperature, guidance, seed)
+    batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=n_cells)
+    pictures = batch.decode(new_sampler, raw_logits=True)
+    return [Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens) for ids in pictures]
 
 
-def canvas(model: HookedVLM) -> tuple[int, int]:
+def canvas(model: HookedModel) -> tuple[int, int]:
     """Rows and columns of the pictures the model draws.
 
     Raises:
@@ -135,18 +125,17 @@ def canvas(model: HookedVLM) -> tuple[int, int]:
     return drawn.rows, drawn.cols
 
 
-def begun(model: HookedVLM, inputs: VLMInputs) -> VLMInputs:
+def begun(model: HookedModel, inputs: VLMInputs) -> VLMInputs:
     """The prompts with the marker that begins a picture as their last token."""
     ids, boi = inputs.tensors["input_ids"], model.layout.boi_id
     assert boi is not None
     if bool(torch.isin(ids[:, -1].cpu(), torch.tensor(sorted(model.layout.boi_ids))).all()):
         return inputs
     marker = ids.new_full((len(ids), 1), boi)
-    mask = inputs.tensors.get("attention_mask")
-    mask = (inputs.tokens.roles != 0).long().to(ids.device) if mask is None else mask
+    mask = with_mask(inputs)["attention_mask"]
     built = model.inputs(
         torch.cat([ids, marker], dim=1),
-        torch.cat([mask, torch.ones_like(marker)], dim=1),
+        attention_mask=torch.cat([mask, torch.ones_like(marker)], dim=1),
         images=inputs.images if any(inputs.images) else None,
         **{name: value for name, value in inputs.tensors.items() if name not in _DERIVED},
     )
@@ -155,82 +144,59 @@ def begun(model: HookedVLM, inputs: VLMInputs) -> VLMInputs:
 
 
 class _Sampler:
-    """Chooses image tokens. ``reading``: the hook by which it sees the logits."""
+    """Samples image tokens, for one run or for several stacked in the batch with the same random numbers each."""
+
+    finished = False  # a picture has as many tokens as its grid
 
     def __init__(
-        self, model: HookedVLM, n_cells: int, temperature: float, guidance: float, seed: int
+        self,
+        model: HookedModel,
+        n_prompts: int,
+        n_cells: int,
+        temperature: float,
+        guidance: float,
+        seed: int,
     ) -> None:
         assert model.layout.drawn is not None
-        self.model, self.n_cells = model, n_cells
-        self.temperature, self.guidance, self.seed = temperature, guidance, seed
+        self.model, self.n_prompts, self.n_cells = model, n_prompts, n_cells
+        self.temperature, self.guidance = temperature, guidance
         self.ids = torch.tensor(sorted(model.layout.drawn.ids))
-        self.reading: list[HookPair] = [(_UNEMBEDDED, self._read)]
+        self.generator = torch.Generator().manual_seed(seed)
+        self._unprompted: Decoder | None = None
+        self._last: Int[Tensor, " batch"] | None = None
 
-    def of(self, n_prompts: int) -> Any:
-        """Draws a batch of ``n_prompts``, or several such batches stacked, with the same random numbers each."""
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+        log_p = self._log_p(logits)
+        if self.guidance != 1.0:
+            free = self._log_p(self._unprompted_logits(len(logits)))
+            log_p = free + self.guidance * (log_p - free)
+        self._last = self.ids[self._choose(log_p)]
+        return self._last
 
-        def write(logits: Tensor, step: Step) -> Int[Tensor, "batch cell"]:
-            # what is handed on has been through transformers, which masks image tokens out of Chameleon's logits
-            mine = self.logits
-            free = None if self.guidance == 1.0 else _Unprompted(self.model, len(mine), self)
-            generator = torch.Generator().manual_seed(self.seed)
-            drawn: list[Tensor] = []
-            for n in range(self.n_cells):
-                if n:
-                    step(n - 1, drawn[-1])
-                    mine = self.logits
-                log_p = mine.log_softmax(-1)
-                if free is not None:
-                    other = free.step(drawn[-1] if drawn else None)
-                    log_p = other + self.guidance * (log_p - other)
-                drawn.append(self.ids[self._choose(log_p, n_prompts, generator)])
-            return torch.stack(drawn, dim=1)
+    def _log_p(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch code"]:
+        return logits.float().cpu()[:, self.ids].log_softmax(-1)
 
-        return write
+    def _unprompted_logits(self, batch: int) -> Float[Tensor, "batch d_vocab"]:
+        """After beginning of sequence, begin-of-image marker and the tokens drawn so far, without interventions."""
+        if self._unprompted is None or self._last is None:
+            self._unprompted = self._begin_unprompted(batch)
+            return self._unprompted.prompt()
+        return self._unprompted.step(self._last)
 
-    def _read(self, logits: Tensor, hook: Any) -> None:
-        # copied: transformers goes on to write into the same tensor
-        self.logits = logits[:, -1].float().cpu()[:, self.ids]
-
-    def _choose(
-        self, log_p: Float[Tensor, "batch code"], n_prompts: int, generator: torch.Generator
-    ) -> Int[Tensor, " batch"]:
-        if self.temperature == 0:
-            return log_p.argmax(-1)
-        p = (log_p / self.temperature).softmax(-1).view(-1, n_prompts, log_p.shape[-1])
-        # a race of exponential clocks with rates p draws from p: what torch.multinomial does, but with one draw of
-        # the clocks for all runs
-        clocks = torch.empty(n_prompts, log_p.shape[-1]).exponential_(generator=generator)
-        return (p / clocks).argmax(-1).flatten()
-
-
-class _Unprompted:
-    """Beginning of sequence, begin-of-image marker and the tokens drawn so far, without interventions."""
-
-    def __init__(self, model: HookedVLM, batch: int, sampler: _Sampler) -> None:
-        bos, boi = model.layout.bos_id, model.layout.boi_id
+    def _begin_unprompted(self, batch: int) -> Decoder:
+        bos, boi = self.model.layout.bos_id, self.model.layout.boi_id
         if bos is None or boi is None:
             raise ModelError(
-                f"{model!r} has no beginning-of-sequence token to draw without a prompt: guidance=1"
+                f"{self.model!r} has no beginning-of-sequence token to draw without a prompt: guidance=1"
             )
-        self.model, self.sampler = model, sampler
-        self.inputs = model.inputs(torch.tensor([[bos, boi]] * batch))
-        self.whole = Whole(model, (), self.inputs.tokens.extend(sampler.n_cells))
-        self.past, self.n = DynamicCache(), 0
+        inputs = self.model.inputs(torch.tensor([[bos, boi]] * batch))
+        return full_decoder(self.model, inputs, (), self.n_cells, raw_logits=True)
 
-    def step(self, token: Int[Tensor, " batch"] | None) -> Float[Tensor, "batch code"]:
-        """Log-probabilities of the next image token, after ``token`` (none at the start)."""
-        ids = self.inputs.tensors["input_ids"] if token is None else token[:, None].to(self.model.device)
-        start, self.n = self.n, self.n + ids.shape[1]
-        self.whole.at(start, self.n)
-        tensors = {
-            "input_ids": ids,
-            "attention_mask": ids.new_ones(len(ids), self.n),
-            "position_ids": torch.arange(start, self.n, device=ids.device).expand(len(ids), -1),
-        }
-        # cuts of the prompted stream, from within which this is called, stand aside meanwhile
-        with self.whole.acting() as pairs:
-            self.model.forward_step(
-                {**tensors, "logits_to_keep": 1}, [*pairs, *self.sampler.reading], past=self.past
-            )
-        return self.sampler.logits.log_softmax(-1)
+    def _choose(self, log_p: Float[Tensor, "batch code"]) -> Int[Tensor, " batch"]:
+        if self.temperature == 0:
+            return log_p.argmax(-1)
+        p = (log_p / self.temperature).softmax(-1).view(-1, self.n_prompts, log_p.shape[-1])
+        # a race of exponential clocks with rates p draws from p: what torch.multinomial does, but with one draw of
+        # the clocks for all runs
+        clocks = torch.empty(self.n_prompts, log_p.shape[-1]).exponential_(generator=self.generator)
+        return (p / clocks).argmax(-1).flatten()
