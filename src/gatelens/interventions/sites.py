@@ -100,7 +100,7 @@ class EditedPositions(NamedTuple):
 
 
 class SelectedPositions:
-    """The positions a selector names in a batch, found once and looked up in every pass."""
+    """The positions a selector names in a batch, computed once and narrowed to each pass."""
 
     def __init__(self, mask: Bool[Tensor, "batch pos"], span: Span) -> None:
         self.batch_size, self.span = mask.shape[0], span
@@ -139,7 +139,7 @@ class SiteEdit(Intervention):
         return select(tokens, self.at, self)
 
     def prepare(self, tokens: TokenMap) -> Any:
-        """What the edit has to know about a run, found once before it and given to :meth:`new_values`."""
+        """What the edit has to know about a run, computed once before it and given to :meth:`new_values`."""
         return None
 
     @abstractmethod
@@ -201,7 +201,7 @@ class SiteEdit(Intervention):
                 new = old.index_copy(1, index, new[:, index])
             if changes is not None:
                 changes[:] = [(where, new - old)]
-            # A copy: the same memory may be another hook point's activation, or lie in somebody's cache.
+            # A copy: the same memory may be another hook point's activation, or lie in a cache.
             return tensor.index_put(where, new)
 
         return edit
