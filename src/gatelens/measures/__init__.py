@@ -62,8 +62,15 @@ from gatelens.measures.overlap import (
     overlap_by_chance,
     representation_overlap,
 )
-from gatelens.measures.probe import LinearClassifier, Probe, fit_linear, linear_probe, wilson_interval
-from gatelens.measures.stats import bootstrap_interval, bootstrap_replicates
+from gatelens.measures.probe import LinearClassifier, Probe, fit_linear, linear_probe
+from gatelens.measures.stats import (
+    bootstrap_interval,
+    bootstrap_replicates,
+    paired_difference,
+    replicate_interval,
+    summary,
+    wilson_interval,
+)
 from gatelens.measures.token_types import TokenTypeShare
 from gatelens.measures.vqa import normalise_answer, vqa_accuracy
 from gatelens.measures.windows import (
@@ -137,6 +144,8 @@ __all__ = [
     "object_score",
     "overlap_by_chance",
     "paint",
+    "paired_difference",
+    "replicate_interval",
     "representation_overlap",
     "restricted_accuracy",
     "score_table",
@@ -144,6 +153,7 @@ __all__ = [
     "smallest_carrying",
     "smallest_window",
     "standing_out",
+    "summary",
     "two_nn",
     "vqa_accuracy",
     "wilson_interval",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.measures.neighbours import check_points
+from gatelens.measures.stats import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -146,22 +146,6 @@ def linear_probe(
         correct=correct,
         majority=int(count.max()) / len(points),
     )
-
-
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209)."""
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"wilson_interval: {successes} successes of {n} is no proportion")
-    if not 0 < level < 1:
-        raise DataError(f"wilson_interval: level {level} is outside (0, 1); 0.95 means a 95 % interval")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
-    center = share + z * z / (2 * n)
-    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    whole = 1 + z * z / n
-    low = 0.0 if successes == 0 else (center - half) / whole
-    high = 1.0 if successes == n else (center + half) / whole
-    return low, high
 
 
 def _deal(labels: Int[Tensor, " point"], folds: int, seed: int) -> Int[Tensor, " point"]:
