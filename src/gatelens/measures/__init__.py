@@ -62,7 +62,7 @@ from gatelens.measures.overlap import (
     overlap_by_chance,
     representation_overlap,
 )
-from gatelens.measures.probe import LinearClassifier, Probe, fit_linear, linear_probe
+from gatelens.measures.probe import Probe, linear_probe
 from gatelens.measures.stats import (
     bootstrap_interval,
     bootstrap_replicates,
@@ -91,7 +91,6 @@ __all__ = [
     "ImageAttention",
     "Judge",
     "LLMJudge",
-    "LinearClassifier",
     "Mention",
     "ModalityClusters",
     "Neighbours",
@@ -116,7 +115,6 @@ __all__ = [
     "effect_of_starts",
     "effect_of_windows",
     "exact_match",
-    "fit_linear",
     "greedy_order",
     "gride",
     "gride_by_scale",
