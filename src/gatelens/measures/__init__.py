@@ -8,8 +8,7 @@ alone talks to a server, and only when a user points it at one.
 from __future__ import annotations
 
 from gatelens.measures.accuracy import accuracy, exact_match, restricted_accuracy
-from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots
-from gatelens.measures.attention_positions import standing_out
+from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots, standing_out
 from gatelens.measures.captions import caption_words, cider_d
 from gatelens.measures.concentration import (
     Carriers,
