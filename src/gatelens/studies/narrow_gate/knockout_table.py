@@ -12,10 +12,9 @@ from torch import Tensor
 
 from gatelens.data.base import kind
 from gatelens.engine import generate_many, last_logits
-from gatelens.measures.accuracy import accuracy, restricted_accuracy
+from gatelens.measures.answers import accuracy, restricted_accuracy, vqa_accuracy
 from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.studies.common import How, Labels, labels_of
 
 if TYPE_CHECKING:

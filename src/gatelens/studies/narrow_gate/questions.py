@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.runs import Run
 from gatelens.studies.common import chunks_by_length, draw, provenance
 from gatelens.studies.narrow_gate import knockouts

@@ -24,8 +24,8 @@ from gatelens.data.base import TASKS
 from gatelens.data.prompts import CAPTION_PROMPT, QUESTION_PROMPT
 from gatelens.engine.compress import ALWAYS, AMONG, DESCRIPTION_TOKENS, Described, describe
 from gatelens.errors import DataError, InterventionError
+from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.measures.stats import bootstrap_replicates
-from gatelens.measures.vqa import normalise_answer, vqa_accuracy
 from gatelens.roles import Role
 from gatelens.studies.common import Progress, chunks
 

@@ -10,20 +10,10 @@ import pytest
 import torch
 
 from gatelens.errors import DataError
-from gatelens.measures import (
-    DensityPeaks,
-    Neighbours,
-    adaptive_k,
-    density_peaks,
-    distinct,
-    gride,
-    gride_by_scale,
-    homogeneity,
-    knn_density,
-    modality_clusters,
-    nearest,
-    two_nn,
-)
+from gatelens.measures.clusters import DensityPeaks, adaptive_k, density_peaks, knn_density
+from gatelens.measures.intrinsic_dimension import gride, gride_by_scale, two_nn
+from gatelens.measures.modality_gap import homogeneity, modality_clusters
+from gatelens.measures.neighbours import Neighbours, distinct, nearest
 
 STORED = Path(__file__).parent / "stored"
 PLAIN = ["plane", "five", "ten", "moons", "roll", "one", "apart", "mixed"]
