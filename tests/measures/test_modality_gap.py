@@ -52,6 +52,7 @@ def test_cosine_spread_is_exact_at_the_ends_and_blind_to_length() -> None:
     one = cosine_spread(torch.ones(2, 3), -7 * torch.ones(4, 3))
     assert (one.median, one.signed_mean) == (1, pytest.approx(-1))
     assert int(one.histogram[-1]) == 8
+    assert cosine_spread(torch.ones(2, 3), -2 * torch.ones(4, 3)).median == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from gatelens.measures.neighbours import nearest
 from gatelens.measures.objects import Vocabulary, object_score
 from gatelens.measures.overlap import (
     distribution_overlap,
-    median_cosine,
     neighbourhood_overlap,
     representation_overlap,
 )
@@ -59,7 +58,6 @@ __all__ = [
     "knn_density",
     "linear_probe",
     "localise",
-    "median_cosine",
     "mme_scores",
     "mme_totals",
     "modality_clusters",
