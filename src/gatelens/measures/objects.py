@@ -259,7 +259,7 @@ class ObjectScore:
 
     Attributes:
         n_reference, n_candidate: objects each names.
-        n_common: objects of the reference found again, each matched to one of the candidate's at most.
+        n_common: objects of the reference named again, each matched to one of the candidate's at most.
     """
 
     n_reference: int
