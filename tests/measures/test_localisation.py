@@ -270,10 +270,10 @@ def test_recorded_attention_is_the_models_own(tiny: HookedVLM, monkeypatch: pyte
     inputs = tiny.prepare([picture, picture], ["this <image> animal is a", "<image> what"])
     n_layers = int(tiny.cfg.n_layers)
     seen = ImageAttention(inputs.tokens, n_layers)
-    found = generate(tiny, inputs, max_new_tokens=3, stop_at_eos=False, see=seen)
+    generation = generate(tiny, inputs, max_new_tokens=3, stop_at_eos=False, see=seen)
     n_pos = inputs.tokens.n_pos
     mask = torch.cat([inputs.tensors["attention_mask"], torch.ones(2, 2, dtype=torch.long)], 1)
-    ids = torch.cat([inputs.tensors["input_ids"], found.token_ids[:, :2]], 1)
+    ids = torch.cat([inputs.tensors["input_ids"], generation.token_ids[:, :2]], 1)
     rest = {
         k: v
         for k, v in inputs.tensors.items()
@@ -305,13 +305,13 @@ def test_words_of_the_organisms(organism: str, sees: bool) -> None:
     examples = EmojiScenes().examples("caption", 12)
     inputs = model.prepare([e.image for e in examples], [e.prompt for e in examples])
     seen = ImageAttention(inputs.tokens, int(model.cfg.n_layers))
-    found = generate(model, inputs, max_new_tokens=40, see=seen)
+    generation = generate(model, inputs, max_new_tokens=40, see=seen)
     vocabulary, tables = Vocabulary(CLASSES), []
     for b, example in enumerate(examples):
-        live = found.tokens.roles[b, inputs.tokens.n_pos :] == Role.GENERATED
-        ids = found.token_ids[b][live].tolist()
+        live = generation.tokens.roles[b, inputs.tokens.n_pos :] == Role.GENERATED
+        ids = generation.token_ids[b][live].tolist()
         masks = {o.name: m for o, m in zip(example.meta["objects"], example.meta["masks"], strict=True)}
-        for mention in vocabulary.mentions(found.texts[b]):
+        for mention in vocabulary.mentions(generation.texts[b]):
             if mention.name in masks:
                 rows = word_rows(ids, lambda part: model.decode(part)[0], mention.start, mention.stop)
                 tables.append(localise(seen.of(b, rows), inputs.tokens, masks[mention.name], b))

@@ -123,8 +123,8 @@ def test_agreement_with_exact_truth_on_emoji_scenes() -> None:
     for split in ("test", "train"):
         for example in EmojiScenes(split).examples("caption", 500):
             truth = [o.name for o in example.meta["objects"]]
-            found = [m.name for m in vocabulary.mentions(example.answers[0])]
-            right += found == truth
+            named = [m.name for m in vocabulary.mentions(example.answers[0])]
+            right += named == truth
             total += 1
     assert (right, total) == (1000, 1000)
 
