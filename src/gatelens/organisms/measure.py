@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from gatelens import data
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
 from gatelens.organisms import picture_codec as codec

@@ -2,7 +2,7 @@
 
 ``attention`` has every position of the image side, ``attention_groups`` NG's contributions (the gate, the last image
 token, the internal image tokens, the markers), ``attention_positions`` the positions that take more than ``least`` of
-it and whether they stand out (:func:`gatelens.measures.attention_positions.standing_out`): found from the numbers,
+it and whether they stand out (:func:`gatelens.measures.attention.standing_out`): found from the numbers,
 where the paper names indices for each model by hand.
 """
 
@@ -18,8 +18,7 @@ from pydantic import Field
 
 from gatelens.data import Example
 from gatelens.engine import look
-from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place
-from gatelens.measures.attention_positions import standing_out
+from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place, standing_out
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.runs import Run
@@ -145,7 +144,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 
 def listed(table: pd.DataFrame, least: float, times: float) -> pd.DataFrame:
-    """:func:`gatelens.measures.attention_positions.standing_out` with the places of :func:`with_places`."""
+    """:func:`gatelens.measures.attention.standing_out` with the places of :func:`with_places`."""
     where = table[["kind", "index", "name", *WHERE]].drop_duplicates(["kind", "index"])
     return standing_out(table, least, times).merge(where, on=["kind", "index"], how="left")
 

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from gatelens.data import Dataset, Example
 from gatelens.errors import DataError
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import summary
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
@@ -32,7 +32,7 @@ from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, table_rows
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, task_verdicts
-from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
+from gatelens.studies.options import Examples, Options, kinds_of_knockout
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)

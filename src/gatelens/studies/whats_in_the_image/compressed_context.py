@@ -25,8 +25,8 @@ from gatelens.data.prompts import CAPTION_PROMPT, QUESTION_PROMPT
 from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
 from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
+from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.measures.stats import bootstrap_replicates
-from gatelens.measures.vqa import normalise_answer, vqa_accuracy
 from gatelens.roles import Role
 from gatelens.selectors import SelectorLike
 from gatelens.studies.common import Progress, chunks

@@ -196,9 +196,14 @@ def _climb(
     lone = ~goal.any(1) & ~is_peak
     parent[lone] = order[holder[lone]]
     parent[peaks] = peaks
-    while not np.array_equal(parent, grand := parent[parent]):
-        parent = grand
-    return peaks, np.searchsorted(peaks, parent)
+    return peaks, np.searchsorted(peaks, _roots(parent))
+
+
+def _roots(parent: Int[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
+    """Where each item's chain of parents ends: at an item that is its own parent."""
+    while not np.array_equal(parent, grandparent := parent[parent]):
+        parent = grandparent
+    return parent
 
 
 def _borders(
@@ -266,10 +271,8 @@ def _merge(
             ours = touching[keep].get(other)
             if ours is None or density[ours] < density[theirs]:
                 join(keep, other, theirs)
-    while not np.array_equal(owner, root := owner[owner]):
-        owner = root
     left = {(a, b): point for a, row in touching.items() for b, point in row.items() if a < b}
-    return owner, left
+    return _roots(owner), left
 
 
 def _check_radius(radius: Float[Tensor, "*point"], who: str) -> None:
