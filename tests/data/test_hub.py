@@ -23,7 +23,8 @@ import paper_copies as copies
 from gatelens import data
 from gatelens.data.hub import ENTRIES, HubDataset, coco_objects
 from gatelens.data.hub.entries import MME_SUBSETS
-from gatelens.data.hub.rows import ParquetRows, StreamedRows, from_hub
+from gatelens.data.hub.places import from_hub
+from gatelens.data.hub.rows import ParquetRows, StreamedRows
 from gatelens.errors import DataError
 
 VQA_PROMPT = "<image>What is thing 3?\nAnswer the question using a single word or phrase. Answer:"
@@ -145,9 +146,7 @@ def test_pictures_are_decoded_when_looked_at(place: Path, monkeypatch: pytest.Mo
     examples = opened(place, "vqav2").examples("vqa", 5)
     assert not any(isinstance(v, Image.Image) for e in examples for v in vars(e).values())
     count = []
-    monkeypatch.setattr(
-        "gatelens.data.hub.dataset.Image.open", lambda file, real=Image.open: count.append(1) or real(file)
-    )
+    monkeypatch.setattr("PIL.Image.open", lambda file, real=Image.open: count.append(1) or real(file))
     assert examples[2].image.size == (20, 12) and len(count) == 1
 
 
