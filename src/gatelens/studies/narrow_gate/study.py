@@ -75,7 +75,7 @@ def narrow_gate(
     Args:
         model: a model or its name.
         data: a data set, its name or a folder (see :func:`gatelens.data.load`); tasks it lacks are left out. The
-            paper's settings: ``narrow_gate(model, out=..., **gatelens.data.preset("paper").arguments())``.
+            paper's settings: ``narrow_gate(model, out=..., **gatelens.studies.preset("paper").arguments())``.
         out: folder of the run; None keeps the tables in memory and draws no figures.
         how: ``"zero"`` (after the softmax, as the paper's code does), ``"mask"`` (before it), ``"both"``.
         limit: at most this many examples a task and section.
