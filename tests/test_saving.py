@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 import gatelens as gl
 from gatelens.errors import ModelError, OutputError
 from gatelens.model import HookedVLM
-from gatelens.organisms import picture_codec
+from gatelens import picture_codec
 from gatelens.saving import COMPANIONS, weights
 from tiny_models import make_llava, make_picture
 

@@ -67,7 +67,9 @@ def hub_reason(
             return f"{missing} the hub is switched off: unset HF_HUB_OFFLINE once"
         return f"{missing} {constants.ENDPOINT} cannot be reached: check the network"
     if is_a(EntryNotFoundError) and kind == "model":
-        return f"'{name}' lacks a file of a transformers checkpoint ({one_line(error)}): choose its -hf version"
+        return (
+            f"'{name}' lacks a file of a transformers checkpoint ({one_line(error)}): choose its -hf version"
+        )
     return None
 
 

@@ -52,4 +52,3 @@ class EasyVqa:
             id=f"{self.split}-{i}",
             meta={"question": question, "picture": picture},
         )
-

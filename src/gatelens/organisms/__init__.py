@@ -1,22 +1,21 @@
 """Model organisms: small VLMs of the real transformers classes whose answer is known, and how they were trained.
 
 Their folders are in ``weights/``, each with its card. The recipes, readable top to bottom, are ``train_codec``,
-``train`` and ``measure``; ``draw`` lets a native organism draw.
+``train`` (with ``recipes`` and ``lessons``) and ``measure``; ``draw`` lets a native organism draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from gatelens.loading import locate
 from gatelens.loading import organisms as names
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
+from gatelens.picture_drawing import draw_pictures
 
 __all__ = ["draw", "folder", "names"]
 
@@ -31,7 +30,5 @@ def folder(name: str) -> Path:
 
 
 def draw(model: HookedVLM, text: str | Sequence[str], **options: Any) -> list[Image.Image]:
-    """Pictures a native organism draws from prompts; see :func:`gatelens.organisms.drawing.draw_pictures`."""
-    from gatelens.organisms.drawing import draw_pictures
-
+    """Pictures a native organism draws from prompts; see :func:`gatelens.picture_drawing.draw_pictures`."""
     return draw_pictures(model, [text] if isinstance(text, str) else text, **options)

@@ -32,9 +32,7 @@ NARROW_GATE = dataclasses.replace(
 )
 WHATS_IN_THE_IMAGE = dataclasses.replace(
     data_presets.WHATS_IN_THE_IMAGE,
-    settings=MappingProxyType(
-        {**data_presets.WHATS_IN_THE_IMAGE.settings, "preset": "paper", "how": "mask"}
-    ),
+    settings=MappingProxyType({**data_presets.WHATS_IN_THE_IMAGE.settings, "preset": "paper", "how": "mask"}),
     note=f"{data_presets.WHATS_IN_THE_IMAGE.note}; its prompt and 300 tokens are what the study's own preset sets",
 )
 NO_PRESET = Preset(name="none", study="", paper="", settings=MappingProxyType({}))
