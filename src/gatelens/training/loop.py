@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,18 +19,34 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gatelens.checkpoints import put_weights, weights
+from gatelens.data.base import Example
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
+from gatelens.files import check_writable, write_atomic
 from gatelens.interventions.compile import as_interventions
-from gatelens.runs import check_writable, fingerprint, write_atomic
-from gatelens.training.documents import IGNORED, Documents, documents
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
+from gatelens.runs import fingerprint
+from gatelens.training.batches import IGNORED, TrainingBatch, training_batch
 
 STATE = "training_state.pt"
 LOG = "training_log.csv"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and the settings of AdamW; see :func:`fine_tune`."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup: int
+    weight_decay: float
+    clip: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise DataError(f"steps={self.steps}, batch_size={self.batch_size}: give at least 1 of each")
 
 
 def fine_tune(
@@ -59,14 +77,13 @@ def fine_tune(
         examples: what to learn, of any tasks with answers; drawn anew for every step, by ``seed``.
         interventions: hold in every step, as for ``model.run``; or a function from a batch's inputs to them, as
             :class:`gatelens.training.OthersGate`, whose ``repr`` says what it does.
-        parameters: regular expression; only parameters whose name it finds are trained. None is all that the
-            answers depend on.
-        out: folder for a checkpoint of training every ``save_every`` steps, so that a run cut short goes on there;
-            None keeps nothing.
+        parameters: regular expression; only parameters whose name it finds are trained; None: all.
+        out: folder for a checkpoint every ``save_every`` steps, from which a run cut short goes on; None: nowhere.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW; the learning rate rises over ``warmup`` steps and
             falls along a half cosine; gradients are clipped to norm ``clip``.
         seed: draws the batches.
         save_every: steps between checkpoints.
+        progress: show a bar.
 
     Returns:
         ``step, loss, lr``: one row a step; the loss is the mean next-token cross-entropy in nats a token.
@@ -78,49 +95,71 @@ def fine_tune(
     """
     if not examples:
         raise DataError("there is nothing to learn from: give at least one example")
-    if steps < 1 or batch_size < 1:
-        raise DataError(f"steps={steps}, batch_size={batch_size}: give at least 1 of each")
+    plan = Schedule(steps, batch_size, lr, warmup, weight_decay, clip, seed)
     trained = _trained(model, parameters)
     settings = {
-        "steps": steps, "batch_size": batch_size, "lr": lr, "warmup": warmup, "weight_decay": weight_decay,
-        "clip": clip, "seed": seed, "parameters": parameters, "interventions": repr(interventions),
+        **asdict(plan),
+        "parameters": parameters,
+        "interventions": repr(interventions),
         "examples": fingerprint([(e.id, e.prompt, list(e.answers)) for e in examples]),
-    }  # fmt: skip
-    kept = Kept(out, settings)
+    }
+    checkpoint = Checkpoint(out, settings)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95))
-    log = kept.resume(model, optimizer)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for p in trained:
-                p.requires_grad_(True)
-            bar = tqdm(
-                range(len(log), steps),
-                initial=len(log),
-                total=steps,
-                desc="fine-tuning",
-                disable=not progress,
-            )
-            for step in bar:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * schedule(step, steps, warmup)
-                chosen = np.random.default_rng([seed, step]).integers(len(examples), size=batch_size)
-                loss = loss_of(model, documents(model, [examples[int(i)] for i in chosen]), interventions)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, clip)
-                optimizer.step()
-                log.append({"step": step, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]})
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                if (step + 1) % save_every == 0 or step + 1 == steps:
-                    kept.save(model, optimizer, log)
-    finally:
-        for p in trained:
-            p.requires_grad_(False)
-            p.grad = None
+    log = checkpoint.resume(model, optimizer)
+    remaining = range(len(log), steps)
+    bar = tqdm(remaining, initial=len(log), total=steps, desc="fine-tuning", disable=not progress)
+    with _learning(trained):
+        for step in bar:
+            batch = _drawn(model, examples, plan, step)
+            log.append({"step": step, **_step(model, batch, interventions, optimizer, trained, plan, step)})
+            bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", refresh=False)
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                checkpoint.save(model, optimizer, log)
     return pd.DataFrame(log)
 
 
-def loss_of(model: HookedVLM, batch: Documents, interventions: Any = ()) -> Tensor:
+@contextmanager
+def _learning(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters, which are frozen again at the end."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for p in parameters:
+                p.requires_grad_(True)
+            yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
+            p.grad = None
+
+
+def _drawn(model: HookedVLM, examples: Sequence[Example], plan: Schedule, step: int) -> TrainingBatch:
+    """The batch of a step, the same in every run of this seed."""
+    chosen = np.random.default_rng([plan.seed, step]).integers(len(examples), size=plan.batch_size)
+    return training_batch(model, [examples[int(i)] for i in chosen])
+
+
+def _step(
+    model: HookedVLM,
+    batch: TrainingBatch,
+    interventions: Any,
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[torch.nn.Parameter],
+    plan: Schedule,
+    step: int,
+) -> dict[str, float]:
+    """One step of AdamW; its loss and learning rate."""
+    rate = plan.lr * schedule(step, plan.steps, plan.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = loss_of(model, batch, interventions)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, plan.clip)
+    optimizer.step()
+    return {"loss": loss.item(), "lr": rate}
+
+
+def loss_of(model: HookedVLM, batch: TrainingBatch, interventions: Any = ()) -> Tensor:
     """Mean cross-entropy of the answers' tokens under the interventions, in nats a token."""
     if callable(interventions):
         interventions = interventions(model, batch.inputs)
@@ -135,20 +174,25 @@ def loss_of(model: HookedVLM, batch: Documents, interventions: Any = ()) -> Tens
 
 def _trained(model: HookedVLM, pattern: str | None) -> list[torch.nn.Parameter]:
     named = [(name, p) for name, p in model.hf.named_parameters() if p.is_floating_point()]
-    found = [p for name, p in named if pattern is None or re.search(pattern, name)]
-    if not found:
+    matching = [p for name, p in named if pattern is None or re.search(pattern, name)]
+    if not matching:
         raise DataError(f"no parameter's name matches {pattern!r}; one of them is {named[0][0]!r}")
-    return found
+    return matching
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Learning rate relative to its highest: a straight rise, then a half cosine down to nothing."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return half_cosine((step - warmup) / max(1, steps - warmup))
 
 
-class Kept:
+def half_cosine(progress: float) -> float:
+    """From 1 at no progress down to 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Checkpoint:
     """The checkpoint of a training run in a folder, or nowhere."""
 
     def __init__(self, out: str | os.PathLike[str] | None, settings: dict[str, Any]) -> None:

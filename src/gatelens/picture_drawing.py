@@ -1,26 +1,24 @@
-"""Let a native organism draw: prompts in, image tokens out (:mod:`gatelens.engine.drawing`), pictures decoded."""
+"""Let a native model draw: prompts in, image tokens out (:mod:`gatelens.engine.drawing`), pictures decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from gatelens import picture_codec as codec
 from gatelens.engine.drawing import canvas, draw
 from gatelens.errors import ModelError
+from gatelens.inputs import Images
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.hooks import Edit, Span
-from gatelens.organisms import picture_codec as codec
-
-if TYPE_CHECKING:
-    from gatelens.inputs import Images
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
 
 TEMPERATURE, GUIDANCE = 0.2, 1.5  # chosen on other scenes than those the cards measure
 
@@ -49,7 +47,7 @@ def draw_pictures(
         ModelError: the model has no picture decoder.
     """
     pictures = decoder(model)
-    specs = [interventions, _Hooks(tuple(fwd_hooks))] if fwd_hooks else interventions
+    specs = [interventions, _PlainHooks(tuple(fwd_hooks))] if fwd_hooks else interventions
     inputs = model.prepare(images, list(text))
     drawn = draw(model, inputs, specs, temperature=temperature, guidance=guidance, seed=seed)
     return pictures(drawn.token_ids)
@@ -86,8 +84,8 @@ def decoder(model: HookedVLM) -> Decoder:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Hooks(Intervention):
-    """Somebody's own hooks, which say nothing of where they begin."""
+class _PlainHooks(Intervention):
+    """TransformerLens hooks as an intervention; they do not say which positions they act on."""
 
     pairs: tuple[tuple[str, Any], ...] = field(default=())
 

@@ -1,30 +1,27 @@
-"""Examples of a data set as training documents: the prompt, its answer, the end of sequence."""
+"""Examples of a data set as batches to learn from: the prompt, its answer, the end of sequence."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gatelens.data.base import Example
 from gatelens.engine.generation import eos_ids
 from gatelens.errors import DataError
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
+from gatelens.inputs import VLMInputs
+from gatelens.model import HookedVLM
 
 IGNORED = -100  # the target torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True, eq=False)
-class Documents:
-    """A batch to learn from.
+class TrainingBatch:
+    """Prompts with their answers, and what is to be predicted.
 
     Attributes:
         inputs: prompts with their answers, padded on the left, so that all answers end at the last position.
@@ -36,7 +33,7 @@ class Documents:
     targets: Int[Tensor, "batch tail"]
 
 
-def documents(model: HookedVLM, examples: Sequence[Example]) -> Documents:
+def training_batch(model: HookedVLM, examples: Sequence[Example]) -> TrainingBatch:
     """Prompts and answers as one batch; only answers, and the end of sequence after them, are predicted.
 
     An example with several answers gives its first.
@@ -46,13 +43,10 @@ def documents(model: HookedVLM, examples: Sequence[Example]) -> Documents:
     """
     texts = [f"{e.prompt} {_answer(e)}" for e in examples]
     inputs = model.prepare(images=[e.image for e in examples if e.image is not None] or None, text=texts)
-    length = model.tokenizer
-    n_answer = [
-        len(length(text)["input_ids"]) - len(length(e.prompt)["input_ids"])
-        for text, e in zip(texts, examples, strict=True)
-    ]
-    for n, e in zip(n_answer, examples, strict=True):
-        if n < 1:
+    n_answer = []
+    for text, e in zip(texts, examples, strict=True):
+        n_answer.append(_n_tokens(model, text) - _n_tokens(model, e.prompt))
+        if n_answer[-1] < 1:
             raise DataError(
                 f"{e.task} example {e.id!r}: the answer {_answer(e)!r} adds no token to its prompt"
             )
@@ -64,11 +58,15 @@ def documents(model: HookedVLM, examples: Sequence[Example]) -> Documents:
     targets = following.masked_fill(place > torch.tensor(n_answer)[:, None], IGNORED)
     numbers = tuple(range(len(examples)))
     inputs = dataclasses.replace(inputs, tokens=dataclasses.replace(inputs.tokens, example_ids=numbers))
-    return Documents(inputs, targets.to(inputs.tensors["input_ids"].device))
+    return TrainingBatch(inputs, targets.to(inputs.tensors["input_ids"].device))
+
+
+def _n_tokens(model: HookedVLM, text: str) -> int:
+    return len(model.tokenizer(text)["input_ids"])
 
 
 def _answer(example: Example) -> str:
-    found = example.answers[0] if example.answers else example.label
-    if not found or not found.strip():
+    answer = example.answers[0] if example.answers else example.label
+    if not answer or not answer.strip():
         raise DataError(f"{example.task} example {example.id!r} has no answer to learn")
-    return found.strip()
+    return answer.strip()
