@@ -28,7 +28,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
-_SUFFIXES = (".parquet", ".json", ".html", ".png")
+_SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
 _SECONDS = "seconds"  # what a batch took, in the metadata of its tables
 
 
@@ -215,9 +215,11 @@ class Run:
         return self._find(name) is not None
 
     def save(self, name: str, value: Any) -> None:
-        """Store a DataFrame as ``NAME.parquet``, anything else that JSON can hold as ``NAME.json``."""
+        """Store a DataFrame as ``NAME.parquet``, bytes as ``NAME``, what else JSON can hold as ``NAME.json``."""
         if isinstance(value, pd.DataFrame):
             self._store(f"{name}.parquet", _parquet_bytes(value))
+        elif isinstance(value, bytes):
+            self._store(name, value)
         else:
             self._store(f"{name}.json", _json_bytes(value))
 

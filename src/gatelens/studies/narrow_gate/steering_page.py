@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gatelens.plots import card
-from gatelens.plots.curve import layer_axis
-from gatelens.plots.style import NotebookFigure as Figure
-from gatelens.plots.style import Palette, styled
+from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
+from gatelens.plots.curve import SHARE, curve, layer_axis
+from gatelens.plots.numbers import MISSING
+from gatelens.plots.style import NotebookFigure, Palette, legend_below, styled
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.steering_push import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
+from gatelens.studies.narrow_gate.steering_directions import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
 from gatelens.studies.narrow_gate.steering_table import (
     ALL,
     CAPTION_KEPT,
@@ -57,10 +58,8 @@ WORDS = {
 }
 
 
-def cards(run: Run) -> list[card.Card]:
-    """Dose curve, table of doses, and captions, where the section was measured."""
-    if not run.done("steering"):
-        return []
+def cards(run: Run) -> list[Card]:
+    """Dose curve, table of doses, and captions."""
     table, layers = run.table("steering"), run.table("steering_layers")
     if table.empty:  # no picture was answered rightly, and nothing else was asked
         return []
@@ -69,31 +68,27 @@ def cards(run: Run) -> list[card.Card]:
         "Right: the other half in that layer. Good steering is orange high, grey low, blue level. Bands: 95 % "
         "bootstrap interval over pictures."
     )
-    blocks: list[card.Block] = [
-        card.Chart("steering", lambda dark: dose_curve(table, layers, dark), caption),
+    blocks: list[Block] = [
+        Chart("steering", partial(dose_curve, table, layers), caption),
         _table(table, layers),
     ]
-    if run.done("steering_examples"):
+    if run.has("steering_examples"):
         blocks.append(_pictures(run.json("steering_examples")))
-    return [card.Card("Steering the gate", blocks, WORDS)]
+    return [Card("Steering the gate", blocks, WORDS)]
 
 
-def _table(table: pd.DataFrame, layers: pd.DataFrame) -> card.Table:
+def _table(table: pd.DataFrame, layers: pd.DataFrame) -> Table:
     part = table[table.pair == ALL]
     measures = [m for m in HEADS if m in set(part.measure)]
-    rows: list[list[str | tuple[str, str]]] = []
+    rows: list[list[Cell]] = []
     shown = [NOTHING, MEANS, RANDOM, OTHER, REFERENCE]
     for direction in shown:
         for dose, mine in part[part.direction == direction].groupby("dose"):
-            found = mine.set_index("measure")
+            by_measure = mine.set_index("measure")
             name = "unsteered" if direction == NOTHING else f"{direction} × {dose:g}"
-            cells: list[str | tuple[str, str]] = [name]
+            cells: list[Cell] = [name]
             for measure in measures:
-                if measure not in found.index:
-                    cells.append("–")
-                    continue
-                one = found.loc[measure]
-                cells.append((f"{one['mean']:.2f}", f"{one.low:.2f} – {one.high:.2f}"))
+                cells.append(mean_cell(by_measure.loc[measure]) if measure in by_measure.index else MISSING)
             rows.append(cells)
     heads = [
         "added at the gate",
@@ -108,23 +103,23 @@ def _table(table: pd.DataFrame, layers: pd.DataFrame) -> card.Table:
         f'gl.steer(load_file("directions.safetensors")["BASE-TARGET"], at="gate", layers=[{layer}], scale=1.0), '
         "with load_file from safetensors.torch."
     )
-    return card.Table(heads, rows, caption=caption, controls=controls)
+    return Table(heads, rows, caption=caption, controls=controls)
 
 
-def _pictures(examples: list[dict[str, Any]]) -> card.Pictures:
+def _pictures(examples: list[dict[str, Any]]) -> Pictures:
     doses: list[float] = [dose for dose, _ in examples[0]["captions"]]
     rows = []
     for one in examples:
         said = dict(one["captions"])
-        cells = [(str(one["picture"]) if dose == doses[0] else "", said.get(dose, "–")) for dose in doses]
+        cells = [(str(one["picture"]) if dose == doses[0] else "", said.get(dose, MISSING)) for dose in doses]
         rows.append((" → ".join(one["pair"]), cells))
     heads = ["direction", *("unsteered" if dose == 0 else f"dose {dose:g}" for dose in doses)]
-    return card.Pictures(
+    return Pictures(
         heads, rows, "Captions of the first pictures of the first pairs, not picked by what they show."
     )
 
 
-def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) -> Figure:
+def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     """Success by layer on the fitting half, and success, controls and cost by dose on the other.
 
     Args:
@@ -133,7 +128,7 @@ def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) ->
         dark: draw on dark ground.
     """
     with styled(dark) as p:
-        figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+        figure = NotebookFigure(figsize=(10.5, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 2))
         _by_layer(left, layers, p)
         part = table[table.pair == ALL]
@@ -143,38 +138,30 @@ def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) ->
             (OTHER, SUCCESS, "the same, another pair’s direction", p.neutral, ":", "s"),
             (MEANS, VQA, "other questions right", p.image, "-", "o"),
             (MEANS, CAPTION_KEPT, "rest of the caption kept", p.image, "--", "^"),
-            (RANDOM, VQA, "other questions right, random direction", p.faint, "-", None),
+            (RANDOM, VQA, "other questions right, random direction", p.faint, "-", ""),
         ]
         for direction, measure, label, color, line, marker in lines:
             mine = part[(part.direction.isin([direction, NOTHING])) & (part.measure == measure)]
             mine = mine.sort_values("dose")
             if len(mine) < 2:
                 continue
-            right.plot(mine.dose, mine["mean"], line, color=color, marker=marker, markersize=4, label=label)
-            if direction == MEANS:
-                right.fill_between(mine.dose, mine.low, mine.high, color=color, alpha=0.13, linewidth=0)
+            band = (mine.low, mine.high) if direction == MEANS else (None, None)
+            curve(right, mine.dose, mine["mean"], *band, color=color, label=label, line=line, marker=marker)
         right.set_xlabel("dose: multiples of the difference of class means")
         right.set_title("On pictures the directions were not fitted on")
         for axes in (left, right):
-            axes.set_ylim(-0.02, 1.04)
+            axes.set_ylim(*SHARE)
             axes.grid(axis="y")
-        figure.legend(
-            *right.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-            fontsize=8.5,
-            labelcolor=p.ink,
-        )
+        legend_below(figure)
     return figure
 
 
 def _by_layer(axes: Axes, layers: pd.DataFrame, p: Palette) -> None:
     for place, color, label in (("last", p.faint, "at the last position"), ("gate", p.gate, "at the gate")):
         part = layers[layers.place == place].sort_values("layer")
-        axes.plot(part.layer, part.success, "-o", color=color, markersize=4, label=label)
+        curve(axes, part.layer, part.success, color=color, marker="o", label=label)
         if place == "gate":
             best = part[part.chosen]
             axes.plot(best.layer, best.success, "o", markersize=11, markerfacecolor="none", color=p.ink)
     axes.set_title("Choosing the layer, dose 1")
-    layer_axis(axes, sorted(int(x) for x in set(layers.layer)))
-    axes.legend(loc="upper left", fontsize=8.5, labelcolor=p.ink)
+    layer_axis(axes, layers.layer)

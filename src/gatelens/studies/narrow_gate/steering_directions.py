@@ -1,15 +1,15 @@
-"""Steering directions: differences of class means, fitted on one half of the pictures; which layer they act in.
+"""Steering directions: differences of class means, the layer they act in, and the pushes made of them.
 
 The direction of a pair is the mean of the residual stream over pictures of the target class minus that over
 pictures of the base class (the difference of means of Marks and Tegmark, arXiv 2310.06824; Turner et al., arXiv
-2308.10248, add one such difference to steer). Nothing here sees the half that is steered later.
+2308.10248, add one such difference to steer). It is fitted on one half of the pictures; nothing here sees the half that
+is steered later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,19 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gatelens.data import Example
 from gatelens.engine import last_logits
 from gatelens.errors import DataError
-from gatelens.studies.common import Labels, chunks, labels_of, prepare
+from gatelens.interventions import hook_name, steer
+from gatelens.interventions.base import Intervention
+from gatelens.model import HookedVLM
+from gatelens.studies.examples import Labels, consecutive, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import ClassPair, by_class, given_pairs, ring_of_pairs
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
 
 SITE = "resid_pre"
 FEWEST_A_HALF = 2  # pictures of a class in each half
 PLACES = ("gate", "last")
-Halves = Mapping[str, tuple[list["Example"], list["Example"]]]
+MEANS, RANDOM, OTHER, NOTHING = "class means", "random", "another pair", "none"
+REFERENCE = "class means, last position"
+Halves = Mapping[str, tuple[Sequence[Example], Sequence[Example]]]
+Way = tuple[str, int, float]  # direction, repeat, dose
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Item:
 
 
 def halves(
-    examples: Sequence[Example], seed: int, asked: Any = None
+    examples: Sequence[Example], seed: int, asked: str | Sequence[object] | None = None
 ) -> dict[str, tuple[list[Example], list[Example]]]:
     """Each class's examples in two seeded halves, (to fit on, to steer); classes with too few are left out.
 
@@ -49,7 +52,7 @@ def halves(
         DataError: a class with too few is among the pairs ``asked`` for.
     """
     rng = np.random.default_rng([seed, 78])
-    classes, found = by_class(examples), {}
+    classes, split = by_class(examples), {}
     for name in {n for pair in given_pairs(asked, list(classes)) for n in pair} if asked is not None else ():
         if len(classes[name]) < 2 * FEWEST_A_HALF:
             raise DataError(
@@ -59,11 +62,11 @@ def halves(
     for name, mine in classes.items():
         order = [mine[int(i)] for i in rng.permutation(len(mine))]
         if len(order) >= 2 * FEWEST_A_HALF:
-            found[name] = (order[: len(order) // 2], order[len(order) // 2 :])
-    return found
+            split[name] = (order[: len(order) // 2], order[len(order) // 2 :])
+    return split
 
 
-def choose_pairs(split: Halves, asked: Any, n: int, seed: int) -> list[ClassPair]:
+def choose_pairs(split: Halves, asked: str | Sequence[object] | None, n: int, seed: int) -> list[ClassPair]:
     """The class pairs given, or ``n`` drawn ones; none where fewer than two classes have pictures enough.
 
     Raises:
@@ -78,11 +81,9 @@ def gate_means(
     model: HookedVLM, examples: Sequence[Example], layers: Sequence[int], size: int
 ) -> dict[str, Float[Tensor, "layer d_model"]]:
     """Mean residual stream entering each layer, at the gate and at the last position, over the examples."""
-    from gatelens.interventions import hook_name
-
     names = [hook_name(SITE, n) for n in layers]
     sums = dict.fromkeys(PLACES, torch.zeros(()))
-    for _, start, part in chunks(examples, size):
+    for _, start, part in consecutive(examples, size):
         inputs = prepare(model, part, start)
         _, cache = model.run_with_cache(inputs, names_filter=names, positions=" | ".join(PLACES))
         for place in PLACES:
@@ -114,7 +115,7 @@ def fit(
     }
     items = [Item(pair, example) for pair in pairs for example in split[pair[0]][0]]
     outcomes = []
-    for _, start, part in chunks(items, size):
+    for _, start, part in consecutive(items, size):
         keys = [(place, i) for place in PLACES for i in range(len(layers))]
         runs = [
             push(torch.stack([directions[place, item.pair][i] for item in part]), layers[i], 1.0, place)
@@ -123,9 +124,8 @@ def fit(
         inputs = prepare(model, [item.example for item in part], start)
         clean, *steered = last_logits(model, inputs, [None, *runs])
         judged = [answers(part, x, labels) for x in (clean, *steered)]
-        for (place, i), found in zip(keys, judged[1:], strict=True):
-            found = found.assign(place=place, layer=layers[i], right=judged[0].is_base)
-            outcomes.append(found)
+        for (place, i), one in zip(keys, judged[1:], strict=True):
+            outcomes.append(one.assign(place=place, layer=layers[i], right=judged[0].is_base))
     said = pd.concat(outcomes, ignore_index=True)
     said = said[said.right].groupby(["place", "base", "target", "layer"])
     stats = said.agg(success=("is_target", "mean"), probability=("p_target", "mean"), n=("right", "size"))
@@ -147,10 +147,8 @@ def fit(
     return out.fillna({"success": 0.0, "probability": 0.0, "n": 0}).astype({"n": int})
 
 
-def push(direction: Tensor, layer: int, dose: float, place: str = "gate") -> Any:
+def push(direction: Tensor, layer: int, dose: float, place: str = "gate") -> Intervention:
     """Add ``dose`` times the direction (one an example, or one for all) to the residual stream of one layer."""
-    from gatelens.interventions import steer
-
     return steer(direction, at=place, site="resid_pre", layers=[layer], scale=dose)
 
 
@@ -209,3 +207,63 @@ def random_like(direction: Float[Tensor, " d_model"], *numbers: int) -> Float[Te
     drawn = np.random.default_rng([*numbers, 80]).normal(size=len(direction))
     vector = torch.tensor(drawn, dtype=direction.dtype)
     return vector / vector.norm() * direction.norm()
+
+
+class Pushes:
+    """The directions of a run by kind, and the interventions made of them.
+
+    Args:
+        fitted: from :func:`fit`.
+        doses: multiples of the difference of means, above 0.
+        n_random: how many random directions a pair has.
+        seed: draws them.
+    """
+
+    def __init__(self, fitted: pd.DataFrame, doses: Sequence[float], n_random: int, seed: int) -> None:
+        self.layer, self.last_layer = chosen_layer(fitted), chosen_layer(fitted, "last")
+        self.means, self.at_last = (
+            directions_at(fitted, self.layer),
+            directions_at(fitted, self.last_layer, "last"),
+        )
+        self.pairs, self.doses, self.n_random, self.seed = list(self.means), doses, n_random, seed
+
+    def direction(self, kind: str, repeat: int, pair: ClassPair) -> Float[Tensor, " d_model"] | None:
+        """The direction of a kind for a pair; None where there is no other pair to take one from."""
+        own = self.means[pair]
+        if kind == REFERENCE:
+            return self.at_last[pair]
+        if kind == RANDOM:
+            return random_like(own, self.seed, self.pairs.index(pair), repeat)
+        if kind == OTHER:
+            i = self.pairs.index(pair)
+            foreign = [p for p in self.pairs[i:] + self.pairs[:i] if not {*p} & {*pair}]
+            if not foreign:
+                return None
+            other = self.means[foreign[0]]
+            return other * (own.norm() / other.norm().clamp_min(1e-12))
+        return own
+
+    def ways(self, kinds: Sequence[str]) -> list[Way]:
+        """Every direction and dose of these kinds; the reference at dose 1 alone."""
+        ways: list[Way] = []
+        for kind in kinds:
+            if all(self.direction(kind, 0, pair) is None for pair in self.pairs):
+                continue
+            doses = [1.0] if kind == REFERENCE else self.doses
+            repeats = self.n_random if kind == RANDOM else 1
+            ways += [(kind, repeat, dose) for repeat in range(repeats) for dose in doses]
+        return ways
+
+    def run(self, way: Way, pairs: Sequence[ClassPair]) -> Intervention:
+        """The intervention on a batch whose examples are steered along these pairs, by nothing where there is no
+        direction."""
+        kind, repeat, dose = way
+        directions = [self.direction(kind, repeat, pair) for pair in pairs]
+        whole = torch.stack(
+            [
+                torch.zeros_like(self.means[p]) if d is None else d
+                for d, p in zip(directions, pairs, strict=True)
+            ]
+        )
+        at_last = kind == REFERENCE
+        return push(whole, self.last_layer if at_last else self.layer, dose, "last" if at_last else "gate")
