@@ -53,3 +53,16 @@ def test_the_public_face_is_the_stub() -> None:
     assert {*names, "__version__"} == set(gatelens.__all__) == set(dir(gatelens))
     with pytest.raises(AttributeError, match="no attribute 'knockouts'"):
         _ = gatelens.knockouts  # type: ignore[attr-defined]
+    for name in (
+        "knockout",
+        "patch",
+        "steer",
+        "ablate",
+        "sweep",
+        "metrics",
+        "HookedVLM",
+        "TokenMap",
+        "Selection",
+    ):
+        assert name in names and getattr(gatelens, name) is not None
+    assert gatelens.metrics is import_module("gatelens.measures.logits")

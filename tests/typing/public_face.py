@@ -13,6 +13,8 @@ gl.knockout(selection, ~selection | "gate")
 gl.knockout(mask, [0, 1])
 gl.ablate(selection, site="resid_pre", layers=[3], with_="mean", over="image")
 gl.steer(direction, at="gate")
+gl.metrics.prob(3)
+gl.metrics.prob("dog")  # type: ignore[arg-type]
 
 gl.knockout(5, "image")  # type: ignore[arg-type]
 gl.knockout("text", object())  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
 """Pure functions from tensors, strings and numbers to numbers; they know no model family and keep no state.
 
-``logits`` holds the metrics a sweep takes (``gl.metrics``); the other modules measure attention, overlap,
+``logits`` holds the metrics a sweep takes (``metrics``, ``gl.metrics``); the other modules measure attention, overlap,
 answers, captions, the objects they name and where their words look, and say how sure a mean is (``stats``).
 ``judge.LLMJudge`` alone talks to a server, and only when a user points it at one.
 """
 
 from __future__ import annotations
 
+from gatelens.measures import logits as metrics
 from gatelens.measures.answers import accuracy, exact_match, restricted_accuracy, vqa_accuracy
 from gatelens.measures.attention import AttentionShare, attention_share, standing_out
 from gatelens.measures.captions import cider_d
@@ -58,6 +59,7 @@ __all__ = [
     "knn_density",
     "linear_probe",
     "localise",
+    "metrics",
     "mme_scores",
     "mme_totals",
     "modality_clusters",
