@@ -214,17 +214,10 @@ class KnockoutEntries:
 def blocked_entries(
     runs: Sequence[Sequence[ResolvedKnockout]], span: Span, n_heads: int, device: torch.device
 ) -> BlockedEntries | None:
-    """The union of the (query, key) entries each run's knockouts block; None when no query is in the pass.
+    """The union of the (query, key) entries each run's knockouts block, run after run in the batch.
 
-    Args:
-        runs: the knockouts of each run that act in the layer.
-        span: the positions the pass computes; its rows are ``span.offset … span.stop - 1``.
-        n_heads: query heads of the layer.
-        device: where the entries go.
-
-    Returns:
-        Bool[run * batch, 1 or head, row, key] of the stretch of rows that holds every query; few rows lose
-        anything (text, not image).
+    Only the stretch of rows that holds every query is built: few rows lose anything (text, not image). None when
+    no query is in the rows ``span.offset … span.stop - 1``.
     """
     knockouts = [knockout for run in runs for knockout in run]
     if not knockouts:

@@ -84,12 +84,7 @@ def head_count(site: str, cfg: Any) -> int | None:
 class EditedPositions(NamedTuple):
     """The selected (example, position) pairs that a pass computes.
 
-    Attributes:
-        number: of each pair among all that are selected, row by row.
-        example: row of the batch.
-        position: within the pass.
-        batch_size: of the whole batch.
-        span: the absolute positions of the pass.
+    ``number`` counts them among all that are selected, row by row; ``position`` is within the pass.
     """
 
     number: Int[Tensor, " n"]
@@ -222,17 +217,13 @@ def _add_to_output(changes: list[Change]) -> HookFunction:
 def spread(
     value: Float[Tensor, " ..."], old: Float[Tensor, "n ..."], edited: EditedPositions, owner: object
 ) -> Float[Tensor, "n ..."]:
-    """A vector in the place of each edited activation.
+    """A vector in the place of each edited activation ``old``.
 
-    Args:
-        value: one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads), or
-            one for each example of the batch with the batch in front.
-        old: the activations it stands for.
-        edited: where they are.
-        owner: the intervention, for messages.
+    ``value`` is one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads), or
+    one for each example of the batch with the batch in front.
 
     Raises:
-        InterventionError: the shape does not fit the site.
+        InterventionError: its shape does not fit the site.
     """
     value = value.to(device=old.device, dtype=old.dtype)
     shape, per_position, batch = tuple(value.shape), tuple(old.shape[1:]), edited.batch_size

@@ -20,9 +20,11 @@ _COLUMNS = ("row", "col", "tile", "box", "breaks")
 class Picture:
     """What is known of a picture when its tokens are to be placed.
 
-    ``size``: (width, height) of the original, None when only tensors were given. ``n``: placeholders left in
-    its stretch of the prompt. ``tensors``: this picture's row of each tensor in ``Layout.evidence``. ``ids``:
-    that stretch from the picture's first placeholder to the last, with the markers in between.
+    Attributes:
+        size: (width, height) of the original in pixels, None when only tensors were given.
+        n: placeholders left in its stretch of the prompt.
+        tensors: this picture's row of each tensor in ``Layout.evidence``.
+        ids: that stretch from the picture's first placeholder to the last, with the markers in between.
     """
 
     size: Size | None
@@ -35,10 +37,14 @@ class Picture:
 class PicturePlan:
     """One entry for each placeholder of a picture, in the order of the prompt.
 
-    ``row``, ``col``: place in its tile, -1 without one. ``tile``: 0 for a picture in one piece; the pieces
-    of a tiled picture are numbered from 1 and its overview is 0. ``box``: (x0, y0, x1, y1) in pixels of
-    ``size``, nan without a place. ``breaks``: placeholders that end a row and show nothing of the picture.
-    ``pixel_rows``: how many rows of ``pixel_values`` the picture takes.
+    Attributes:
+        row: row in its tile, -1 without a place.
+        col: column in its tile, -1 without a place.
+        tile: 0 for a picture in one piece; the pieces of a tiled picture count from 1 and its overview is 0.
+        box: (x0, y0, x1, y1) in pixels of ``size``, nan without a place.
+        breaks: whether the placeholder ends a row and shows nothing of the picture.
+        size: (width, height) of the picture the boxes are in.
+        pixel_rows: how many rows of ``pixel_values`` the picture takes.
     """
 
     row: Int[Tensor, " n"]
@@ -126,8 +132,13 @@ def cut(plan: PicturePlan, start: int, stop: int) -> PicturePlan:
 class FixedGrid:
     """Every picture becomes ``rows`` x ``cols`` tokens after ``n_leading`` tokens with no place.
 
-    ``n_leading`` is 1 for a class token that is kept, -1 when the first cell is dropped. ``cell``: pixels of
-    a patch's side, where patches do not fill the processed picture (14 in 384: 27 patches see 378).
+    Attributes:
+        rows: of cells.
+        cols: of cells.
+        geometry: what the image processor does to the picture.
+        n_leading: 1 for a class token that is kept, -1 when the first cell is dropped.
+        cell: pixels of a patch's side, where patches do not fill the processed picture (14 in 384: 27 patches
+            see 378).
     """
 
     rows: int

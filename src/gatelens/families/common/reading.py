@@ -39,10 +39,18 @@ def token_map(
 ) -> TokenMap:
     """Roles, image numbers, grid places and pixel boxes of a left-padded batch.
 
-    ``image_sizes``: (width, height) of the original pictures, per example, for placeholders only; without
-    it boxes are in processed pixels. ``tensors``: what else goes to the model, for ``layout.evidence``.
-    Raises InputError when padding is not on the left, or placeholders do not make whole pictures, or their
-    number differs from the pictures given.
+    Args:
+        layout: the image tokens of the family.
+        input_ids: the prompts.
+        attention_mask: 0 at padding; None without padding.
+        image_sizes: (width, height) of the original pictures, per example, for placeholders only; without it
+            boxes are in processed pixels.
+        strings: the tokens as text, per example.
+        tensors: what else goes to the model, for ``layout.evidence``.
+
+    Raises:
+        InputError: padding is not on the left, placeholders do not make whole pictures, or their number differs
+            from the pictures given.
     """
     return read(layout, input_ids, attention_mask, image_sizes, strings, tensors)[0]
 
@@ -133,9 +141,14 @@ def _two_way(layout: Layout, roles: Tensor, image_index: Tensor, types: Tensor |
 class _Prompt:
     """One prompt and what is known of its pictures.
 
-    ``number``: its place in the batch. ``start``: its first position that is no padding. ``sizes``: of the
-    original pictures, where given. ``by_picture``: tensors with a row for each picture from this prompt's
-    first on; ``by_prompt``: this prompt's row of others.
+    Attributes:
+        layout: the image tokens of the family.
+        number: its place in the batch.
+        ids: its tokens.
+        start: its first position that is no padding.
+        sizes: (width, height) of the original pictures, where given.
+        by_picture: tensors with a row for each picture, from this prompt's first on.
+        by_prompt: this prompt's row of other tensors.
     """
 
     layout: Layout
