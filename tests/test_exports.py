@@ -24,7 +24,7 @@ def test_every_name_is_there_once(package: str) -> None:
         ("engine", "compress", "compress describe Described"),
         ("engine", "context", "CompressedContext"),
         ("engine", "look", "look"),
-        ("measures", "mme", "mme yes_or_no"),
+        ("measures", "mme", "mme_scores yes_or_no"),
         (
             "measures",
             "concentration",
