@@ -28,7 +28,7 @@ def test_every_name_is_there_once(package: str) -> None:
         ("engine", "compression", "compress describe"),
         ("engine", "compressed_context", "CompressedContext Described"),
         ("engine", "attention_rows", "look"),
-        ("measures", "mme", "mme yes_or_no"),
+        ("measures", "mme", "mme_scores yes_or_no"),
         (
             "measures",
             "concentration",

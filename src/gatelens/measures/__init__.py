@@ -12,10 +12,18 @@ from gatelens.measures.answers import accuracy, exact_match, restricted_accuracy
 from gatelens.measures.attention import AttentionShare, attention_share, standing_out
 from gatelens.measures.captions import cider_d
 from gatelens.measures.clusters import density_peaks, knn_density
+from gatelens.measures.concentration import (
+    Carriers,
+    greedy_order,
+    label_information,
+    naming_p_value,
+    share_removed,
+    smallest_carrying,
+)
 from gatelens.measures.intrinsic_dimension import gride, two_nn
 from gatelens.measures.judge import LLMJudge, OfflineJudge, judge_from_environment, judge_table
 from gatelens.measures.localisation import ImageAttention, localise
-from gatelens.measures.mme import mme_scores, mme_totals
+from gatelens.measures.mme import mme_scores, mme_totals, yes_or_no
 from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
 from gatelens.measures.neighbours import nearest
 from gatelens.measures.objects import Vocabulary, object_score
@@ -37,6 +45,7 @@ from gatelens.measures.windows import best_window, smallest_window
 
 __all__ = [
     "AttentionShare",
+    "Carriers",
     "ImageAttention",
     "LLMJudge",
     "OfflineJudge",
@@ -52,27 +61,33 @@ __all__ = [
     "density_peaks",
     "distribution_overlap",
     "exact_match",
+    "greedy_order",
     "gride",
     "homogeneity",
     "judge_from_environment",
     "judge_table",
     "knn_density",
+    "label_information",
     "linear_probe",
     "localise",
     "metrics",
     "mme_scores",
     "mme_totals",
     "modality_clusters",
+    "naming_p_value",
     "nearest",
     "neighbourhood_overlap",
     "object_score",
     "paired_difference",
     "representation_overlap",
     "restricted_accuracy",
+    "share_removed",
+    "smallest_carrying",
     "smallest_window",
     "standing_out",
     "summary",
     "two_nn",
     "vqa_accuracy",
     "wilson_interval",
+    "yes_or_no",
 ]

@@ -130,14 +130,7 @@ def density_peaks(
     n = neighbours.n
     size = torch.as_tensor(k).expand(n).cpu().numpy()
     density, spread = log_density.detach().cpu().double().numpy(), error.detach().cpu().double().numpy()
-    if density.shape != (n,) or spread.shape != (n,):
-        raise DataError(
-            f"density_peaks: {n} points but densities {density.shape}, errors {spread.shape}; give one a point"
-        )
-    if not (np.isfinite(density).all() and np.isfinite(spread).all()):
-        raise DataError("density_peaks: a log density or error is not finite; keep distinct points only")
-    if size.min() < 1 or size.max() > neighbours.k:
-        raise DataError(f"density_peaks: k up to {size.max()} with {neighbours.k} neighbours kept; keep more")
+    _check_densities(neighbours, size, density, spread)
     index = neighbours.indices.cpu().numpy()
     inside = np.arange(index.shape[1]) < size[:, None]
     # Two points that are each other's k-th neighbour have one density: rounding must not tell them apart.
@@ -165,6 +158,23 @@ def density_peaks(
         saddle_points=table[:, 2],
         saddle_log_density=torch.from_numpy(density)[table[:, 2]],
     )
+
+
+def _check_densities(
+    neighbours: Neighbours,
+    size: Int[np.ndarray, " point"],
+    density: Float[np.ndarray, " point"],
+    spread: Float[np.ndarray, " point"],
+) -> None:
+    n = neighbours.n
+    if density.shape != (n,) or spread.shape != (n,):
+        raise DataError(
+            f"density_peaks: {n} points but densities {density.shape}, errors {spread.shape}; give one a point"
+        )
+    if not (np.isfinite(density).all() and np.isfinite(spread).all()):
+        raise DataError("density_peaks: a log density or error is not finite; keep distinct points only")
+    if size.min() < 1 or size.max() > neighbours.k:
+        raise DataError(f"density_peaks: k up to {size.max()} with {neighbours.k} neighbours kept; keep more")
 
 
 def _climb(

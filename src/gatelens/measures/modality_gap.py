@@ -18,7 +18,7 @@ from torch import Tensor
 from gatelens.errors import DataError
 from gatelens.measures.clusters import density_peaks, knn_density
 from gatelens.measures.intrinsic_dimension import gride
-from gatelens.measures.neighbours import check_points, distinct, nearest
+from gatelens.measures.neighbours import check_one_each, check_points, distinct, nearest
 
 _LEVELS = 1 << 20
 """|cos| is counted in steps of one part in this many: order statistics are right to half a step, 5e-7."""
@@ -57,12 +57,7 @@ def cosine_spread(
     Raises:
         DataError: rows that are zero or not finite, no pair, widths that differ, a quantile outside [0, 1].
     """
-    for x in (a,) if b is None else (a, b):
-        check_points(x, "cosine_spread", directions=True)
-    if b is not None and a.shape[1] != b.shape[1]:
-        raise DataError(
-            f"cosine_spread: vectors have widths {a.shape[1]} and {b.shape[1]}; compare one layer's"
-        )
+    _check_vectors(a, b)
     for q in quantiles:
         if not 0 <= q <= 1:
             raise DataError(f"cosine_spread: quantile {q} is outside [0, 1]")
@@ -102,6 +97,15 @@ def cosine_spread(
         signed_mean=signed / pairs,
         pairs=pairs,
     )
+
+
+def _check_vectors(a: Float[Tensor, "n_a feature"], b: Float[Tensor, "n_b feature"] | None) -> None:
+    for x in (a,) if b is None else (a, b):
+        check_points(x, "cosine_spread", directions=True)
+    if b is not None and a.shape[1] != b.shape[1]:
+        raise DataError(
+            f"cosine_spread: vectors have widths {a.shape[1]} and {b.shape[1]}; compare one layer's"
+        )
 
 
 def homogeneity(classes: Int[Tensor, " point"], clusters: Int[Tensor, " point"]) -> float:
@@ -156,10 +160,7 @@ def modality_clusters(
     Raises:
         DataError: fewer than ``max(k, 16) + 1`` distinct points, or labels of another length.
     """
-    if modality.shape != points.shape[:1]:
-        raise DataError(
-            f"modality_clusters: {len(points)} points but modality {tuple(modality.shape)}; give one a point"
-        )
+    check_one_each(points, modality, "modality_clusters", "modality")
     kept, place = distinct(points)
     need = k if dimension is not None else max(k, 16)
     if len(kept) <= need:

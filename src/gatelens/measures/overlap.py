@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.measures.neighbours import Metric, nearest
+from gatelens.measures.neighbours import Metric, check_one_each, nearest
 
 
 def distribution_overlap(
@@ -46,11 +46,8 @@ def neighbourhood_overlap(
         raise DataError(
             f"neighbourhood_overlap: k={k} neighbours need at least {k + 1} samples, got {x.shape[0]}"
         )
+    check_one_each(x, labels, "neighbourhood_overlap", each="sample")
     labels = labels.cpu()
-    if labels.shape != x.shape[:1]:
-        raise DataError(
-            f"neighbourhood_overlap: {len(x)} samples but labels {tuple(labels.shape)}; give one a sample"
-        )
     return (labels[nearest(x, k).indices] == labels[:, None]).float().mean(-1)
 
 
