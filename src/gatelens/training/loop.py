@@ -33,8 +33,8 @@ LOG = "training_log.csv"
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long to train, and the settings of AdamW; see :func:`fine_tune`."""
+class OptimizerSettings:
+    """How long to train, and how; see :func:`fine_tune`."""
 
     steps: int
     batch_size: int
@@ -95,68 +95,73 @@ def fine_tune(
     """
     if not examples:
         raise DataError("there is nothing to learn from: give at least one example")
-    plan = Schedule(steps, batch_size, lr, warmup, weight_decay, clip, seed)
-    trained = _trained(model, parameters)
-    settings = {
-        **asdict(plan),
-        "parameters": parameters,
-        "interventions": repr(interventions),
-        "examples": fingerprint([(e.id, e.prompt, list(e.answers)) for e in examples]),
-    }
-    checkpoint = Checkpoint(out, settings)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95))
-    log = checkpoint.resume(model, optimizer)
-    remaining = range(len(log), steps)
-    bar = tqdm(remaining, initial=len(log), total=steps, desc="fine-tuning", disable=not progress)
-    with _learning(trained):
+    settings = OptimizerSettings(steps, batch_size, lr, warmup, weight_decay, clip, seed)
+    training = Training(model, examples, interventions, _matching(model, parameters), settings)
+    checkpoint = Checkpoint(out, {**training.description(), "parameters": parameters})
+    log = checkpoint.resume(model, training.optimizer)
+    bar = tqdm(range(len(log), steps), "fine-tuning", steps, initial=len(log), disable=not progress)
+    with training.gradients():
         for step in bar:
-            batch = _drawn(model, examples, plan, step)
-            log.append({"step": step, **_step(model, batch, interventions, optimizer, trained, plan, step)})
+            log.append(training.step(step))
             bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", refresh=False)
             if (step + 1) % save_every == 0 or step + 1 == steps:
-                checkpoint.save(model, optimizer, log)
+                checkpoint.save(model, training.optimizer, log)
     return pd.DataFrame(log)
 
 
-@contextmanager
-def _learning(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters, which are frozen again at the end."""
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for p in parameters:
-                p.requires_grad_(True)
-            yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(False)
-            p.grad = None
+class Training:
+    """The steps of one training: which batch, under which interventions, by which optimizer."""
 
+    def __init__(
+        self,
+        model: HookedVLM,
+        examples: Sequence[Example],
+        interventions: Any,
+        trained: Sequence[torch.nn.Parameter],
+        settings: OptimizerSettings,
+    ) -> None:
+        self.model, self.examples, self.interventions = model, examples, interventions
+        self.trained, self.settings = trained, settings
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+        )
 
-def _drawn(model: HookedVLM, examples: Sequence[Example], plan: Schedule, step: int) -> TrainingBatch:
-    """The batch of a step, the same in every run of this seed."""
-    chosen = np.random.default_rng([plan.seed, step]).integers(len(examples), size=plan.batch_size)
-    return training_batch(model, [examples[int(i)] for i in chosen])
+    def description(self) -> dict[str, Any]:
+        """All that its result depends on, but the model."""
+        examples = [(e.id, e.prompt, list(e.answers)) for e in self.examples]
+        return {
+            **asdict(self.settings),
+            "interventions": repr(self.interventions),
+            "examples": fingerprint(examples),
+        }
 
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Gradients for the trained parameters, which are frozen again at the end."""
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                for p in self.trained:
+                    p.requires_grad_(True)
+                yield
+        finally:
+            for p in self.trained:
+                p.requires_grad_(False)
+                p.grad = None
 
-def _step(
-    model: HookedVLM,
-    batch: TrainingBatch,
-    interventions: Any,
-    optimizer: torch.optim.Optimizer,
-    trained: Sequence[torch.nn.Parameter],
-    plan: Schedule,
-    step: int,
-) -> dict[str, float]:
-    """One step of AdamW; its loss and learning rate."""
-    rate = plan.lr * schedule(step, plan.steps, plan.warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss = loss_of(model, batch, interventions)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, plan.clip)
-    optimizer.step()
-    return {"loss": loss.item(), "lr": rate}
+    def step(self, step: int) -> dict[str, float]:
+        """Take a step; its number, loss and learning rate. Its batch is the same in every run of the seed."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * schedule(step, settings.steps, settings.warmup)
+        rng = np.random.default_rng([settings.seed, step])
+        chosen = rng.integers(len(self.examples), size=settings.batch_size)
+        batch = training_batch(self.model, [self.examples[int(i)] for i in chosen])
+        loss = loss_of(self.model, batch, self.interventions)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, settings.clip)
+        self.optimizer.step()
+        return {"step": step, "loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
 
 
 def loss_of(model: HookedVLM, batch: TrainingBatch, interventions: Any = ()) -> Tensor:
@@ -172,7 +177,7 @@ def loss_of(model: HookedVLM, batch: TrainingBatch, interventions: Any = ()) -> 
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
 
-def _trained(model: HookedVLM, pattern: str | None) -> list[torch.nn.Parameter]:
+def _matching(model: HookedVLM, pattern: str | None) -> list[torch.nn.Parameter]:
     named = [(name, p) for name, p in model.hf.named_parameters() if p.is_floating_point()]
     matching = [p for name, p in named if pattern is None or re.search(pattern, name)]
     if not matching:

@@ -136,9 +136,8 @@ class IndexedRows:
 class StreamedRows:
     """Rows of a repository that is not Parquet, streamed: nothing after the last row wanted is downloaded."""
 
-    base = None
-
     def __init__(self, table: Any, size: int | None):
+        self.base: Path | None = None
         self.features = table.features
         self._table, self._size = undecoded(table), size
 
