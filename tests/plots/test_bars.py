@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
-from figure_tables import bar_table
 from matplotlib.figure import Figure
 
+from figure_tables import bar_table
 from gatelens.errors import DataError
 from gatelens.plots.bars import bars, interval_bars, stacked_bars
 from gatelens.plots.style import LIGHT, ReferenceLine, SeriesStyle, png
@@ -69,6 +71,14 @@ def test_several_bars_a_group_with_a_level_each() -> None:
     ]
     level = next(one for one in axes.collections if one.get_label() == "blind guess")
     assert len(level.get_segments()) == 1
+
+
+def test_long_titles_stay_over_their_panel() -> None:
+    table = pd.concat([bar_table().assign(metric=f"a metric with a rather long name, {i}") for i in range(4)])
+    figure = bars(table.drop_duplicates(["row", "metric"]), groups="row", panels="metric")
+    figure.canvas.draw()
+    extents = [axes._left_title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(extents))
 
 
 def test_whiskers_reach_from_low_to_high_and_never_backwards() -> None:

@@ -13,7 +13,15 @@ from matplotlib.axes import Axes
 from gatelens.errors import DataError
 from gatelens.plots.curve import reference
 from gatelens.plots.numbers import number
-from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, legend_below, styled
+from gatelens.plots.style import (
+    NotebookFigure,
+    Palette,
+    ReferenceLine,
+    SeriesStyle,
+    legend_below,
+    styled,
+    wrapped,
+)
 
 ROOM = 0.8  # of the distance between two groups, what a group's bars fill
 
@@ -121,8 +129,7 @@ def bars(
     """
     if table.empty:
         raise DataError("bars: the table has no rows to draw")
-    names = list(table[groups].unique())
-    each = list(table[panels].unique()) if panels else [""]
+    names, each = list(table[groups].unique()), list(table[panels].unique()) if panels else [""]
     with styled(dark) as p:
         size = _size(len(names), len(each), len(series), horizontal)
         figure = NotebookFigure(figsize=size, layout="constrained")
@@ -135,7 +142,8 @@ def bars(
                 panel.reference(line, name)
             panel.value_axis(part, top.get(name) if isinstance(top, Mapping) else top, value_label, values)
             panel.group_axis(labels or {})
-            axes.set_title(title or (titles or {}).get(name) or _counted(name, part))
+            heading = title or (titles or {}).get(name) or _counted(name, part)
+            axes.set_title(wrapped(heading, 0.8 * size[0] / len(each)))
         legend_below(figure, [style.name for style in series])
     return figure
 

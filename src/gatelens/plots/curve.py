@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from gatelens.errors import DataError
-from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, legend_below, styled
+from gatelens.plots.style import (
+    NotebookFigure,
+    Palette,
+    ReferenceLine,
+    SeriesStyle,
+    legend_below,
+    styled,
+    wrapped,
+)
 
 SHARE = (-0.03, 1.05)  # limits of an axis of shares, so that 0 and 1 stay visible
 MOST_TICKS = 12
@@ -223,7 +231,7 @@ def _x_axis(axes: Axes, values: pd.Series, ticks: Sequence[str]) -> None:
 def _name_panels(grid: np.ndarray, above: Sequence[str], beside: Sequence[str], below: str) -> None:
     """Texts at the edges of a grid of panels."""
     for axes, text in zip(grid[0], above, strict=False):
-        axes.set_title(text)
+        axes.set_title(wrapped(text, 8.0 / len(grid[0])))
     for axes, text in zip(grid[:, 0], beside, strict=True):
         axes.set_ylabel(text)
     for axes in grid[-1]:

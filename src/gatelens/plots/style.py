@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,12 @@ def styled(dark: bool) -> Iterator[Palette]:
     }
     with mpl.rc_context(settings):
         yield p
+
+
+def wrapped(title: str, inches: float) -> str:
+    """A title broken into lines that fit over a panel this wide."""
+    characters = max(10, int(inches / 0.095))
+    return "\n".join(textwrap.fill(line, characters) for line in title.split("\n"))
 
 
 def legend_below(figure: Figure, first: Sequence[str] = ()) -> None:
