@@ -34,7 +34,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         created=run.manifest["created"][:10],
         verdict=run.json("verdict"),
         cards=found,
-        figures=page.drawn(figures(run), light),
+        figures=page.chart_pictures(figures(run), light),
         method=[(term, text) for one in found for term, text in one.words.items()],
         facts=page.facts(run.manifest),
     )

@@ -52,7 +52,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     Raises:
         OutputError: the run lacks a finished table.
     """
-    drawn = page.drawn(figures(run), light)
+    drawn = page.chart_pictures(figures(run), light)
     settings, table = run.manifest["settings"], run.table("knockout")
     best = _best_band(run)
     return templating.template("whats_in_the_image.html.j2").render(
