@@ -153,6 +153,13 @@ class Run:
         """The folder as text, for messages."""
         return "(in memory)" if self.path is None else str(self.path)
 
+    def note(self, **info: Any) -> None:
+        """Add to the manifest's info what came up on the way, such as bad rows left out; the runner alone does."""
+        if {**self.manifest["info"], **info} != self.manifest["info"]:
+            self.manifest["info"] |= info
+            if self.path is not None:
+                write_atomic(self.path / MANIFEST, _json_bytes(self.manifest))
+
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
         if self.path is None or any(p.name != MANIFEST for p in self.path.iterdir()):

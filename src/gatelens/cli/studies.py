@@ -106,7 +106,7 @@ def run_command(name: str, given: dict[str, Any]) -> None:
 
     study, out = STUDIES[name], given.pop("out")
     wanted, names, options = given.pop("preset"), given.pop("sections"), given.pop("option") or []
-    preset = presets.preset(wanted, name) if wanted else presets.NONE
+    preset = presets.preset(wanted, name) if wanted else presets.NO_PRESET
     sections = parse_sections(names, options, preset.settings.get("sections", {}))
     quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
     asked = {n: _value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}

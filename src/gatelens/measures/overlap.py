@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.measures.modality_gap import cosine_spread
 from gatelens.measures.neighbours import Metric, nearest
 
 
@@ -85,11 +84,3 @@ def representation_overlap(
     first, second = nearest(a, k, metric).indices, nearest(b, k, metric).indices
     both, _ = torch.cat([first, second], dim=1).sort(-1)
     return (both[:, 1:] == both[:, :-1]).sum(-1).float() / k
-
-
-def median_cosine(a: Float[Tensor, "n_a feature"], b: Float[Tensor, "n_b feature"]) -> Float[Tensor, ""]:
-    """Median over all pairs of |cos(a_i, b_j)|, to 5e-7: NG's measure of the gap between image and text tokens.
-
-    :func:`gatelens.measures.modality_gap.cosine_spread` gives the whole distribution.
-    """
-    return torch.tensor(cosine_spread(a, b).median)

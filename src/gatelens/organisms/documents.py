@@ -1,7 +1,7 @@
 """Training documents: one picture followed by several short texts that do not see each other.
 
 A document is ``<s> [boi] image [eoi]`` and then segments of prompt and answer. Every segment attends to the
-picture's part and to itself only, and its positions start anew behind the picture: for the model each is
+picture's part and to itself only, and its positions start anew after the picture: for the model each is
 a document of its own, but the picture is read once.
 """
 
@@ -26,7 +26,7 @@ N_TEXTS, N_TEXTS_LATE = 4, 6
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PackedDocuments:
     """Documents of one training step. ``segment`` is 0 in the picture's part, 1.. in the texts, -1 in padding."""
 
     ids: Int[Tensor, "batch pos"]
@@ -107,8 +107,8 @@ def pack(
     tokenizer: PreTrainedTokenizerFast,
     image_weight: float,
     prompt_weight: float = 0.05,
-) -> Batch:
-    """Pictures' parts (all of one length) and the texts behind each, padded on the right.
+) -> PackedDocuments:
+    """Pictures' parts (all of one length) and the texts after each, padded on the right.
 
     Answers weigh 1, the picture's tokens ``image_weight`` (0 where they are not predicted), prompts little:
     what is asked cannot be known.
@@ -134,12 +134,12 @@ def pack(
             weight[b, at + 1 : at + len(prompt)] = prompt_weight
             weight[b, at + len(prompt) : at + n] = 1.0
             at += n
-    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+    return PackedDocuments(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
 
 
 def pack_drawings(
     bos: int, rows: Sequence[tuple[list[int], list[int]]], pad: int, prompt_weight: float = 0.05
-) -> Batch:
+) -> PackedDocuments:
     """Prompt, then a picture's tokens, one to a document; the picture's tokens weigh 1."""
     length = 1 + max(len(p) + len(a) for p, a in rows)
     shape = (len(rows), length)
@@ -152,7 +152,7 @@ def pack_drawings(
         segment[b, :n] = 0
         weight[b, 2 : 1 + len(prompt)] = prompt_weight
         weight[b, 1 + len(prompt) : n] = 1.0
-    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+    return PackedDocuments(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerFast):

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.runs import check_writable, write_atomic
+from gatelens.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

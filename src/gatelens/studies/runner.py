@@ -129,6 +129,7 @@ def measure_sections(study: Study, setup: Setup, executor: Executor, progress: b
                 continue
             for table, value in section.conclude(setup, measured).items():
                 run.save(table, value)
+    run.note(**provenance(setup.data))  # sections may have drawn further examples
     run.save("absent", [f"{s.name} ({absent[s.name]})" for s in sections if s.name in absent])
     evidence = [e for s in sections if s.name not in absent for e in s.evidence(run)]
     run.save("verdict", dict(study.verdict(run, evidence)))

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from gatelens.errors import InputError
 from gatelens.families.common.geometry import Geometry
-from gatelens.families.common.plan import Picture, Plan, Size, chain, grid, placeless
+from gatelens.families.common.plan import Picture, PicturePlan, Size, chain, grid, placeless
 
 SIZES, COUNT = "image_sizes", "batch_num_images"
 
@@ -52,7 +52,7 @@ class AnyRes:
     most: int | None = None
     lone: bool = False
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """Raises InputError when nothing tells the size of the picture."""
         size = self._size(picture)
         count = picture.tensors.get(COUNT) if self.lone else None
@@ -72,7 +72,7 @@ class AnyRes:
         height, width = (int(n) for n in picture.tensors[SIZES])
         return width, height
 
-    def _rows(self, size: Size) -> Iterator[Plan]:
+    def _rows(self, size: Size) -> Iterator[PicturePlan]:
         """The rows of the high-resolution grid, each with its newline."""
         width, height = size
         best: tuple[int, int] = select_best_resolution((height, width), list(self.pinpoints))

@@ -51,14 +51,11 @@ def token_id(tokenizer: Any, token: str) -> int | None:
     """Id of a token the tokenizer holds as one piece, else None."""
     if tokenizer is None:
         return None
-    found = tokenizer.convert_tokens_to_ids(token)
-    return (
-        None
-        if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token)
-        else int(found)
-    )
+    number = tokenizer.convert_tokens_to_ids(token)
+    unknown = number is None or (number == tokenizer.unk_token_id and token != tokenizer.unk_token)
+    return None if unknown else int(number)
 
 
-def ids_of(*found: int | None) -> frozenset[int]:
+def ids_of(*ids: int | None) -> frozenset[int]:
     """The ids that are there, as a layout takes them."""
-    return frozenset(int(i) for i in found if i is not None)
+    return frozenset(int(i) for i in ids if i is not None)

@@ -44,6 +44,11 @@ class Geometry:
         square = hasattr(image_processor, "pad_to_square") and bool(getattr(image_processor, "do_pad", False))
         return Geometry(crop or exact or processed, shortest, exact, crop, square)
 
+    @staticmethod
+    def of_processor(processor: Any, side: int) -> Geometry:
+        """:meth:`of` for the image processor of a processor, or None, and a model that sees squares."""
+        return Geometry.of(getattr(processor, "image_processor", None), (side, side))
+
     def boxes(
         self, size: tuple[int, int], rows: int, cols: int, cell: float | None = None
     ) -> Float[Tensor, "cells 4"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gatelens.families.common.plan import Picture, Plan
+from gatelens.families.common.plan import Picture, PicturePlan
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Layout:
     """
 
     placeholder_id: int
-    plan: Callable[[Picture], Plan]
+    plan: Callable[[Picture], PicturePlan]
     drawn: Drawn | None = None
     boi_ids: frozenset[int] = frozenset()
     eoi_ids: frozenset[int] = frozenset()

@@ -1,129 +1,100 @@
-"""A gate search as a table, as text and as a piece of a notebook."""
+"""A gate search as tables: for a notebook, a terminal, and the comparison of two."""
 
 from __future__ import annotations
 
 import base64
 import html
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gatelens.plots.numbers import percent
+from gatelens.plots.card import Table
+from gatelens.plots.numbers import cell, percent
 from gatelens.plots.style import png
-
-if TYPE_CHECKING:
-    from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.studies.gate_finder.figures import gate_figure
+from gatelens.studies.gate_finder.result import SearchResult
 
 SHOWN = 8
 GATE_MARK = "◆"
 
 
-def gate_table(found: GateSearch, most: int = SHOWN) -> pd.DataFrame:
+def gate_table(result: SearchResult, most: int = SHOWN) -> pd.DataFrame:
     """The strongest positions, one a row, with every measure as ``mean [low, high]``.
 
-    Ranked by the drop in log-probability under the first kind of knockout; positions of the found gate are marked.
+    Ranked by the drop in log-probability under the first kind of knockout; positions of the gate are marked.
     """
-    measures = list(dict.fromkeys(found.measures.measure))
-    gate = {p.number for p in found.gate}
-    rows = []
-    for place in found.ranking().head(most).place:
-        one = found.places[place]
-        row: dict[str, str] = {
-            "": GATE_MARK if place in gate else "",
-            "token": one.name,
-            "position": str(one.position),
-            "role": one.role,
-        }
-        cells = numbers(found, place)
-        for measure in measures:
-            mean, interval = cells.get(measure, ("", ""))
-            row[heading(measure)] = f"{mean} [{interval}]" if mean else ""
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def numbers(found: GateSearch, place: int) -> dict[str, tuple[str, str]]:
-    """The measures of a place as ``(mean, "low, high")``; those it has."""
-    mine = found.measures[found.measures.place == place]
-    return {r.measure: (_number(r.mean), f"{_number(r.low)}, {_number(r.high)}") for r in mine.itertuples()}
+    top = result.ranking().head(most).place
+    table = pd.DataFrame(
+        [
+            (GATE_MARK if place in result.gate else "", place.name, str(place.position), place.role)
+            for place in (result.places[p] for p in top)
+        ],
+        columns=["", "token", "position", "role"],
+        index=top,
+    )
+    for measure, part in result.measures.groupby("measure", sort=False):
+        texts = pd.Series([cell(r.mean, r.low, r.high) for r in part.itertuples()], index=part.place)
+        table[heading(str(measure))] = texts.reindex(top, fill_value="")
+    return table.reset_index(drop=True)
 
 
 def heading(measure: str) -> str:
     """What a measure is called above its column."""
-    how = measure.split()[0]
+    how, _, what = measure.partition(" ")
     if how in ("zero", "mask"):
-        return {"accuracy": f"{how}: accuracy lost", "log_prob": f"{how}: nats lost"}[measure.split()[1]]
+        return f"{how}: {'accuracy' if what == 'accuracy' else 'nats'} lost"
     return {"flipped": "patched: flips", "target overlap": "patched: overlap gained"}.get(measure, measure)
 
 
-def comparable(found: GateSearch) -> pd.DataFrame:
+def comparable(result: SearchResult) -> pd.DataFrame:
     """What two searches can be compared in: ``how, metric, row, mean, low, high, n``.
 
     The size of the smallest set that carries enough, the share that sets of 1, 2, 4, … positions take, and the
-    accuracy lost with each position behind the picture, by its token.
+    accuracy lost with each position after the picture, by its token.
     """
-    share, half = percent(found.settings["part"]), found.settings["n"] - found.settings["n"] // 2
+    share, half = percent(result.settings["part"]), result.settings["n"] - result.settings["n"] // 2
     rows: list[tuple[str, str, str, float, float, float, int]] = []
-    for how, one in found.verdict["sets"].items():
+    for how, one in result.verdict["sets"].items():
         if one["size"] is not None:
             size = (float(one["size"]), float(one["low"]), float(one["high"]), half)
             rows.append((how, "positions of the smallest set", f"that takes {share}", *size))
-        curve = found.curves[found.curves.how == how].sort_values("size")
+        curve = result.curves[result.curves.how == how].sort_values("size")
         for r in curve.itertuples():
             if int(r.size).bit_count() == 1:
                 name = f"{r.size} position{'s' if r.size > 1 else ''}"
                 rows.append((how, "share taken by a set", name, r.share, r.low, r.high, half))
-        lost = found.measures[found.measures.measure == f"{how} accuracy"]
+        lost = result.measures[result.measures.measure == f"{how} accuracy"]
         for r in lost.itertuples():
-            if not found.places[r.place].in_picture:
-                rows.append((how, "accuracy lost", found.places[r.place].name, r.mean, r.low, r.high, r.n))
+            place = result.places[r.place]
+            if not place.in_picture:
+                rows.append((how, "accuracy lost", place.name, r.mean, r.low, r.high, r.n))
     table = pd.DataFrame(rows, columns=["how", "metric", "row", "mean", "low", "high", "n"])
     return table.drop_duplicates(["how", "metric", "row"])
 
 
-def as_text(found: GateSearch) -> str:
+def as_text(result: SearchResult) -> str:
     """Headline, sentence, evidence and the strongest positions."""
-    said = found.verdict
-    table = gate_table(found).drop(columns=["role"])
-    lines = [f"{found.model}: {said['headline']}", said["sentence"]]
-    lines += [f"  {e['kind']}: {e['says']}. {_capital(e['text'])}." for e in said["evidence"]]
-    shown = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(str(row[i])) for row in shown) for i in range(len(table.columns))]
-    lines += ["", f"The strongest of {len(found.places)} positions (mean [95 % interval]):"]
-    lines += ["  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in shown]
-    return "\n".join(lines)
+    said = result.verdict
+    table = gate_table(result).drop(columns=["role"])
+    evidence = [f"  {e['kind']}: {e['says']}. {_capital(e['text'])}." for e in said["evidence"]]
+    title = f"The strongest of {len(result.places)} positions (mean [95 % interval]):"
+    shown = Table.from_frame(table, {column: column for column in table.columns}, title=title)
+    return "\n".join([f"{result.model}: {said['headline']}", said["sentence"], *evidence, "", str(shown)])
 
 
-def as_html(found: GateSearch) -> str:
+def as_html(result: SearchResult) -> str:
     """The same as a piece of a page, with the figure; everything put into it is escaped."""
-    said = found.verdict
-    table = gate_table(found)
-    head = "".join(
-        f"<th style='text-align:left;padding:2px 8px'>{html.escape(c)}</th>" for c in table.columns
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td style='text-align:left;padding:2px 8px'>{html.escape(str(c))}</td>" for c in row)
-        + "</tr>"
-        for row in table.to_numpy().tolist()
-    )
+    said = {name: html.escape(result.verdict[name]) for name in ("headline", "sentence")}
     evidence = "".join(
         f"<li><b>{html.escape(e['kind'])}</b>: {html.escape(e['says'])}. {html.escape(_capital(e['text']))}.</li>"
-        for e in said["evidence"]
+        for e in result.verdict["evidence"]
     )
-    picture = base64.b64encode(png(found.figure(), dpi=110)).decode()
+    picture = base64.b64encode(png(gate_figure(result), dpi=110)).decode()
+    table = gate_table(result).to_html(index=False, border=0, justify="left")
     return (
-        f"<div><h3>{html.escape(found.model)}: {html.escape(said['headline'])}</h3>"
-        f"<p>{html.escape(said['sentence'])}</p><ul>{evidence}</ul>"
-        f"<img alt='{html.escape(said['headline'], quote=True)}' style='max-width:100%' "
-        f"src='data:image/png;base64,{picture}'>"
-        f"<p>The strongest of {len(found.places)} positions, mean [95 % interval]:</p>"
-        f"<table><tr>{head}</tr>{body}</table></div>"
+        f"<div><h3>{html.escape(result.model)}: {said['headline']}</h3><p>{said['sentence']}</p><ul>{evidence}</ul>"
+        f"<img alt='{said['headline']}' style='max-width:100%' src='data:image/png;base64,{picture}'>"
+        f"<p>The strongest of {len(result.places)} positions, mean [95 % interval]:</p>{table}</div>"
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def _capital(text: str) -> str:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from gatelens.engine import generate_many, last_logits
 from gatelens.errors import DataError
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.overlap import distribution_overlap
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.studies.common import chunks, chunks_by_length, prepare
 from gatelens.studies.narrow_gate.class_pairs import ClassPair, layers_visited
 from gatelens.studies.narrow_gate.section import Context, Piece, Section
