@@ -20,7 +20,7 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.engine import last_logits, look
 from gatelens.interventions import knockout, patch
-from gatelens.interventions.sight import in_sight
+from gatelens.interventions.visibility import visible_keys
 from gatelens.measures.concentration import greedy_order, prune, share_removed
 from gatelens.measures.overlap import distribution_overlap, neighbourhood_overlap
 from gatelens.model import HookedVLM
@@ -246,7 +246,7 @@ class AttentionReceived(PlacedPrompts):
 def _readers(prompts: LocatedPrompts, place: int) -> Bool[Tensor, "batch pos"]:
     """The positions after the picture that can read a place: those after it, or of its two-way block."""
     key = prompts.mask([place])
-    return prompts.after & ~key & in_sight(key, prompts.inputs.tokens).bool()
+    return prompts.after & ~key & visible_keys(key, prompts.inputs.tokens).bool()
 
 
 @dataclass(frozen=True)
@@ -286,9 +286,7 @@ class ClassOverlap(Batch):
             where = {"place": p, "layer": self.layers[best], "example": has[p].nonzero()[:, 0].numpy()}
             tables.append(pd.DataFrame({**where, "value": values[best].numpy()}))
         columns = ["place", "layer", "example", "value"]
-        return {
-            "overlap": pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-        }
+        return {"overlap": pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)}
 
 
 def _streams(

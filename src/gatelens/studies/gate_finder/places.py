@@ -194,7 +194,9 @@ def find_places(positions: pd.DataFrame, n: int) -> Layout:
         )
     chosen = pd.concat([picture, after.iloc[:-1]], ignore_index=True)
     places = tuple(
-        Place(i, Role(row["role"]).name.lower(), row["index"], row["token"], row["position"], i < len(picture))
+        Place(
+            i, Role(row["role"]).name.lower(), row["index"], row["token"], row["position"], i < len(picture)
+        )
         for i, row in enumerate(chosen.to_dict("records"))
     )
     located = table.merge(chosen[KEY].assign(place=chosen.index), on=KEY)

@@ -151,9 +151,7 @@ class Question:
     def pairs(self, n_pairs: int, seed: int) -> dict[int, int]:
         """For the first examples another of a different class."""
         rng, labels = np.random.default_rng([seed, 77]), np.array(self.labels)
-        return {
-            i: int(rng.choice(np.flatnonzero(labels != labels[i]))) for i in range(min(n_pairs, self.n))
-        }
+        return {i: int(rng.choice(np.flatnonzero(labels != labels[i]))) for i in range(min(n_pairs, self.n))}
 
 
 class Search:
@@ -346,7 +344,9 @@ class Search:
             kept = slice(None) if has is None else has[cut.example, place]
             for column, name in (("right", "accuracy"), ("log_prob", "log_prob")):
                 value = self.outcome("clean", column)[cut.example] - cut[column]
-                table = pd.DataFrame({"place": place, "measure": f"{how} {name}", "value": value, "layer": -1})
+                table = pd.DataFrame(
+                    {"place": place, "measure": f"{how} {name}", "value": value, "layer": -1}
+                )
                 tables.append(table[kept])
         return pd.concat(tables, ignore_index=True)
 

@@ -16,7 +16,9 @@ from gatelens.studies.gate_finder.places import Place
 
 NARROW, DISTRIBUTED = "narrow", "distributed"
 NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
-LEAST_WORTH = 0.1  # probability of the right answer the picture must be worth for a share of it to mean anything
+LEAST_WORTH = (
+    0.1  # probability of the right answer the picture must be worth for a share of it to mean anything
+)
 CHANCE = 0.05  # answers name the right classes when shuffled names fit as well less often than this
 FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
 # positions stand out when the low ends of their intervals are so many times the high ends of all others
