@@ -1,4 +1,4 @@
-"""The knockouts of the runs of one pass, as entries that attention leaves out while it computes.
+"""Knockouts as entries that attention leaves out while it computes.
 
 As hooks they would make every layer build its whole pattern; as entries they go into the mask of the fused
 kernel (``how="mask"``), or need the pattern of their own rows alone (``how="zero"``).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,11 @@ from gatelens.bridge.attention import HookedAttention
 from gatelens.bridge.masked_attention import LayerCuts
 from gatelens.interventions.hooks import Span
 from gatelens.interventions.knockouts import Knockout, KnockoutEntries, resolve_knockouts
+from gatelens.passes import HookedModel
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
-
-Look = Callable[[int, Tensor, int], None]
+# see(layer, pattern, position): rows of a pattern, Float[batch, head, row, key], the first of them at ``position``
+PatternCallback = Callable[[int, Tensor, int], None]
 
 
 class Cuts:
@@ -34,7 +33,8 @@ class Cuts:
         cfg: the TransformerLens config.
         span: the absolute positions of the current pass.
         shared: keys and values, by layer, that all runs read before their own.
-        rows: rows (of the pass) whose pattern ``look`` is shown, by layer; None shows nothing.
+        shown_rows: rows (of the pass) whose pattern ``see`` is shown, by layer; None shows nothing.
+        see: called with the shown rows, a block at a time.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Cuts:
         cfg: Any,
         span: Span,
         shared: Sequence[tuple[Tensor, Tensor]] | None = None,
-        rows: Callable[[int], range | None] | None = None,
-        look: Look | None = None,
+        shown_rows: Callable[[int], range | None] | None = None,
+        see: PatternCallback | None = None,
     ) -> None:
         self.span, self.shared = span, shared
         self.n_heads = int(cfg.n_heads)
         self.knockouts = KnockoutEntries([resolve_knockouts(run, tokens, cfg) for run in runs], span)
-        self._rows, self._look = rows, look
+        self._rows, self._see = shown_rows, see
 
     def layer_cuts(self, layer: int, device: torch.device) -> LayerCuts:
         """The entries to leave out in this layer."""
@@ -68,28 +68,26 @@ class Cuts:
         return None if self._rows is None else self._rows(layer)
 
     def show(self, layer: int, pattern: Tensor, first_row: int) -> None:
-        """Hand on a block of the pattern."""
-        if self._look is not None and self.shown_rows(layer) is not None:
-            self._look(layer, pattern, first_row)
+        """Hand on a block of the pattern, which begins at row ``first_row`` of the pass."""
+        if self._see is not None and self.shown_rows(layer) is not None:
+            self._see(layer, pattern, self.span.offset + first_row)
 
 
 @contextmanager
-def conducting(model: HookedVLM, cuts: Cuts) -> Iterator[None]:
+def apply_cuts(model: HookedModel, cuts: Cuts) -> Iterator[None]:
     """Let the attention layers follow ``cuts`` while the block lasts, also when it raises."""
     layers: list[HookedAttention] = [block.attn for block in model.bridge.blocks]
-    before = [
-        layer.cuts for layer in layers
-    ]  # of a run that is under way, from within which this one is made
+    outer = [layer.cuts for layer in layers]  # of a run under way, from within which this one is made
     try:
         for layer in layers:
             layer.cuts = cuts
         yield
     finally:
-        for layer, earlier in zip(layers, before, strict=True):
-            layer.cuts = earlier
+        for layer, before in zip(layers, outer, strict=True):
+            layer.cuts = before
 
 
-def can_conduct(model: HookedVLM) -> bool:
+def can_apply_cuts(model: HookedModel) -> bool:
     """Whether every decoder layer's attention is ours, and no switch of TransformerLens takes it over."""
     return all(
         isinstance(block.attn, HookedAttention) and not block.attn.by_transformer_lens

@@ -25,7 +25,7 @@ from gatelens.families.common.base import Family
 from gatelens.families.common.layout import Layout
 from gatelens.families.common.plan import FixedGrid
 from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
-from gatelens.inputs import position_ids
+from gatelens.tokens import position_ids
 
 
 class PaliGemmaArchitectureAdapter(NestedDecoderAdapter, Gemma2ArchitectureAdapter):

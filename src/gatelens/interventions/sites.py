@@ -42,7 +42,8 @@ from gatelens.interventions.base import (
     select,
 )
 from gatelens.interventions.hooks import Edit, HookFunction, Span, check_pass
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"

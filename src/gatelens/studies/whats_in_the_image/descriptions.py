@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.engine import generate
-from gatelens.engine.decode import eos_ids
+from gatelens.engine.generation import eos_ids
 from gatelens.measures.localisation import ImageAttention, layer_bands, localise, paint, token_edges
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.token_types import TokenTypeShare
