@@ -1,35 +1,42 @@
-"""One section of the narrow-gate study on a model the test holds, without the knockouts."""
+"""Sections of a study on a model the test holds, measured here, without the sections beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from gatelens.runs import Run
-from gatelens.studies.common import Labels, Progress
-from gatelens.studies.narrow_gate.section import Context
-from gatelens.studies.narrow_gate.sections import BY_NAME
+from gatelens.studies.executors import Here
+from gatelens.studies.options import checked
+from gatelens.studies.section import Setup
+from gatelens.studies.runner import measure_section
+from gatelens.studies.study import Study
 
 
-def context_of(
-    model: Any, data: Any, sections: Mapping[str, Mapping[str, Any]], size: int = 5, **more: Any
-) -> Context:
-    """What a section works with; its options are its defaults but for those given."""
-    options = {name: {**BY_NAME[name].options, **asked} for name, asked in sections.items()}
-    settings = {"model": "tiny", "data": data.name, "seed": 0, "n_boot": 50, "how": "zero", **more}
-    settings |= {"sections": options, "random_tokens": 4, "max_new_tokens": {"vqa": 3, "caption": 4}}
-    run = Run.open(None, study="narrow-gate", settings=settings)
+def setup_of(
+    study: Study,
+    model: Any,
+    data: Any,
+    sections: Mapping[str, Mapping[str, Any]],
+    size: int = 5,
+    **options: Any,
+) -> Setup:
+    """What sections plan from; their options are their defaults but for those given, as are the study's."""
+    asked = checked(study.options, {"seed": 0, "n_boot": 50, **options})
+    chosen = {name: checked(study.section(name).options, given, name) for name, given in sections.items()}
     drawn = {task: data.examples(task) for task in data.tasks}
-    return Context(model, data, drawn, ("zero",), size, run, Labels(model), Progress(0, False))
+    settings = {"model": "tiny", "data": data.name, **asked.settings()}
+    settings["sections"] = {name: given.settings() for name, given in chosen.items()}
+    run = Run.open(
+        None, study=study.name, settings=settings | dict(study.settings(model, data, drawn, asked))
+    )
+    return Setup(model, data, drawn, asked, chosen, size, run)
 
 
-def run_sections(context: Context) -> Run:
-    """The sections' pieces and tables, in order."""
-    with torch.inference_mode():
-        for name in context.settings["sections"]:
-            section = BY_NAME[name]
-            tables = [context.run.stage(p.stage, p.compute) for p in section.pieces(context)]
-            section.conclude(context, tables)
-    return context.run
+def run_section(study: Study, name: str, setup: Setup) -> Run:
+    """One section measured and concluded, without a verdict; raises Absent where it cannot be."""
+    section = study.section(name)
+    measured = measure_section(section, setup, Here(setup.model))
+    for table, value in section.conclude(setup, measured).items():
+        setup.run.save(table, value)
+    return setup.run

@@ -15,7 +15,7 @@ import gatelens as gl
 from gatelens.checkpoints import COMPANIONS, weights
 from gatelens.errors import ModelError, OutputError
 from gatelens.model import HookedVLM
-from gatelens.organisms import picture_codec
+from gatelens import picture_codec
 from tiny_models import make_llava, make_picture
 
 

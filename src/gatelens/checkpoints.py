@@ -12,7 +12,6 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +33,16 @@ from gatelens.families import Family, Layout, family_of
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.hub_errors import hub_reason, one_line
 from gatelens.passes import HookedModel
+from gatelens.shipped import ORGANISM, organism_folder
 
 COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
 SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise
-ORGANISM = "organism:"
-
-
-def organisms() -> list[str]:
-    """Names of the model organisms that ship with the package."""
-    folder = resources.files("gatelens") / "organisms" / "weights"
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file())
 
 
 def locate(name: str) -> str:
     """What transformers' from_pretrained takes for a name: a folder or a hub id. Raises ModelError."""
     if name.startswith(ORGANISM):
-        wanted = name[len(ORGANISM) :]
-        if wanted not in organisms():
-            raise ModelError(f"no organism '{wanted}': this package ships {', '.join(organisms()) or 'none'}")
-        return str(resources.files("gatelens") / "organisms" / "weights" / wanted)
+        return str(organism_folder(name.removeprefix(ORGANISM)))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -50,10 +50,13 @@ def hub_reason(
     not_found = next((cause for cause in causes if type(cause).__name__ == "DatasetNotFoundError"), None)
     page = f"{constants.ENDPOINT}/{_PAGES[kind]}{name}"
     if is_a(GatedRepoError) or (not_found is not None and "gated" in str(not_found).lower()):
+        if kind == "dataset":
+            return f"{name} is gated: accept its terms on its hub page and run 'hf auth login'"
         return f"'{name}' is gated: accept its licence at {page}, then log in (hf auth login, or token=)"
     if is_a(RepositoryNotFoundError, HFValidationError) or not_found is not None:
-        what = "repository" if kind == "model" else "data set"
-        return f"'{name}' is no {what} on {constants.ENDPOINT}, or private: check the name, or log in"
+        if kind == "dataset":
+            return f"the hub has no data set {name}, or it is private: check the name, or run 'hf auth login'"
+        return f"'{name}' is no repository on {constants.ENDPOINT}, or private: check the name, or log in"
     if is_a(RevisionNotFoundError):
         return f"'{name}' has no revision '{revision}': see {page}/tree/main for what there is"
     if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) or isinstance(error, ConnectionError):

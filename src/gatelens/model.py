@@ -32,10 +32,15 @@ from gatelens.tokens import SelectorLike
 class HookedVLM:
     """A transformers VLM wrapped by TransformerLens, with the map of its tokens.
 
-    ``hf``: the transformers model, whose modules now carry the hooks. ``bridge``: TransformerLens' view of
-    it. ``cfg``: TransformerLens' config. ``family``, ``layout``: how this model lays out its tokens.
-    ``weight_names``: of the state dict before wrapping. Parameters are frozen; gradients with respect to
-    activations still flow.
+    Parameters are frozen; gradients with respect to activations still flow.
+
+    Attributes:
+        hf: the transformers model, whose modules now carry the hooks.
+        bridge: TransformerLens' view of it.
+        cfg: TransformerLens' config.
+        family, layout: how this model lays out its tokens.
+        hook_points: by TransformerLens' names.
+        weight_names: those of the state dict before wrapping.
     """
 
     def __init__(
@@ -71,10 +76,18 @@ class HookedVLM:
         attention: str = "fused",
         **kwargs: Any,
     ) -> HookedVLM:
-        """Load ``organism:NAME``, a folder or a hub id. ``dtype`` None keeps the checkpoint's.
+        """Load a model by its name.
 
-        ``device`` moves the whole model; ``device_map`` spreads it (needs accelerate). ``attention``: see
-        the property. Other keywords go to transformers. Raises ModelError for what is not found or supported.
+        Args:
+            name: ``organism:NAME``, a folder or a hub id.
+            device: moves the whole model there.
+            dtype: of the weights; None keeps the checkpoint's.
+            device_map: spreads the model over devices; needs accelerate.
+            attention: see the property.
+            kwargs: go to transformers.
+
+        Raises:
+            ModelError: the model is not found or not supported, or ``device`` cannot be used.
         """
         if device is not None and device_map is not None:
             raise ModelError("device and device_map were both given: give one")
@@ -92,8 +105,11 @@ class HookedVLM:
     def from_module(cls, hf_model: Any, processor: Any = None, layout: Layout | None = None) -> HookedVLM:
         """Wrap a model the caller holds. It is changed in place: hooks go in, parameters are frozen.
 
-        ``layout`` replaces the family's, or stands for it where TransformerLens has an adapter but gatelens
-        no family. Raises ModelError when the class is not supported or the model is already wrapped.
+        Args:
+            layout: replaces the family's; needed where TransformerLens has an adapter but gatelens no family.
+
+        Raises:
+            ModelError: the class is not supported, or the model is already wrapped.
         """
         checkpoints.check_fresh(hf_model)
         architecture, family = checkpoints.family_for(hf_model, layout)
@@ -113,14 +129,21 @@ class HookedVLM:
     ) -> HookedVLM:
         """Wrap a decoder that transformers knows together with a picture encoder it does not know.
 
-        The general route for models with code of their own. ``language_model``: a causal language model with
-        its head (Llama, Qwen, Mistral …), or of a class derived from one. ``embed_images(pixel_values)``:
-        Float[features, d_model], or [pictures, features, d_model], one row for each placeholder in order; the
-        tensors ``layout.evidence`` names go to it by keyword. A torch module is frozen with the rest.
-        ``layout``: where the features stand; a model whose own code marks a picture by one id outside the
-        vocabulary (-200) gets a spare id, written once for each feature. ``processor``: anything that takes
-        images= and text=, as transformers' do; without it use ``inputs``. Raises ModelError for a decoder that
-        TransformerLens has no adapter for or that is wrapped already, or a placeholder outside its vocabulary.
+        The general route for models with code of their own.
+
+        Args:
+            language_model: a causal language model with its head (Llama, Qwen, Mistral …), or of a class derived
+                from one.
+            embed_images: from pixel values to Float[features, d_model] or [pictures, features, d_model], one row
+                for each placeholder in order; the tensors that ``layout.evidence`` names go to it by keyword. A
+                torch module is frozen with the rest.
+            layout: where the features are; a model whose own code marks a picture by one id outside the
+                vocabulary (-200) gets a spare id, written once for each feature.
+            processor: anything that takes images= and text=, as transformers' do; without it use ``inputs``.
+
+        Raises:
+            ModelError: TransformerLens has no adapter for the decoder, it is wrapped already, or the placeholder
+                is outside its vocabulary.
 
             >>> import torch, gatelens as gl
             >>> from gatelens.families import FixedGrid, Geometry, Layout
@@ -155,10 +178,15 @@ class HookedVLM:
         """Write a plain transformers checkpoint, config, weights and processor; returns the folder.
 
         transformers' ``from_pretrained`` and gatelens' load it. It is written beside ``folder`` and renamed when
-        whole. ``overwrite`` replaces the folder of an older checkpoint, with all that is in it.
-        ``max_shard_size``: larger weights are split into files of this size. An organism's picture decoder goes
-        along. Raises OutputError where nothing can be written or something else stands, ModelError for a model
-        of ``from_parts``, quantised, or with weights that are not in memory.
+        whole. An organism's picture decoder goes along.
+
+        Args:
+            overwrite: replace the folder of an older checkpoint, with all that is in it.
+            max_shard_size: larger weights are split into files of this size.
+
+        Raises:
+            OutputError: nothing can be written there, or something else is there.
+            ModelError: a model of ``from_parts``, a quantised one, or weights that are not in memory.
         """
         return checkpoints.save(self, folder, overwrite, max_shard_size)
 
@@ -199,10 +227,14 @@ class HookedVLM:
     def prepare(self, images: Images = None, text: str | Sequence[str] = "", chat: bool = False) -> VLMInputs:
         """Images and prompts as a left-padded batch; each placeholder in a prompt takes one image, in order.
 
-        ``images``: one (PIL image, path or array), a list, or a list of lists, one a prompt. ``<image>`` in a
-        prompt stands for a picture in every family; the family's own markers may be written out instead.
-        ``chat``: make each prompt one user turn by the tokenizer's chat template, else the family's.
-        Raises InputError when they do not match or cannot be read, ModelError without a processor.
+        Args:
+            images: one (PIL image, path or array), a list, or a list of lists, one a prompt.
+            text: ``<image>`` in it means a picture in every family; the family's own markers may be written out.
+            chat: make each prompt one user turn by the tokenizer's chat template, else the family's.
+
+        Raises:
+            InputError: images and text do not match or cannot be read.
+            ModelError: the model has no processor.
         """
         return prompting.prepare(self, images, text, chat)
 
@@ -216,17 +248,21 @@ class HookedVLM:
     ) -> VLMInputs:
         """A batch from tensors, its TokenMap read off the ids.
 
-        ``images``: the PIL originals, one list a prompt; without them pixel boxes are in processed pixels.
-        ``rest``: what else this family's forward takes (``image_grid_thw``, ``image_sizes`` …). Without
-        ``attention_mask`` leading padding ids are masked. Raises InputError when ids, padding and pictures
-        do not fit together.
+        Args:
+            attention_mask: without it leading padding ids are masked.
+            images: the PIL originals, one list a prompt; without them pixel boxes are in processed pixels.
+            rest: what else this family's forward takes (``image_grid_thw``, ``image_sizes`` …).
+
+        Raises:
+            InputError: ids, padding and pictures do not fit together.
         """
         return prompting.from_tensors(self, input_ids, attention_mask, pixel_values, images, rest)
 
     def as_turn(self, text: str) -> str:
         """A prompt as one user turn, ``<image>`` still in it: by the tokenizer's chat template, else the family's.
 
-        Raises ModelError when the template leaves the prompt out.
+        Raises:
+            ModelError: the template leaves the prompt out.
         """
         return prompting.as_turn(self, text)
 
@@ -276,9 +312,13 @@ class HookedVLM:
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
         """One forward pass, on a prompt or (with ``past``) on the tokens after it: (logits, cache or None).
 
-        ``tensors`` are transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
-        positions, ``position_ids`` the new ones, and ``past`` itself is extended in place: copy it to reuse
-        it. Missing ``position_ids`` follow from the mask, where a family's positions do; else InputError.
+        Args:
+            tensors: transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
+                positions and ``position_ids`` the new ones. Missing ``position_ids`` follow from the mask.
+            past: a key-value cache, extended in place: copy it to reuse it.
+
+        Raises:
+            InputError: ``position_ids`` are missing where the family's do not follow from the mask.
         """
         with self.hooks(fwd_hooks):
             return passes.forward_step(self, tensors, past, use_cache)
@@ -288,7 +328,8 @@ class HookedVLM:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call.
 
-        Raises InterventionError for unknown names, and where an edit of the vision tower would change nothing.
+        Raises:
+            InterventionError: unknown names, or an edit of the vision tower that would change nothing.
         """
         tensors = prepared(inputs).tensors
         with towers.must_fire(fwd_hooks, self.hook_points.of_towers) as hooks:
@@ -305,11 +346,16 @@ class HookedVLM:
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
 
-        ``names_filter``: a hook name, a list, or a predicate on names; None caches everything. ``positions``:
-        a selector; only these rows of the decoder's activations are kept, [batch, kept, ...] (of scores and
-        patterns their query rows), as many in every example; :func:`gatelens.patch` finds them again.
-        ``device`` and ``dtype`` are what is kept, moved and cast. Raises InterventionError for unknown names,
-        InputError when the examples of a batch select different numbers of positions.
+        Args:
+            names_filter: a hook name, a list, or a predicate on names; None caches everything.
+            device: where the cache goes.
+            positions: only these rows of the decoder's activations are kept, [batch, kept, ...] (of scores and
+                patterns their query rows), as many in every example; :func:`gatelens.patch` finds them again.
+            dtype: what the cache is cast to.
+
+        Raises:
+            InterventionError: unknown names.
+            InputError: the examples of a batch select different numbers of positions.
         """
         inputs = prepared(inputs)
         stored: dict[str, Tensor] = {}
@@ -337,8 +383,9 @@ class HookedVLM:
     ) -> Any:
         """Greedy decoding with the interventions holding at every step.
 
-        Returns a list of texts (one text when prepared from one string); ``return_type="ids"`` or ``"map"``
-        gives the whole Generation.
+        Returns:
+            A list of texts, one text when prepared from one string; with ``return_type="ids"`` or ``"map"`` the
+            whole Generation.
         """
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")

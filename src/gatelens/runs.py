@@ -1,9 +1,9 @@
-"""A run on disk: a manifest, finished stages, and resuming; nothing is ever half-written.
+"""A run on disk: settings, tables and files, each written whole or not at all.
 
-A run is a folder with ``manifest.json`` and the files the stages wrote (Parquet tables, JSON, PNG, HTML).
-A stage
-counts as done when the manifest lists it and its file is there in full, so a run that was cut short continues
-where it stopped. The manifest carries the settings; other settings in the same folder are an error.
+A run is a folder. ``manifest.json`` says what was asked for and is written once; other settings in the same folder are
+an error. What a study measured of one batch is a folder ``shards/SECTION/BATCH`` of Parquet tables, renamed into place
+when all of it is written; what it made of them are ``NAME.parquet``, ``NAME.json`` and other files. A thing is finished
+when it is there under its name, so a run that was cut short goes on where it stopped, and several writers lose nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import io
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,32 +22,14 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import OutputError
+from gatelens.files import check_writable, is_whole, write_atomic, write_folder_atomic
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+SHARDS = "shards"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
-
-
-def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Prove that the folder can be made and written to, before any compute; leaves nothing behind.
-
-    Raises:
-        OutputError: the path is a file, can't be made, or can't be written to.
-    """
-    folder = Path(path).expanduser()
-    try:
-        made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        for new in made:  # innermost first: a run that fails before it has anything to write leaves no folder
-            new.rmdir()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder"
-        ) from error
-    return folder
+_SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
+_SECONDS = "seconds"  # what a batch took, in the metadata of its tables
 
 
 def fingerprint(value: Any) -> str:
@@ -56,32 +37,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old one or the whole new one, never a part.
-
-    Raises:
-        OutputError: the disk refused.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class Run:
-    """One run: open it to work (:meth:`open`), or read a finished one (:meth:`load`).
+    """One run: open it to work (:meth:`open`), or read one (:meth:`load`).
 
     Attributes:
         path: the folder, or None for a run kept in memory only.
-        manifest: study, settings, info (model, data…), versions, times and stages.
+        manifest: format, study, settings, info (device, bad rows left out…), versions and time of its start.
     """
 
     def __init__(self, path: Path | None, manifest: dict[str, Any]) -> None:
@@ -110,9 +71,8 @@ class Run:
             "settings": settings,
             "fingerprint": fingerprint(settings),
             "info": json.loads(json.dumps(dict(info or {}), default=str)),
-            "created": _now(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
-            "stages": {},
         }
         if path is None:
             return cls(None, fresh)
@@ -121,25 +81,21 @@ class Run:
         if not (folder / MANIFEST).exists():
             others = sorted(p.name for p in folder.iterdir())
             if others:
+                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                 raise OutputError(
-                    f"{str(folder)!r} is not a run but holds {others[0]!r}"
-                    f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}; choose an empty or new "
-                    f"folder"
+                    f"{str(folder)!r} is not a run but holds {others[0]!r}{more}; choose an empty or new folder"
                 )
-            run = cls(folder, fresh)
-            run._write_manifest()
-            return run
+            write_atomic(folder / MANIFEST, _json_bytes(fresh))
+            return cls(folder, fresh)
         run = cls.load(folder)
-        if run.manifest["study"] != study:
+        if run.study != study:
             raise OutputError(
-                f"{str(folder)!r} holds a run of {run.manifest['study']!r}, not of {study!r}; choose "
-                f"another folder"
+                f"{str(folder)!r} holds a run of {run.study!r}, not of {study!r}; choose another folder"
             )
-        changed = _differences(run.manifest["settings"], settings)
+        changed = _differences(run.settings, settings)
         if changed:
             raise OutputError(
-                f"{str(folder)!r} holds a run with other settings ({changed}); choose another folder or "
-                f"delete it"
+                f"{str(folder)!r} holds a run with other settings ({changed}); choose another folder or delete it"
             )
         return run
 
@@ -148,68 +104,128 @@ class Run:
         """Read a run.
 
         Raises:
-            OutputError: no run there, one that can't be read, or one written by a newer format.
+            OutputError: no run there, one that can't be read, or one of another format.
         """
         folder = Path(path).expanduser()
+        file = folder / MANIFEST
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            known = {"format", "study", "settings", "stages"} <= set(manifest)
+            manifest = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise OutputError(
                 f"{str(folder)!r} holds no run ({MANIFEST} is missing); give a folder a study wrote"
             ) from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise OutputError(
-                f"{str(folder / MANIFEST)!r} cannot be read ({error}); the run is damaged"
+                f"{str(file)!r} cannot be read ({error}); the run is damaged: delete its folder and run again"
             ) from error
-        if not known or manifest["format"] > FORMAT:
+        written = manifest.get("format") if isinstance(manifest, dict) else None
+        if isinstance(written, int) and written < FORMAT:
             raise OutputError(
-                f"{str(folder)!r} was not written by this version's format {FORMAT}; update gatelens"
+                f"{str(folder)!r} was written by an older gatelens (format {written}, this version reads {FORMAT}); "
+                "run the study again in a new folder"
+            )
+        if isinstance(written, int) and written > FORMAT:
+            raise OutputError(
+                f"{str(folder)!r} was written by a newer gatelens (format {written}, this version reads {FORMAT}); "
+                "update gatelens"
+            )
+        mappings = isinstance(manifest, dict) and all(
+            isinstance(manifest.get(k), dict) for k in ("settings", "info", "versions")
+        )
+        if written != FORMAT or not mappings or not isinstance(manifest.get("study"), str):
+            raise OutputError(
+                f"{str(file)!r} is no manifest; the run is damaged: delete its folder and run again"
             )
         return cls(folder, manifest)
 
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return self.manifest["study"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self.manifest["settings"]
+
+    @property
+    def label(self) -> str:
+        """The folder as text, for messages."""
+        return "(in memory)" if self.path is None else str(self.path)
+
+    def note(self, **info: Any) -> None:
+        """Add to the manifest's info what came up on the way, such as bad rows left out; the runner alone does."""
+        if {**self.manifest["info"], **info} != self.manifest["info"]:
+            self.manifest["info"] |= info
+            if self.path is not None:
+                write_atomic(self.path / MANIFEST, _json_bytes(self.manifest))
+
     def withdraw(self) -> None:
-        """Take back a run that has no stage yet: nobody could continue it, as its settings proved impossible."""
-        if self.path is None or self.manifest["stages"]:
+        """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
+        if self.path is None or any(p.name != MANIFEST for p in self.path.iterdir()):
             return
         (self.path / MANIFEST).unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        self.path.rmdir()
 
-    # -- stages
-    # -------------------------------------------------------------------------------------------------
+    # -- what was measured of a batch
 
-    def done(self, stage: str) -> bool:
-        """Whether the stage is finished and its file still there in full."""
-        entry = self.manifest["stages"].get(stage)
-        if entry is None:
-            return False
+    def has_batch(self, section: str, batch: str) -> bool:
+        """Whether all tables of a batch are there."""
+        place = f"{SHARDS}/{section}/{batch}/"
         if self.path is None:
-            return entry["file"] in self._memory
-        file = self.path / entry["file"]
-        return file.is_file() and file.stat().st_size == entry["bytes"]
+            return any(name.startswith(place) for name in self._memory)
+        files = list((self.path / place).glob("*.parquet"))
+        return bool(files) and all(map(is_whole, files))
 
-    def stage(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The table of a stage: read when done, else computed and stored."""
-        if not self.done(name):
-            started = time.perf_counter()
-            self.save_table(name, compute(), seconds=time.perf_counter() - started)
-        return self.table(name)
+    def save_batch(
+        self, section: str, batch: str, tables: Mapping[str, pd.DataFrame], seconds: float = 0.0
+    ) -> None:
+        """Keep the tables of a batch, all of them or none."""
+        files = {f"{name}.parquet": _parquet_bytes(t, seconds) for name, t in tables.items()}
+        place = f"{SHARDS}/{section}/{batch}"
+        if self.path is None:
+            self._memory.update({f"{place}/{name}": data for name, data in files.items()})
+            return
+        write_folder_atomic(self.path / place, files)
 
-    def save_table(self, name: str, table: pd.DataFrame, seconds: float | None = None) -> None:
-        """Store a table as ``<name>.parquet``."""
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        self._store(name, f"{name}.parquet", buffer.getvalue(), seconds, rows=len(table))
+    def batch(self, section: str, batch: str) -> dict[str, pd.DataFrame]:
+        """The tables of a measured batch, by name."""
+        place = f"{SHARDS}/{section}/{batch}/"
+        if self.path is None:
+            names = [n.removeprefix(place) for n in self._memory if n.startswith(place)]
+        else:
+            names = sorted(p.name for p in (self.path / place).glob("*.parquet"))
+        return {Path(n).stem: self._table(place + n) for n in names}
 
-    def save_json(self, name: str, value: Any) -> None:
-        """Store anything JSON can hold as ``<name>.json``."""
-        data = json.dumps(value, indent=1, ensure_ascii=False).encode()
-        self._store(name, f"{name}.json", data, None)
+    def seconds(self) -> float:
+        """What measuring took in all, over all sessions that worked on the run."""
+        if self.path is None:
+            files = [n for n in self._memory if n.startswith(f"{SHARDS}/")]
+        else:
+            files = [
+                str(p.relative_to(self.path)) for p in sorted((self.path / SHARDS).glob("*/*/*.parquet"))
+            ]
+        first = {str(Path(n).parent): n for n in reversed(files)}  # each table of a batch says the same
+        return sum(float(self._table(n).attrs.get(_SECONDS, 0.0)) for n in first.values())
+
+    # -- what was made of it
+
+    def has(self, name: str) -> bool:
+        """Whether there is a finished table, JSON value or file of this name."""
+        return self._find(name) is not None
+
+    def save(self, name: str, value: Any) -> None:
+        """Store a DataFrame as ``NAME.parquet``, bytes as ``NAME``, what else JSON can hold as ``NAME.json``."""
+        if isinstance(value, pd.DataFrame):
+            self._store(f"{name}.parquet", _parquet_bytes(value))
+        elif isinstance(value, bytes):
+            self._store(name, value)
+        else:
+            self._store(f"{name}.json", _json_bytes(value))
 
     def save_file(self, name: str, suffix: str, data: bytes) -> None:
-        """Store a file (a figure, the report) as ``<name><suffix>``."""
-        self._store(name, name + suffix, data, None)
+        """Store a file (a figure, the report) as ``NAME`` with that suffix."""
+        self._store(name + suffix, data)
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table.
@@ -217,13 +233,7 @@ class Run:
         Raises:
             OutputError: the run has no such finished table, or its file is damaged.
         """
-        data = self._read(name)
-        try:
-            return pd.read_parquet(io.BytesIO(data))
-        except Exception as error:  # pyarrow raises many kinds
-            raise OutputError(
-                f"table {name!r} of run {self.label} is damaged; delete it and run again"
-            ) from error
+        return self._table(self._need(name, ".parquet"))
 
     def json(self, name: str) -> Any:
         """A stored JSON value.
@@ -231,10 +241,11 @@ class Run:
         Raises:
             OutputError: the run has no such finished value, or its file is damaged.
         """
+        file = self._need(name, ".json")
         try:
-            return json.loads(self._read(name))
-        except json.JSONDecodeError as error:
-            raise OutputError(f"{name!r} of run {self.label} is damaged; delete it and run again") from error
+            return json.loads(self._bytes(file))
+        except ValueError as error:
+            raise OutputError(f"{file!r} of run {self.label} is damaged; delete it and run again") from error
 
     def file(self, name: str) -> bytes:
         """A stored file's content.
@@ -242,68 +253,82 @@ class Run:
         Raises:
             OutputError: the run has no such finished file.
         """
-        return self._read(name)
+        return self._bytes(self._need(name))
 
     def tables(self) -> list[str]:
-        """Names of the finished tables that are results (shards left out)."""
-        stages = self.manifest["stages"]
-        return [
-            n for n, e in stages.items() if e["file"].endswith(".parquet") and "/" not in n and self.done(n)
-        ]
-
-    @property
-    def label(self) -> str:
-        """The folder as text, for messages."""
-        return "(in memory)" if self.path is None else str(self.path)
+        """Names of the finished tables, batches left out."""
+        return [n.removesuffix(".parquet") for n in self._names() if n.endswith(".parquet")]
 
     # -- files
-    # ------------------------------------------------------------------------------------------------
 
-    def _store(self, name: str, file: str, data: bytes, seconds: float | None, **more: Any) -> None:
+    def _names(self) -> list[str]:
+        if self.path is None:
+            return [n for n in self._memory if not n.startswith(f"{SHARDS}/")]
+        return sorted(
+            p.name
+            for p in self.path.iterdir()
+            if p.suffix in _SUFFIXES and p.name != MANIFEST and is_whole(p)
+        )
+
+    def _find(self, name: str, suffix: str | None = None) -> str | None:
+        for ending in _SUFFIXES if suffix is None else (suffix,):
+            file = name + ending
+            if file in self._memory or (self.path is not None and is_whole(self.path / file)):
+                return file
+        return None
+
+    def _need(self, name: str, suffix: str | None = None) -> str:
+        file = self._find(name, suffix)
+        if file is None:
+            known = ", ".join(Path(n).stem for n in self._names()) or "nothing yet"
+            raise OutputError(
+                f"run {self.label} has no finished {name!r} (it has: {known}); run the study again to finish it"
+            )
+        return file
+
+    def _table(self, file: str) -> pd.DataFrame:
+        try:
+            return pd.read_parquet(io.BytesIO(self._bytes(file)))
+        except Exception as error:  # pyarrow raises many kinds
+            raise OutputError(f"{file!r} of run {self.label} is damaged; delete it and run again") from error
+
+    def _bytes(self, file: str) -> bytes:
+        return self._memory[file] if self.path is None else (self.path / file).read_bytes()
+
+    def _store(self, file: str, data: bytes) -> None:
         if self.path is None:
             self._memory[file] = data
         else:
             write_atomic(self.path / file, data)
-        entry = {"file": file, "bytes": len(data), "finished": _now(), **more}
-        if seconds is not None:
-            entry["seconds"] = round(seconds, 3)
-        self.manifest["stages"][name] = entry
-        self._write_manifest()
-
-    def _read(self, name: str) -> bytes:
-        if not self.done(name):
-            known = ", ".join(n for n in self.manifest["stages"] if "/" not in n) or "nothing yet"
-            raise OutputError(
-                f"run {self.label} has no finished {name!r} (it has: {known}); run the study again to "
-                f"finish it"
-            )
-        file = self.manifest["stages"][name]["file"]
-        return self._memory[file] if self.path is None else (self.path / file).read_bytes()
-
-    def _write_manifest(self) -> None:
-        if self.path is not None:
-            data = json.dumps(self.manifest, indent=1, ensure_ascii=False).encode()
-            write_atomic(self.path / MANIFEST, data)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _parquet_bytes(table: pd.DataFrame, seconds: float | None = None) -> bytes:
+    buffer = io.BytesIO()
+    if seconds is not None:
+        table = table.copy(deep=False)
+        table.attrs[_SECONDS] = round(seconds, 3)
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 3) -> str:
-    found = list(_changes(old, new, ""))
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(found[:most]) + more
+    changes = list(_changes(old, new, ""))
+    more = f"; and {len(changes) - most} more" if len(changes) > most else ""
+    return "; ".join(changes[:most]) + more
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str) -> Iterator[str]:

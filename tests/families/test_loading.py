@@ -17,6 +17,7 @@ from huggingface_hub import errors as hub_errors
 from torch import Tensor
 
 import gatelens as gl
+from gatelens import checkpoints
 from gatelens.errors import ModelError
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM

@@ -165,8 +165,10 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 def install_attention(bridge: Any, hf: Any, mode: str) -> None:
     """Let the decoder's attention run ``fused`` where no hook is inside it, or ``stepwise`` everywhere.
 
-    Changes this model alone, not TransformerLens' adapters. Raises ModelError for another word, or for a
-    decoder whose attention does not call an exchangeable function.
+    Changes this model alone, not TransformerLens' adapters.
+
+    Raises:
+        ModelError: another word, or a decoder whose attention does not call an exchangeable function.
     """
     if mode not in MODES:
         raise ModelError(f"attention '{mode}': write {' or '.join(MODES)}")

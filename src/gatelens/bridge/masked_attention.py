@@ -27,17 +27,11 @@ class BlockedEntries:
     entries: Bool[Tensor, "batch head row key"]
 
     def fill(
-        self,
-        tensor: Float[Tensor, "batch head q key"],
-        value: float,
-        first_row: int = 0,
+        self, tensor: Float[Tensor, "batch head q key"], value: float, first_row: int = 0
     ) -> Float[Tensor, "batch head q key"]:
-        """Scores or a pattern with the entries set to ``value``; overwritten where no gradient forbids it.
+        """Scores or a pattern, from row ``first_row`` of the pass on, with the entries set to ``value``.
 
-        Args:
-            tensor: its first row is row ``first_row`` of the pass.
-            value: what the entries become.
-            first_row: see ``tensor``.
+        The tensor is overwritten where no gradient forbids it.
         """
         start, stop = max(self.start, first_row), min(self.stop, first_row + tensor.shape[2])
         if start >= stop:

@@ -17,7 +17,7 @@ from gatelens.interventions.base import select
 from gatelens.interventions.compile import as_interventions
 from gatelens.interventions.hooks import HookPair
 from gatelens.passes import HookedModel
-from gatelens.tokens import SelectorLike
+from gatelens.selectors import SelectorLike
 
 
 @torch.no_grad()

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.interventions.hooks import CompiledHooks, Edit, HookPair, Span
-from gatelens.tokens import Role, SelectorLike, TokenMap
+from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
 Indices: TypeAlias = tuple[int, ...] | slice | None
 Layers: TypeAlias = int | Iterable[int] | slice | None

@@ -31,15 +31,7 @@ def cached_values(
     position: Int[Tensor, " n"],
     owner: object,
 ) -> Float[Tensor, "n ..."]:
-    """The activations of a site at some positions, from a cache of all positions or of some.
-
-    Args:
-        cache: from ``model.run_with_cache``.
-        site: see :mod:`gatelens.interventions.sites`.
-        layer: the block.
-        example: the example in the cache's own batch.
-        position: the position in the cache's own prompts.
-        owner: the intervention, for messages.
+    """The activations of a site at positions of the cache's own prompts, from a cache of all positions or of some.
 
     Raises:
         InterventionError: not in the cache; the message says the ``names_filter`` to run with.

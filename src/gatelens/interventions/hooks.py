@@ -91,11 +91,7 @@ class CompiledHooks:
 def check_pass(name: str, axes: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Refuse a pass other than the one the hooks were made for; positions must never be guessed.
 
-    Args:
-        name: the hook point.
-        axes: what the numbers of ``shape`` and ``expected`` count, such as ``"batch, pos"``.
-        shape: what the hook point gave.
-        expected: what the token map says.
+    ``axes`` says what the numbers of ``shape`` (from the hook point) and ``expected`` (from the token map) count.
 
     Raises:
         InterventionError: the two differ.

@@ -93,7 +93,7 @@ def knockout(
 
 @dataclass(frozen=True)
 class ResolvedKnockout:
-    """A knockout with its positions, layers and heads found."""
+    """A knockout with its selectors, layers and heads read for one token map and model."""
 
     spec: Knockout
     queries: Bool[Tensor, "batch pos"]
@@ -175,7 +175,7 @@ def _block(how: KnockoutMethod, layer: int, knockouts: KnockoutEntries, batch: i
         blocked = knockouts.blocked(how, layer, tensor.shape[1], tensor.device)
         if blocked is None:
             return None
-        # a copy, which fill makes itself where gradients flow: the tensor may lie in somebody's cache
+        # a copy, which fill makes itself where gradients flow: the tensor may lie in a cache
         return blocked.fill(tensor if tensor.requires_grad else tensor.clone(), _FILL[how])
 
     return block
@@ -214,17 +214,10 @@ class KnockoutEntries:
 def blocked_entries(
     runs: Sequence[Sequence[ResolvedKnockout]], span: Span, n_heads: int, device: torch.device
 ) -> BlockedEntries | None:
-    """The union of the (query, key) entries each run's knockouts block; None when no query is in the pass.
+    """The union of the (query, key) entries each run's knockouts block, run after run in the batch.
 
-    Args:
-        runs: the knockouts of each run that act in the layer.
-        span: the positions the pass computes; its rows are ``span.offset … span.stop - 1``.
-        n_heads: query heads of the layer.
-        device: where the entries go.
-
-    Returns:
-        Bool[run * batch, 1 or head, row, key] of the stretch of rows that holds every query; few rows lose
-        anything (text, not image).
+    Only the stretch of rows that holds every query is built: few rows lose anything (text, not image). None when
+    no query is in the rows ``span.offset … span.stop - 1``.
     """
     knockouts = [knockout for run in runs for knockout in run]
     if not knockouts:
@@ -250,44 +243,49 @@ def blocked_entries(
 
 
 def _check_no_empty_row(knockouts: list[ResolvedKnockout], tokens: TokenMap) -> None:
-    """Every row must keep a key it may read (no padding, visible to it), in every layer and head.
+    """Every row must keep a key it may read (no padding, visible to it), in every layer and head."""
+    layers = sorted(frozenset[int]().union(*(k.layers for k in knockouts)))
+    named_heads = sorted({h for k in knockouts for h in k.heads or ()})
+    windows = {layer: w for k in knockouts for layer, w in k.windows.items()}
+    checked: set[tuple[tuple[int, ...], int | None]] = set()
+    for layer in layers:
+        for head in [None, *named_heads]:  # None: a head that no knockout names
+            acting = tuple(
+                i
+                for i, k in enumerate(knockouts)
+                if layer in k.layers and (k.heads is None or head in k.heads)
+            )
+            if not acting or (acting, windows[layer]) in checked:
+                continue
+            checked.add((acting, windows[layer]))
+            where = f"layer {layer}" + ("" if head is None else f", head {head}")
+            _check_rows([knockouts[i] for i in acting], tokens, windows[layer], where)
+
+
+def _check_rows(acting: list[ResolvedKnockout], tokens: TokenMap, window: int | None, where: str) -> None:
+    """:func:`_check_no_empty_row` for the knockouts that act in one layer and head.
 
     A row is empty when the keys cut by those knockouts that name the row cover everything it sees. Rows
     named by the same knockouts share the answer, so this costs (knockouts × positions), not positions
     squared.
     """
     real = tokens.roles.cpu() != Role.PAD
-    layers = sorted(frozenset[int]().union(*(k.layers for k in knockouts)))
-    named = sorted({h for k in knockouts for h in k.heads or ()})
-    windows = {layer: w for k in knockouts for layer, w in k.windows.items()}
-    seen: set[tuple[tuple[int, ...], int | None]] = set()
-    for layer in layers:
-        for head in [None, *named]:  # None: a head nobody names
-            active = tuple(
-                i
-                for i, k in enumerate(knockouts)
-                if layer in k.layers and (k.heads is None or head in k.heads)
+    named_by = torch.stack([k.queries & real for k in acting])
+    for pattern in named_by.flatten(1).unique(dim=1).T:
+        if not pattern.any():
+            continue
+        rows = (named_by == pattern[:, None, None]).all(dim=0)
+        group = [k for k, names in zip(acting, pattern.tolist(), strict=True) if names]
+        left = real & ~torch.stack([k.keys for k in group]).any(dim=0)
+        empty = rows & (visible_keys(left, tokens, window) == 0)
+        if empty.any():
+            example, row = (int(x) for x in empty.nonzero()[0])
+            who = " with ".join(repr(k.spec) for k in group)
+            raise InterventionError(
+                f"{who} leaves a row nothing to attend to: {where}, example {example}, position "
+                f"{row} ({tokens.strings[example][row]!r}); use how='zero', or keep one key, e.g. "
+                f'keys="({_keys_text(group[0])}) - pos[{row}]"'
             )
-            if not active or (active, windows[layer]) in seen:
-                continue
-            seen.add((active, windows[layer]))
-            named_by = torch.stack([knockouts[i].queries & real for i in active])
-            for pattern in named_by.flatten(1).unique(dim=1).T:
-                if not pattern.any():
-                    continue
-                rows = (named_by == pattern[:, None, None]).all(dim=0)
-                group = [i for i, names in zip(active, pattern.tolist(), strict=True) if names]
-                left = real & ~torch.stack([knockouts[i].keys for i in group]).any(dim=0)
-                empty = rows & (visible_keys(left, tokens, windows[layer]) == 0)
-                if empty.any():
-                    example, row = (int(x) for x in empty.nonzero()[0])
-                    where = f"layer {layer}" + ("" if head is None else f", head {head}")
-                    who = " with ".join(repr(knockouts[i].spec) for i in group)
-                    raise InterventionError(
-                        f"{who} leaves a row nothing to attend to: {where}, example {example}, position "
-                        f"{row} ({tokens.strings[example][row]!r}); use how='zero', or keep one key, e.g. "
-                        f'keys="({_keys_text(knockouts[group[0]])}) - pos[{row}]"'
-                    )
 
 
 def _keys_text(knockout: ResolvedKnockout) -> str:

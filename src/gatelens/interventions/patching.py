@@ -18,7 +18,8 @@ from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, as_indices, prompt_only, select
 from gatelens.interventions.cached import cached_values
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
 
 class PatchPair(NamedTuple):

@@ -42,7 +42,8 @@ from gatelens.interventions.base import (
     select,
 )
 from gatelens.interventions.hooks import Edit, HookFunction, Span, check_pass
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"
@@ -83,12 +84,7 @@ def head_count(site: str, cfg: Any) -> int | None:
 class EditedPositions(NamedTuple):
     """The selected (example, position) pairs that a pass computes.
 
-    Attributes:
-        number: of each pair among all that are selected, row by row.
-        example: row of the batch.
-        position: within the pass.
-        batch_size: of the whole batch.
-        span: the absolute positions of the pass.
+    ``number`` counts them among all that are selected, row by row; ``position`` is within the pass.
     """
 
     number: Int[Tensor, " n"]
@@ -99,7 +95,7 @@ class EditedPositions(NamedTuple):
 
 
 class SelectedPositions:
-    """The positions a selector names in a batch, found once and looked up in every pass."""
+    """The positions a selector names in a batch, computed once and narrowed to each pass."""
 
     def __init__(self, mask: Bool[Tensor, "batch pos"], span: Span) -> None:
         self.batch_size, self.span = mask.shape[0], span
@@ -138,7 +134,7 @@ class SiteEdit(Intervention):
         return select(tokens, self.at, self)
 
     def prepare(self, tokens: TokenMap) -> Any:
-        """What the edit has to know about a run, found once before it and given to :meth:`new_values`."""
+        """What the edit has to know about a run, computed once before it and given to :meth:`new_values`."""
         return None
 
     @abstractmethod
@@ -200,7 +196,7 @@ class SiteEdit(Intervention):
                 new = old.index_copy(1, index, new[:, index])
             if changes is not None:
                 changes[:] = [(where, new - old)]
-            # A copy: the same memory may be another hook point's activation, or lie in somebody's cache.
+            # A copy: the same memory may be another hook point's activation, or lie in a cache.
             return tensor.index_put(where, new)
 
         return edit
@@ -221,17 +217,13 @@ def _add_to_output(changes: list[Change]) -> HookFunction:
 def spread(
     value: Float[Tensor, " ..."], old: Float[Tensor, "n ..."], edited: EditedPositions, owner: object
 ) -> Float[Tensor, "n ..."]:
-    """A vector in the place of each edited activation.
+    """A vector in the place of each edited activation ``old``.
 
-    Args:
-        value: one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads), or
-            one for each example of the batch with the batch in front.
-        old: the activations it stands for.
-        edited: where they are.
-        owner: the intervention, for messages.
+    ``value`` is one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads), or
+    one for each example of the batch with the batch in front.
 
     Raises:
-        InterventionError: the shape does not fit the site.
+        InterventionError: its shape does not fit the site.
     """
     value = value.to(device=old.device, dtype=old.dtype)
     shape, per_position, batch = tuple(value.shape), tuple(old.shape[1:]), edited.batch_size

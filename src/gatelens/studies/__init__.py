@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from gatelens.studies.gate_finder.finder import find_gate
-from gatelens.studies.gate_finetuning.study import finetune_gate
-from gatelens.studies.narrow_gate.study import narrow_gate
-from gatelens.studies.whats_in_the_image.study import whats_in_the_image
+from gatelens.studies.presets import Preset, preset
 
-__all__ = ["find_gate", "finetune_gate", "narrow_gate", "whats_in_the_image"]
+__all__ = ["Preset", "find_gate", "finetune_gate", "narrow_gate", "preset", "whats_in_the_image"]

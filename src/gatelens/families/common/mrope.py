@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gatelens.errors import InputError
-from gatelens.families.common.geometry import Geometry
-from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.plan import Picture, PicturePlan, resized_grid
 from gatelens.families.common.processing import picture_tensors, prepare_batch
 
 GRID = "image_grid_thw"
@@ -29,8 +28,12 @@ class MergedPatches:
     patch: int
     merge: int
 
-    def __call__(self, picture: Picture) -> Plan:
-        """Raises InputError without the picture's row of ``image_grid_thw``, or when it is of a video."""
+    def __call__(self, picture: Picture) -> PicturePlan:
+        """A grid as large as the picture's row of ``image_grid_thw`` says.
+
+        Raises:
+            InputError: there is no such row, or it is of a video.
+        """
         if GRID not in picture.tensors:
             raise InputError(f"placeholders without {GRID}: give it with pixel_values, one row a picture")
         time, height, width = (int(n) for n in picture.tensors[GRID])
@@ -38,9 +41,7 @@ class MergedPatches:
             raise InputError(f"{GRID} has {time} frames: video is not supported, give pictures")
         rows, cols = height // self.merge, width // self.merge
         processed = (width * self.patch, height * self.patch)
-        size = picture.size or processed
-        boxes = Geometry(processed, exact=processed).boxes(size, rows, cols)
-        return grid(boxes, cols, size, pixel_rows=height * width)
+        return resized_grid(picture, rows, cols, processed, pixel_rows=height * width)
 
 
 def process_by_grid(placeholder: str) -> Callable[[Any, list[list[Any]], list[str]], dict[str, Tensor]]:
@@ -58,22 +59,23 @@ def process_by_grid(placeholder: str) -> Callable[[Any, list[list[Any]], list[st
 def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """``mm_token_type_ids`` [batch, pos] and ``position_ids`` [3, batch, pos] by the model's own rule.
 
-    The caller's position ids are kept where they have streams. Raises InputError for video, and for pictures
-    with nothing between them, which that rule takes for one picture.
+    The caller's position ids are kept where they have streams.
+
+    Raises:
+        InputError: for video, and for pictures with nothing between them, which that rule takes for one picture.
     """
     if any("video" in name for name in tensors):
         raise InputError("video is not supported: give pictures")
     types = (tensors["input_ids"] == hf.config.image_token_id).long()
-    out = {"mm_token_type_ids": types}
     if tensors["position_ids"].ndim == 3:
-        return out
+        return {"mm_token_type_ids": types}
     begins = types.clone()
     begins[:, 1:] -= types[:, :-1]
-    runs, grids = int((begins == 1).sum()), tensors.get(GRID)
-    if runs != (0 if grids is None else len(grids)):
+    stretches, grids = int((begins == 1).sum()), tensors.get(GRID)
+    n_pictures = 0 if grids is None else len(grids)
+    if stretches != n_pictures:
         raise InputError(
-            f"{0 if grids is None else len(grids)} picture(s) stand in {runs} place(s): "
-            "put the markers around each picture"
+            f"{n_pictures} picture(s) stand in {stretches} place(s): put the markers around each picture"
         )
     positions, _ = hf.model.get_rope_index(
         tensors["input_ids"],
@@ -81,7 +83,4 @@ def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         image_grid_thw=grids,
         attention_mask=tensors["attention_mask"],
     )
-    return out | {"position_ids": positions}
-
-
-__all__ = ["GRID", "MergedPatches", "process_by_grid", "three_streams"]
+    return {"mm_token_type_ids": types, "position_ids": positions}

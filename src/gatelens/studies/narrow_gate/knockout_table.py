@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.engine import generate_many, last_logits
-from gatelens.measures.accuracy import accuracy, restricted_accuracy
+from gatelens.inputs import VLMInputs
+from gatelens.interventions import knockout
+from gatelens.measures.answers import accuracy, restricted_accuracy, vqa_accuracy
 from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
-from gatelens.studies.common import How, Labels, labels_of
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
+from gatelens.studies.examples import Labels, labels_of
+from gatelens.studies.options import How
 
 NONE, GATE, IMAGE, LAST, FLOOR = (
     "none",
@@ -69,8 +68,6 @@ def table_rows(random_tokens: int, random_repeats: int) -> list[Row]:
 
 def specs(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
     """The interventions of a row."""
-    from gatelens.interventions import knockout
-
     keys = row.selector(repeat, seed)
     return [] if keys is None else [knockout(queries=QUERIES, keys=keys, how=how)]
 

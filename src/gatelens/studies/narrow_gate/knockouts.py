@@ -1,82 +1,244 @@
-"""Section *knockouts*: the paper's Table 1, what each task is worth when a path is cut."""
+"""Section *knockouts*: the answers with a path cut, the paper's Table 1.
+
+The text can no longer read the gate, the image tokens, ten of them drawn at random, the last one, or gate and image
+together; classes, questions and captions are scored in each case.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
+from gatelens.data import Example
 from gatelens.data.base import kind
-from gatelens.studies.common import chunks_by_length, prepare
+from gatelens.errors import DataError
+from gatelens.model import HookedVLM
+from gatelens.plots import card
+from gatelens.plots.bars import bars
+from gatelens.plots.numbers import number
+from gatelens.plots.pictures import picture_uri
+from gatelens.plots.style import NotebookFigure
+from gatelens.runs import Run
+from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
 from gatelens.studies.narrow_gate.asking import repeats_of
-from gatelens.studies.narrow_gate.section import Context, Piece, Section
+from gatelens.studies.narrow_gate.reference import reference_for
 from gatelens.studies.narrow_gate.verdict import task_verdicts
+from gatelens.studies.narrow_gate.words import METHOD
+from gatelens.studies.options import How, kinds_of_knockout
+from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
-if TYPE_CHECKING:
-    from gatelens.data import Example
-
-
-def pieces(context: Context) -> list[Piece]:
-    """A piece a batch: every row of the table on it."""
-    found = []
-    for task, examples in context.drawn.items():
-        rows = rows_of(context, task)
-        units = len(context.hows) * sum(row.repeats for row in rows)
-        for number, start, part in chunks_by_length(context.model, examples, context.size):
-
-            def compute(task: str = task, start: int = start, part: Sequence[Example] = part) -> pd.DataFrame:
-                return answers(context, task, start, part)
-
-            found.append(Piece(f"shards/{task}-{number:04d}", f"{task}, knockouts", compute, units))
-    return found
+CAPTION = (
+    "What the model still gets right when the text can no longer read the named tokens: a short bar means that those "
+    "tokens carried the picture to the text. Whiskers: 95 % bootstrap interval over examples. The last row is a "
+    "control that cuts every path at once."
+)
+SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
 
 
-def rows_of(context: Context, task: str) -> list[table.Row]:
-    """The rows of the table for a task."""
-    return table.table_rows(
-        context.settings["random_tokens"], repeats_of(context.settings["random_repeats"], task)
-    )
+@dataclass(frozen=True)
+class Answers(Batch):
+    """Examples of one task to be answered under every row of the table.
 
-
-def answers(
-    context: Context, task: str, start: int, part: Sequence[Example], rows: Sequence[table.Row] | None = None
-) -> pd.DataFrame:
-    """Every row of the knockout table on one batch: ``task, how, row, repeat, id, prediction, score, restricted``.
-
-    ``rows``: other rows than those of the study.
+    Attributes:
+        task, examples: what is asked; ``start`` numbers the first example.
+        hows, rows: every row under every kind of knockout.
+        seed: draws the random image tokens.
+        max_new_tokens: of an answer.
+        classes: the names that compete in restricted accuracy.
     """
-    rows = rows_of(context, task) if rows is None else rows
-    longest = context.settings["max_new_tokens"].get(kind(task), 1)
-    places = [(how, row, r) for how in context.hows for row in rows for r in range(row.repeats)]
+
+    task: str
+    start: int
+    examples: Sequence[Example]
+    hows: Sequence[How]
+    rows: Sequence[table.Row]
+    seed: int
+    max_new_tokens: int
+    classes: Sequence[str]
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """Batches of every task, all rows of the table on each."""
+    options = setup.options
+    hows = kinds_of_knockout(options.how)
+    _tokens(setup)  # refuses prompts without a gate
+    work: list[Batch] = []
+    for task, examples in setup.drawn.items():
+        rows = table.table_rows(options.random_tokens, repeats_of(options.random_repeats, task))
+        units = len(hows) * sum(row.repeats for row in rows)
+        for i, start, part in setup.batched_by_length(examples):
+            work.append(
+                Answers(
+                    f"{task}-{i:04d}", task, start, part, hows, rows, options.seed,
+                    options.longest(task), setup.data.classes, units=units,
+                )
+            )  # fmt: skip
+    return work
+
+
+def measure(model: HookedVLM, batch: Answers) -> Tables:
+    """``answers``: ``task, how, row, repeat, id, prediction, score, restricted``."""
+    places = [(how, row, r) for how in batch.hows for row in batch.rows for r in range(row.repeats)]
     # the unmodified run is the same for every kind of knockout
     keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
     runs = {
-        key: table.specs(row, r, context.seed, how) for key, (how, row, r) in zip(keys, places, strict=True)
+        key: table.specs(row, r, batch.seed, how) for key, (how, row, r) in zip(keys, places, strict=True)
     }
-    inputs = prepare(context.model, part, start)
-    outcomes = table.outcomes(context.model, inputs, task, list(runs.values()), longest)
-    said = dict(zip(runs, outcomes, strict=True))
-    found: list[pd.DataFrame] = []
+    inputs = prepare(model, batch.examples, batch.start)
+    outcomes = table.outcomes(model, inputs, batch.task, list(runs.values()), batch.max_new_tokens)
+    said, labels = dict(zip(runs, outcomes, strict=True)), Labels(model)
+    answers = []
     for key, (how, row, repeat) in zip(keys, places, strict=True):
-        scored = table.evaluate(context.model, part, task, said[key], context.labels, context.data.classes)
-        found.append(table.labelled(task, how, row, repeat, scored))
-        context.bar.step(f"{task}, {row.name}")
-    return pd.concat(found, ignore_index=True)
+        scored = table.evaluate(model, batch.examples, batch.task, said[key], labels, batch.classes)
+        answers.append(table.labelled(batch.task, how, row, repeat, scored))
+    return {"answers": pd.concat(answers, ignore_index=True)}
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """``predictions``, ``knockout`` and ``tasks``."""
-    predictions = pd.concat(tables, ignore_index=True)
-    for task, examples in context.examples("caption"):
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``predictions``, ``knockout``, ``tasks``; ``tokens`` and ``examples`` of the report."""
+    options, predictions = setup.options, measured.table("answers")
+    for task, examples in setup.examples("caption"):
         predictions = table.score_captions(predictions, examples, task)
-    run = context.run
-    run.save_table("predictions", predictions)
-    run.save_table("knockout", table.summarise(predictions, context.n_boot, context.seed))
-    run.save_table(
-        "tasks", task_verdicts(predictions, len(context.data.classes), context.n_boot, context.seed)
+    return {
+        "predictions": predictions,
+        "knockout": table.summarise(predictions, options.n_boot, options.seed),
+        "tasks": task_verdicts(predictions, len(setup.data.classes), options.n_boot, options.seed),
+        "tokens": _tokens(setup),
+        "examples": _examples(setup, predictions),
+    }
+
+
+def _tokens(setup: Setup) -> dict[str, Any]:
+    """Who is where in one prompt, and what the gate is. Raises DataError where there is none."""
+    example = setup.examples("vqa", "class", "caption")[0][1][0]
+    tokens = prepare(setup.model, [example]).tokens
+    where, shown = tokens.positions("gate"), tokens.show()
+    if not where:
+        raise DataError(
+            f"example {example.id!r}: its prompt has no position after the image, so there is no gate"
+        )
+    position = where[-1]
+    return {
+        "header": list(shown.header[1:]),
+        "rows": [list(r[1:]) for r in shown.rows],
+        "gate": {
+            "string": tokens.strings[0][position],
+            "literal": bool(tokens.mask("eoi").any()),
+            "position": position,
+        },
+        "prompt": example.prompt,
+        "n_image": int(tokens.mask("image").sum()),
+    }
+
+
+def _examples(setup: Setup, predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first drawn examples of each task with every row's answer: not chosen by what they show."""
+    first = kinds_of_knockout(setup.options.how)[0]
+    shown = predictions[(predictions.how == first) & (predictions["repeat"] == 0)]
+    out = []
+    for asked, n in SHOWN.items():
+        for task, examples in setup.examples(asked):
+            for e in examples[:n]:
+                part = shown[(shown.task == task) & (shown.id == e.id)]
+                rows = part[["row", "prediction", "score"]].to_dict("records")
+                picture = picture_uri(e.image, 256, enlarge=True) if e.image is not None else ""
+                facts = {"task": task, "id": e.id, "prompt": e.prompt, "answers": list(labels_of(e))}
+                out.append({**facts, "picture": picture, "rows": rows})
+    return out
+
+
+def page(run: Run) -> list[card.Card]:
+    """The table and its bars for every kind of knockout; the paper's own numbers where the model is one of its."""
+    knockout = run.table("knockout")
+    used = (
+        {f"knockout {how}" for how in knockout.how}
+        | {kind(m) for m in knockout.metric}
+        | set(knockout.metric)
+    )
+    words = {
+        term: text.format(**run.settings["max_new_tokens"]) for term, text in METHOD.items() if term in used
+    }
+    hows = list(knockout.how.unique())
+    blocks: list[card.Block] = []
+    for how in hows:
+        part = knockout[knockout.how == how]
+        repeats = part.groupby("row").repeats.max()
+        drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
+        title = f"Knockout {how}" if len(hows) > 1 else ""
+        blocks.append(
+            card.Table.of_means(
+                part, corner="attention cut", names=drawn, controls=(table.FLOOR,), title=title
+            )
+        )
+        name = "knockout" if len(hows) == 1 else f"knockout_{how}"
+        blocks.append(card.Chart(name, partial(knockout_bars, knockout, how), CAPTION))
+    cards = [card.Card("What is left when a path is cut", blocks, words)]
+    reference = reference_for(str(run.settings["model"]))
+    if reference:
+        rows = [[name, *map(number, values)] for name, values in reference.rows]
+        note = f"{reference.model}: {reference.source}. {reference.note}"
+        shown = card.Table(["attention cut", *reference.columns], rows, caption=note)
+        cards.append(card.Card("What the paper found for this model", [shown]))
+    return cards
+
+
+def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+    """One panel a metric, one bar a row of the knockout table, whiskers the 95 % bootstrap interval.
+
+    Args:
+        knockout: ``how, row, metric, mean, low, high, n`` as a study's ``knockout`` table.
+        how: which kind of knockout; None is the first.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no such ``how``.
+    """
+    kinds = list(knockout.how.unique())
+    how = how or (kinds[0] if kinds else "none")
+    # restricted accuracy stands in the table; a panel of its own would only crowd the figure
+    part = knockout[(knockout.how == how) & (knockout.metric != table.RESTRICTED)]
+    if part.empty:
+        raise DataError(
+            f"the knockout table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
+        )
+    tops = {m: 1.0 if "accuracy" in m else max(float(g.high.max()), 0.05) for m, g in part.groupby("metric")}
+    titles = {m: f"{m}  (n = {int(g.n.max())})" for m, g in part.groupby("metric")}
+    colors = {table.NONE: "neutral", table.GATE: "gate", table.IMAGE: "image"}
+    return bars(
+        part, groups="row", panels="metric", colors=colors, top=tops, titles=titles, values=True, dark=dark
     )
 
 
-SECTION = Section("knockouts", "answers with a path cut, the paper's Table 1", pieces, conclude)
+def closing(run: Run) -> list[card.Card]:
+    """Who is where in one prompt, and the first examples of each task with their answers."""
+    tokens = card.token_card(run.json("tokens"), "The first example’s prompt")
+    shown = [
+        card.Example(
+            e["picture"], e["id"], e["task"], e["prompt"], e["answers"], [_marked(e, r) for r in e["rows"]]
+        )
+        for e in run.json("examples")
+    ]
+    text = "The first examples drawn of each task, not picked by what they show. Random rows: the first draw."
+    return [tokens, card.Card("Examples", [card.Text(text), card.Examples(shown)], framed=False)]
+
+
+def _marked(example: Mapping[str, Any], row: Mapping[str, Any]) -> card.Answer:
+    if kind(example["task"]) == "caption":
+        return card.Answer(row["row"], row["prediction"], number(row["score"]))
+    mark = "right" if row["score"] >= 0.5 else "wrong"
+    return card.Answer(row["row"], row["prediction"], mark, mark)
+
+
+SECTION = Section(
+    "knockouts",
+    "answers with a path cut, the paper's Table 1",
+    batches,
+    measure,
+    conclude,
+    page=page,
+)

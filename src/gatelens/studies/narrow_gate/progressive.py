@@ -8,29 +8,65 @@ it is the knockout table's row, so its curve can fall only where that row does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.interventions import knockout
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
-from gatelens.studies.common import How, chunks_by_length, prepare
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.plots.curve import curves
+from gatelens.plots.numbers import number
+from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.runs import Run
+from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate import knockout_table as rows
-from gatelens.studies.narrow_gate.section import Context, Piece, Section
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
+from gatelens.studies.options import AtLeastOne, Examples, How, Options, kinds_of_knockout
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 
 FROM, WINDOW, UNCUT = "from", "window", "none"
 KEYS = {"gate": "gate", "image": rows.IMAGE_SIDE}
 BOTH = "gate + image"
 WIDE, DEEP = 8, 24  # the paper's window, and the number of layers from which on it is the default
 CARRIES = 0.9  # part of the whole effect that the layers named carry
+
+
+WORDS = {
+    "progressive knockout": (
+        "“From layer l to the last”: in layer l and all after it the text cannot read the named tokens, in the layers "
+        "before it can. “Window”: it cannot in the layers l to l + w − 1 alone. From layer 0 on it is the row of the "
+        "knockout table, on the first of its examples."
+    ),
+    "layers that carry the effect": (
+        "What a start layer adds to the loss is what cutting from it on costs more than cutting from the next start "
+        "on; the curve is first made monotone, so that noise makes no negative part. Named are the fewest layers in a "
+        "row that hold 90 % of the sum, where cutting all layers costs something (paired interval above 0)."
+    ),
+}
+
+
+class ProgressiveOptions(Options):
+    """Examples, and the layers cut at once."""
+
+    n: Annotated[Examples, Field(description="Examples of the task class.")] = 200
+    n_vqa: Annotated[Examples, Field(description="Questions.")] = 100
+    window: Annotated[
+        AtLeastOne | None,
+        Field(description="Layers cut at once. Default: the paper's 8 from 24 layers on, else 1."),
+    ] = None
+    step: Annotated[
+        AtLeastOne | None, Field(description="Layers between two starts. Default: the window.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +83,22 @@ class Point:
 
     def specs(self, how: How) -> list[Any]:
         """Its interventions."""
-        from gatelens.interventions import knockout
-
         if not self.layers:
             return []
         keys = " | ".join(KEYS.values()) if self.keys == BOTH else KEYS[self.keys]
         return [knockout(queries=rows.QUERIES, keys=keys, layers=self.layers, how=how)]
+
+
+@dataclass(frozen=True)
+class Curve(Batch):
+    """Examples of one task, answered at every point; ``start`` numbers the first."""
+
+    task: str
+    start: int
+    examples: Sequence[Example]
+    hows: Sequence[How]
+    points: Sequence[Point]
+    max_new_tokens: int
 
 
 def points(n_layers: int, window: int | None = None, step: int | None = None) -> list[Point]:
@@ -79,56 +125,55 @@ def points(n_layers: int, window: int | None = None, step: int | None = None) ->
     return found
 
 
-def pieces(context: Context) -> list[Piece]:
-    """A piece a batch: every point on it."""
-    options = context.options("progressive")
-    n_layers = int(context.model.cfg.n_layers)
-    most = {"class": options["n"], "vqa": options["n_vqa"]}
-    tasks = [(task, found[: most[kind(task)]]) for task, found in context.examples("class", "vqa")]
-    wanted = points(n_layers, options["window"], options["step"]) if any(found for _, found in tasks) else []
-    found, number = [], 0
-    for task, examples in tasks:
-        for _, start, part in chunks_by_length(context.model, examples, context.size):
-
-            def compute(task: str = task, start: int = start, part: Sequence[Example] = part) -> pd.DataFrame:
-                return scores(context, task, start, part, wanted)
-
-            units = len(context.hows) * len({(p.keys, p.layers) for p in wanted})
-            found.append(Piece(f"shards/progressive-{number:04d}", f"{task}, layer by layer", compute, units))
-            number += 1
-    return found
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """Batches of classes and questions, every point on each."""
+    options, study = setup.sections["progressive"], setup.options
+    most = {"class": options.n, "vqa": options.n_vqa}
+    tasks = [(task, drawn[: most[kind(task)]]) for task, drawn in setup.examples("class", "vqa")]
+    if not any(drawn for _, drawn in tasks):
+        raise Absent("the data has no classes and no questions")
+    hows = kinds_of_knockout(study.how)
+    wanted = points(setup.n_layers, options.window, options.step)
+    units = len(hows) * len({(p.keys, p.layers) for p in wanted})
+    return [
+        Curve(f"{task}-{i:04d}", task, start, part, hows, wanted, study.longest(task), units=units)
+        for task, drawn in tasks
+        for i, start, part in setup.batched_by_length(drawn)
+    ]
 
 
-def scores(
-    context: Context, task: str, start: int, part: Sequence[Example], wanted: Sequence[Point]
-) -> pd.DataFrame:
-    """Every point on one batch: ``how, task, keys, way, layer, last, id, score``.
+def measure(model: HookedVLM, batch: Curve) -> Tables:
+    """``scores``: ``how, task, keys, way, layer, last, id, score`` of every point.
 
     Points that cut the same layers (the last window is also the last start; the unmodified model is the same under
     every kind of knockout) are one run.
     """
     asked = {
         (None if p.keys == UNCUT else how, p.keys, p.layers): p.specs(how)
-        for how in context.hows
-        for p in wanted
+        for how in batch.hows
+        for p in batch.points
     }
-    inputs = prepare(context.model, part, start)
-    longest = context.settings["max_new_tokens"].get(kind(task), 1)
-    said = dict(
-        zip(asked, rows.outcomes(context.model, inputs, task, list(asked.values()), longest), strict=True)
-    )
-    right = {
-        key: rows.evaluate(context.model, part, task, outcome, context.labels, ())
-        for key, outcome in said.items()
+    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model)
+    outcomes = rows.outcomes(model, inputs, batch.task, list(asked.values()), batch.max_new_tokens)
+    scored = {
+        key: rows.evaluate(model, batch.examples, batch.task, outcome, labels, ())
+        for key, outcome in zip(asked, outcomes, strict=True)
     }
-    found = []
-    for how in context.hows:
-        for p in wanted:
-            mine = right[None if p.keys == UNCUT else how, p.keys, p.layers]
+    parts = []
+    for how in batch.hows:
+        for p in batch.points:
+            mine = scored[None if p.keys == UNCUT else how, p.keys, p.layers]
             last = p.layers[-1] if p.layers else -1
-            place = {"how": how, "task": task, "keys": p.keys, "way": p.way, "layer": p.layer, "last": last}
-            found.append(pd.DataFrame({**place, "id": mine["id"], "score": mine["score"]}))
-    return pd.concat(found, ignore_index=True)
+            place = {
+                "how": how,
+                "task": batch.task,
+                "keys": p.keys,
+                "way": p.way,
+                "layer": p.layer,
+                "last": last,
+            }
+            parts.append(pd.DataFrame({**place, "id": mine["id"], "score": mine["score"]}))
+    return {"scores": pd.concat(parts, ignore_index=True)}
 
 
 def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
@@ -187,20 +232,109 @@ def _carriers(curve: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``progressive_scores``, ``progressive`` and ``progressive_layers``."""
-    if tables:
-        answers = pd.concat(tables, ignore_index=True)
-        curve = summarise(answers, context.n_boot, context.seed)
-        context.run.save_table("progressive_scores", answers)
-        context.run.save_table("progressive", curve)
-        context.run.save_table("progressive_layers", carriers(curve))
+    answers = measured.table("scores")
+    curve = summarise(answers, setup.options.n_boot, setup.options.seed)
+    return {"progressive_scores": answers, "progressive": curve, "progressive_layers": carriers(curve)}
+
+
+def page(run: Run) -> list[Card]:
+    """The curves of every kind of knockout."""
+    table, layers = run.table("progressive"), run.table("progressive_layers")
+    hows = list(table.how.unique())
+    charts = []
+    for how in hows:
+        name = "progressive" if len(hows) == 1 else f"progressive_{how}"
+        opening = "" if len(hows) == 1 else f"Knockout {how}. "
+        says = opening + _caption(table[table.how == how], layers[layers.how == how])
+        charts.append(Chart(name, partial(progressive_curves, table, how), says))
+    return [Card("In which layers the path matters", charts, WORDS)]
+
+
+def _caption(table: pd.DataFrame, layers: pd.DataFrame) -> str:
+    """What the curves show and, from the numbers, where the effect sets in."""
+    width = _width(table)
+    window = "one layer" if width == 1 else f"{width} layers"
+    text = (
+        "Left: the text cannot read the gate (orange) or the image tokens (blue) from a layer on to the last; as long "
+        "as the curve lies low, what it needs of the picture passes in that layer or later. Right: cut in "
+        f"{window} alone; it falls only where the layers before and after cannot make up for it. Bands: 95 % bootstrap "
+        "interval over examples. "
+    )
+    return text + " ".join(_says(row) for row in layers.to_dict("records"))
+
+
+def _says(row: dict[str, Any]) -> str:
+    opening = f"{row['metric'][0].upper()}{row['metric'][1:]}, {row['keys']} → text: cutting every layer"
+    if row["drop_low"] <= 0:
+        interval = f"[{number(row['drop_low'])}, {number(row['drop_high'])}]"
+        return f"{opening} costs nothing measurable ({number(row['drop'])} {interval})."
+    one = row["first"] == row["last"]
+    where = f"layer {row['first']} carries" if one else f"layers {row['first']}–{row['last']} carry"
+    text = f"{opening} costs {number(row['drop'])}; {where} 90 % of it"
+    if row["free_from"] < 0:
+        return text + ", and the cut still costs something from the last start on."
+    return (
+        f"{text}, and cutting from layer {row['free_from']} on costs nothing measurable any more (at most "
+        f"{number(row['free_most'])}, the upper end of its interval)."
+    )
+
+
+def _width(table: pd.DataFrame) -> int:
+    windows = table[table.way == WINDOW]
+    return int((windows["last"] - windows.layer + 1).max())
+
+
+def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+    """Score against the start layer, a row of panels a metric: cut to the last layer, and in a window.
+
+    Args:
+        table: a study's ``progressive`` table.
+        how: which kind of knockout; None is the first.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no such ``how``.
+    """
+    kinds = list(table.how.unique())
+    how = how or (kinds[0] if kinds else "none")
+    part = table[table.how == how]
+    if part.empty:
+        raise DataError(
+            f"the progressive table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
+        )
+    width = _width(part)
+    alone = "layer l" if width == 1 else f"layers l to l + {width - 1}"
+    levels = {
+        keys: part[part["keys"] == keys].groupby("metric")["mean"].first().to_dict() for keys in (UNCUT, BOTH)
+    }
+    return curves(
+        part[part["keys"].isin(KEYS)],
+        [
+            SeriesStyle("gate", "gate → text", "gate"),
+            SeriesStyle("image", "image → text", "image", marker="s"),
+        ],
+        by="keys",
+        rows="metric",
+        columns="way",
+        references=[
+            ReferenceLine(levels[UNCUT], "unmodified", (1, (1, 1.5))),
+            ReferenceLine(levels[BOTH], "floor: both cut in every layer", (4, (4, 2))),
+        ],
+        titles={FROM: "cut from layer l to the last", WINDOW: f"cut in {alone} alone"},
+        xlabel="layer l",
+        legend_columns=4,
+        dark=dark,
+    )
 
 
 SECTION = Section(
     "progressive",
     "the gate cut from one layer after another on, the paper's progressive knockout",
-    pieces,
+    batches,
+    measure,
     conclude,
-    options={"n": 200, "n_vqa": 100, "window": None, "step": None},
+    ProgressiveOptions,
+    page=page,
 )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gatelens.data.base import kind
-from gatelens.measures.mme import MEAN, mme, yes_or_no
-from gatelens.measures.vqa import vqa_accuracy
+from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.mme import MEAN, mme_scores, yes_or_no
 from gatelens.studies.whats_in_the_image.compressed_context import Asked, Score, by_picture, scene_questions
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _yes_no(answer: str, accepted: Sequence[str]) -> float:
 
 
 def mme_table(answers: pd.DataFrame, asked: Sequence[Asked], n_boot: int, seed: int) -> pd.DataFrame:
-    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme` after ``context``.
+    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme_scores` after ``context``.
 
     Args:
         answers: one row a context, picture and question, as :func:`.compressed_context.answer_all` gives them.
@@ -70,7 +70,7 @@ def mme_table(answers: pd.DataFrame, asked: Sequence[Asked], n_boot: int, seed: 
                 "answer": [right[k] for k in zip(part.picture, part.kind, part.question, strict=True)],
             }
         )
-        table = mme(rows, n_boot, seed)
+        table = mme_scores(rows, n_boot, seed)
         table.insert(0, "context", name)
         parts.append(table)
     return pd.concat(parts, ignore_index=True)

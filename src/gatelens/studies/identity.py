@@ -1,0 +1,70 @@
+"""What a run says of its model and data: names, places, and fingerprints that change when they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatelens.data import Dataset, Example, load
+from gatelens.model import HookedVLM
+from gatelens.runs import fingerprint
+
+
+def resolve_model(model: HookedVLM | str, **options: Any) -> HookedVLM:
+    """The model itself, or the one of that name."""
+    if isinstance(model, str):
+        return HookedVLM.from_pretrained(model, **options)
+    return model
+
+
+def resolve_data(data: Dataset | str, skip_bad: bool = False) -> Dataset:
+    """The data set itself, or the one of that name or folder."""
+    if isinstance(data, str):
+        return load(data, skip_bad=skip_bad)
+    return data
+
+
+def provenance(data: Dataset) -> dict[str, Any]:
+    """What a run's manifest says of its data: the place it came from, where there is a choice, and the bad rows that
+    were skipped, where there were any."""
+    where = getattr(data, "where", "")
+    facts: dict[str, Any] = {"data_from": where} if where else {}
+    rows = [f"{r['data']} row {r['row']}: {r['why']}" for r in getattr(data, "skipped", ())]
+    return {**facts, "bad_rows_left_out": {"n": len(rows), "rows": rows}} if rows else facts
+
+
+def model_name(model: HookedVLM | str) -> str:
+    """How the run calls the model: its name where it has one, else its class."""
+    if isinstance(model, str):
+        return model
+    for holder, attribute in ((model, "name"), (getattr(model, "hf", None), "name_or_path")):
+        name = getattr(holder, attribute, None)
+        if isinstance(name, str) and name:
+            path = Path(name)
+            return f"organism:{path.name}" if path.parent.parts[-2:] == ("organisms", "weights") else name
+    return type(getattr(model, "hf", model)).__name__
+
+
+def model_fingerprint(model: HookedVLM) -> str:
+    """Changes when the weights do: names, shapes and two moments of every parameter."""
+    parts = []
+    with torch.no_grad():
+        for name, parameter in model.hf.named_parameters():
+            value = parameter.detach().flatten()[:4096].float()
+            parts.append(
+                (
+                    name,
+                    tuple(parameter.shape),
+                    f"{float(value.sum()):.5e}",
+                    f"{float(value.square().sum()):.5e}",
+                )
+            )
+    return fingerprint(parts)
+
+
+def data_fingerprint(examples: Sequence[Example]) -> str:
+    """Changes when the drawn examples, their prompts or answers do."""
+    return fingerprint([(e.id, e.prompt, list(e.answers), e.label) for e in examples])

@@ -1,0 +1,124 @@
+"""Options of studies and their sections: what they may be, checked before a model is loaded or a folder opened.
+
+Options are pydantic models. The command line, the manifest and the list of sections are made from their fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from gatelens.errors import DataError, InterventionError, did_you_mean
+
+O = TypeVar("O", bound="Options")  # noqa: E741  # the field's word for a model of options
+How = Literal["zero", "mask"]
+
+
+@dataclass(frozen=True)
+class Says:
+    """What to give instead, in the words of an error: ``give a whole number, 1 or more``."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CountsExamples:
+    """Marks an option that counts examples: ``limit`` caps it."""
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
+
+
+Count = Annotated[int, Field(ge=0), Says("a whole number, 0 or more")]
+AtLeastOne = Annotated[int, Field(ge=1), Says("a whole number, 1 or more")]
+AtLeastTwo = Annotated[int, Field(ge=2), Says("a whole number, 2 or more")]
+Examples = Annotated[int, Field(ge=0), Says("a whole number, 0 or more"), CountsExamples()]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite), Says("a number, 0 or more")]
+
+
+class Options(BaseModel):
+    """Options of a section; a subclass adds fields, each with a default and a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    def capped(self: O, limit: int | None) -> O:
+        """With the options that count examples at most ``limit``."""
+        if limit is None:
+            return self
+        counts = {
+            name: min(value, limit)
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, CountsExamples) for mark in field.metadata)
+            and (value := getattr(self, name)) is not None
+        }
+        return self.model_copy(update=counts)
+
+    def settings(self) -> dict[str, Any]:
+        """As the manifest keeps them: what JSON can hold; objects by the name of their kind."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+
+def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
+    """The options with these values.
+
+    Args:
+        kind: the options' class.
+        values: by name; what is not there has its default.
+        place: named before the option in errors, such as a section.
+
+    Raises:
+        DataError: an unknown option, or a value that it cannot have; one line that says what to give.
+        InterventionError: a kind of knockout that there is not.
+    """
+    where = f"{place}." if place else ""
+    for name in values:
+        check_known(f"option{f' of section {place!r}' if place else ''}", name, kind.model_fields)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        value = values.get(name)
+        if name == "how":
+            raise InterventionError(
+                f"how={value!r} is no kind of knockout; choose 'zero', 'mask' or 'both'"
+            ) from None
+        marks = kind.model_fields[name].metadata if name in kind.model_fields else []
+        says = next((f"give {mark.text}" for mark in marks if isinstance(mark, Says)), None)
+        reason = says or first["msg"].removeprefix("Value error, ")
+        raise DataError(f"option {where}{name}={value!r}: {reason}") from None
+
+
+def check_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not among the known ones.
+
+    Raises:
+        DataError: with the nearest known name, or all of them.
+    """
+    names = list(known)
+    if name not in names:
+        hint = did_you_mean(name, names) or f"; known: {', '.join(names) or 'none'}"
+        raise DataError(f"no {what} {name!r}{hint}")
+
+
+def kinds_of_knockout(how: str, first: How = "zero") -> tuple[How, ...]:
+    """``"both"`` as two kinds, the paper's ``first``; the first decides a verdict."""
+    second: How = "mask" if first == "zero" else "zero"
+    return (first, second) if how == "both" else ("zero",) if how == "zero" else ("mask",)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__name__", type(value).__name__)

@@ -1,0 +1,142 @@
+"""What a section of a study is: work as data, a function that measures it, and what is made of the tables.
+
+A study is a folder of sections, and a section is one file: options, batches, measure, conclude, evidence, page.
+``measure`` touches nothing but its batch and the model, so that it can run here, in another process or on another
+machine; the runner alone saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from gatelens.data import Dataset, Example
+from gatelens.data.base import kind
+from gatelens.errors import GatelensError
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card
+from gatelens.runs import Run
+from gatelens.studies.examples import by_length, consecutive
+from gatelens.studies.options import Options
+
+Tables = Mapping[str, pd.DataFrame]
+Evidence = dict[str, str]  # kind: what it is called; says: a verdict; text: the numbers in a sentence
+
+
+class Absent(GatelensError):
+    """A section cannot be measured on this model or data; the message is the reason, without the section's name."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Work as data: whatever ``measure`` needs beside the model. It can be pickled; a section adds fields.
+
+    Attributes:
+        name: of the batch in its section, such as ``class-0003``; its tables are kept under it.
+        units: how long it takes, in units of about one batch under one knockout; for the progress bar.
+    """
+
+    name: str
+    units: int = field(default=1, kw_only=True)
+
+
+class Measured:
+    """Tables of the batches of one section that are measured, in the order of the batches."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Tables] = {}
+
+    def add(self, batch: Batch, tables: Tables) -> None:
+        """Keep what was measured of a batch."""
+        self._tables[batch.name] = tables
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tables
+
+    def __getitem__(self, name: str) -> Tables:
+        """The tables of the batch of that name."""
+        return self._tables[name]
+
+    def table(self, name: str, of: str = "") -> pd.DataFrame:
+        """One table over all batches whose names begin with ``of``; empty where nothing was measured."""
+        parts = [t[name] for batch, t in self._tables.items() if batch.startswith(of) and name in t]
+        parts = [part for part in parts if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def ordered(self, batches: Iterable[Batch]) -> Measured:
+        """The same in the order of these batches."""
+        out = Measured()
+        for batch in batches:
+            out.add(batch, self._tables[batch.name])
+        return out
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a section plans its batches from. It stays with the runner: batches and ``measure`` never see it.
+
+    Attributes:
+        model, data: the study's.
+        drawn: the examples of each task, drawn once for all sections.
+        options: the study's.
+        sections: the options of each chosen section.
+        size: examples in a batch.
+        run: read for the tables of sections before this one.
+    """
+
+    model: HookedVLM
+    data: Dataset
+    drawn: Mapping[str, Sequence[Example]]
+    options: Any
+    sections: Mapping[str, Options]
+    size: int
+    run: Run
+
+    @property
+    def n_layers(self) -> int:
+        """The decoder's layers."""
+        return int(self.model.cfg.n_layers)
+
+    def examples(self, *kinds: str) -> list[tuple[str, Sequence[Example]]]:
+        """``(task, examples)`` of the kinds named (``"class"``, ``"vqa"``, ``"caption"``), in that order."""
+        return [(t, drawn) for wanted in kinds for t, drawn in self.drawn.items() if kind(t) == wanted]
+
+    def batched(self, items: Sequence[Any]) -> list[tuple[int, int, Sequence[Any]]]:
+        """``(number, index of the first, items)`` of batches in the order given."""
+        return list(consecutive(items, self.size))
+
+    def batched_by_length(self, examples: Sequence[Example]) -> list[tuple[int, int, Sequence[Example]]]:
+        """Batches of prompts of one length, which need no padding and can share a prefix."""
+        return by_length(self.model, examples, self.size)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a study.
+
+    Attributes:
+        name: in ``sections=`` and on the command line.
+        about: a line for the list of sections.
+        batches: all of its work that is known, given what is measured so far; asked again after each round until
+            nothing new comes. Raises :class:`Absent` where model or data do not have what it needs.
+        measure: the tables of one batch. A function of a module, so that it can be sent away.
+        conclude: the section's tables and JSON values by name, made of all that was measured; cheap, made anew every
+            time.
+        options: its options; their defaults are the section's.
+        evidence: what its tables say, in words; nothing of a run that lacks them.
+        page: its cards in the report; none of a run that lacks its tables.
+        reads: sections whose tables ``batches`` may read; it is planned after them.
+    """
+
+    name: str
+    about: str
+    batches: Callable[[Setup, Measured], Sequence[Batch]]
+    measure: Callable[[HookedVLM, Any], Tables]
+    conclude: Callable[[Setup, Measured], Mapping[str, Any]]
+    options: type[Options] = Options
+    evidence: Callable[[Run], list[Evidence]] = lambda run: []
+    page: Callable[[Run], list[Card]] = lambda run: []
+    reads: tuple[str, ...] = ()
