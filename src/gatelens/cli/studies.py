@@ -61,8 +61,8 @@ def narrow_gate(
     quiet: Quiet = False,
 ) -> None:
     """Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)"""
-    from gatelens.studies import presets
     from gatelens.runs import check_writable
+    from gatelens.studies import presets
     from gatelens.studies.common import kinds_of_knockout
 
     chosen = presets.preset(preset) if preset else presets.NO_PRESET
@@ -126,8 +126,8 @@ def whats_in_the_image(
     quiet: Quiet = False,
 ) -> None:
     """Where is what the text says of the picture stored, and where read? (Kaduri et al., arXiv 2411.17491)"""
-    from gatelens.studies import presets
     from gatelens.runs import check_writable
+    from gatelens.studies import presets
     from gatelens.studies.whats_in_the_image.configurations import check_words
 
     chosen = presets.preset(preset, "whats-in-the-image") if preset else presets.NO_PRESET
