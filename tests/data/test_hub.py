@@ -22,8 +22,8 @@ from PIL import Image
 import paper_copies as copies
 from gatelens import data
 from gatelens.data.hub import ENTRIES, HubDataset, coco_objects
-from gatelens.data.hub.places import from_hub
 from gatelens.data.hub.rows import ParquetRows, StreamedRows
+from gatelens.data.hub.sources import from_hub
 from gatelens.errors import DataError
 from gatelens.measures.mme import SUBSETS
 
