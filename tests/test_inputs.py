@@ -12,8 +12,8 @@ from PIL import Image
 
 from gatelens.errors import InputError, ModelError
 from gatelens.inputs import load_image, match_images
-from gatelens.tokens import position_ids
 from gatelens.model import HookedVLM
+from gatelens.tokens import position_ids
 from tiny_models import make_picture
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformers import DynamicCache
 
@@ -44,8 +43,6 @@ class HookedModel(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager[None]: ...
-
     def forward_step(
         self, tensors: dict[str, Any], fwd_hooks: FwdHooks = (), past: Any = None, use_cache: bool = False
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]: ...
@@ -54,20 +51,16 @@ class HookedModel(Protocol):
         self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
     ) -> Float[Tensor, "batch pos d_vocab"]: ...
 
-    def run_with_cache(
-        self, inputs: VLMInputs, names_filter: NamesFilter = None, fwd_hooks: FwdHooks = ()
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]: ...
-
     def inputs(self, input_ids: Int[Tensor, "batch pos"], **tensors: Any) -> VLMInputs: ...
-
-    def decode(self, ids: Int[Tensor, "batch pos"] | Sequence[Any]) -> list[str]: ...
 
 
 class HookPoints:
     """The hook points of a model by TransformerLens' names.
 
-    ``by_name``: all of them. ``of_towers``: those outside the decoder. ``unread``: those whose edit would change
-    nothing, with the reason.
+    Attributes:
+        by_name: all of them.
+        of_towers: those outside the decoder.
+        unread: the reason why an edit would change nothing, for points where that is so.
     """
 
     def __init__(self, bridge: Any, config: Any) -> None:

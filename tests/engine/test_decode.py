@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import gatelens.interventions as gi
 from gatelens.engine import generate, run
 from gatelens.errors import InterventionError
-from gatelens.tokens import position_ids
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
+from gatelens.tokens import position_ids
 
 
 @pytest.fixture(autouse=True)

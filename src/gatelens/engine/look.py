@@ -15,6 +15,7 @@ from gatelens.errors import InterventionError
 from gatelens.interventions.base import Span, select
 from gatelens.interventions.compile import as_interventions
 from gatelens.interventions.knockout import plain_knockout
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.inputs import VLMInputs
@@ -27,7 +28,7 @@ See = Callable[[int, Tensor, int], None]
 def look(
     model: HookedVLM,
     inputs: VLMInputs,
-    rows: Any,
+    rows: SelectorLike,
     see: See,
     layers: Collection[int] | None = None,
     interventions: Any = (),

@@ -129,7 +129,7 @@ def hooks_stand(model: HookedVLM) -> bool:
 
     They were written for passes over all positions of one batch and through all layers.
     """
-    points = [point for name, point in model._points.items() if name not in model._tower_points]
+    points = model.hook_points.of_decoder()
     blocks = [one for b in model.bridge.blocks for one in (b, getattr(b, "original_component", None))]
     return any(point.fwd_hooks for point in points) or any(
         one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None

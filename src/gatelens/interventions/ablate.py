@@ -12,6 +12,7 @@ from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, Reach, Span, as_indices, prompt_only, select
 from gatelens.interventions.patch import cached
 from gatelens.interventions.sites import Site, SiteEdit, as_site_vector, check_site
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -99,12 +100,12 @@ class Ablate(SiteEdit):
 
 
 def ablate(
-    at: Any,
+    at: SelectorLike,
     site: Site = "resid_pre",
     layers: Layers = None,
     with_: Any = "zero",
     heads: Heads = None,
-    over: Any = None,
+    over: SelectorLike | None = None,
     reference: Any = None,
 ) -> Ablate:
     """Replace the activations at ``at``.

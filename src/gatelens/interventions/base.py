@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -107,7 +108,7 @@ def config_number(cfg: Any, name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def select(tokens: TokenMap, selector: Any, owner: object) -> Bool[Tensor, "batch pos"]:
+def select(tokens: TokenMap, selector: SelectorLike, owner: object) -> Bool[Tensor, "batch pos"]:
     """The positions a selector means in this token map, padding never among them (on the CPU).
 
     A boolean tensor made for the prompt also fits the map with generated positions: those are False.

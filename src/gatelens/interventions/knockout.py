@@ -36,6 +36,7 @@ from gatelens.interventions.base import (
 )
 from gatelens.interventions.sight import in_sight, window_of
 from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -49,8 +50,8 @@ _FILL = {"mask": float("-inf"), "zero": 0.0}
 class Knockout(Intervention):
     """What :func:`knockout` returns."""
 
-    queries: Any
-    keys: Any
+    queries: SelectorLike
+    keys: SelectorLike
     heads: Indices = field(default=None, kw_only=True)
     how: How = field(default="mask", kw_only=True)
 
@@ -63,7 +64,7 @@ class Knockout(Intervention):
 
 
 def knockout(
-    queries: Any, keys: Any, layers: Layers = None, heads: Heads = None, how: How = "mask"
+    queries: SelectorLike, keys: SelectorLike, layers: Layers = None, heads: Heads = None, how: How = "mask"
 ) -> Knockout:
     """Cut the attention from ``queries`` to ``keys``.
 

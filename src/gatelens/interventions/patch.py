@@ -18,6 +18,7 @@ from torch import Tensor
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, Span, as_indices, prompt_only, select
 from gatelens.interventions.sites import Site, SiteEdit, check_site, hook_name
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -128,11 +129,11 @@ class Patch(SiteEdit):
 
 def patch(
     cache: Any,
-    at: Any,
+    at: SelectorLike,
     site: Site = "resid_pre",
     layers: Layers = None,
     heads: Heads = None,
-    source: Any = None,
+    source: SelectorLike | None = None,
     broadcast: bool = False,
 ) -> Patch:
     """Replace activations at ``at`` by those of another run, position for position by their place in the

@@ -43,6 +43,7 @@ from gatelens.interventions.base import (
     resolve_indices,
     select,
 )
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -124,7 +125,7 @@ def check_shape(tensor: Tensor, batch: int, span: Span, name: str) -> None:
 class SiteEdit(Intervention):
     """An edit of the activations at selected positions of one site."""
 
-    at: Any
+    at: SelectorLike
     site: str = "resid_pre"
     heads: Indices = field(default=None, kw_only=True)
 

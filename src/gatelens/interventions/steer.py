@@ -12,6 +12,7 @@ from torch import Tensor
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, Span, as_indices
 from gatelens.interventions.sites import Site, SiteEdit, as_site_vector, check_site
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -49,7 +50,7 @@ class Steer(SiteEdit):
 
 def steer(
     direction: Float[Tensor, " ..."] | Mapping[int, Tensor],
-    at: Any,
+    at: SelectorLike,
     site: Site = "resid_pre",
     layers: Layers = None,
     scale: float = 1.0,

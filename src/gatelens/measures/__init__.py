@@ -1,12 +1,13 @@
 """Pure functions from tensors, strings and numbers to numbers; they know no model family and keep no state.
 
-``logits`` holds the metrics a sweep takes (``gl.metrics``); the other modules measure attention, overlap,
+``logits`` holds the metrics a sweep takes (``metrics``, ``gl.metrics``); the other modules measure attention, overlap,
 answers, captions, the objects they name and where their words look, and say how sure a mean is. ``judge.LLMJudge``
 alone talks to a server, and only when a user points it at one.
 """
 
 from __future__ import annotations
 
+from gatelens.measures import logits as metrics
 from gatelens.measures.accuracy import accuracy, exact_match, restricted_accuracy
 from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots
 from gatelens.measures.attention_positions import standing_out
@@ -127,6 +128,7 @@ __all__ = [
     "mean_localisation",
     "mean_scores",
     "median_cosine",
+    "metrics",
     "mme",
     "mme_totals",
     "modality_clusters",

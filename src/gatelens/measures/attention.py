@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.measures.stats import bootstrap_interval
+from gatelens.selectors import SelectorLike
 
 if TYPE_CHECKING:
     from gatelens.tokens import TokenMap
@@ -111,7 +112,7 @@ class AttentionShare:
         self._mass = torch.zeros(n_layers, dtype=torch.float64)
         self._seen = torch.zeros(n_layers, dtype=torch.int64)
 
-    def hooks(self, tokens: TokenMap, queries: Any = "text - gate") -> list[HookPair]:
+    def hooks(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> list[HookPair]:
         """Hook pairs for one batch of prompts; each adds to the sums and changes nothing.
 
         Raises:
@@ -128,7 +129,7 @@ class AttentionShare:
         return [pair(layer) for layer in self.layers]
 
     @contextmanager
-    def looking(self, tokens: TokenMap, queries: Any = "text - gate") -> Iterator[Look]:
+    def looking(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> Iterator[Look]:
         """``see(layer, pattern, low)`` for one batch of prompts, given blocks of query rows from ``low`` on.
 
         Adds to the sums when the block ends.
@@ -152,7 +153,7 @@ class AttentionShare:
         for layer in sorted(seen):
             self._add(layer, mass[layer], slots)
 
-    def _begin(self, tokens: TokenMap, queries: Any) -> tuple[Tensor, Tensor]:
+    def _begin(self, tokens: TokenMap, queries: SelectorLike) -> tuple[Tensor, Tensor]:
         slots = image_side_slots(tokens)
         more = int(slots.max()) + 1 - self._sum.shape[1]
         if more > 0:

@@ -7,26 +7,16 @@ Their folders are in ``weights/``, each with its card. The recipes, readable top
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from gatelens.loading import locate
-from gatelens.loading import organisms as names
 from gatelens.model import HookedVLM
 from gatelens.picture_drawing import draw_pictures
+from gatelens.shipped import organism_folder as folder
+from gatelens.shipped import organism_names as names
 
 __all__ = ["draw", "folder", "names"]
-
-
-def folder(name: str) -> Path:
-    """The folder of an organism, for transformers' ``from_pretrained``: ``folder("gated")``.
-
-    Raises:
-        ModelError: no organism of this name ships with the package.
-    """
-    return Path(locate(f"organism:{name}"))
 
 
 def draw(model: HookedVLM, text: str | Sequence[str], **options: Any) -> list[Image.Image]:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gatelens.checkpoints import put_weights, weights
 from gatelens.data.base import Example
 from gatelens.engine.run import Whole
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.runs import check_writable, fingerprint, write_atomic
-from gatelens.saving import put_weights, weights
 from gatelens.training.batches import IGNORED, TrainingBatch, training_batch
 
 STATE = "training_state.pt"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatelens.errors import DataError
+from gatelens.errors import DataError, did_you_mean
 from gatelens.studies.common import labels_of
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ def given_pairs(asked: str | Sequence[Any], known: Sequence[str]) -> list[ClassP
             raise DataError(f"class pair {part!r}: give a base and a target class, as 'cat-dog'")
         for name in pair:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"drawn are: {', '.join(known)}"
-                raise DataError(f"class pair {part!r}: no picture of {name!r} was drawn; {hint}")
+                hint = did_you_mean(name, known) or f"; drawn are: {', '.join(known)}"
+                raise DataError(f"class pair {part!r}: no picture of {name!r} was drawn{hint}")
         if pair[0] == pair[1]:
             raise DataError(f"class pair {part!r}: base and target are one class; give two")
         pairs.append((str(pair[0]), str(pair[1])))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gatelens.errors import DataError
+from gatelens.errors import DataError, did_you_mean
 from gatelens.studies.narrow_gate import (
     attention,
     drawing,
@@ -83,6 +82,5 @@ def chosen(sections: Chosen, limit: int | None = None) -> dict[str, dict[str, An
 def _check(what: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
-        raise DataError(f"no {what} {name!r}; {hint}")
+        hint = did_you_mean(name, names) or f"; known: {', '.join(names) or 'none'}"
+        raise DataError(f"no {what} {name!r}{hint}")

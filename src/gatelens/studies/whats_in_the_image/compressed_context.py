@@ -27,6 +27,7 @@ from gatelens.errors import DataError, InterventionError
 from gatelens.measures.stats import bootstrap_replicates
 from gatelens.measures.vqa import normalise_answer, vqa_accuracy
 from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
 from gatelens.studies.common import Progress, chunks
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def answer_all(
     prompt: str = "<image>" + CAPTION_PROMPT,
     describe_tokens: int = DESCRIPTION_TOKENS,
     max_new_tokens: int = 20,
-    always: Any = ALWAYS,
-    among: Any = AMONG,
+    always: SelectorLike = ALWAYS,
+    among: SelectorLike = AMONG,
     others: bool = True,
     batch_size: int = 16,
     score: Score = vqa_accuracy,
@@ -190,7 +191,9 @@ class _Batch:
         full = bare.compress(1.0)
         self.per_token = full.nbytes[0] // full.n_kept[0]  # bytes of keys and values, in every context alike
 
-    def context(self, described: Described, keep: float, always: Any, among: Any) -> pd.DataFrame:
+    def context(
+        self, described: Described, keep: float, always: SelectorLike, among: SelectorLike
+    ) -> pd.DataFrame:
         """Answers from a compressed context."""
         context = described.compress(keep, always, among)
         asked = [[self.joint + q.text for q in p.questions] for p in self.some]

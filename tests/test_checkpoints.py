@@ -13,9 +13,9 @@ from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
 from gatelens import picture_codec
+from gatelens.checkpoints import COMPANIONS, weights
 from gatelens.errors import ModelError, OutputError
 from gatelens.model import HookedVLM
-from gatelens.saving import COMPANIONS, weights
 from tiny_models import make_llava, make_picture
 
 

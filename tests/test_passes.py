@@ -136,7 +136,7 @@ def test_decoder_filter_leaves_the_vision_tower_alone(tiny_llava: HookedVLM) -> 
         inputs, [(lambda n: bool(pattern.match(n)), lambda t, hook: seen.append(hook.name))]
     )
     assert len(seen) == 3
-    loose = tiny_llava._resolve(lambda n: n.endswith("hook_resid_pre"))
+    loose = tiny_llava.hook_points.resolve(lambda n: n.endswith("hook_resid_pre"))
     assert len(loose) == 5  # two of them are the vision tower's
 
 
