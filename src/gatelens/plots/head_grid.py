@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from torch import Tensor
 
-from gatelens.plots.style import Figure, styled
+from gatelens.plots.style import NotebookFigure, styled
 
 EACH = 32  # positions that are named one by one; of more, stretches of image tokens and of others are
 
@@ -23,7 +23,7 @@ def head_grid(
     *,
     columns: int = 4,
     dark: bool = False,
-) -> Figure:
+) -> NotebookFigure:
     """Attention patterns side by side on one scale, from 0 to the largest weight shown.
 
     Args:
@@ -42,7 +42,7 @@ def head_grid(
     beside = 0.075 * max(map(len, labels))  # inches of the longest label
     width, height = across * side + beside + 1.4, down * (side + 0.25) + beside + 0.9
     with styled(dark) as p:
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = NotebookFigure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         ramp = LinearSegmentedColormap.from_list("weights", [p.ground, p.image, p.ink])
         most = float(attention.max())

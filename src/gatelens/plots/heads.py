@@ -27,7 +27,7 @@ from gatelens.runs import check_writable, write_atomic
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from gatelens.plots.style import Figure
+    from gatelens.plots.style import NotebookFigure
     from gatelens.tokens import TokenMap
 
 Pool = Literal["row", "tile", "image", "auto"] | None
@@ -77,7 +77,7 @@ class HeadsView:
     def _repr_html_(self) -> str:
         return self.page()
 
-    def figure(self, columns: int = 4, dark: bool = False) -> Figure:
+    def figure(self, columns: int = 4, dark: bool = False) -> NotebookFigure:
         """The same heads as a still picture, ``columns`` in a row; see :func:`gatelens.plots.head_grid.head_grid`.
 
         Shows itself in a notebook; ``figure().savefig("heads.pdf")`` for a paper.

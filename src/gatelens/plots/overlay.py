@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.plots.style import Figure, styled
+from gatelens.plots.style import NotebookFigure, styled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ def overlay(
     title: str = "",
     labels: bool = False,
     dark: bool = False,
-) -> Figure:
+) -> NotebookFigure:
     """The picture, and the picture under the values of its tokens.
 
     Where a family shows a picture whole and in tiles, tokens of both lie over the same pixels: each gets a panel
@@ -67,7 +67,7 @@ def overlay(
     with styled(dark) as p:
         ratio = picture.height / picture.width
         width = 3.6 * (1 + len(parts))
-        figure = Figure(figsize=(width, 3.1 * ratio + 0.7), layout="constrained")
+        figure = NotebookFigure(figsize=(width, 3.1 * ratio + 0.7), layout="constrained")
         left, *right = figure.subplots(1, 1 + len(parts))
         for axes in (left, *right):
             axes.imshow(picture, extent=(0, picture.width, picture.height, 0), interpolation="nearest")

@@ -1,51 +1,170 @@
-"""What the pages of all studies share: templates, styles, figures on light and dark ground, the facts of a run."""
+"""The report page: what every study fills in, and its rendering to one HTML file that needs no network."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from gatelens.plots.card import Card, Chart, Html
 from gatelens.plots.style import png
-from gatelens.runs import Run
-
-Figures = Mapping[str, Callable[[bool], Figure]]  # by name; called with whether the ground is dark
+from gatelens.plots.templating import css, script, template
 
 
-def template(name: str) -> Any:
-    """A page template; everything put into it is escaped."""
-    found = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text))
-    return found.get_template(name)
+@dataclass(frozen=True)
+class Evidence:
+    """One piece of evidence under the verdict.
+
+    Attributes:
+        says: what it speaks for, in a word.
+        title: what kind of evidence it is.
+        text: the evidence.
+        tone: ``gate``, ``image``, ``mixed`` or ``none``, the colour of what it says.
+        disagrees: it does not agree with the verdict.
+        link: to a page about it.
+        link_text: what the link is called.
+    """
+
+    says: str
+    title: str
+    text: str
+    tone: str = "none"
+    disagrees: bool = False
+    link: str = ""
+    link_text: str = "its report"
 
 
-def css(*more: str) -> Markup:
-    """The pages' style sheet, and further ones."""
-    return Markup("".join(_text(name) for name in ("base.css", *more)))
+@dataclass(frozen=True)
+class Verdict:
+    """What the page opens with.
+
+    Attributes:
+        headline: a few words.
+        sentence: the same with numbers.
+        evidence: what speaks for and against it.
+        tone: ``gate``, ``image``, ``mixed`` or ``none``, the colour of the headline.
+        about: what the verdict is about, where a page has several.
+    """
+
+    headline: str
+    sentence: str
+    evidence: Sequence[Evidence] = ()
+    tone: str = "none"
+    about: str = ""
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any], tones: Mapping[str, str], about: str = "") -> Verdict:
+        """The verdict of a run.
+
+        Args:
+            said: ``verdict, headline, sentence`` and, where there is any, ``evidence`` (a list of ``kind, says,
+                text``) and ``disagree`` (a list of kinds).
+            tones: colour by what a verdict or a piece of evidence says; others are ``mixed``.
+            about: what it is about, where a page has several.
+        """
+        evidence = [
+            Evidence(
+                one["says"],
+                one["kind"],
+                f"{one['text']}.",
+                tones.get(one["says"], "mixed"),
+                one["kind"] in said.get("disagree", ()),
+            )
+            for one in said.get("evidence", ())
+        ]
+        tone = tones.get(said["verdict"], "mixed")
+        return cls(said["headline"], said["sentence"], evidence, tone, about)
 
 
-def script(name: str) -> Markup:
-    """A script as it stands in its file."""
-    return Markup(_text(name))
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        title: of the browser's tab.
+        lead: the line over the verdict; a pair is a name and its value.
+        verdicts: one; two stand side by side.
+        cards: the sections, in order.
+        method: what words mean that no card explains.
+        facts: settings and versions, from :func:`facts`.
+        absent: what was asked for but could not be measured.
+    """
+
+    title: str
+    lead: Sequence[str | tuple[str, str]]
+    verdicts: Sequence[Verdict]
+    cards: Sequence[Card]
+    method: Mapping[str, str] = field(default_factory=dict)
+    facts: Sequence[tuple[str, str]] = ()
+    absent: Sequence[str] = ()
+
+    def charts(self) -> dict[str, Chart]:
+        """The figures by name, in the order of the page.
+
+        Raises:
+            ValueError: two figures have the same name.
+        """
+        charts: dict[str, Chart] = {}
+        for block in self._blocks(Chart):
+            if block.name in charts:
+                raise ValueError(
+                    f"two figures of the page are called {block.name!r}; their files would be one"
+                )
+            charts[block.name] = block
+        return charts
+
+    def words(self) -> dict[str, str]:
+        """What each term means: those of the cards, then those of the page."""
+        words = {term: text for card in self.cards for term, text in card.words.items()}
+        return {**words, **self.method}
+
+    def needs(self, kind: str) -> list[str]:
+        """The ``styles`` or ``scripts`` its widgets need, each once."""
+        return list(dict.fromkeys(name for block in self._blocks(Html) for name in getattr(block, kind)))
+
+    def _blocks(self, kind: type) -> list[Any]:
+        return [block for card in self.cards for block in card.blocks if isinstance(block, kind)]
 
 
-def _text(name: str) -> str:
-    return resources.files("gatelens.plots").joinpath("templates", name).read_text(encoding="utf-8")
+def render(page: Page, charts: Mapping[str, bytes] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        page: what it shows.
+        charts: its figures on light ground as PNG, where they are drawn already (:func:`draw_charts`).
+    """
+    draw = {name: chart.draw for name, chart in page.charts().items()}
+    return template("report.html.j2").render(
+        css=css(*page.needs("styles")),
+        scripts=[script(name) for name in page.needs("scripts")],
+        page=page,
+        words=page.words(),
+        charts=drawn(draw, charts),
+    )
 
 
-def drawn(figures: Figures, light: Mapping[str, bytes] | None = None) -> dict[str, Markup]:
-    """The figures as pictures that follow the reader's light or dark ground.
+def draw_charts(page: Page) -> dict[str, bytes]:
+    """The page's figures on light ground as PNG, by name."""
+    return {name: png(chart.draw(False)) for name, chart in page.charts().items()}
 
-    ``light``: those on light ground as PNG, where they are drawn already.
+
+def drawn(
+    charts: Mapping[str, Callable[[bool], Figure]], light: Mapping[str, bytes] | None = None
+) -> dict[str, Markup]:
+    """Figures as pictures that follow the reader's light or dark ground.
+
+    Args:
+        charts: what draws a figure, by its name; called with whether the ground is dark.
+        light: those on light ground as PNG, where they are drawn already.
     """
     done = light or {}
     return {
         name: _picture(name, done.get(name) or png(draw(False)), png(draw(True)))
-        for name, draw in figures.items()
+        for name, draw in charts.items()
     }
 
 
@@ -57,17 +176,17 @@ def _picture(name: str, *pngs: bytes) -> Markup:
     ).format(dark, name.replace("_", " "), light)
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """Settings, machine, time and versions of a run, in words."""
+def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings, machine, time and versions of a run, in words, from its manifest."""
 
     def words(value: Any) -> str:
-        return (
-            ", ".join(f"{k} {words(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        )
+        if isinstance(value, Mapping):
+            return ", ".join(f"{key} {words(part)}" for key, part in value.items())
+        return str(value)
 
-    found = [(k.replace("_", " "), words(v)) for k, v in run.manifest["settings"].items()]
-    found += [(k.replace("_", " "), words(v)) for k, v in run.manifest.get("info", {}).items()]
-    seconds = sum(e.get("seconds", 0) for e in run.manifest["stages"].values())
-    found.append(("compute", f"{seconds:.0f} s"))
-    found.append(("versions", words(run.manifest.get("versions", {}))))
-    return found
+    named = {**manifest["settings"], **manifest.get("info", {})}
+    pairs = [(name.replace("_", " "), words(value)) for name, value in named.items()]
+    seconds = sum(stage.get("seconds", 0) for stage in manifest["stages"].values())
+    pairs.append(("compute", f"{seconds:.0f} s"))
+    pairs.append(("versions", words(manifest.get("versions", {}))))
+    return pairs

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as PlainFigure
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 
 
-class Figure(PlainFigure):
+class NotebookFigure(Figure):
     """A figure that shows itself in a notebook, with or without inline plotting switched on."""
 
     def _repr_png_(self) -> bytes:
@@ -33,6 +33,16 @@ class Palette:
     faint: str
     third: str
 
+    def color(self, name: str) -> str:
+        """A colour by its name.
+
+        Raises:
+            ValueError: no colour of that name.
+        """
+        if name not in self.__dataclass_fields__:
+            raise ValueError(f"no colour {name!r}; the palette has {', '.join(self.__dataclass_fields__)}")
+        return str(getattr(self, name))
+
 
 LIGHT = Palette(
     "#ffffff", "#1d2430", "#5b6675", "#e3e7ed", "#d1620f", "#2f6fb5", "#6b7686", "#c3cad4", "#3c8d5a"
@@ -40,6 +50,55 @@ LIGHT = Palette(
 DARK = Palette(
     "#171b22", "#e8ebf0", "#9aa5b4", "#2b323d", "#f08a3c", "#6aa6e8", "#98a3b3", "#465061", "#6cc08b"
 )
+
+
+@dataclass(frozen=True)
+class SeriesStyle:
+    """Which rows of a table are one curve, or one colour of bars, and how they look.
+
+    Attributes:
+        key: the value these rows have in the column that tells the series apart.
+        label: name in the legend; empty means ``key``.
+        color: a colour of :class:`Palette`, by name.
+        line: Matplotlib line style.
+        marker: Matplotlib marker; empty draws none.
+        band: whether a curve shows its interval.
+    """
+
+    key: str
+    label: str = ""
+    color: str = "ink"
+    line: str = "-"
+    marker: str = "o"
+    band: bool = True
+
+    @property
+    def name(self) -> str:
+        """What the legend says."""
+        return self.label or self.key
+
+
+@dataclass(frozen=True)
+class ReferenceLine:
+    """A level to compare with, such as chance or the unmodified model.
+
+    Attributes:
+        level: one level for all panels, or a level for each panel, by the value of its row or column.
+            In :func:`gatelens.plots.bars.bars` the keys can also be groups of bars.
+        label: name in the legend; empty leaves it out.
+        line: Matplotlib line style.
+    """
+
+    level: float | Mapping[str, float]
+    label: str = ""
+    line: str | tuple[int, tuple[float, ...]] = ":"
+
+    def at(self, *panel: str) -> float | None:
+        """The level in a panel that has these row and column values; None where there is none."""
+        if not isinstance(self.level, Mapping):
+            return float(self.level)
+        levels = [float(self.level[value]) for value in panel if value in self.level]
+        return levels[0] if levels else None
 
 
 def palette(dark: bool) -> Palette:
@@ -74,19 +133,24 @@ def styled(dark: bool) -> Iterator[Palette]:
         "xtick.labelcolor": p.soft,
         "ytick.labelcolor": p.ink,
         "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "legend.labelcolor": p.ink,
     }
     with mpl.rc_context(settings):
         yield p
 
 
-def integer_layers(axes: Axes, layers: list[int]) -> None:
-    """Ticks at whole layers, at most about a dozen."""
-    step = max(1, -(-len(layers) // 12))
-    axes.set_xticks(layers[::step])
-    axes.set_xlabel("layer")
+def legend_below(figure: Figure, columns: int = 3) -> None:
+    """One legend under all panels, each label once."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
-def png(figure: PlainFigure, dpi: int = 160) -> bytes:
+def png(figure: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG bytes (no window, no global state)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import OutputError
-from gatelens.plots import page
+from gatelens.plots import templating
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import STUDY, GateSearch
 from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
@@ -105,8 +105,8 @@ def compare_html(a: Run, b: Run) -> str:
         {"label": run.label, "model": run.manifest["settings"].get("model", "?"), **run.json("verdict")}
         for run in (a, b)
     ]
-    return page.template("compare.html.j2").render(
-        css=page.css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
+    return templating.template("compare.html.j2").render(
+        css=templating.css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
     )
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from gatelens.data.base import kind
-from gatelens.plots import card, page
-from gatelens.plots.style import Figure, styled
+from gatelens.plots import card, page, templating
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, RESTRICTED
 from gatelens.views.narrow_gate.words import ALWAYS_SAID, METHOD
@@ -26,7 +27,7 @@ TITLES = {
 
 def figures(run: Run) -> dict[str, Callable[[bool], Drawing]]:
     """The page's figures by file name."""
-    return {b.name: b.draw for one in cards(run) for b in one.blocks if isinstance(b, card.Figure)}
+    return {b.name: b.draw for one in cards(run) for b in one.blocks if isinstance(b, card.Chart)}
 
 
 def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
@@ -40,8 +41,8 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     words = {t: text for t, text in METHOD.items() if t in used or t in ALWAYS_SAID}
     longest = {"vqa": 20, "caption": 60, **run.manifest["settings"]["measured"].get("max_new_tokens", {})}
     stages = [s["name"] for s in verdict["stages"]]
-    return page.template("gate_finetuning.html.j2").render(
-        css=page.css(),
+    return templating.template("gate_finetuning.html.j2").render(
+        css=templating.css(),
         settings=run.manifest["settings"],
         created=run.manifest["created"][:10],
         verdict=verdict,
@@ -50,7 +51,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         cards=cards(run),
         figures=page.drawn(figures(run), light),
         method=[(term, text.format(**longest)) for term, text in words.items()],
-        facts=page.facts(run),
+        facts=page.facts(run.manifest),
     )
 
 
@@ -58,13 +59,13 @@ def cards(run: Run) -> list[card.Card]:
     """Bars and table before and after; the loss of the trainings."""
     table, loss = run.table("knockout"), run.table("loss")
     how = table.how.iloc[0]
-    bars = card.Figure(
+    bars = card.Chart(
         "before_after",
         lambda dark: before_after(table, how, dark),
         "What the model gets right with a path cut from the text, before and after. If the orange bar rises to the "
         "grey one, the gate is no longer needed; if the blue one falls, the image tokens now are.",
     )
-    curve = card.Figure(
+    curve = card.Chart(
         "loss",
         lambda dark: loss_curves(loss, dark),
         "Cross-entropy of the answers' tokens while training, the mean of every 25 steps.",

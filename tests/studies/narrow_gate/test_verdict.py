@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from gatelens.plots.numbers import percent
 from gatelens.studies.narrow_gate.verdict import (
     attention_evidence,
     patching_evidence,
-    percent,
     task_verdicts,
     verdict,
 )

@@ -67,7 +67,7 @@ def run() -> Run:
 
 def blocks(run: Run) -> dict[str, Any]:
     (found,) = attention.cards(run)
-    return {b.name if isinstance(b, card.Figure) else "table": b for b in found.blocks}
+    return {b.name if isinstance(b, card.Chart) else "table": b for b in found.blocks}
 
 
 def test_what_stands_out_is_listed(run: Run) -> None:

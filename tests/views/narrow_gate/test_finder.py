@@ -19,9 +19,7 @@ def test_the_card_shows_the_stored_search() -> None:
     found.store(run, "finder")
     (one,) = cards(run)
     figure, layers, table = one.blocks
-    assert (
-        isinstance(figure, card.Figure) and isinstance(layers, card.Figure) and isinstance(table, card.Table)
-    )
+    assert isinstance(figure, card.Chart) and isinstance(layers, card.Chart) and isinstance(table, card.Table)
     assert (figure.name, layers.name) == ("finder", "finder_layers")
     assert figure.caption.startswith(found.verdict["sentence"])
     assert len(figure.draw(False).axes) == 6 and len(layers.draw(True).axes) == 1

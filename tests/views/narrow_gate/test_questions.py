@@ -54,7 +54,7 @@ def test_bars_are_the_table() -> None:
 def test_table_and_caption() -> None:
     (one,) = questions.cards(stored(MEANS))
     figure, table = one.blocks
-    assert isinstance(figure, card.Figure)
+    assert isinstance(figure, card.Chart)
     assert isinstance(table, card.Table)
     assert "The gate carries most of what the picture is worth to count." in figure.caption
     assert (
@@ -75,7 +75,7 @@ def test_table_and_caption() -> None:
 def test_many_kinds_and_both_knockouts() -> None:
     many = {f"a_kind_with_a_long_name {i}": MEANS["count"] for i in range(20)}
     (one,) = questions.cards(stored(many, ("zero", "mask"), 5))
-    assert [b.name for b in one.blocks if isinstance(b, card.Figure)] == [
+    assert [b.name for b in one.blocks if isinstance(b, card.Chart)] == [
         "question_kinds_zero",
         "question_kinds_mask",
     ]

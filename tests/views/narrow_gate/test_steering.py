@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from gatelens.plots.card import Figure, Pictures, Table
+from gatelens.plots.card import Chart, Pictures, Table
 from gatelens.plots.style import palette, png
 from gatelens.runs import Run
 from gatelens.views.narrow_gate.steering import cards, dose_curve
@@ -63,7 +63,7 @@ def test_dose_curve_shows_the_table() -> None:
 def test_card(run: Run) -> None:
     (card,) = cards(run)
     figure, doses = card.blocks
-    assert isinstance(figure, Figure) and isinstance(doses, Table)
+    assert isinstance(figure, Chart) and isinstance(doses, Table)
     assert list(doses.header) == [
         "added at the gate",
         "target class\nn = 40",

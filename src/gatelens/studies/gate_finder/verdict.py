@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from gatelens.plots.numbers import percent
 from gatelens.studies.gate_finder.places import Place
-from gatelens.studies.narrow_gate.verdict import FLIPS, percent
+from gatelens.studies.narrow_gate.verdict import FLIPS
 
 NARROW, DISTRIBUTED = "narrow", "distributed"
 NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED, percent
+from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED
 
 BEFORE = "before"
 

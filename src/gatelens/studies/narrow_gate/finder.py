@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gatelens.errors import DataError
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.gate_finder import verdict as words
 from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.studies.gate_finder.search import STEPS, Search
 from gatelens.studies.gate_finder.setup import Setup, why_not
 from gatelens.studies.narrow_gate.section import Context, Evidence, Piece, Section
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, percent
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW
 
 if TYPE_CHECKING:
     from gatelens.data import Example

@@ -9,7 +9,8 @@ import pandas as pd
 from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, styled
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR
 
@@ -38,7 +39,7 @@ def cards(run: Run) -> list[card.Card]:
             "means that those tokens carried the picture to the text. Whiskers: 95 % bootstrap interval over "
             "examples. The last row is a control that cuts every path at once."
         )
-        blocks.append(card.Figure(name, lambda dark, how=how: knockout_bars(table, how, dark), caption))  # type: ignore[misc]
+        blocks.append(card.Chart(name, lambda dark, how=how: knockout_bars(table, how, dark), caption))  # type: ignore[misc]
     return [card.Card("What is left when a path is cut", blocks, words)]
 
 

@@ -18,6 +18,7 @@ from gatelens.engine import last_logits
 from gatelens.errors import DataError
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.stats import bootstrap_interval
+from gatelens.plots.numbers import percent
 from gatelens.studies.common import Labels, chunks, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import (
     ClassPair,
@@ -36,7 +37,6 @@ from gatelens.studies.narrow_gate.verdict import (
     MIXED,
     NARROW,
     patching_evidence,
-    percent,
 )
 
 if TYPE_CHECKING:

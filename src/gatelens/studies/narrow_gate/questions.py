@@ -16,6 +16,7 @@ import pandas as pd
 
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.measures.vqa import vqa_accuracy
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.common import chunks_by_length, draw, provenance
 from gatelens.studies.narrow_gate import knockouts
@@ -26,7 +27,6 @@ from gatelens.studies.narrow_gate.verdict import (
     INCONCLUSIVE,
     MIXED,
     NARROW,
-    percent,
     task_verdicts,
 )
 

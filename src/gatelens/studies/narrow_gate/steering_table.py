@@ -12,6 +12,7 @@ import pandas as pd
 
 from gatelens.measures.captions import caption_words
 from gatelens.measures.stats import bootstrap_interval
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.common import data_uri
 from gatelens.studies.narrow_gate.class_pairs import pair_name
@@ -31,7 +32,6 @@ from gatelens.studies.narrow_gate.verdict import (
     INCONCLUSIVE,
     MIXED,
     NARROW,
-    percent,
 )
 
 ALL = "all"

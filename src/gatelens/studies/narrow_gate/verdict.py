@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import bootstrap_replicates
+from gatelens.plots.numbers import percent
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
 
 NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
@@ -271,12 +272,3 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f"{f'at the best layer, {int(best.layer)}' if best['mean'] > 0 else 'whatever the layer'}{note}"
     )
     return [{"kind": "patching the gate", "says": says, "text": text}]
-
-
-def percent(share: float) -> str:
-    """0.123 → ``12 %``, with a space that does not break and a real minus sign."""
-    return (
-        "n/a"
-        if not np.isfinite(share)
-        else f"{100 * share + 0.0:.0f}\u00a0%".replace("-0\u00a0", "0\u00a0").replace("-", "−")
-    )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.studies.narrow_gate.verdict import percent
+from gatelens.plots.numbers import percent
 from gatelens.studies.whats_in_the_image.verdict import NOTE
 
 PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import bootstrap_replicates
-from gatelens.studies.narrow_gate.verdict import percent
+from gatelens.plots.numbers import percent
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
     BOTH,

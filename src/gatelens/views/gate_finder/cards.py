@@ -36,14 +36,14 @@ def cards(found: GateSearch, name: str, title: str, say: bool = False) -> list[c
         "examples; orange is a narrow gate. Below: how much is gone when so many positions are cut together."
     )
     caption = f"{found.verdict['sentence']} {shown}" if say else shown
-    blocks: list[card.Block] = [card.Figure(name, lambda dark: gate_figure(found, dark), caption)]
+    blocks: list[card.Block] = [card.Chart(name, lambda dark: gate_figure(found, dark), caption)]
     if len(found.layers):
         who = (
             "The gate’s residual stream entering one layer is another picture’s: where it carries the picture."
             if found.gate
             else "There is no narrow gate; patched here, one layer at a time, is what comes nearest to one."
         )
-        blocks.append(card.Figure(f"{name}_layers", lambda dark: gate_layers(found, dark), who))
+        blocks.append(card.Chart(f"{name}_layers", lambda dark: gate_layers(found, dark), who))
     blocks.append(_table(found))
     return [card.Card(title, blocks, WORDS)]
 

@@ -8,9 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gatelens.errors import DataError
-from gatelens.plots.style import Figure, Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.numbers import percent
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW
-from gatelens.studies.narrow_gate.verdict import percent
 
 if TYPE_CHECKING:
     from gatelens.studies.gate_finder.result import GateSearch
@@ -191,6 +193,6 @@ def gate_layers(found: GateSearch, dark: bool = False) -> Figure:
         axes.set_ylim(min(-0.02, float(found.layers.low.min())), 1.04)
         axes.set_title(f"Patching {who if len(who) < 70 else who[:69] + '…'}, one layer at a time")
         axes.grid(axis="y")
-        integer_layers(axes, sorted(int(x) for x in set(found.layers.layer)))
+        layer_axis(axes, sorted(int(x) for x in set(found.layers.layer)))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8.5, labelcolor=p.ink)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
-from gatelens.plots import card, page
+from gatelens.plots import card, page, templating
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.views.gate_finder.cards import cards
@@ -18,7 +18,7 @@ def figures(run: Run) -> dict[str, Callable[[bool], Figure]]:
     Raises:
         OutputError: the run lacks a finished table.
     """
-    return {b.name: b.draw for one in _cards(run) for b in one.blocks if isinstance(b, card.Figure)}
+    return {b.name: b.draw for one in _cards(run) for b in one.blocks if isinstance(b, card.Chart)}
 
 
 def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
@@ -28,15 +28,15 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         OutputError: the run lacks a finished table.
     """
     found = _cards(run)
-    return page.template("find_gate.html.j2").render(
-        css=page.css(),
+    return templating.template("find_gate.html.j2").render(
+        css=templating.css(),
         settings=run.manifest["settings"],
         created=run.manifest["created"][:10],
         verdict=run.json("verdict"),
         cards=found,
         figures=page.drawn(figures(run), light),
         method=[(term, text) for one in found for term, text in one.words.items()],
-        facts=page.facts(run),
+        facts=page.facts(run.manifest),
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from gatelens.plots.numbers import percent
 from gatelens.plots.style import png
-from gatelens.studies.narrow_gate.verdict import percent
 
 if TYPE_CHECKING:
     from gatelens.studies.gate_finder.result import GateSearch

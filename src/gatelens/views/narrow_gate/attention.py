@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 
 ROWS = 12  # of the table of positions
@@ -34,7 +36,7 @@ def cards(run: Run) -> list[card.Card]:
     table = run.table("attention")
     groups = run.table("attention_groups") if run.done("attention_groups") else None
     blocks: list[card.Block] = [
-        card.Figure("attention", lambda dark: attention_shares(table, dark, groups), _caption(table))
+        card.Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table))
     ]
     words = {"cross-modal attention": WORDS["cross-modal attention"]}
     if run.done("attention_positions"):
@@ -44,7 +46,7 @@ def cards(run: Run) -> list[card.Card]:
         )
         least, times = float(options["least"]), float(options["times"])
         blocks += [
-            card.Figure(
+            card.Chart(
                 "attention_positions",
                 lambda dark: attention_positions(table, found, least, times, dark),
                 "Every position of the image side in the order of the prompt: its share in the layer where it is "
@@ -122,7 +124,7 @@ def attention_shares(table: pd.DataFrame, dark: bool = False, groups: pd.DataFra
                 lower.text(layer, value, f"{value:.2f}", ha="center", va="bottom", fontsize=8, color=p.soft)
         lower.set_ylim(0, max(1e-3, 1.35 * float(mass.max())))
         lower.set_title("Part of all its attention that goes to the image side", fontsize=9.5)
-        integer_layers(lower, layers)
+        layer_axis(lower, layers)
     return figure
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, styled
+from gatelens.plots.numbers import percent
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, chance
-from gatelens.studies.narrow_gate.verdict import percent
 
 BROKEN, FOLLOWS = "class asked", "background of the picture"
 IN_TABLE = (
@@ -59,7 +60,7 @@ def cards(run: Run) -> list[card.Card]:
         return []
     table, drawn = run.table("drawing"), run.json("drawing_pictures")
     blocks: list[card.Block] = [
-        card.Figure("drawing", lambda dark: drawing_bars(table, dark), finding(table)),
+        card.Chart("drawing", lambda dark: drawing_bars(table, dark), finding(table)),
         pictures(drawn),
         *(shares(table, prompt) for prompt in dict.fromkeys(table.prompt)),
         said(table),

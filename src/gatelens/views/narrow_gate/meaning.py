@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 
 PANELS = {
@@ -40,7 +42,7 @@ def cards(run: Run) -> list[card.Card]:
     words = {"neighbourhood overlap": WORDS["neighbourhood overlap"].format(k=k)}
     if (table.measure == "probe").any():
         words["linear probe"] = WORDS["linear probe"].format(folds=options.get("folds", 5))
-    figure = card.Figure("meaning", lambda dark: class_by_layer(table, dark), _caption(table, k))
+    figure = card.Chart("meaning", lambda dark: class_by_layer(table, dark), _caption(table, k))
     return [card.Card("Where the class can be read", [figure], words)]
 
 
@@ -91,7 +93,7 @@ def class_by_layer(table: pd.DataFrame, dark: bool = False) -> Figure:
             axes.set_ylim(-0.02, 1.04)
             axes.set_title(PANELS[name], fontsize=9.5)
             axes.grid(axis="y")
-            integer_layers(axes, sorted({int(x) for x in table.layer}))
+            layer_axis(axes, sorted({int(x) for x in table.layer}))
         handles = {label: h for a in panels for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
         figure.legend(
             handles.values(),

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 
 WORDS = {
@@ -33,14 +35,14 @@ def cards(run: Run) -> list[card.Card]:
     table = run.table("modality_gap")
     histogram = run.table("modality_gap_histogram") if run.done("modality_gap_histogram") else None
     blocks: list[card.Block] = [
-        card.Figure("modality_gap", lambda dark: cosine_by_layer(table, histogram, dark), _caption(table))
+        card.Chart("modality_gap", lambda dark: cosine_by_layer(table, histogram, dark), _caption(table))
     ]
     words = {"modality gap": WORDS["modality gap"]}
     if run.done("modality_clusters"):
         clusters = run.table("modality_clusters")
         if len(clusters):
             blocks.append(
-                card.Figure(
+                card.Chart(
                     "modality_clusters",
                     lambda dark: homogeneity_by_layer(clusters, dark),
                     _clusters(clusters),
@@ -105,7 +107,7 @@ def cosine_by_layer(table: pd.DataFrame, histogram: pd.DataFrame | None = None, 
         axes.set_ylim(0, min(1.0, max(0.2, 1.15 * top)))
         axes.set_ylabel("|cos|")
         axes.set_title("Cosine similarity of image and text tokens in the residual stream")
-        integer_layers(axes, layers)
+        layer_axis(axes, layers)
         axes.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=p.ink, fontsize=8.5)
     return figure
@@ -152,7 +154,7 @@ def homogeneity_by_layer(table: pd.DataFrame, dark: bool = False) -> Figure:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.set_title("Homogeneity of clusters by modality")
         axes.grid(axis="y")
-        integer_layers(axes, layers)
+        layer_axis(axes, layers)
         axes.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=p.ink, fontsize=8.5)
     return figure

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import styled
 from gatelens.runs import Run
 
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
@@ -28,7 +30,7 @@ def cards(run: Run) -> list[card.Card]:
         return []
     table = run.table("patching")
     blocks: list[card.Block] = [
-        card.Figure("patching", lambda dark: patching_curve(table, dark), _caption(table))
+        card.Chart("patching", lambda dark: patching_curve(table, dark), _caption(table))
     ]
     if run.done("patching_attention"):
         cumulative = run.table("patching_attention")
@@ -37,7 +39,7 @@ def cards(run: Run) -> list[card.Card]:
             "text reads at the gate is the other picture’s, while the gate’s own stream stays the picture’s. Where "
             "orange falls, later layers no longer bring the class over."
         )
-        draw = card.Figure(
+        draw = card.Chart(
             "patching_attention", lambda dark: patching_curve(cumulative, dark, CUMULATIVE), caption
         )
         blocks.append(draw)
@@ -45,7 +47,7 @@ def cards(run: Run) -> list[card.Card]:
         classes = run.table("patching_classes")
         if len(classes) > 1:
             blocks.append(
-                card.Figure(
+                card.Chart(
                     "patching_classes", lambda dark: class_map(classes, dark), _classes_caption(classes)
                 )
             )
@@ -114,7 +116,7 @@ def patching_curve(
         axes.set_ylim(-0.02, 1.04)
         axes.set_title(title)
         axes.grid(axis="y")
-        integer_layers(axes, layers)
+        layer_axis(axes, layers)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8.5, labelcolor=p.ink)
     return figure
 

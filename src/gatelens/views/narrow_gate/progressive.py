@@ -8,7 +8,9 @@ import pandas as pd
 
 from gatelens.errors import DataError
 from gatelens.plots import card
-from gatelens.plots.style import Figure, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.progressive import BOTH, FROM, UNCUT, WINDOW
 
@@ -37,7 +39,7 @@ def cards(run: Run) -> list[card.Card]:
         name = "progressive" if len(hows) == 1 else f"progressive_{how}"
         kind = "" if len(hows) == 1 else f"Knockout {how}. "
         figures.append(
-            card.Figure(
+            card.Chart(
                 name,
                 lambda dark, how=how: progressive_curves(table, how, dark),  # type: ignore[misc]
                 kind + caption(table[table.how == how], layers[layers.how == how]),
@@ -130,7 +132,7 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
                 axes.set_ylim(-0.03, 1.05)
                 axes.set_title(titles[way] if metric == metrics[0] else "")
                 axes.grid(axis="y")
-                integer_layers(axes, layers)
+                layer_axis(axes, layers)
                 axes.set_xlabel("layer l" if metric == metrics[-1] else "")
             line[0].set_ylabel(f"{metric}\n(n = {int(one.n.max())})")
         handles, labels = panels[0][0].get_legend_handles_labels()

@@ -9,10 +9,12 @@ import pandas as pd
 
 from gatelens.errors import DataError
 from gatelens.plots import card
-from gatelens.plots.style import Figure, styled
+from gatelens.plots.numbers import percent
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, percent
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones
@@ -44,7 +46,7 @@ def cards(run: Run) -> list[card.Card]:
         name = "question_kinds" if len(hows) == 1 else f"question_kinds_{how}"
         mine = shares[shares.how == how]
         blocks.append(
-            card.Figure(name, lambda dark, how=how: question_bars(table, how, dark), caption(mine))  # type: ignore[misc]
+            card.Chart(name, lambda dark, how=how: question_bars(table, how, dark), caption(mine))  # type: ignore[misc]
         )
         title = f"Knockout {how}" if len(hows) > 1 else ""
         blocks.append(shares_table(table[table.how == how], mine, title))

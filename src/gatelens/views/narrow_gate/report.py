@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gatelens.data.base import kind
-from gatelens.plots import card, page
+from gatelens.plots import card, page, templating
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.reference import reference_for
 from gatelens.views.narrow_gate.cards import cards
@@ -21,7 +21,7 @@ def figures(run: Run) -> dict[str, Callable[[bool], Figure]]:
     Raises:
         OutputError: the run lacks a finished table.
     """
-    return {b.name: b.draw for one in cards(run) for b in one.blocks if isinstance(b, card.Figure)}
+    return {b.name: b.draw for one in cards(run) for b in one.blocks if isinstance(b, card.Chart)}
 
 
 def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
@@ -34,8 +34,8 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     settings = run.manifest["settings"]
     words = {term: text for one in found for term, text in one.words.items()}
     words |= {term: METHOD[term] for term in ALWAYS_SAID}
-    return page.template("narrow_gate.html.j2").render(
-        css=page.css(),
+    return templating.template("narrow_gate.html.j2").render(
+        css=templating.css(),
         settings=settings,
         created=run.manifest["created"][:10],
         verdict=run.json("verdict"),
@@ -46,7 +46,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         tokens=run.json("tokens"),
         examples=[_marked(e) for e in run.json("examples")],
         method=list(words.items()),
-        facts=page.facts(run),
+        facts=page.facts(run.manifest),
     )
 
 

@@ -8,7 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from gatelens.plots import card
-from gatelens.plots.style import Figure, Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import NotebookFigure as Figure
+from gatelens.plots.style import Palette, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.steering_push import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
 from gatelens.studies.narrow_gate.steering_table import (
@@ -68,7 +70,7 @@ def cards(run: Run) -> list[card.Card]:
         "bootstrap interval over pictures."
     )
     blocks: list[card.Block] = [
-        card.Figure("steering", lambda dark: dose_curve(table, layers, dark), caption),
+        card.Chart("steering", lambda dark: dose_curve(table, layers, dark), caption),
         _table(table, layers),
     ]
     if run.done("steering_examples"):
@@ -174,5 +176,5 @@ def _by_layer(axes: Axes, layers: pd.DataFrame, p: Palette) -> None:
             best = part[part.chosen]
             axes.plot(best.layer, best.success, "o", markersize=11, markerfacecolor="none", color=p.ink)
     axes.set_title("Choosing the layer, dose 1")
-    integer_layers(axes, sorted(int(x) for x in set(layers.layer)))
+    layer_axis(axes, sorted(int(x) for x in set(layers.layer)))
     axes.legend(loc="upper left", fontsize=8.5, labelcolor=p.ink)

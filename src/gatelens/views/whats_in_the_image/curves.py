@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelens.errors import DataError
-from gatelens.plots.style import Palette, integer_layers, styled
+from gatelens.plots.curve import layer_axis
+from gatelens.plots.style import Palette, styled
 from gatelens.studies.whats_in_the_image.compressed_context import AFRESH, REPROMPT
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
@@ -55,7 +56,7 @@ def token_types(table: pd.DataFrame, dark: bool = False) -> Figure:
         axes.set_ylim(0, 1)
         axes.set_ylabel("share of attention")
         axes.grid(axis="y")
-        integer_layers(axes, layers)
+        layer_axis(axes, layers)
         _legend_below(axes, p, 2)
     return figure
 
@@ -113,7 +114,7 @@ def knockout_curves(
         axes.set_title("Cut from layer l to the last", pad=12)
         axes.set_ylabel(F1)
         axes.grid(axis="y")
-        integer_layers(axes, starts)
+        layer_axis(axes, starts)
         axes.set_xlabel("first layer of the cut, l  (0: all layers)")
         if bars is not None:
             _window_bars(bars, marked, colors, p, window)

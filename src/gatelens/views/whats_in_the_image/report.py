@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gatelens.measures.mme import REPORTED_COMPRESSED_CONTEXT as REPORTED
-from gatelens.plots import page
+from gatelens.plots import page, templating
 from gatelens.runs import Run
 from gatelens.studies.whats_in_the_image.compressed_context import FULL
 from gatelens.studies.whats_in_the_image.configurations import FROM, NONE
@@ -55,9 +55,9 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
     drawn = page.drawn(figures(run), light)
     settings, table = run.manifest["settings"], run.table("knockout")
     best = _best_band(run)
-    return page.template("whats_in_the_image.html.j2").render(
-        css=page.css("look.css"),
-        script=page.script("look.js"),
+    return templating.template("whats_in_the_image.html.j2").render(
+        css=templating.css("look.css"),
+        script=templating.script("look.js"),
         settings=settings,
         created=run.manifest["created"][:10],
         verdict=run.json("verdict"),
@@ -75,7 +75,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         tokens=run.json("tokens"),
         examples=[_example(e, best) for e in run.json("examples")],
         method=_method(run, table),
-        facts=page.facts(run),
+        facts=page.facts(run.manifest),
     )
 
 

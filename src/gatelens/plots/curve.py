@@ -1,0 +1,213 @@
+"""Curves with interval bands: how every one of them looks, and panels of them from a tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gatelens.errors import DataError
+from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, legend_below, styled
+
+SHARE = (-0.03, 1.05)  # limits of an axis of shares, so that 0 and 1 stay visible
+MOST_TICKS = 12
+
+
+def curve(
+    axes: Axes,
+    x: Sequence[float] | pd.Series,
+    mean: Sequence[float] | pd.Series,
+    low: Sequence[float] | pd.Series | None = None,
+    high: Sequence[float] | pd.Series | None = None,
+    *,
+    color: str,
+    label: str = "",
+    line: str = "-",
+    marker: str = "",
+) -> None:
+    """Draw one curve, with its interval as a band where ``low`` and ``high`` are given.
+
+    Args:
+        axes: where to draw.
+        x, mean, low, high: one value a point.
+        color: any Matplotlib colour.
+        label: name in the legend; empty leaves it out.
+        line: Matplotlib line style.
+        marker: Matplotlib marker; empty draws none.
+    """
+    width = 1.2 if line == ":" and not marker else 1.5
+    axes.plot(x, mean, line, color=color, linewidth=width, marker=marker, markersize=4, label=label)
+    if low is not None and high is not None:
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def reference(
+    axes: Axes,
+    level: float,
+    label: str = "",
+    *,
+    color: str,
+    line: str | tuple[int, tuple[float, ...]] = ":",
+    upright: bool = False,
+) -> None:
+    """Draw a thin line at a level: across the panel, or upright for horizontal bars.
+
+    Args:
+        axes: where to draw.
+        level: where the line stands; nothing is drawn at NaN.
+        label: name in the legend; empty leaves it out.
+        color: any Matplotlib colour.
+        line: Matplotlib line style.
+        upright: the values run along x.
+    """
+    if np.isfinite(level):
+        draw = axes.axvline if upright else axes.axhline
+        draw(level, color=color, linewidth=1, linestyle=line, label=label)
+
+
+def layer_axis(axes: Axes, layers: Sequence[int] | pd.Series, label: str = "layer") -> None:
+    """Put ticks at whole layers, at most about a dozen."""
+    each = sorted({int(layer) for layer in layers})
+    step = max(1, -(-len(each) // MOST_TICKS))
+    axes.set_xticks(each[::step])
+    axes.set_xlabel(label)
+
+
+def label_points(
+    axes: Axes,
+    x: Sequence[float] | pd.Series,
+    y: Sequence[float] | pd.Series,
+    texts: Sequence[str],
+    *,
+    color: str,
+    below: Sequence[bool] | bool = False,
+) -> None:
+    """Write a text above (or below) each point of a curve."""
+    sides = [below] * len(texts) if isinstance(below, bool) else below
+    for at, height, text, under in zip(x, y, texts, sides, strict=True):
+        axes.annotate(
+            text,
+            (at, height),
+            xytext=(0, -8 if under else 6),
+            textcoords="offset points",
+            ha="center",
+            va="top" if under else "bottom",
+            fontsize=8,
+            color=color,
+        )
+
+
+def draw_series(
+    axes: Axes, table: pd.DataFrame, series: Sequence[SeriesStyle], palette: Palette, *, by: str, x: str
+) -> None:
+    """Draw the curves of one panel.
+
+    Args:
+        axes: where to draw.
+        table: columns ``by``, ``x``, ``mean`` and, for bands, ``low`` and ``high``.
+        series: the curves, in the order of the legend; those without rows are left out.
+        palette: the colours in use.
+        by: column whose values are the keys of ``series``.
+        x: column of the horizontal axis.
+    """
+    for style in series:
+        part = table[table[by] == style.key].sort_values(x)
+        if part.empty:
+            continue
+        band = style.band and {"low", "high"} <= set(part.columns)
+        low, high = (part.low, part.high) if band else (None, None)
+        color = palette.color(style.color)
+        curve(
+            axes,
+            part[x],
+            part["mean"],
+            low,
+            high,
+            color=color,
+            label=style.name,
+            line=style.line,
+            marker=style.marker,
+        )
+
+
+def curves(
+    table: pd.DataFrame,
+    series: Sequence[SeriesStyle],
+    *,
+    by: str,
+    x: str = "layer",
+    rows: str | None = None,
+    columns: str | None = None,
+    references: Sequence[ReferenceLine] = (),
+    titles: Mapping[str, str] | None = None,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    ylim: tuple[float, float] | None = SHARE,
+    legend_columns: int = 3,
+    size: tuple[float, float] | None = None,
+    dark: bool = False,
+) -> NotebookFigure:
+    """Panels of curves from a tidy table.
+
+    Args:
+        table: columns ``by``, ``x``, ``mean`` and, where known, ``low``, ``high`` and ``n``.
+        series: the curves of every panel.
+        by: column whose values are the keys of ``series``.
+        x: column of the horizontal axis; ``layer`` gets ticks at whole layers.
+        rows, columns: columns whose values make a row or a column of panels, in their order in the table.
+        references: levels drawn in the panels.
+        titles: what a panel is called, by its value of ``columns`` (of ``rows`` if there are no columns).
+        title: over a single panel.
+        xlabel: under the lowest panels; empty means the name of ``x``.
+        ylabel: beside the first panels; empty means the value of ``rows`` and the number of examples.
+        ylim: limits of the vertical axis; None fits them to the data.
+        legend_columns: entries side by side in the legend.
+        size: width and height in inches; None fits them to the number of panels.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no rows.
+    """
+    if table.empty:
+        raise DataError("curves: the table has no rows to draw")
+    down = list(table[rows].unique()) if rows else [""]
+    across = list(table[columns].unique()) if columns else [""]
+    names = titles or {}
+    with styled(dark) as p:
+        height = 3.9 if len(down) == 1 else 2.6 * len(down) + 0.7
+        figure = NotebookFigure(figsize=size or (9.0, height), layout="constrained")
+        grid = figure.subplots(len(down), len(across), sharey=True, squeeze=False)
+        for i, row in enumerate(down):
+            for j, column in enumerate(across):
+                axes = grid[i, j]
+                part = table if rows is None else table[table[rows] == row]
+                counted = part
+                part = part if columns is None else part[part[columns] == column]
+                draw_series(axes, part, series, p, by=by, x=x)
+                for line in references:
+                    level = line.at(row, column)
+                    if level is not None:
+                        reference(axes, level, line.label, color=p.soft, line=line.line)
+                if ylim is not None:
+                    axes.set_ylim(*ylim)
+                axes.grid(axis="y")
+                if x == "layer":
+                    layer_axis(axes, part[x])
+                axes.set_xlabel((xlabel or x) if i == len(down) - 1 else "")
+                if columns and i == 0:
+                    axes.set_title(names.get(column, str(column)))
+                elif rows and not columns:
+                    axes.set_title(names.get(row, ""))
+                if j == 0:
+                    axes.set_ylabel(ylabel or (_counted(row, counted) if rows else ""))
+        if title:
+            grid[0, 0].set_title(title)
+        legend_below(figure, legend_columns)
+    return figure
+
+
+def _counted(name: str, table: pd.DataFrame) -> str:
+    return f"{name}\n(n = {int(table.n.max())})" if "n" in table.columns else str(name)
