@@ -1,14 +1,22 @@
-"""Attention shares against a plain loop; the accumulator keeps no pattern."""
+"""Attention shares against a plain loop; the accumulator keeps no pattern; positions that stand out."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 
 from gatelens.errors import DataError
-from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots, slot_place
+from gatelens.measures.attention import (
+    AttentionShare,
+    attention_share,
+    image_side_slots,
+    slot_place,
+    standing_out,
+)
 
 IMAGES = [("image", i) for i in range(4)]
 
@@ -103,12 +111,15 @@ def test_accumulator_equals_the_mean_of_shares_and_returns_none() -> None:
     assert mine.se.loc[in_order].tolist() == pytest.approx(se, abs=1e-6)
     assert set(table.n) == {4} and set(table.held) == {4}
     pattern_size = 2 * 2 * 3 * 11 * 11
-    held = vars(share).values()
-    tensors = [t for v in held for t in (v if isinstance(v, list) else [v])]
-    tensors = [u for t in tensors for u in (t if isinstance(t, list) else [t])]
-    assert (
-        sum(t.numel() for t in tensors if isinstance(t, torch.Tensor)) < pattern_size / 4
-    )  # no pattern is kept
+    assert sum(t.numel() for t in tensors_in(vars(share))) < pattern_size / 4  # no pattern is kept
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value if isinstance(value, list) else vars(value) if hasattr(value, "__dict__") else value
+    inner = inner.values() if isinstance(inner, dict) else inner
+    return [t for one in inner for t in tensors_in(one)] if isinstance(inner, Iterable) else []
 
 
 def hand_worked() -> tuple[Tokens, torch.Tensor]:
@@ -188,3 +199,51 @@ def test_errors() -> None:
     for table in (share.table, share.groups):
         with pytest.raises(DataError, match=r"layer\(s\) \[0, 1\] never fired"):
             table()
+
+
+# --- positions that stand out, on tables written by hand
+
+
+def table_of(shares: dict[tuple[str, int], list[float]], se: float = 0.0, n: int = 100) -> pd.DataFrame:
+    rows = [
+        (layer, *key, value, se, n, n) for key, values in shares.items() for layer, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "kind", "index", "share", "se", "n", "held"])
+
+
+def test_one_of_a_thousand_is_found_whatever_its_index() -> None:
+    even = 1 / 1000
+    shares = {("image", i): [even, even] for i in range(998)}
+    shares |= {("image", 32): [even, 0.05], ("row_break", 7): [0.012, 0.012], ("gate", -1): [0.4, 0.2]}
+    listed = standing_out(table_of(shares))
+    assert list(zip(listed.kind, listed["index"], strict=True)) == [
+        ("gate", -1),
+        ("image", 32),
+        ("row_break", 7),
+    ]
+    assert listed.stands_out.all()
+    assert listed.layer.tolist() == [0, 1, 0]
+    assert listed["mean"].tolist() == pytest.approx([0.3, (even + 0.05) / 2, 0.012])
+    assert listed.even.tolist() == pytest.approx([even] * 3)
+
+
+def test_an_even_share_of_few_positions_does_not_stand_out() -> None:
+    shares = {("image", i): [1 / 64] for i in range(62)} | {("image", 62): [0.03], ("gate", -1): [0.04]}
+    listed = standing_out(table_of(shares))
+    assert len(listed) == 64  # all take more than 1 %
+    assert listed[listed.stands_out].kind.tolist() == ["gate"]  # 0.03 is less than two even shares, 0.03125
+    assert standing_out(table_of(shares), times=1.9).stands_out.sum() == 2
+    assert len(standing_out(table_of(shares), least=0.035)) == 1
+
+
+def test_noise_does_not_stand_out() -> None:
+    shares = {("image", i): [1 / 64] for i in range(63)} | {("gate", -1): [0.04]}
+    assert not standing_out(
+        table_of(shares, se=0.005)
+    ).stands_out.any()  # 0.04 − 1.96 · 0.005 = 0.0302 < 2/64
+    assert standing_out(table_of(shares, se=0.004)).stands_out.sum() == 1  # 0.0322
+
+
+def test_none() -> None:
+    listed = standing_out(table_of({("image", i): [1 / 200] for i in range(200)}))
+    assert listed.empty and {"kind", "index", "highest", "stands_out"} <= set(listed.columns)

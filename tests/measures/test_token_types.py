@@ -12,7 +12,7 @@ from PIL import Image
 
 from gatelens.engine import generate
 from gatelens.errors import DataError
-from gatelens.measures.token_types import KINDS, TokenTypeShare, by_kind, kind_of
+from gatelens.measures.token_types import TOKEN_KINDS, TokenTypeShare, by_kind, kind_of
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
 from gatelens.tokens import TokenMap
@@ -74,13 +74,13 @@ def test_against_a_plain_loop(first: bool) -> None:
         for b in range(2):
             rows = []
             for row in range(0 if first else 1, min(new, ends[b] + 1)):
-                sums = dict.fromkeys(KINDS, 0.0)
+                sums = dict.fromkeys(TOKEN_KINDS, 0.0)
                 roles = PROMPTS[b] + [Role.GENERATED] * row
                 for key, role in enumerate(roles):
-                    for kind, members in KINDS.items():
+                    for kind, members in TOKEN_KINDS.items():
                         if role in members:
                             sums[kind] += float(kept[layer, row][b, :, 0, key].mean())
-                rows.append([sums[k] for k in KINDS])
+                rows.append([sums[k] for k in TOKEN_KINDS])
             pictures.append(np.mean(rows, axis=0))
         mine = table[table.layer == layer]
         np.testing.assert_allclose(mine.share, np.mean(pictures, axis=0), atol=1e-6)
@@ -171,7 +171,7 @@ def test_misuse_is_named() -> None:
 
 
 def test_every_role_but_padding_has_one_kind() -> None:
-    members = [role for roles in KINDS.values() for role in roles]
+    members = [role for roles in TOKEN_KINDS.values() for role in roles]
     assert sorted(members) == sorted(set(Role) - {Role.PAD})
     kinds = kind_of(token_map())
     assert (kinds < 0).sum() == 2

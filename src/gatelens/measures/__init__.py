@@ -8,8 +8,7 @@ alone talks to a server, and only when a user points it at one.
 from __future__ import annotations
 
 from gatelens.measures.accuracy import accuracy, exact_match, restricted_accuracy
-from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots
-from gatelens.measures.attention_positions import standing_out
+from gatelens.measures.attention import AttentionShare, attention_share, image_side_slots, standing_out
 from gatelens.measures.captions import caption_words, cider_d
 from gatelens.measures.concentration import (
     Carriers,
@@ -62,8 +61,15 @@ from gatelens.measures.overlap import (
     overlap_by_chance,
     representation_overlap,
 )
-from gatelens.measures.probe import LinearClassifier, Probe, fit_linear, linear_probe, wilson_interval
-from gatelens.measures.stats import bootstrap_interval, bootstrap_replicates
+from gatelens.measures.probe import Probe, linear_probe
+from gatelens.measures.stats import (
+    bootstrap_interval,
+    bootstrap_replicates,
+    paired_difference,
+    replicate_interval,
+    summary,
+    wilson_interval,
+)
 from gatelens.measures.token_types import TokenTypeShare
 from gatelens.measures.vqa import normalise_answer, vqa_accuracy
 from gatelens.measures.windows import (
@@ -84,7 +90,6 @@ __all__ = [
     "ImageAttention",
     "Judge",
     "LLMJudge",
-    "LinearClassifier",
     "Mention",
     "ModalityClusters",
     "Neighbours",
@@ -109,7 +114,6 @@ __all__ = [
     "effect_of_starts",
     "effect_of_windows",
     "exact_match",
-    "fit_linear",
     "greedy_order",
     "gride",
     "gride_by_scale",
@@ -137,6 +141,8 @@ __all__ = [
     "object_score",
     "overlap_by_chance",
     "paint",
+    "paired_difference",
+    "replicate_interval",
     "representation_overlap",
     "restricted_accuracy",
     "score_table",
@@ -144,6 +150,7 @@ __all__ = [
     "smallest_carrying",
     "smallest_window",
     "standing_out",
+    "summary",
     "two_nn",
     "vqa_accuracy",
     "wilson_interval",

@@ -1,11 +1,10 @@
-"""Where text looks in the image: shares of attention, summed up inside the hook so that no pattern is
-kept."""
+"""Where text looks in the image: shares of attention, summed while the model runs so that no pattern is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,19 +12,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import summary
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
-
-KINDS = ("boi", "gate", "image", "row_break")
+IMAGE_SIDE_KINDS = ("boi", "gate", "image", "row_break")
 """What an image-side position can be; see :func:`image_side_slots`."""
 
 GROUPS = ("gate", "last_image", "internal_image", "row_break", "boi")
 """What NG's figure adds up: the gate, the last image token, all other image tokens, and the markers."""
 
 HookPair = tuple[str, Callable[..., None]]
-Look = Callable[[int, Tensor, int], None]
+AttentionReader = Callable[[int, Tensor, int], None]
+"""``see(layer, pattern, position)``: given the attention of some query rows, the first of them at ``position``."""
+
+_Z = 1.959963984540054  # of a 95 % interval
 
 
 def attention_mass(
@@ -41,12 +41,6 @@ def attention_mass(
     first = int(rows.any(0).nonzero()[0])  # text follows the image: the long prefix of rows need not be read
     weight = rows.to(torch.float32) / (rows.sum(-1, keepdim=True) * pattern.shape[1])
     return torch.einsum("bhqk,bq->bk", pattern[:, :, first:].float(), weight[:, first:])
-
-
-def _check_rows(rows: Bool[Tensor, "batch query"]) -> None:
-    if not bool(rows.any(-1).all()):
-        example = int((~rows.any(-1)).nonzero()[0])
-        raise DataError(f"attention: example {example} has no query row to average; choose other queries")
 
 
 def attention_share(
@@ -87,6 +81,61 @@ def slot_place(slot: int) -> tuple[str, int]:
     return (("boi", "gate")[slot], -1) if slot < 2 else (("image", "row_break")[slot % 2], slot // 2 - 1)
 
 
+def image_side_groups(slots: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Number of every position's group in :data:`GROUPS`, −1 elsewhere; the last image token is each example's."""
+    image = (slots >= 2) & (slots % 2 == 0)
+    last = image & (slots == slots.where(image, -1).amax(dim=-1, keepdim=True))
+    members = {
+        "gate": slots == 1,
+        "last_image": last,
+        "internal_image": image & ~last,
+        "row_break": (slots >= 2) & (slots % 2 == 1),
+        "boi": slots == 0,
+    }
+    groups = torch.full_like(slots, -1)
+    for number, name in enumerate(GROUPS):
+        groups[members[name]] = number
+    return groups
+
+
+def sum_by(
+    values: Float[Tensor, "batch pos"], numbers: Int[Tensor, "batch pos"], n: int
+) -> Float[Tensor, "batch n"]:
+    """Each row's values summed by their number from 0 to n − 1; positions numbered −1 are left out."""
+    sums = values.new_zeros(len(values), n + 1)
+    sums.scatter_add_(1, torch.where(numbers < 0, n, numbers), values)
+    return sums[:, :-1]
+
+
+class LayerMeans:
+    """Running means over examples, by layer and column, with their standard errors (float64)."""
+
+    def __init__(self, n_layers: int, n_columns: int) -> None:
+        self.n = torch.zeros(n_layers, dtype=torch.int64)
+        self.sum = torch.zeros(n_layers, n_columns, dtype=torch.float64)
+        self.square = torch.zeros(n_layers, n_columns, dtype=torch.float64)
+
+    def widen(self, n_columns: int) -> None:
+        """Have at least so many columns; the new ones are 0 for the examples so far."""
+        more = max(0, n_columns - self.sum.shape[1])
+        self.sum, self.square = (torch.nn.functional.pad(x, (0, more)) for x in (self.sum, self.square))
+
+    def add(self, layer: int, values: Float[Tensor, "example column"]) -> None:
+        """Add examples to a layer."""
+        self.n[layer] += len(values)
+        self.sum[layer] += values.sum(dim=0)
+        self.square[layer] += values.square().sum(dim=0)
+
+    def mean(self, layer: int) -> Float[Tensor, " column"]:
+        """Mean over the examples of a layer."""
+        return self.sum[layer] / self.n[layer]
+
+    def standard_error(self, layer: int) -> Float[Tensor, " column"]:
+        """Standard error of :meth:`mean`."""
+        variance = self.square[layer] / self.n[layer] - self.mean(layer).square()
+        return (variance.clamp_min(0) / self.n[layer]).sqrt()
+
+
 class AttentionShare:
     """Adds up :func:`attention_share` over batches, by layer and slot.
 
@@ -101,15 +150,13 @@ class AttentionShare:
 
     def __init__(self, n_layers: int, layers: Sequence[int] | None = None) -> None:
         self.n_layers = n_layers
-        self.layers = list(range(n_layers)) if layers is None else list(layers)
+        self.layers = list(range(n_layers)) if layers is None else sorted(layers)
         self.n_examples = 0
-        self._sum = torch.zeros(n_layers, 2, dtype=torch.float64)
-        self._square = torch.zeros(n_layers, 2, dtype=torch.float64)
-        self._held = torch.zeros(2, dtype=torch.int64)
+        self._share = LayerMeans(n_layers, 2)
+        self._mass = LayerMeans(n_layers, 1)
+        self._held = torch.zeros(2, dtype=torch.int64)  # positions of each slot
         self._positions = torch.zeros(len(GROUPS), dtype=torch.int64)
-        self._groups: list[list[Tensor]] = [[] for _ in range(n_layers)]
-        self._mass = torch.zeros(n_layers, dtype=torch.float64)
-        self._seen = torch.zeros(n_layers, dtype=torch.int64)
+        self._groups: list[list[Float[Tensor, "batch group"]]] = [[] for _ in range(n_layers)]
 
     def hooks(self, tokens: TokenMap, queries: Any = "text - gate") -> list[HookPair]:
         """Hook pairs for one batch of prompts; each adds to the sums and changes nothing.
@@ -128,7 +175,7 @@ class AttentionShare:
         return [pair(layer) for layer in self.layers]
 
     @contextmanager
-    def looking(self, tokens: TokenMap, queries: Any = "text - gate") -> Iterator[Look]:
+    def looking(self, tokens: TokenMap, queries: Any = "text - gate") -> Iterator[AttentionReader]:
         """``see(layer, pattern, low)`` for one batch of prompts, given blocks of query rows from ``low`` on.
 
         Adds to the sums when the block ends.
@@ -139,47 +186,38 @@ class AttentionShare:
         slots, rows = self._begin(tokens, queries)
         _check_rows(rows)
         weight = rows.to(torch.float32) / rows.sum(-1, keepdim=True)
-        mass = {layer: torch.zeros(rows.shape, dtype=torch.float32) for layer in self.layers}
-        seen: set[int] = set()
+        mass: dict[int, Float[Tensor, "batch key"]] = {}
 
         def see(layer: int, pattern: Float[Tensor, "batch head rows key"], low: int) -> None:
-            if layer in mass:
-                seen.add(layer)
-                mine = weight[:, low : low + pattern.shape[2]].to(pattern.device) / pattern.shape[1]
-                mass[layer] += torch.einsum("bhqk,bq->bk", pattern.float(), mine).cpu()
+            if layer in self.layers:
+                block = weight[:, low : low + pattern.shape[2]].to(pattern.device) / pattern.shape[1]
+                part = torch.einsum("bhqk,bq->bk", pattern.float(), block).cpu()
+                mass[layer] = mass[layer] + part if layer in mass else part
 
         yield see
-        for layer in sorted(seen):
-            self._add(layer, mass[layer], slots)
+        for layer, total in mass.items():
+            self._add(layer, total, slots)
 
     def _begin(self, tokens: TokenMap, queries: Any) -> tuple[Tensor, Tensor]:
         slots = image_side_slots(tokens)
-        more = int(slots.max()) + 1 - self._sum.shape[1]
-        if more > 0:
-            wider = torch.nn.functional.pad
-            self._sum, self._square = wider(self._sum, (0, more)), wider(self._square, (0, more))
-            self._held = wider(self._held, (0, more))
+        n_slots = max(int(slots.max()) + 1, len(self._held))
+        self._share.widen(n_slots)
+        held = torch.bincount(slots[slots >= 0], minlength=n_slots)
+        held[: len(self._held)] += self._held
+        self._held = held
+        groups = image_side_groups(slots)
+        self._positions += torch.bincount(groups[groups >= 0], minlength=len(GROUPS))
         self.n_examples += tokens.batch_size
-        count = torch.bincount(slots[slots >= 0], minlength=len(self._held))
-        self._held += count
-        image, last = count[2::2].sum(), (slots >= 2).logical_and(slots % 2 == 0).any(-1).sum()
-        self._positions += torch.stack([count[1], last, image - last, count[3::2].sum(), count[0]])
         return slots, tokens.mask(queries)
 
-    def _add(self, layer: int, mass: Float[Tensor, "batch key"], slots: Tensor) -> None:
-        mass = mass.cpu().double()
-        keys = slots >= 0
-        mass = mass * keys
+    def _add(self, layer: int, mass: Float[Tensor, "batch key"], slots: Int[Tensor, "batch pos"]) -> None:
+        mass = mass.cpu().double() * (slots >= 0)
         total = mass.sum(-1, keepdim=True)
         share = torch.where(total > 0, mass / total.clamp_min(1e-300), mass)
         # an example can have several gates (one an image): its slots are added up before they are squared
-        by_slot = torch.zeros(len(mass), self._sum.shape[1], dtype=torch.float64)
-        by_slot.scatter_add_(1, slots.clamp_min(0), share)
-        self._sum[layer] += by_slot.sum(0)
-        self._square[layer] += by_slot.square().sum(0)
-        self._groups[layer].append(_by_group(by_slot, slots))
-        self._mass[layer] += total.sum()
-        self._seen[layer] += len(mass)
+        self._share.add(layer, sum_by(share, slots, len(self._held)))
+        self._mass.add(layer, total)
+        self._groups[layer].append(sum_by(share, image_side_groups(slots), len(GROUPS)))
 
     def table(self) -> pd.DataFrame:
         """One row a layer and position: ``layer, kind, index, share, se, image_side_mass, n, held``.
@@ -193,21 +231,16 @@ class AttentionShare:
             DataError: a layer whose hook never fired.
         """
         self._check_fired()
+        places = [(*slot_place(slot), slot) for slot in self._held.nonzero().flatten().tolist()]
+        places.sort(key=lambda place: (IMAGE_SIDE_KINDS.index(place[0]), place[1]))
         rows = []
         for layer in self.layers:
-            n = int(self._seen[layer])
-            mean = self._sum[layer] / n
-            error = ((self._square[layer] / n - mean.square()).clamp_min(0) / n).sqrt()
-            mass = float(self._mass[layer] / n)
-            for slot in self._held.nonzero().flatten().tolist():
-                kind, index = slot_place(slot)
-                numbers = (float(mean[slot]), float(error[slot]), mass, n, int(self._held[slot]))
-                rows.append((layer, kind, index, *numbers))
+            mean, error = self._share.mean(layer).tolist(), self._share.standard_error(layer).tolist()
+            mass, n = float(self._mass.mean(layer)), int(self._share.n[layer])
+            for kind, index, slot in places:
+                rows.append((layer, kind, index, mean[slot], error[slot], mass, n, int(self._held[slot])))
         columns = ["layer", "kind", "index", "share", "se", "image_side_mass", "n", "held"]
-        found = pd.DataFrame(rows, columns=columns)
-        order = pd.Categorical(found.kind, KINDS, ordered=True)
-        found = found.assign(order=order).sort_values(["layer", "order", "index"], ignore_index=True)
-        return found.drop(columns="order")
+        return pd.DataFrame(rows, columns=columns)
 
     def groups(self, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
         """NG's contributions, one row a layer and group: ``layer, group, share, low, high, positions, n``.
@@ -220,33 +253,66 @@ class AttentionShare:
             DataError: a layer whose hook never fired.
         """
         self._check_fired()
-        rows = []
+        parts = []
         for layer in self.layers:
-            values = torch.cat(self._groups[layer])
+            shares = torch.cat(self._groups[layer]).numpy()
             for number, group in enumerate(GROUPS):
-                if not int(self._positions[number]):
-                    continue
-                mine = values[:, number].numpy()
-                low, high = bootstrap_interval(mine, n_boot=n_boot, seed=seed)
                 positions = int(self._positions[number]) / self.n_examples
-                rows.append((layer, group, float(mine.mean()), low, high, positions, len(mine)))
-        return pd.DataFrame(rows, columns=["layer", "group", "share", "low", "high", "positions", "n"])
+                if positions:
+                    columns = {"layer": layer, "group": group, "positions": positions}
+                    parts.append(pd.DataFrame({**columns, "share": shares[:, number]}))
+        return summary(
+            pd.concat(parts),
+            by=["layer", "group", "positions"],
+            values="share",
+            unit=None,
+            n_boot=n_boot,
+            seed=seed,
+            names=("share", "low", "high"),
+        )[["layer", "group", "share", "low", "high", "positions", "n"]]
 
     def _check_fired(self) -> None:
-        missed = [layer for layer in self.layers if self._seen[layer] == 0]
+        missed = [layer for layer in self.layers if self._share.n[layer] == 0]
         if missed:
             raise DataError(
                 f"attention share: the hooks of layer(s) {missed} never fired; run the model with them"
             )
 
 
-def _by_group(
-    by_slot: Float[Tensor, "batch slot"], slots: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch group"]:
-    """Shares of :data:`GROUPS`; the last image token is each example's own."""
-    image = torch.where((slots >= 2) & (slots % 2 == 0), slots, 0)
-    last = image.max(-1).values
-    at_last = by_slot.gather(1, last[:, None])[:, 0] * (last > 0)
-    all_image = by_slot[:, 2::2].sum(-1)
-    parts = [by_slot[:, 1], at_last, all_image - at_last, by_slot[:, 3::2].sum(-1), by_slot[:, 0]]
-    return torch.stack(parts, dim=-1)
+def standing_out(table: pd.DataFrame, least: float = 0.01, times: float = 2.0) -> pd.DataFrame:
+    """The image-side positions whose share of cross-modal attention f_j^l exceeds ``least``, and which stand out.
+
+    NG (section on cross-modal attention) shows every token that takes more than 1 % and names their indices for
+    each model by hand. Here any position is listed whose share exceeds ``least`` in the mean over layers or in
+    some layer. With few positions that says little: of 66 each has 1.5 % if all are alike. So a position *stands
+    out* only if in its highest layer the lower end of its 95 % interval (share − 1.96 se) exceeds both ``least``
+    and ``times`` the even share.
+
+    Args:
+        table: of :meth:`AttentionShare.table`.
+        least, times: as above.
+
+    Returns:
+        One row a listed position, the highest first: ``kind, index, mean`` (over layers), ``highest`` with ``low,
+        high`` and its ``layer``, ``even`` (1 / positions of an example), ``stands_out, n``.
+    """
+    columns = ["kind", "index", "mean", "highest", "low", "high", "layer", "even", "stands_out", "n"]
+    layer = table[table.layer == table.layer.iloc[0]]  # every layer has the same positions
+    even = float(layer.n.iloc[0] / layer.held.sum())
+    rows = []
+    for (kind, index), part in table.groupby(["kind", "index"], sort=False):
+        top = part.loc[part.share.idxmax()]
+        mean = float(part.share.mean())
+        if max(mean, top.share) <= least:
+            continue
+        low, high = max(0.0, top.share - _Z * top.se), min(1.0, top.share + _Z * top.se)
+        above = low > max(least, times * even)
+        rows.append((kind, index, mean, top.share, low, high, int(top.layer), even, above, int(top.n)))
+    listed = pd.DataFrame(rows, columns=columns).astype({"stands_out": bool})
+    return listed.sort_values("highest", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _check_rows(rows: Bool[Tensor, "batch query"]) -> None:
+    if not bool(rows.any(-1).all()):
+        example = int((~rows.any(-1)).nonzero()[0])
+        raise DataError(f"attention: example {example} has no query row to average; choose other queries")

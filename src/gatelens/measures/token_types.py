@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
+from gatelens.measures.attention import AttentionReader, LayerMeans, sum_by
 from gatelens.roles import Role
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
-
-KINDS: dict[str, tuple[Role, ...]] = {
+TOKEN_KINDS: dict[str, tuple[Role, ...]] = {
     "image": (Role.IMAGE,),
     "query": (Role.QUERY,),
     "system": (Role.SYSTEM,),
@@ -26,7 +22,8 @@ KINDS: dict[str, tuple[Role, ...]] = {
 """Every key a row can look at has one of these. WI's "query" is query and system together; ``generated`` holds
 the earlier generated tokens and the row's own."""
 
-Look = Callable[[int, Tensor, int], None]
+_GENERATED = list(TOKEN_KINDS).index("generated")
+_UNADDED = "token types: a batch was seen but not added; call add(generation.tokens) after it"
 
 
 class TokenTypeShare:
@@ -47,25 +44,26 @@ class TokenTypeShare:
 
     def __init__(self, n_layers: int, first: bool = False) -> None:
         self.n_layers, self.first = n_layers, first
-        self.n_pictures = torch.zeros(n_layers, dtype=torch.int64)
         self.n_rows = torch.zeros(n_layers, dtype=torch.int64)
-        self._sum = torch.zeros(n_layers, len(KINDS), dtype=torch.float64)
-        self._square = torch.zeros(n_layers, len(KINDS), dtype=torch.float64)
-        self._even = torch.zeros(n_layers, len(KINDS), dtype=torch.float64)
-        self._mass = torch.zeros(n_layers, dtype=torch.float64)
+        self._share = LayerMeans(n_layers, len(TOKEN_KINDS))
+        self._even = LayerMeans(n_layers, len(TOKEN_KINDS))
+        self._mass = LayerMeans(n_layers, 1)
         self._rows: dict[tuple[int, int], Float[Tensor, "batch kind"]] = {}
         self._tokens: TokenMap | None = None
 
-    def see(self, tokens: TokenMap) -> Look:
+    @property
+    def n_pictures(self) -> Int[Tensor, " layer"]:
+        """How many pictures each layer has rows of."""
+        return self._share.n
+
+    def see(self, tokens: TokenMap) -> AttentionReader:
         """``see(layer, pattern, position)`` for one batch of prompts, to be ended by :meth:`add`.
 
         Raises:
             DataError: the batch before was not added.
         """
         if self._rows:
-            raise DataError(
-                "token types: a batch was seen but not added; call add(generation.tokens) after it"
-            )
+            raise DataError(_UNADDED)
         self._tokens = tokens
         kinds = kind_of(tokens)
 
@@ -81,50 +79,45 @@ class TokenTypeShare:
         Raises:
             DataError: nothing was seen, or the map is of another batch.
         """
-        seen, rows = self._tokens, self._rows
-        if seen is None or not rows:
-            raise DataError(
-                "token types: no attention was seen; pass see=share.see(inputs.tokens) to generate"
-            )
-        start = seen.prompt_length
-        if tokens.batch_size != seen.batch_size or tokens.prompt_length != start:
-            raise DataError("token types: these tokens are of another batch; add what this batch generated")
-        most = max(row for _, row in rows)
-        if tokens.n_pos <= start + most:
-            raise DataError(
-                f"token types: attention of {most + 1} written tokens was seen, but the map holds "
-                f"{tokens.n_pos - start}; add generation.tokens"
-            )
+        rows, n_rows = self._rows, self._check_same_batch(tokens)
         self._rows, self._tokens = {}, None
-        live = tokens.roles[:, start : start + most + 1] == Role.GENERATED  # the token a row writes is one
-        even = self._even_shares(tokens, most + 1)
+        start = tokens.prompt_length
+        live = tokens.roles[:, start : start + n_rows] == Role.GENERATED  # the token a row writes is one
+        even = _even_shares(tokens, n_rows)
         for layer in range(self.n_layers):
-            numbers = [r for r in range(0 if self.first else 1, most + 1) if (layer, r) in rows]
+            numbers = [r for r in range(0 if self.first else 1, n_rows) if (layer, r) in rows]
             if not numbers:
                 continue
             values = torch.stack([rows[layer, r] for r in numbers], dim=1)  # [batch, row, kind]
-            total = values.sum(dim=-1)
-            counted = live[:, numbers] & (total > 0)
-            share = values / total.clamp_min(1e-300)[..., None]
+            total = values.sum(dim=-1, keepdim=True)
+            counted = live[:, numbers] & (total[..., 0] > 0)
             n = counted.sum(dim=1)
-            has = n > 0
-            weight = counted.double() / n.clamp_min(1)[:, None]
-            mine = torch.einsum("br,brk->bk", weight, share)[has]
-            self._sum[layer] += mine.sum(dim=0)
-            self._square[layer] += (mine**2).sum(dim=0)
-            self._even[layer] += torch.einsum("br,brk->bk", weight, even[:, numbers])[has].sum(dim=0)
-            self._mass[layer] += (weight * total).sum()
-            self.n_pictures[layer] += int(has.sum())
+            weight = (counted.double() / n.clamp_min(1)[:, None])[n > 0]
+            for means, numbers_of_rows in (
+                (self._share, values / total.clamp_min(1e-300)),
+                (self._even, even[:, numbers]),
+                (self._mass, total),
+            ):
+                means.add(layer, torch.einsum("br,brk->bk", weight, numbers_of_rows[n > 0]))
             self.n_rows[layer] += int(counted.sum())
 
-    @staticmethod
-    def _even_shares(tokens: TokenMap, n_rows: int) -> Float[Tensor, "batch row kind"]:
-        """What a row would give each kind if it looked at every position it can see alike."""
-        kinds = kind_of(tokens)[:, : tokens.prompt_length]
-        prompt = by_kind(torch.ones_like(kinds, dtype=torch.float64), kinds)
-        counts = prompt[:, None].repeat(1, n_rows, 1)
-        counts[..., list(KINDS).index("generated")] += torch.arange(n_rows)
-        return counts / counts.sum(dim=-1, keepdim=True)
+    def _check_same_batch(self, tokens: TokenMap) -> int:
+        """How many rows were seen of the batch that wrote ``tokens``."""
+        seen = self._tokens
+        if seen is None or not self._rows:
+            raise DataError(
+                "token types: no attention was seen; pass see=share.see(inputs.tokens) to generate"
+            )
+        if tokens.batch_size != seen.batch_size or tokens.prompt_length != seen.prompt_length:
+            raise DataError("token types: these tokens are of another batch; add what this batch generated")
+        n_rows = 1 + max(row for _, row in self._rows)
+        written = tokens.n_pos - seen.prompt_length
+        if written < n_rows:
+            raise DataError(
+                f"token types: attention of {n_rows} written tokens was seen, but the map holds "
+                f"{written}; add generation.tokens"
+            )
+        return n_rows
 
     def table(self) -> pd.DataFrame:
         """One row a layer and kind: ``layer, kind, share, se, even, mass, n, n_rows``.
@@ -137,30 +130,34 @@ class TokenTypeShare:
             DataError: no row of a generated token was seen in some layer, or a batch was not added.
         """
         if self._rows:
-            raise DataError(
-                "token types: a batch was seen but not added; call add(generation.tokens) after it"
-            )
+            raise DataError(_UNADDED)
         empty = (self.n_pictures == 0).nonzero().flatten().tolist()
         if empty:
             raise DataError(
                 f"token types: layer(s) {empty} have no row of a generated token; generate at least two tokens"
             )
-        rows = []
-        for layer in range(self.n_layers):
-            n = int(self.n_pictures[layer])
-            mean = self._sum[layer] / n
-            se = ((self._square[layer] / n - mean**2).clamp_min(0) / n).sqrt()
-            even, mass = self._even[layer] / n, float(self._mass[layer] / n)
-            for k, kind in enumerate(KINDS):
-                numbers = (float(mean[k]), float(se[k]), float(even[k]), mass)
-                rows.append((layer, kind, *numbers, n, int(self.n_rows[layer])))
-        return pd.DataFrame(rows, columns=["layer", "kind", "share", "se", "even", "mass", "n", "n_rows"])
+        layers = [
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "kind": list(TOKEN_KINDS),
+                    "share": self._share.mean(layer),
+                    "se": self._share.standard_error(layer),
+                    "even": self._even.mean(layer),
+                    "mass": float(self._mass.mean(layer)),
+                    "n": int(self.n_pictures[layer]),
+                    "n_rows": int(self.n_rows[layer]),
+                }
+            )
+            for layer in range(self.n_layers)
+        ]
+        return pd.concat(layers, ignore_index=True)
 
 
 def kind_of(tokens: TokenMap) -> Int[Tensor, "batch pos"]:
-    """Number of every position's kind in :data:`KINDS`, −1 for padding."""
+    """Number of every position's kind in :data:`TOKEN_KINDS`, −1 for padding."""
     numbers = torch.full((max(Role) + 1,), -1, dtype=torch.int64)
-    for number, roles in enumerate(KINDS.values()):
+    for number, roles in enumerate(TOKEN_KINDS.values()):
         numbers[list(roles)] = number
     return numbers[tokens.roles.long()]
 
@@ -169,10 +166,15 @@ def by_kind(
     attention: Float[Tensor, "batch key"], kinds: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch kind"]:
     """Attention summed over the keys of each kind. Keys after the positions of ``kinds`` are generated ones."""
-    more = attention.shape[1] - kinds.shape[1]
-    if more > 0:
-        kinds = torch.cat([kinds, kinds.new_full((len(kinds), more), list(KINDS).index("generated"))], dim=1)
-    kinds = kinds[:, : attention.shape[1]]
-    out = attention.new_zeros(len(attention), len(KINDS) + 1)
-    out.scatter_add_(1, torch.where(kinds < 0, len(KINDS), kinds), attention)
-    return out[:, :-1]
+    more = max(0, attention.shape[1] - kinds.shape[1])
+    kinds = torch.nn.functional.pad(kinds, (0, more), value=_GENERATED)[:, : attention.shape[1]]
+    return sum_by(attention, kinds, len(TOKEN_KINDS))
+
+
+def _even_shares(tokens: TokenMap, n_rows: int) -> Float[Tensor, "batch row kind"]:
+    """What a row would give each kind if it looked at every position it can see alike."""
+    kinds = kind_of(tokens)[:, : tokens.prompt_length]
+    prompt = by_kind(torch.ones_like(kinds, dtype=torch.float64), kinds)
+    counts = prompt[:, None].repeat(1, n_rows, 1)
+    counts[..., _GENERATED] += torch.arange(n_rows)
+    return counts / counts.sum(dim=-1, keepdim=True)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from gatelens.engine import look
 from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place
-from gatelens.measures.attention_positions import standing_out
+from gatelens.measures.attention import standing_out
 from gatelens.studies.common import chunks_by_length, prepare
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.section import Context, Piece, Section
