@@ -128,10 +128,8 @@ def whats_in_the_image(
     """Where is what the text says of the picture stored, and where read? (Kaduri et al., arXiv 2411.17491)"""
     from gatelens.data import presets
     from gatelens.runs import check_writable
-    from gatelens.studies.whats_in_the_image.configurations import check_words
 
     chosen = presets.preset(preset, "whats-in-the-image") if preset else presets.NONE
-    check_words(how or "mask", first_token)
     check_writable(out)  # before the slow imports and the model
     from gatelens.studies import whats_in_the_image as run_study
 

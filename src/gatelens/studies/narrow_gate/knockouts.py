@@ -16,7 +16,7 @@ from gatelens.data import Example
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots import card
-from gatelens.plots.pictures import data_uri
+from gatelens.plots.pictures import picture_uri
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
@@ -135,7 +135,7 @@ def _examples(setup: Setup, predictions: pd.DataFrame) -> list[dict[str, Any]]:
             for e in examples[:n]:
                 part = shown[(shown.task == task) & (shown.id == e.id)]
                 rows = part[["row", "prediction", "score"]].to_dict("records")
-                picture = data_uri(e.image) if e.image is not None else ""
+                picture = picture_uri(e.image, 256, enlarge=True) if e.image is not None else ""
                 facts = {"task": task, "id": e.id, "prompt": e.prompt, "answers": list(labels_of(e))}
                 out.append({**facts, "picture": picture, "rows": rows})
     return out
