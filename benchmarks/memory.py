@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from gatelens import HookedVLM, VLMInputs
-from gatelens.engine.look import look
+from gatelens.engine.attention_rows import look
 from gatelens.families import family_of, token_map
 from gatelens.measures.attention import AttentionShare
 from gatelens.studies.narrow_gate.knockout_table import QUERIES

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests" / "families"))
+sys.path += [str(ROOT / "tests" / room) for room in ("families", "bridge")]
 
 import test_conformance as suite  # noqa: E402
 import test_towers as towers  # noqa: E402

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+import gatelens
 
 
 @pytest.mark.parametrize(
@@ -21,10 +25,10 @@ def test_every_name_is_there_once(package: str) -> None:
 @pytest.mark.parametrize(
     "package, module, names",
     [
-        ("engine", "compress", "compress describe Described"),
-        ("engine", "context", "CompressedContext"),
-        ("engine", "look", "look"),
-        ("measures", "mme", "mme yes_or_no"),
+        ("engine", "compression", "compress describe"),
+        ("engine", "compressed_context", "CompressedContext Described"),
+        ("engine", "attention_rows", "look"),
+        ("measures", "mme", "mme_scores yes_or_no"),
         (
             "measures",
             "concentration",
@@ -39,3 +43,26 @@ def test_functions_are_not_hidden_by_modules_of_their_name(package: str, module:
     for name in names.split():
         assert getattr(offered, name) is getattr(holder, name) and name in offered.__all__
         assert not isinstance(getattr(offered, name), ModuleType)
+
+
+def test_the_public_face_is_the_stub() -> None:
+    """What type checkers see is what there is, and each public name stands there once."""
+    stub = Path(gatelens.__file__).with_suffix(".pyi").read_text()
+    names = re.findall(r"^from \S+ import \w+ as (\w+)$", stub, flags=re.MULTILINE)
+    assert len(names) == len(set(names)) == len(stub.split("import ")) - 1
+    assert {*names, "__version__"} == set(gatelens.__all__) == set(dir(gatelens))
+    with pytest.raises(AttributeError, match="no attribute 'knockouts'"):
+        _ = gatelens.knockouts  # type: ignore[attr-defined]
+    for name in (
+        "knockout",
+        "patch",
+        "steer",
+        "ablate",
+        "sweep",
+        "metrics",
+        "HookedVLM",
+        "TokenMap",
+        "Selection",
+    ):
+        assert name in names and getattr(gatelens, name) is not None
+    assert gatelens.metrics is import_module("gatelens.measures.logits")

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from gatelens.errors import InputError, ModelError
-from gatelens.inputs import load_image, match_images, position_ids
+from gatelens.inputs import load_image, match_images
 from gatelens.model import HookedVLM
+from gatelens.tokens import position_ids
 from tiny_models import make_picture
 
 

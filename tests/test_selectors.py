@@ -93,23 +93,60 @@ def test_any_expression_is_set_algebra(t: TokenMap, e: object) -> None:
     assert set(t.positions(text_of(e))) == set_of(e, t)
 
 
-@given(maps(), st.lists(st.sampled_from(NAMES), min_size=2, max_size=5), st.data())
+def bare_text_of(e: object, binding: int = 0) -> str:
+    """With no more parentheses than Python needs."""
+    if isinstance(e, str):
+        return e
+    assert isinstance(e, tuple)
+    own = {"|": 1, "&": 2, "-": 3, "~": 4}[e[0]]
+    if e[0] == "~":
+        text = f"~{bare_text_of(e[1], own)}"
+    else:
+        text = f"{bare_text_of(e[1], own)} {e[0]} {bare_text_of(e[2], own + 1)}"
+    return text if own >= binding else f"({text})"
+
+
+def object_of(e: object) -> Selection:
+    if isinstance(e, str):
+        return Selection.parse(e)
+    assert isinstance(e, tuple)
+    if e[0] == "~":
+        return ~object_of(e[1])
+    a, b = object_of(e[1]), object_of(e[2])
+    return a | b if e[0] == "|" else a & b if e[0] == "&" else a - b
+
+
+@given(maps(), EXPRESSIONS)
 @settings(max_examples=200, deadline=None)
-def test_precedence_without_parentheses(t: TokenMap, names: list[str], data: st.DataObject) -> None:
-    """``&`` first, then ``|`` and ``-`` from left to right."""
+def test_text_objects_and_sets_agree(t: TokenMap, e: object) -> None:
+    made, written = object_of(e), bare_text_of(e)
+    assert set(t.positions(made)) == set(t.positions(written)) == set_of(e, t)
+    assert str(made) == written
+    again = Selection.parse(str(made))
+    assert again == made and again.node == made.node
+
+
+@given(maps(), st.lists(st.sampled_from(NAMES), min_size=2, max_size=6), st.data())
+@settings(max_examples=200, deadline=None)
+def test_precedence_is_pythons(t: TokenMap, names: list[str], data: st.DataObject) -> None:
+    """The same line as text, as Python's own sets and as Python's own operators on selections."""
     ops = data.draw(st.lists(st.sampled_from("|&-"), min_size=len(names) - 1, max_size=len(names) - 1))
-    terms, signs = [brute(names[0], t)], []
-    for op, name in zip(ops, names[1:], strict=True):
-        if op == "&":
-            terms[-1] = terms[-1] & brute(name, t)
-        else:
-            signs.append(op)
-            terms.append(brute(name, t))
-    want = terms[0]
-    for sign, term in zip(signs, terms[1:], strict=True):
-        want = want | term if sign == "|" else want - term
-    text = names[0] + "".join(f"{op}{name}" for op, name in zip(ops, names[1:], strict=True))
-    assert set(t.positions(text)) == want
+    text = names[0] + "".join(f" {op} {name}" for op, name in zip(ops, names[1:], strict=True))
+    sets = {name: brute(name, t) for name in NAMES}
+    objects = {name: Selection.parse(name) for name in NAMES}
+    scope = {"__builtins__": {}}
+    assert set(t.positions(text)) == eval(text, scope, sets)
+    assert set(t.positions(eval(text, scope, objects))) == set(t.positions(text))
+
+
+def test_what_a_mixed_line_means() -> None:
+    t = make_map([[S, X, X, Q, Q]])
+    assert t.positions("image | query - last_image") == [1, 2, 3, 4]
+    assert t.positions("(image | query) - last_image") == [1, 3, 4]
+    assert t.positions("image - last_image & first_image") == [1]
+    assert t.positions("~image - last") == [0, 3]
+    assert t.positions("image" - Selection.parse("last_image")) == [1]
+    assert str("query" | Selection.parse("image") - "last_image") == "query | image - last_image"
 
 
 @given(maps(), EXPRESSIONS)
@@ -212,12 +249,43 @@ def test_pixel_mask_against_every_pixel(pixels: list[list[bool]]) -> None:
         ("pos[9]", "position 9 is outside the 3 positions"),
         ("pos[]", "'pos\\[\\]'"),
         ("random_image:x", "'random_image:x'"),
+        ("random_image:" + "9" * 5000, "unknown word 'random_image:9"),
+        ("image ^ eoi", r"cannot read '\^' at character 6"),
+        ("image * eoi", r"cannot read '\*'"),
+        ("-image", "'-' where a name"),
+        ("image.box", "unknown word 'image'|out of place|cannot read"),
+        ("()", "'\\)' where a name"),
+        ("image (eoi)", "'\\(' is out of place"),
+        ("image\nimage", "'image' is out of place"),
+        ("(" * 5000 + "image" + ")" * 5000, "nested too deeply"),
+        ("~" * 20000 + "image", "nested too deeply"),
+        (" - ".join(["image"] * 20000), "nested too deeply"),
     ],
 )
 def test_errors_name_the_offender(text: str, message: str) -> None:
     with pytest.raises(SelectorError, match=message) as caught:
         make_map([[S, X, Q]]).mask(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [5, None, b"image", ["image"]])
+def test_a_selection_is_made_of_text(text: object) -> None:
+    with pytest.raises(SelectorError, match=f"is a {type(text).__name__}: give text"):
+        Selection.parse(text)  # type: ignore[arg-type]
+    with pytest.raises(SelectorError, match="give text"):
+        Selection.parse("image") | text  # type: ignore[operator]
+
+
+def test_many_selections_joined_in_python() -> None:
+    t = make_map([[S, X, Q]])
+    joined = Selection.parse("image")
+    for _ in range(100):
+        joined = joined | "query" if len(joined.text) % 2 else ~(joined - "last")
+    assert torch.equal(t.mask(str(joined)), t.mask(joined))
+    for _ in range(20000):
+        joined = joined | "query"
+    with pytest.raises(SelectorError, match="nested too deeply"):
+        t.mask(joined)
 
 
 @given(st.text(alphabet="imagetx|&-~()[]:.,@ 019_p", max_size=25))

@@ -1,102 +1,37 @@
 """gatelens: where and how a vision-language model passes its picture on to its words.
 
-The public face, imported on first use so that ``import gatelens`` stays quick.
+The public face is the stub ``__init__.pyi`` beside this file. Its names are imported on first use, so that
+``import gatelens`` and ``gatelens --help`` stay quick.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__ below does the same
-    from gatelens import data, engine, errors, families, interventions, measures, organisms, studies, views
-    from gatelens.engine.decode import Generation
-    from gatelens.engine.explain import explain
-    from gatelens.engine.sweep import sweep
-    from gatelens.families import Family, FixedGrid, Geometry, Layout
-    from gatelens.inputs import VLMInputs
-    from gatelens.interventions import ablate, knockout, patch, steer
-    from gatelens.measures import logits as metrics
-    from gatelens.model import HookedVLM
-    from gatelens.roles import Role
-    from gatelens.runs import Run
-    from gatelens.selectors import Selection
-    from gatelens.tokens import TokenMap
-
-_MODULES = (
-    "data",
-    "engine",
-    "errors",
-    "families",
-    "interventions",
-    "measures",
-    "organisms",
-    "studies",
-    "views",
-)
-# public name -> the module that holds it
-_NAMES = {
-    "HookedVLM": "model",
-    "VLMInputs": "inputs",
-    "TokenMap": "tokens",
-    "Role": "roles",
-    "Selection": "selectors",
-    "Family": "families",
-    "Layout": "families",
-    "FixedGrid": "families",
-    "Geometry": "families",
-    "Generation": "engine",
-    "Run": "runs",
-    "knockout": "interventions",
-    "patch": "interventions",
-    "steer": "interventions",
-    "ablate": "interventions",
-    "explain": "engine",
-    "sweep": "engine",
+# public name -> (module, name there)
+_PUBLIC = {
+    alias.asname: (str(statement.module), alias.name)
+    for statement in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
+    if alias.asname
 }
 
-__all__ = [
-    "Family",
-    "FixedGrid",
-    "Generation",
-    "Geometry",
-    "HookedVLM",
-    "Layout",
-    "Role",
-    "Run",
-    "Selection",
-    "TokenMap",
-    "VLMInputs",
-    "__version__",
-    "ablate",
-    "data",
-    "engine",
-    "errors",
-    "explain",
-    "families",
-    "interventions",
-    "knockout",
-    "measures",
-    "metrics",
-    "organisms",
-    "patch",
-    "steer",
-    "studies",
-    "sweep",
-    "views",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return import_module("gatelens.measures.logits")
-    if name in _MODULES:
-        return import_module(f"gatelens.{name}")
-    if name in _NAMES:
-        return getattr(import_module(f"gatelens.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'gatelens' has no attribute {name!r}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gatelens' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    if module == __name__:
+        return import_module(f"{module}.{attribute}")
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -6,9 +6,12 @@ The command line prints the message and ends with exit code 2.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GatelensError(ValueError):
-    """Base of every error a user can cause and mend."""
+    """Base of every error a user can cause and fix."""
 
 
 class SelectorError(GatelensError):
@@ -33,3 +36,13 @@ class DataError(GatelensError):
 
 class OutputError(GatelensError):
     """A place that cannot be written, or that holds something else."""
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the known word nearest to one nobody knows, else an empty string.
+
+    Args:
+        cutoff: how alike two words are at least, of 0..1, as difflib counts it.
+    """
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from gatelens.errors import InputError
 from gatelens.tokens import TokenMap
 
-ImageLike = Image.Image | str | Path | np.ndarray | Tensor
+ImageLike = Image.Image | str | Path | bytes | np.ndarray | Tensor
 Images = ImageLike | Sequence[Any] | None
 
 
@@ -88,11 +89,6 @@ def prepared(inputs: Any) -> VLMInputs:
     return inputs
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, as transformers' generate derives them from the mask."""
-    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-
-
 def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
     """Positions of the token ``step`` after the prompt: one after the highest, in every stream alike."""
     highest = position_ids.amax(dim=-1, keepdim=True)
@@ -102,22 +98,14 @@ def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
 
 
 def load_image(image: ImageLike, where: str = "image") -> Image.Image:
-    """An RGB picture from a PIL image, a path or an array: [H,W] or [H,W,3|4], 0..255 or, if float, 0..1.
+    """An RGB picture from a PIL image, a path, a file's bytes or an array: [H,W] or [H,W,3|4], 0..255 or, if
+    float, 0..1.
 
     A tensor may also be [3,H,W]. Transparency becomes white; a photo is turned as its EXIF data says.
     Raises InputError naming the file or argument that cannot be read.
     """
-    if isinstance(image, (str, Path)):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened.copy() if opened.getexif() == {} else ImageOps.exif_transpose(opened)
-        except FileNotFoundError:
-            raise InputError(f"{where}: no such file '{image}': check the path") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"{where}: '{image}' is no readable picture ({error}): replace the file"
-            ) from None
+    if isinstance(image, (str, Path, bytes)):
+        image = _from_file(image, where)
     elif isinstance(image, (np.ndarray, Tensor)):
         image = _from_array(image, where)
     if not isinstance(image, Image.Image):
@@ -128,6 +116,20 @@ def load_image(image: ImageLike, where: str = "image") -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_file(file: str | Path | bytes, where: str) -> Image.Image:
+    """The picture in a file, turned as its EXIF data says."""
+    named = "the file" if isinstance(file, bytes) else f"'{file}'"
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            opened.load()
+            return opened.copy() if opened.getexif() == {} else ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file {named}: check the path") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{where}: {named} is no readable picture ({reason}): replace the file") from error
 
 
 def _from_array(image: np.ndarray | Tensor, where: str) -> Image.Image:
@@ -157,7 +159,7 @@ def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list
     mark = "<image>"  # what a person writes; prepare puts the family's own placeholder and markers there
     if images is None:
         images = []
-    elif isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor)):
+    elif isinstance(images, (Image.Image, str, Path, bytes, np.ndarray, Tensor)):
         images = [images]
     elif not isinstance(images, (list, tuple)):
         raise InputError(

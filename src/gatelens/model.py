@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
+from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import loading, saving
+from gatelens import checkpoints, engine, passes, prompting
 from gatelens.bridge import towers
-from gatelens.bridge.attention import install as install_attention
-from gatelens.bridge.attention import windows
-from gatelens.bridge.linears import install as install_linears
-from gatelens.bridge.norms import install as install_norms
+from gatelens.bridge.attention import attention_windows, install_attention
+from gatelens.bridge.linear_layers import install_linear_layers
+from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
+from gatelens.caches import KeptRows, caching_hooks
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
-from gatelens.hooking import Hooking
-from gatelens.inputs import VLMInputs, prepared
-from gatelens.prompting import Prompting
-from gatelens.wrapping import check_fresh, decoder_of, family_for
+from gatelens.hub_errors import one_line
+from gatelens.inputs import Images, VLMInputs, prepared
+from gatelens.passes import FwdHooks, HookPoints, NamesFilter
+from gatelens.tokens import SelectorLike
 
 
-class HookedVLM(Prompting, Hooking):
+class HookedVLM:
     """A transformers VLM wrapped by TransformerLens, with the map of its tokens.
 
-    ``hf``: the transformers model, whose modules now carry the hooks. ``bridge``: TransformerLens' view of
-    it. ``cfg``: TransformerLens' config. ``family``, ``layout``: how this model lays out its tokens.
-    ``weight_names``: of the state dict before wrapping. Parameters are frozen; gradients with respect to
-    activations still flow.
+    Parameters are frozen; gradients with respect to activations still flow.
+
+    Attributes:
+        hf: the transformers model, whose modules now carry the hooks.
+        bridge: TransformerLens' view of it.
+        cfg: TransformerLens' config.
+        family, layout: how this model lays out its tokens.
+        hook_points: by TransformerLens' names.
+        weight_names: those of the state dict before wrapping.
     """
 
     def __init__(
@@ -54,11 +60,10 @@ class HookedVLM(Prompting, Hooking):
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         self.cfg = bridge.cfg
-        self.cfg.attention_windows = windows(hf.config.get_text_config(), int(self.cfg.n_layers))
-        self._points: dict[str, HookPoint] = bridge.hook_dict
-        self._tower_points, self._unread = towers.points(bridge), towers.unread(bridge, hf.config)
+        self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
+        self.hook_points = HookPoints(bridge, hf.config)
         install_norms(bridge)
-        install_linears(bridge)
+        install_linear_layers(bridge)
         self.attention = "fused"
 
     @classmethod
@@ -71,20 +76,27 @@ class HookedVLM(Prompting, Hooking):
         attention: str = "fused",
         **kwargs: Any,
     ) -> HookedVLM:
-        """Load ``organism:NAME``, a folder or a hub id. ``dtype`` None keeps the checkpoint's.
+        """Load a model by its name.
 
-        ``device`` moves the whole model; ``device_map`` spreads it (needs accelerate). ``attention``: see
-        the property. Other keywords go to transformers. Raises ModelError for what is not found or supported.
+        Args:
+            name: ``organism:NAME``, a folder or a hub id.
+            device: moves the whole model there.
+            dtype: of the weights; None keeps the checkpoint's.
+            device_map: spreads the model over devices; needs accelerate.
+            attention: see the property.
+            kwargs: go to transformers.
+
+        Raises:
+            ModelError: the model is not found or not supported, or ``device`` cannot be used.
         """
         if device is not None and device_map is not None:
             raise ModelError("device and device_map were both given: give one")
-        hf, processor = loading.load(name, dtype, device_map, **kwargs)
+        hf, processor = checkpoints.load(name, dtype, device_map, **kwargs)
         if device is not None:
             try:
                 hf = hf.to(device)
             except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                reason = str(error).splitlines()[0].rstrip(".")
-                raise ModelError(f"device '{device}' cannot be used: {reason}") from error
+                raise ModelError(f"device '{device}' cannot be used: {one_line(error)}") from error
         model = cls.from_module(hf, processor)
         model.attention = attention
         return model
@@ -93,17 +105,20 @@ class HookedVLM(Prompting, Hooking):
     def from_module(cls, hf_model: Any, processor: Any = None, layout: Layout | None = None) -> HookedVLM:
         """Wrap a model the caller holds. It is changed in place: hooks go in, parameters are frozen.
 
-        ``layout`` replaces the family's, or stands for it where TransformerLens has an adapter but gatelens
-        no family. Raises ModelError when the class is not supported or the model is already wrapped.
+        Args:
+            layout: replaces the family's; needed where TransformerLens has an adapter but gatelens no family.
+
+        Raises:
+            ModelError: the class is not supported, or the model is already wrapped.
         """
-        check_fresh(hf_model)
-        architecture, family = family_for(hf_model, layout)
+        checkpoints.check_fresh(hf_model)
+        architecture, family = checkpoints.family_for(hf_model, layout)
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
         hf_model.eval().requires_grad_(False)
         names = tuple(hf_model.state_dict())
         with adapted(architecture, family):
             bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
-        towers.install(bridge)
+        towers.install_towers(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
         return cls(hf_model, bridge, family, layout, processor, names)
@@ -114,14 +129,21 @@ class HookedVLM(Prompting, Hooking):
     ) -> HookedVLM:
         """Wrap a decoder that transformers knows together with a picture encoder it does not know.
 
-        The general route for models with code of their own. ``language_model``: a causal language model with
-        its head (Llama, Qwen, Mistral …), or of a class derived from one. ``embed_images(pixel_values)``:
-        Float[features, d_model], or [pictures, features, d_model], one row for each placeholder in order; the
-        tensors ``layout.evidence`` names go to it by keyword. A torch module is frozen with the rest.
-        ``layout``: where the features stand; a model whose own code marks a picture by one id outside the
-        vocabulary (-200) gets a spare id, written once for each feature. ``processor``: anything that takes
-        images= and text=, as transformers' do; without it use ``inputs``. Raises ModelError for a decoder that
-        TransformerLens has no adapter for or that is wrapped already, or a placeholder outside its vocabulary.
+        The general route for models with code of their own.
+
+        Args:
+            language_model: a causal language model with its head (Llama, Qwen, Mistral …), or of a class derived
+                from one.
+            embed_images: from pixel values to Float[features, d_model] or [pictures, features, d_model], one row
+                for each placeholder in order; the tensors that ``layout.evidence`` names go to it by keyword. A
+                torch module is frozen with the rest.
+            layout: where the features are; a model whose own code marks a picture by one id outside the
+                vocabulary (-200) gets a spare id, written once for each feature.
+            processor: anything that takes images= and text=, as transformers' do; without it use ``inputs``.
+
+        Raises:
+            ModelError: TransformerLens has no adapter for the decoder, it is wrapped already, or the placeholder
+                is outside its vocabulary.
 
             >>> import torch, gatelens as gl
             >>> from gatelens.families import FixedGrid, Geometry, Layout
@@ -138,8 +160,8 @@ class HookedVLM(Prompting, Hooking):
             >>> model.run(inputs, gl.knockout(queries="text - gate", keys="eoi", layers=[0, 1])).shape
             torch.Size([1, 8, 50])
         """
-        architecture = decoder_of(language_model)
-        check_fresh(language_model)
+        architecture = checkpoints.decoder_of(language_model)
+        checkpoints.check_fresh(language_model)
         parts = Parts(language_model, embed_images, layout.placeholder_id, layout.evidence)
         parts.eval().requires_grad_(False)
         names = tuple(parts.state_dict())
@@ -156,12 +178,17 @@ class HookedVLM(Prompting, Hooking):
         """Write a plain transformers checkpoint, config, weights and processor; returns the folder.
 
         transformers' ``from_pretrained`` and gatelens' load it. It is written beside ``folder`` and renamed when
-        whole. ``overwrite`` replaces the folder of an older checkpoint, with all that is in it.
-        ``max_shard_size``: larger weights are split into files of this size. An organism's picture decoder goes
-        along. Raises OutputError where nothing can be written or something else stands, ModelError for a model
-        of ``from_parts``, quantised, or with weights that are not in memory.
+        whole. An organism's picture decoder goes along.
+
+        Args:
+            overwrite: replace the folder of an older checkpoint, with all that is in it.
+            max_shard_size: larger weights are split into files of this size.
+
+        Raises:
+            OutputError: nothing can be written there, or something else is there.
+            ModelError: a model of ``from_parts``, a quantised one, or weights that are not in memory.
         """
-        return saving.save(self, folder, overwrite, max_shard_size)
+        return checkpoints.save(self, folder, overwrite, max_shard_size)
 
     @property
     def device(self) -> torch.device:
@@ -188,17 +215,162 @@ class HookedVLM(Prompting, Hooking):
     @attention.setter
     def attention(self, way: str) -> None:
         install_attention(self.bridge, self.hf, way)
-        towers.follow(self.bridge, way)
+        towers.set_tower_mode(self.bridge, way)
         self._attention = way
 
     def __repr__(self) -> str:
         c = self.cfg
         return f"HookedVLM({self.family.name}, {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model})"
 
+    # --- inputs and words
+
+    def prepare(self, images: Images = None, text: str | Sequence[str] = "", chat: bool = False) -> VLMInputs:
+        """Images and prompts as a left-padded batch; each placeholder in a prompt takes one image, in order.
+
+        Args:
+            images: one (PIL image, path or array), a list, or a list of lists, one a prompt.
+            text: ``<image>`` in it means a picture in every family; the family's own markers may be written out.
+            chat: make each prompt one user turn by the tokenizer's chat template, else the family's.
+
+        Raises:
+            InputError: images and text do not match or cannot be read.
+            ModelError: the model has no processor.
+        """
+        return prompting.prepare(self, images, text, chat)
+
+    def inputs(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        pixel_values: Tensor | None = None,
+        images: Sequence[Sequence[Any]] | None = None,
+        **rest: Any,
+    ) -> VLMInputs:
+        """A batch from tensors, its TokenMap read off the ids.
+
+        Args:
+            attention_mask: without it leading padding ids are masked.
+            images: the PIL originals, one list a prompt; without them pixel boxes are in processed pixels.
+            rest: what else this family's forward takes (``image_grid_thw``, ``image_sizes`` …).
+
+        Raises:
+            InputError: ids, padding and pictures do not fit together.
+        """
+        return prompting.from_tensors(self, input_ids, attention_mask, pixel_values, images, rest)
+
+    def as_turn(self, text: str) -> str:
+        """A prompt as one user turn, ``<image>`` still in it: by the tokenizer's chat template, else the family's.
+
+        Raises:
+            ModelError: the template leaves the prompt out.
+        """
+        return prompting.as_turn(self, text)
+
+    def decode(self, ids: Int[Tensor, "batch pos"] | Sequence[Any]) -> list[str]:
+        """Texts of token ids, special tokens left out: one a row (a flat list is one row)."""
+        rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        rows = rows if rows and isinstance(rows[0], (list, tuple, Tensor)) else [rows]
+        return self._own_tokenizer().batch_decode(rows, skip_special_tokens=True)
+
+    def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Int[Tensor, "batch pos"]:
+        """Token ids of text alone, padded on the left; ``prepend_bos=False`` leaves special tokens out."""
+        texts = [text] if isinstance(text, str) else list(text)
+        encoded = self._own_tokenizer()(
+            texts,
+            padding=len(texts) > 1,
+            padding_side="left",
+            add_special_tokens=prepend_bos,
+            return_tensors="pt",
+        )
+        return encoded["input_ids"].to(self.device)
+
+    def to_single_token(self, word: str) -> int:
+        """Id of a word that is one token. Raises InputError with its pieces otherwise."""
+        tokenizer = self._own_tokenizer()
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise InputError(f"'{word}' is not one token but {tokenizer.convert_ids_to_tokens(ids)}")
+        return int(ids[0])
+
+    def _own_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ModelError("this model has no tokenizer: pass processor= to from_module")
+        return self.tokenizer
+
+    # --- passes
+
+    def __call__(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits, as transformers gives them."""
+        return self.forward_step(prepared(inputs).tensors)[0]
+
+    def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager[None]:
+        """Hooks that live as long as the block, also when it raises. Unknown names: InterventionError."""
+        return self.hook_points.hooked(fwd_hooks)
+
+    def forward_step(
+        self, tensors: dict[str, Any], fwd_hooks: FwdHooks = (), past: Any = None, use_cache: bool = False
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+        """One forward pass, on a prompt or (with ``past``) on the tokens after it: (logits, cache or None).
+
+        Args:
+            tensors: transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
+                positions and ``position_ids`` the new ones. Missing ``position_ids`` follow from the mask.
+            past: a key-value cache, extended in place: copy it to reuse it.
+
+        Raises:
+            InputError: ``position_ids`` are missing where the family's do not follow from the mask.
+        """
+        with self.hooks(fwd_hooks):
+            return passes.forward_step(self, tensors, past, use_cache)
+
+    def run_with_hooks(
+        self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call.
+
+        Raises:
+            InterventionError: unknown names, or an edit of the vision tower that would change nothing.
+        """
+        tensors = prepared(inputs).tensors
+        with towers.must_fire(fwd_hooks, self.hook_points.of_towers) as hooks:
+            return self.forward_step(tensors, hooks)[0]
+
+    def run_with_cache(
+        self,
+        inputs: VLMInputs,
+        names_filter: NamesFilter = None,
+        fwd_hooks: FwdHooks = (),
+        device: str | torch.device | None = None,
+        positions: SelectorLike | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+        """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
+
+        Args:
+            names_filter: a hook name, a list, or a predicate on names; None caches everything.
+            device: where the cache goes.
+            positions: only these rows of the decoder's activations are kept, [batch, kept, ...] (of scores and
+                patterns their query rows), as many in every example; :func:`gatelens.patch` finds them again.
+            dtype: what the cache is cast to.
+
+        Raises:
+            InterventionError: unknown names.
+            InputError: the examples of a batch select different numbers of positions.
+        """
+        inputs = prepared(inputs)
+        stored: dict[str, Tensor] = {}
+        kept = None if positions is None else KeptRows.of(inputs.tokens, positions)
+        named = checkpoints.as_dtype(dtype)
+        cast = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
+        caching = caching_hooks(self.hook_points.names(names_filter), stored, kept, device, cast)
+        logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *caching])
+        cache = ActivationCache(stored, self.bridge, has_batch_dim=True)
+        cache.tokens = inputs.tokens
+        cache.kept = kept
+        return logits, cache
+
     def run(self, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits under interventions; see :mod:`gatelens.engine`."""
-        from gatelens import engine
-
         return engine.run(self, prepared(inputs), interventions)
 
     def generate(
@@ -211,16 +383,15 @@ class HookedVLM(Prompting, Hooking):
     ) -> Any:
         """Greedy decoding with the interventions holding at every step.
 
-        Returns a list of texts (one text when prepared from one string); ``return_type="ids"`` or ``"map"``
-        gives the whole Generation.
+        Returns:
+            A list of texts, one text when prepared from one string; with ``return_type="ids"`` or ``"map"`` the
+            whole Generation.
         """
-        from gatelens import engine
-
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
-        out = engine.generate(
+        generation = engine.generate(
             self, prepared(inputs), interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
         )
         if return_type != "str":
-            return out
-        return out.texts[0] if inputs.single else list(out.texts)
+            return generation
+        return generation.texts[0] if inputs.single else list(generation.texts)

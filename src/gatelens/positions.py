@@ -7,24 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import SelectorError
 from gatelens.roles import Role
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
 
 Masks = Mapping[str, Any]
 ROLE_NAMES = {role.name.lower(): role for role in Role}
 _EPS = 1e-6  # pixels: rounding of an inverted resize must not add a token or a pixel
 
 
-def _gate(tokens: TokenMap) -> Tensor:
+class PromptPositions(Protocol):
+    """What a selector reads of a batch of prompts: :class:`gatelens.tokens.TokenMap`."""
+
+    @property
+    def roles(self) -> Int[Tensor, "batch pos"]: ...
+    @property
+    def image_index(self) -> Int[Tensor, "batch pos"]: ...
+    @property
+    def box(self) -> Float[Tensor, "batch pos 4"]: ...
+    @property
+    def image_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def example_ids(self) -> tuple[int, ...]: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def n_pos(self) -> int: ...
+
+
+def _gate(tokens: PromptPositions) -> Tensor:
     """The literal end-of-image token of each image, else the first position after its last token."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)
     for b in range(tokens.batch_size):
@@ -39,27 +58,27 @@ def _gate(tokens: TokenMap) -> Tensor:
     return out
 
 
-def _end_image(tokens: TokenMap, which: int) -> Tensor:
-    """First (0) or last (-1) image token of each example."""
-    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
-    for b in range(tokens.batch_size):
-        image = (tokens.roles[b] == Role.IMAGE).nonzero()
-        if len(image):
-            out[b, int(image[which])] = True
-    return out
+def _first_image(tokens: PromptPositions) -> Tensor:
+    image = tokens.roles == Role.IMAGE
+    return image & (image.cumsum(dim=1) == 1)
 
 
-def _columns(tokens: TokenMap, start: int, stop: int) -> Tensor:
+def _last_image(tokens: PromptPositions) -> Tensor:
+    image = tokens.roles == Role.IMAGE
+    return image & (image.cumsum(dim=1) == image.sum(dim=1, keepdim=True))
+
+
+def _columns(tokens: PromptPositions, start: int, stop: int) -> Tensor:
     column = torch.arange(tokens.n_pos)
     return ((column >= start) & (column < stop)).expand(tokens.batch_size, -1)
 
 
-DERIVED: dict[str, Callable[[TokenMap], Tensor]] = {
+DERIVED: dict[str, Callable[[PromptPositions], Tensor]] = {
     "text": lambda t: (t.roles == Role.QUERY) | (t.roles == Role.GENERATED),
     "gate": _gate,
     "last": lambda t: _columns(t, t.prompt_length - 1, t.prompt_length),
-    "first_image": lambda t: _end_image(t, 0),
-    "last_image": lambda t: _end_image(t, -1),
+    "first_image": _first_image,
+    "last_image": _last_image,
     "all": lambda t: t.roles != Role.PAD,
     "prompt": lambda t: _columns(t, 0, t.prompt_length),
 }
@@ -69,7 +88,7 @@ DERIVED: dict[str, Callable[[TokenMap], Tensor]] = {
 class Name:
     name: str
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         if self.name in ROLE_NAMES:
             return t.roles == ROLE_NAMES[self.name]
         return DERIVED[self.name](t) & (t.roles != Role.PAD)
@@ -80,7 +99,7 @@ class RandomImage:
     k: int
     seed: int
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         out = torch.zeros_like(t.roles, dtype=torch.bool)
         for b, number in enumerate(t.example_ids):
             image = (t.roles[b] == Role.IMAGE).nonzero().flatten().numpy()
@@ -102,7 +121,7 @@ class Image:
     box: tuple[float, float, float, float] | None = None
     named: str | None = None
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         out = t.roles == Role.IMAGE
         if self.index is not None:
             out = out & (t.image_index == self.index)
@@ -113,12 +132,8 @@ class Image:
                 )
         if self.box is not None:
             x0, y0, x1, y1 = self.box
-            wide = torch.minimum(t.box[..., 2], torch.tensor(x1)) - torch.maximum(
-                t.box[..., 0], torch.tensor(x0)
-            )
-            high = torch.minimum(t.box[..., 3], torch.tensor(y1)) - torch.maximum(
-                t.box[..., 1], torch.tensor(y0)
-            )
+            wide = t.box[..., 2].clamp(max=x1) - t.box[..., 0].clamp(min=x0)
+            high = t.box[..., 3].clamp(max=y1) - t.box[..., 1].clamp(min=y0)
             out = out & (wide > _EPS) & (high > _EPS)  # nan (no grid place) compares False
         if self.named is not None:
             out = out & _under_mask(t, out, _bound(self.named, masks), self.named)
@@ -135,7 +150,7 @@ def _bound(name: str, masks: Masks) -> Any:
     return masks[name]
 
 
-def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor:
+def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) -> Tensor:
     """Candidate image tokens whose box holds at least one True pixel of ``mask``.
 
     ``mask``: one [height, width] array for every example, or a list of them, one an example.
@@ -148,13 +163,10 @@ def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor
     out = torch.zeros_like(candidates)
     for b, pixels in enumerate(per_example):
         array = np.asarray(pixels, dtype=bool)
-        # summed-area table: the number of True pixels of any box is then four look-ups
-        area = np.zeros((array.shape[0] + 1, array.shape[1] + 1), dtype=np.int64) if array.ndim == 2 else None
-        if area is None:
+        if array.ndim != 2:
             raise SelectorError(
                 f"mask '{name}' has shape {array.shape}: give [height, width] in picture pixels"
             )
-        area[1:, 1:] = array.cumsum(0).cumsum(1)
         for p in candidates[b].nonzero().flatten().tolist():
             width, height = t.image_sizes[b][int(t.image_index[b, p])]
             if array.shape != (height, width):
@@ -163,12 +175,11 @@ def _under_mask(t: TokenMap, candidates: Tensor, mask: Any, name: str) -> Tensor
                     f"{int(t.image_index[b, p])} of example {b} is {width}x{height}: give the mask in the size of "
                     "the original picture, or name the picture it is of: image[i].mask(…)"
                 )
-            if bool(t.box[b, p].isnan().any()):
-                continue
-            x0, y0 = (int(np.floor(v + _EPS)) for v in t.box[b, p, :2].double().tolist())
-            x1, y1 = (int(np.ceil(v - _EPS)) for v in t.box[b, p, 2:].double().tolist())
-            if x1 > x0 and y1 > y0:
-                out[b, p] = bool(area[y1, x1] - area[y0, x1] - area[y1, x0] + area[y0, x0] > 0)
+            box = t.box[b, p].double().numpy()
+            if not np.isnan(box).any():
+                x0, y0 = np.floor(box[:2] + _EPS).astype(int)
+                x1, y1 = np.ceil(box[2:] - _EPS).astype(int)
+                out[b, p] = bool(array[y0:y1, x0:x1].any())
     return out
 
 
@@ -178,7 +189,7 @@ class Pos:
     stop: int | None
     single: bool
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         if self.single:
             assert self.start is not None
             return positions_mask(t, [self.start])
@@ -194,7 +205,7 @@ class Pos:
 class Not:
     inner: Node
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         return ~self.inner.mask(t, masks) & (t.roles != Role.PAD)
 
 
@@ -204,7 +215,7 @@ class Both:
     left: Node
     right: Node
 
-    def mask(self, t: TokenMap, masks: Masks) -> Tensor:
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
         a, b = self.left.mask(t, masks), self.right.mask(t, masks)
         return a | b if self.op == "|" else a & b if self.op == "&" else a & ~b
 
@@ -212,7 +223,7 @@ class Both:
 Node = Name | RandomImage | Image | Pos | Not | Both
 
 
-def positions_mask(tokens: TokenMap, positions: Sequence[int]) -> Tensor:
+def positions_mask(tokens: PromptPositions, positions: Sequence[int]) -> Tensor:
     """Mask of absolute positions; negative ones count from the end of the prompt, so that a
     position stays itself while tokens are generated. Raises SelectorError when outside."""
     out = torch.zeros_like(tokens.roles, dtype=torch.bool)

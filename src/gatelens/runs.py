@@ -28,7 +28,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
-_SUFFIXES = (".parquet", ".json", ".html", ".png")
+_SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
 _SECONDS = "seconds"  # what a batch took, in the metadata of its tables
 
 
@@ -153,6 +153,13 @@ class Run:
         """The folder as text, for messages."""
         return "(in memory)" if self.path is None else str(self.path)
 
+    def note(self, **info: Any) -> None:
+        """Add to the manifest's info what came up on the way, such as bad rows left out; the runner alone does."""
+        if {**self.manifest["info"], **info} != self.manifest["info"]:
+            self.manifest["info"] |= info
+            if self.path is not None:
+                write_atomic(self.path / MANIFEST, _json_bytes(self.manifest))
+
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
         if self.path is None or any(p.name != MANIFEST for p in self.path.iterdir()):
@@ -208,9 +215,11 @@ class Run:
         return self._find(name) is not None
 
     def save(self, name: str, value: Any) -> None:
-        """Store a DataFrame as ``NAME.parquet``, anything else that JSON can hold as ``NAME.json``."""
+        """Store a DataFrame as ``NAME.parquet``, bytes as ``NAME``, what else JSON can hold as ``NAME.json``."""
         if isinstance(value, pd.DataFrame):
             self._store(f"{name}.parquet", _parquet_bytes(value))
+        elif isinstance(value, bytes):
+            self._store(name, value)
         else:
             self._store(f"{name}.json", _json_bytes(value))
 

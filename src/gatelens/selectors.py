@@ -1,33 +1,40 @@
 """The selector language: naming token positions by what they are.
 
-Grammar, tightest first: ``~`` (not), then ``&``, then ``|`` and ``-`` on one level, left to right::
+Operators are Python's own, with Python's precedence, in text as between :class:`Selection` objects: ``~`` (not)
+binds tightest, then ``-`` (but not), then ``&`` (and), then ``|`` (or). Operators of one kind go from left to right.
+What they combine is::
 
-    expr   := term (("|" | "-") term)*
-    term   := factor ("&" factor)*
-    factor := "~" factor | "(" expr ")" | atom
-    atom   := NAME | "random_image:" K ["@" SEED] | "pos[" i [":" j] "]"
-            | "image" ["[" i "]"] [".box(" x0 "," y0 "," x1 "," y1 ")" | ".mask(" NAME ")"]
+    NAME | "random_image:" K ["@" SEED] | "pos[" i [":" j] "]"
+         | "image" ["[" i "]"] [".box(" x0 "," y0 "," x1 "," y1 ")" | ".mask(" NAME ")"]
 
 No selector but ``pad`` ever yields a padding position: ``~x`` means "every real position but x".
 """
 
 from __future__ import annotations
 
-import difflib
+import ast
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from gatelens.errors import SelectorError
-from gatelens.positions import DERIVED, ROLE_NAMES, Both, Image, Masks, Name, Node, Not, Pos, RandomImage
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+from gatelens.errors import SelectorError, did_you_mean
+from gatelens.positions import (
+    DERIVED,
+    ROLE_NAMES,
+    Both,
+    Image,
+    Masks,
+    Name,
+    Node,
+    Not,
+    Pos,
+    PromptPositions,
+    RandomImage,
+)
 
 NAMES = (*ROLE_NAMES, *DERIVED)
 KNOWN = (
@@ -40,39 +47,63 @@ KNOWN = (
     "pos[i]",
     "pos[i:j]",
 )
+_BINDING = {"|": 1, "&": 2, "-": 3}
+_BINDING_NOT, _BINDING_ATOM = 4, 5
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A parsed selector; selections combine with ``| & - ~`` as their text does."""
+    """A parsed selector; selections combine with ``| & - ~`` as their text does. ``str`` gives that text."""
 
     text: str
-    node: Node
+    node: Node = field(repr=False, compare=False)
 
     @staticmethod
     def parse(text: str) -> Selection:
         """Raises SelectorError naming the word that cannot be read."""
-        return _parse(text)
+        if not isinstance(text, str):
+            raise SelectorError(f"selector {text!r:.80} is a {type(text).__name__}: give text")
+        try:
+            return _parse(re.sub(r"\s", " ", text))  # messages are one line
+        except (RecursionError, MemoryError):
+            raise _too_deep(text) from None
 
-    def mask(self, tokens: TokenMap, masks: Masks | None = None) -> Bool[Tensor, "batch pos"]:
+    def mask(self, tokens: PromptPositions, masks: Masks | None = None) -> Bool[Tensor, "batch pos"]:
         """Positions it names. ``masks``: pixel masks by the names used in ``image.mask(name)``."""
-        return self.node.mask(tokens, masks or {})
+        try:
+            return self.node.mask(tokens, masks or {})
+        except RecursionError:
+            raise _too_deep(self.text) from None
 
-    def _with(self, op: str, other: Selection | str) -> Selection:
-        right = other if isinstance(other, Selection) else Selection.parse(other)
-        return Selection(f"({self.text}) {op} ({right.text})", Both(op, self.node, right.node))
+    def _part(self, binding: int) -> str:
+        """The text, in parentheses where it binds less tightly."""
+        own = _BINDING_ATOM
+        if isinstance(self.node, Both):
+            own = _BINDING[self.node.op]
+        elif isinstance(self.node, Not):
+            own = _BINDING_NOT
+        return self.text if own >= binding else f"({self.text})"
 
     def __or__(self, other: Selection | str) -> Selection:
-        return self._with("|", other)
+        return _combined("|", self, other)
+
+    def __ror__(self, other: Selection | str) -> Selection:
+        return _combined("|", other, self)
 
     def __and__(self, other: Selection | str) -> Selection:
-        return self._with("&", other)
+        return _combined("&", self, other)
+
+    def __rand__(self, other: Selection | str) -> Selection:
+        return _combined("&", other, self)
 
     def __sub__(self, other: Selection | str) -> Selection:
-        return self._with("-", other)
+        return _combined("-", self, other)
+
+    def __rsub__(self, other: Selection | str) -> Selection:
+        return _combined("-", other, self)
 
     def __invert__(self) -> Selection:
-        return Selection(f"~({self.text})", Not(self.node))
+        return Selection(f"~{self._part(_BINDING_NOT)}", Not(self.node))
 
     def __str__(self) -> str:
         return self.text
@@ -81,67 +112,89 @@ class Selection:
 SelectorLike = str | Selection | Bool[Tensor, "batch pos"] | Sequence[int]
 
 
+def _combined(op: str, left: Selection | str, right: Selection | str) -> Selection:
+    a, b = (one if isinstance(one, Selection) else Selection.parse(one) for one in (left, right))
+    binding = _BINDING[op]  # of two alike the left one goes first, so the right one needs parentheses
+    return Selection(f"{a._part(binding)} {op} {b._part(binding + 1)}", Both(op, a.node, b.node))
+
+
+def _too_deep(text: str) -> SelectorError:
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    return SelectorError(
+        f"selector '{shown}' is nested too deeply or has too many parts: give a boolean mask or positions instead"
+    )
+
+
 # --------------------------------------------------------------------------- parsing
+# an operator or parenthesis, something that looks like an atom, or any other character
 _SCAN = re.compile(
     r"\s*(?:([|&~()-])|((?:[A-Za-z_]\w*)(?::\w*(?:@\w*)?|(?:\[[^\]]*\])?(?:\.\w+\([^)]*\))?)?)|(\S))"
 )
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-_RANDOM = re.compile(r"random_image:(\d+)(?:@(\d+))?")
-_POS = re.compile(r"pos\[\s*(-?\d+)?\s*(:?)\s*(-?\d+)?\s*\]")
-_IMAGE = re.compile(r"image(?:\[\s*(\d+)\s*\])?(?:\.(box|mask)\(([^)]*)\))?")
+_RANDOM = re.compile(r"random_image:(\d{1,18})(?:@(\d{1,18}))?")
+_POS = re.compile(r"pos\[\s*(-?\d{1,18})?\s*(:?)\s*(-?\d{1,18})?\s*\]")
+_IMAGE = re.compile(r"image(?:\[\s*(\d{1,18})\s*\])?(?:\.(box|mask)\(([^)]*)\))?")
 _BOX = re.compile(",".join([_NUMBER] * 4))
+_SIGNS = frozenset("|&-~()")
+_OPERATORS: dict[type[ast.operator], str] = {ast.BitOr: "|", ast.BitAnd: "&", ast.Sub: "-"}
 
 
 @functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> Selection:
+    words = _words(text)
+    _check_order(words, text)
+    atoms: list[Node] = []
+    for i, word in enumerate(words):
+        if word not in _SIGNS:
+            words[i] = f"_{len(atoms)}"
+            atoms.append(_atom(word, text))
+    try:
+        tree = ast.parse(" ".join(words), mode="eval")
+    except SyntaxError:  # the order is right, so it is Python's limit on parentheses
+        raise _too_deep(text) from None
+    return Selection(text.strip(), _node(tree.body, atoms))
+
+
+def _words(text: str) -> list[str]:
     words: list[str] = []
-    at = 0
-    while text[at:].strip():
-        match = _SCAN.match(text, at)
-        assert match is not None
-        if match.group(3):
+    for match in _SCAN.finditer(text.rstrip()):
+        if match[3]:
             raise SelectorError(
-                f"cannot read '{match.group(3)}' at character {match.start(3)} of selector '{text}'"
+                f"cannot read '{match[3]}' at character {match.start(3)} of selector '{text}'"
             )
-        words.append(match.group(1) or match.group(2))
-        at = match.end()
-    node, rest = _expr(words, 0, text)
-    if rest < len(words):
-        raise SelectorError(f"'{words[rest]}' is out of place in selector '{text}': join parts with | & or -")
-    return Selection(text.strip(), node)
+        words.append(match[1] or match[2])
+    return words
 
 
-def _expr(words: list[str], at: int, text: str) -> tuple[Node, int]:
-    node, at = _term(words, at, text)
-    while at < len(words) and words[at] in "|-":
-        right, after = _term(words, at + 1, text)
-        node, at = Both(words[at], node, right), after
-    return node, at
-
-
-def _term(words: list[str], at: int, text: str) -> tuple[Node, int]:
-    node, at = _factor(words, at, text)
-    while at < len(words) and words[at] == "&":
-        right, at = _factor(words, at + 1, text)
-        node = Both("&", node, right)
-    return node, at
-
-
-def _factor(words: list[str], at: int, text: str) -> tuple[Node, int]:
-    if at >= len(words):
+def _check_order(words: Sequence[str], text: str) -> None:
+    """Raises SelectorError for the first word that cannot stand where it does."""
+    wants_name, depth = True, 0
+    for word in words:
+        if wants_name:
+            if word in ("|", "&", "-", ")"):
+                raise SelectorError(f"selector '{text}' has '{word}' where a name should stand")
+            wants_name = word in ("~", "(")
+            depth += word == "("
+        elif word in ("|", "&", "-"):
+            wants_name = True
+        elif word == ")" and depth:
+            depth -= 1
+        else:
+            raise SelectorError(f"'{word}' is out of place in selector '{text}': join parts with | & or -")
+    if wants_name:
         raise SelectorError(f"selector '{text}' ends too early: a name is missing at its end")
-    word = words[at]
-    if word == "~":
-        node, at = _factor(words, at + 1, text)
-        return Not(node), at
-    if word == "(":
-        node, at = _expr(words, at + 1, text)
-        if at >= len(words) or words[at] != ")":
-            raise SelectorError(f"selector '{text}' lacks a closing parenthesis")
-        return node, at + 1
-    if word in "|&-)":
-        raise SelectorError(f"selector '{text}' has '{word}' where a name should stand")
-    return _atom(word, text), at + 1
+    if depth:
+        raise SelectorError(f"selector '{text}' lacks a closing parenthesis")
+
+
+def _node(expression: ast.expr, atoms: Sequence[Node]) -> Node:
+    if isinstance(expression, ast.BinOp):
+        op = _OPERATORS[type(expression.op)]
+        return Both(op, _node(expression.left, atoms), _node(expression.right, atoms))
+    if isinstance(expression, ast.UnaryOp):
+        return Not(_node(expression.operand, atoms))
+    assert isinstance(expression, ast.Name)
+    return atoms[int(expression.id[1:])]
 
 
 def _atom(word: str, text: str) -> Node:
@@ -154,9 +207,8 @@ def _atom(word: str, text: str) -> Node:
         return Pos(start, stop, single=not match[2])
     if match := _IMAGE.fullmatch(word):
         return _image_atom(match, word, text)
-    stem = re.split(r"[\[.:]", word)[0]
-    near = difflib.get_close_matches(stem, [*NAMES, "random_image", "pos"], n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near and near[0] != word else ""
+    stems = [*NAMES, "random_image", "pos"]
+    hint = "." if word in stems else did_you_mean(re.split(r"[\[.:]", word)[0], stems, cutoff=0.5) or "."
     raise SelectorError(f"unknown word '{word}' in selector '{text}'{hint} Known: {', '.join(KNOWN)}")
 
 

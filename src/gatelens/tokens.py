@@ -21,6 +21,21 @@ from gatelens.selectors import Selection, SelectorLike
 __all__ = ["Role", "Selection", "SelectorLike", "TokenMap", "TokenTable"]
 
 Sizes = tuple[tuple[tuple[int, int], ...], ...]
+# the tensors of a TokenMap, with their value at a generated position
+_GENERATED: dict[str, float] = {
+    "roles": Role.GENERATED,
+    "image_index": -1,
+    "row": -1,
+    "col": -1,
+    "box": float("nan"),
+    "tile": -1,
+    "two_way": -1,
+}
+
+
+def position_ids(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Positions that count real tokens only, as transformers' generate derives them from the mask."""
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,35 +111,21 @@ class TokenMap:
     def extend(self, n_generated: int, strings: Sequence[Sequence[str]] | None = None) -> TokenMap:
         """This map with ``n_generated`` positions of role ``generated`` on its right."""
 
-        def right(tensor: Tensor, value: float) -> Tensor:
+        grown: dict[str, Any] = {}
+        for name, value in _GENERATED.items():
+            tensor = getattr(self, name)
             new = tensor.new_full((self.batch_size, n_generated, *tensor.shape[2:]), value)
-            return torch.cat([tensor, new], dim=1)
-
+            grown[name] = torch.cat([tensor, new], dim=1)
         added = strings if strings is not None else [[""] * n_generated] * self.batch_size
-        return dataclasses.replace(
-            self,
-            roles=right(self.roles, Role.GENERATED),
-            image_index=right(self.image_index, -1),
-            row=right(self.row, -1),
-            col=right(self.col, -1),
-            tile=right(self.tile, -1),
-            two_way=right(self.two_way, -1),
-            box=right(self.box, float("nan")),
-            strings=tuple((*old, *new) for old, new in zip(self.strings, added, strict=True)),
-        )
+        words = tuple((*old, *new) for old, new in zip(self.strings, added, strict=True))
+        return dataclasses.replace(self, **grown, strings=words)
 
     def select(self, examples: slice | Sequence[int]) -> TokenMap:
         """The map of some of the examples."""
         rows = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
         return dataclasses.replace(
             self,
-            roles=self.roles[rows],
-            image_index=self.image_index[rows],
-            row=self.row[rows],
-            col=self.col[rows],
-            tile=self.tile[rows],
-            two_way=self.two_way[rows],
-            box=self.box[rows],
+            **{name: getattr(self, name)[rows] for name in _GENERATED},
             image_sizes=tuple(self.image_sizes[r] for r in rows),
             strings=tuple(self.strings[r] for r in rows),
             example_ids=tuple(self.example_ids[r] for r in rows),

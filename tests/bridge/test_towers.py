@@ -25,7 +25,7 @@ class Built:
         self.model = case.wrap(hf, processor) if case.wrap else HookedVLM.from_module(hf, processor)
         self.inputs = self.model.prepare(case.picture(1), case.texts[0])
         self.points: dict[int, str] = {}
-        for name, point in towers.points(self.model.bridge).items():
+        for name, point in towers.tower_points(self.model.bridge).items():
             self.points.setdefault(id(point), name)
 
 
@@ -64,7 +64,9 @@ def test_every_point_acts_or_refuses(built: Built) -> None:
 def test_reading_a_point_is_no_edit(built: Built) -> None:
     """What refuses edits can still be looked at, and looking changes nothing."""
     clean = built.model(built.inputs)
-    logits, cache = built.model.run_with_cache(built.inputs, towers.points(built.model.bridge).__contains__)
+    logits, cache = built.model.run_with_cache(
+        built.inputs, towers.tower_points(built.model.bridge).__contains__
+    )
     torch.testing.assert_close(logits, clean, atol=1e-5, rtol=1e-5)
     assert len(cache.cache_dict) >= 3
 
@@ -180,11 +182,11 @@ def test_a_tower_hook_that_does_not_fire_is_an_error(tiny: Any) -> None:
 
 def test_several_feature_layers_count_the_last() -> None:
     model = HookedVLM.from_module(make_llava())
-    assert any(".encoder_layers.1." in name for name in towers.unread(model.bridge, model.hf.config))
+    assert any(".encoder_layers.1." in name for name in towers.unread_points(model.bridge, model.hf.config))
     model.hf.config.vision_feature_layer = [0, -1]
-    unread = towers.unread(model.bridge, model.hf.config)
+    unread = towers.unread_points(model.bridge, model.hf.config)
     assert {name.split(".")[1] for name in unread} == {"post_layernorm", "hook_out", "hook_vision_out"}
-    assert not towers.unread(HookedVLM.from_module(gemma3.model()).bridge, gemma3.model().config)
+    assert not towers.unread_points(HookedVLM.from_module(gemma3.model()).bridge, gemma3.model().config)
 
 
 def test_stepwise_towers_compute_the_same(tiny: Any) -> None:

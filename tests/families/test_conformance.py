@@ -82,7 +82,7 @@ def test_cached_decoding_equals_transformers(built: Built, kind: str) -> None:
     with torch.no_grad():
         want = built.plain.generate(**tensors, max_new_tokens=8, min_new_tokens=8, do_sample=False)[:, n:]
     got = built.model.generate(inputs, max_new_tokens=8, stop_at_eos=False, return_type="ids").token_ids
-    ends = gl.engine.decode.eos_ids(built.model)
+    ends = gl.engine.generation.eos_ids(built.model)
     for mine, theirs in zip(got.tolist(), want.tolist(), strict=True):
         upto = next((i for i, t in enumerate(mine) if t in ends), len(mine))  # transformers forbids it till 8
         assert mine[:upto] == theirs[:upto] and upto > 2
@@ -324,7 +324,7 @@ def test_the_engine_equals_plain_hooks(built: Built) -> None:
         [gl.ablate(inputs.tokens.mask(f"pos[{first}]"), "resid_pre", layers=[1])],
         [gl.knockout("image", "first_image", layers=[0])],
     ]
-    many = gl.engine.many.Many(model, inputs, runs)
+    many = gl.engine.run_batch.RunBatch(model, inputs, runs)
     for i, logits in many.each():
         hooks = gl.interventions.compile_hooks(runs[i], inputs.tokens, model.cfg).pairs
         want = model.run_with_hooks(inputs, hooks)

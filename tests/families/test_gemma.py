@@ -9,8 +9,8 @@ import torch
 from case import Case
 from cases import gemma3, paligemma
 
-from gatelens.inputs import position_ids
 from gatelens.model import HookedVLM
+from gatelens.tokens import position_ids
 
 CASES = {case.name: case for case in (gemma3.CASE, *paligemma.CASES)}
 

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 import gatelens as gl
+from gatelens import prompting
 from gatelens.errors import ModelError
 from gatelens.families import family_of
 from gatelens.model import HookedVLM
@@ -121,9 +122,9 @@ PIECES = (  # a template that reads typed pieces, as Janus' own
 def test_a_user_turn_keeps_the_prompt(janus: HookedVLM, template: str | None, want: str) -> None:
     janus.tokenizer.chat_template = template
     try:
-        assert janus._written("<image> what color", chat=True) == want
+        assert prompting.as_written(janus, "<image> what color", chat=True) == want
         janus.tokenizer.chat_template = "nothing of it"
         with pytest.raises(ModelError, match="leaves the prompt out"):
-            janus._written("<image> what color", chat=True)
+            prompting.as_written(janus, "<image> what color", chat=True)
     finally:
         janus.tokenizer.chat_template = None

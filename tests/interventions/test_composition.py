@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
+from gatelens.interventions import knockouts as knockouts_module
 
 quick = settings(
     max_examples=20,
@@ -93,17 +94,19 @@ def test_nothing_is_the_clean_run(tiny: Any, batch: Any, nothing: Any) -> None:
     assert torch.equal(run(tiny, batch, nothing), tiny(batch))
 
 
-def test_layers_that_cut_the_same_share_one_block_and_others_have_no_hook(tiny: Any, batch: Any) -> None:
-    from gatelens.engine.cuts import Cuts
-
+def test_layers_that_cut_the_same_share_one_block_and_others_have_no_hook(
+    tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[Any] = []
-    original = Cuts._build
-    try:
-        Cuts._build = lambda self, *a: built.append(a) or original(self, *a)  # type: ignore[method-assign]
-        run(tiny, batch, gi.knockout("text", "image", layers=[0, 1, 2]))
-        assert len(built) == 1
-    finally:
-        Cuts._build = original  # type: ignore[method-assign]
+    original = knockouts_module.blocked_entries
+
+    def counting(*args: Any) -> Any:
+        built.append(original(*args))
+        return built[-1]
+
+    monkeypatch.setattr(knockouts_module, "blocked_entries", counting)
+    run(tiny, batch, gi.knockout("text", "image", layers=[0, 1, 2]))
+    assert sum(entries is not None for entries in built) == 1
     pairs = gi.knockout("text", "image", layers=[1]).hooks(batch.tokens)
     assert [name for name, _ in pairs] == ["blocks.1.attn.hook_attn_scores"]
 

@@ -17,7 +17,7 @@ CUTS = [
     ("last", "gate"),
     ("text - gate", "image"),
     ("image - first_image", "first_image | system"),
-    ("text | eoi", "random_image:7 | query - last"),
+    ("text | eoi", "(random_image:7 | query) - last"),
 ]
 
 

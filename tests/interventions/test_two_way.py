@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gatelens as gl
 from gatelens.errors import InterventionError
-from gatelens.interventions.sight import in_sight, window_of
+from gatelens.interventions.visibility import visible_keys, window_of
 from gatelens.model import HookedVLM
 
 sys.path.append(str(Path(__file__).parents[1] / "families"))
@@ -68,7 +68,7 @@ def test_sight_is_transformers_mask(model: HookedVLM) -> None:
             chosen = torch.rand(real.shape, generator=torch.Generator().manual_seed(seed)) < 0.2
             keys = chosen & real
             counted = (mask & keys[:, None, :]).sum(-1)
-            assert torch.equal(in_sight(keys, tokens, window)[real], counted[real])
+            assert torch.equal(visible_keys(keys, tokens, window)[real], counted[real])
     assert windows == {WINDOW.get(model.case.name), None}  # type: ignore[attr-defined]
     ahead = allowed(model, inputs, 2).triu(1) & real[:, None, :] & real[:, :, None]
     assert ahead.any() == (model.family.name != "llava")

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from gatelens.errors import DataError
-from gatelens.measures import accuracy, exact_match, normalise_answer, restricted_accuracy, vqa_accuracy
+from gatelens.measures.answers import (
+    accuracy,
+    exact_match,
+    normalise_answer,
+    restricted_accuracy,
+    vqa_accuracy,
+)
 
 
 @pytest.mark.parametrize(

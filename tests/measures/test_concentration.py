@@ -46,13 +46,13 @@ def test_names_must_fit_better_than_shuffled_ones():
     """A random table from classes to answers is information of either sign, but no naming; a right one is."""
     rng = np.random.default_rng(2)
     labels = np.arange(60) % 6
-    found = []
+    p_values = []
     for _ in range(60):
         table = rng.normal(size=(6, 6))[labels] + 0.01 * rng.normal(size=(60, 6))
         values = table - np.log(np.exp(table).sum(1, keepdims=True))
-        found.append(naming_p_value(values, labels, 199))
-    assert 0.3 < np.mean(found) < 0.7
-    assert np.mean(np.array(found) <= 0.05) < 0.15
+        p_values.append(naming_p_value(values, labels, 199))
+    assert 0.3 < np.mean(p_values) < 0.7
+    assert np.mean(np.array(p_values) <= 0.05) < 0.15
     assert naming_p_value(np.log(np.full((60, 6), 0.1) + 0.4 * np.eye(6)[labels]), labels, 199) <= 0.02
     assert naming_p_value(np.log(np.full((60, 6), 1 / 6)), labels, 199) == 1.0
 
@@ -120,14 +120,14 @@ def test_the_smallest_size_and_its_interval_against_brute_force():
     # example i is lost once its own number of parts is cut
     needed = rng.integers(1, 11, size=n)
     path = {k: (needed > k).astype(float) for k in sizes}
-    found = smallest_carrying(none, floor, path, part=0.9, n_boot=400, seed=1)
+    carriers = smallest_carrying(none, floor, path, part=0.9, n_boot=400, seed=1)
     expected = next(k for k in sizes if (needed <= k).mean() >= 0.9)
-    assert found.size == expected
-    assert found.share == pytest.approx((needed <= expected).mean())
+    assert carriers.size == expected
+    assert carriers.share == pytest.approx((needed <= expected).mean())
     draws = np.random.default_rng(1).integers(0, n, size=(400, n))
     brute = [next(k for k in sizes if (needed[d] <= k).mean() >= 0.9) for d in draws]
-    assert (found.low, found.high) == tuple(np.percentile(brute, [2.5, 97.5], method="nearest"))
-    assert found.low <= found.size <= found.high
+    assert (carriers.low, carriers.high) == tuple(np.percentile(brute, [2.5, 97.5], method="nearest"))
+    assert carriers.low <= carriers.size <= carriers.high
 
 
 def test_one_part_that_carries_all_has_no_doubt_and_none_is_said():

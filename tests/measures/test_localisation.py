@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -21,13 +22,13 @@ from gatelens.measures.localisation import (
     layer_bands,
     localise,
     maximum_hits,
-    mean_localisation,
     paint,
     scaled_tolerance,
     token_edges,
     word_rows,
 )
 from gatelens.measures.objects import Vocabulary
+from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
 from gatelens.tokens import TokenMap
@@ -187,16 +188,22 @@ def test_maximum_of_a_black_map_is_everywhere() -> None:
     assert maximum_hits(np.zeros((1, 4, 4)), mask, seen).tolist() == [0.25]
 
 
+def mean_by_layer(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    words = pd.concat(tables)
+    chance = words.groupby(["first", "last"]).chance.mean()
+    return summary(words, ["first", "last"], "hit", unit=None, names=("hit", "low", "high")).join(
+        chance, on=["first", "last"]
+    )
+
+
 def test_means() -> None:
     tokens = token_map(grid_boxes(2, 2, 4, 4), (4, 4))
     mask = np.zeros((4, 4), dtype=bool)
     mask[:2, :2] = True
     tables = [localise(torch.eye(4)[i : i + 1].repeat(2, 1), tokens, mask, tolerance=0) for i in (0, 0, 0, 3)]
-    found = mean_localisation(tables)
-    assert found["hit"].tolist() == [0.75, 0.75] and found["n"].tolist() == [4, 4]
-    assert found["hit_se"].tolist() == pytest.approx([math.sqrt(0.75 * 0.25 / 4)] * 2)
-    with pytest.raises(DataError, match="no word to average"):
-        mean_localisation([])
+    table = mean_by_layer(tables)
+    assert table["hit"].tolist() == [0.75, 0.75] and table["n"].tolist() == [4, 4]
+    assert (table.low < 0.75).all() and (table.high == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -263,10 +270,10 @@ def test_recorded_attention_is_the_models_own(tiny: HookedVLM, monkeypatch: pyte
     inputs = tiny.prepare([picture, picture], ["this <image> animal is a", "<image> what"])
     n_layers = int(tiny.cfg.n_layers)
     seen = ImageAttention(inputs.tokens, n_layers)
-    found = generate(tiny, inputs, max_new_tokens=3, stop_at_eos=False, see=seen)
+    generation = generate(tiny, inputs, max_new_tokens=3, stop_at_eos=False, see=seen)
     n_pos = inputs.tokens.n_pos
     mask = torch.cat([inputs.tensors["attention_mask"], torch.ones(2, 2, dtype=torch.long)], 1)
-    ids = torch.cat([inputs.tensors["input_ids"], found.token_ids[:, :2]], 1)
+    ids = torch.cat([inputs.tensors["input_ids"], generation.token_ids[:, :2]], 1)
     rest = {
         k: v
         for k, v in inputs.tensors.items()
@@ -298,17 +305,17 @@ def test_words_of_the_organisms(organism: str, sees: bool) -> None:
     examples = EmojiScenes().examples("caption", 12)
     inputs = model.prepare([e.image for e in examples], [e.prompt for e in examples])
     seen = ImageAttention(inputs.tokens, int(model.cfg.n_layers))
-    found = generate(model, inputs, max_new_tokens=40, see=seen)
+    generation = generate(model, inputs, max_new_tokens=40, see=seen)
     vocabulary, tables = Vocabulary(CLASSES), []
     for b, example in enumerate(examples):
-        live = found.tokens.roles[b, inputs.tokens.n_pos :] == Role.GENERATED
-        ids = found.token_ids[b][live].tolist()
+        live = generation.tokens.roles[b, inputs.tokens.n_pos :] == Role.GENERATED
+        ids = generation.token_ids[b][live].tolist()
         masks = {o.name: m for o, m in zip(example.meta["objects"], example.meta["masks"], strict=True)}
-        for mention in vocabulary.mentions(found.texts[b]):
+        for mention in vocabulary.mentions(generation.texts[b]):
             if mention.name in masks:
                 rows = word_rows(ids, lambda part: model.decode(part)[0], mention.start, mention.stop)
                 tables.append(localise(seen.of(b, rows), inputs.tokens, masks[mention.name], b))
-    table = mean_localisation(tables)
+    table = mean_by_layer(tables)
     assert table["n"].min() >= 8
     best = table.loc[table["hit"].idxmax()]
     assert best["chance"] < 0.2

@@ -17,8 +17,8 @@ from gatelens.measures.mme import (
     PERCEPTION,
     REPORTED_COMPRESSED_CONTEXT,
     SUBSETS,
-    mme,
-    totals,
+    mme_scores,
+    mme_totals,
     yes_or_no,
 )
 
@@ -63,7 +63,7 @@ def row(table: pd.DataFrame, name: str) -> Any:
 
 
 def test_counts_by_hand() -> None:
-    table = mme(ROWS)
+    table = mme_scores(ROWS)
     assert list(table.subset) == ["existence", "count", "of mine", ALL, MEAN]
     count = row(table, "count")
     assert (count.acc, count.acc_plus, count.score) == (4 / 8, 1 / 4, 75.0)
@@ -78,7 +78,7 @@ def test_counts_by_hand() -> None:
 def test_the_order_of_rows_does_not_matter_and_frames_are_taken() -> None:
     frame = pd.DataFrame(ROWS, columns=list(COLUMNS))
     mixed = frame.sample(frac=1, random_state=3).assign(more=1)
-    a, b = mme(frame).set_index("subset"), mme(mixed).set_index("subset")
+    a, b = mme_scores(frame).set_index("subset"), mme_scores(mixed).set_index("subset")
     columns = ["acc", "acc_plus", "score", "n_pictures", "n_questions", "n_other"]
     pd.testing.assert_frame_equal(a[columns], b.loc[a.index, columns])
 
@@ -91,31 +91,31 @@ def test_both_right_is_rarer_than_one_and_intervals_draw_pictures() -> None:
         for i in range(400)
         for one in pair("scene", str(i), words[int(rng.random() < 0.8)], words[int(rng.random() > 0.8)])
     ]
-    scene = row(mme(rows, n_boot=4000), "scene")
+    scene = row(mme_scores(rows, n_boot=4000), "scene")
     assert scene.acc == pytest.approx(0.8, abs=0.04) and scene.acc_plus == pytest.approx(0.64, abs=0.06)
     assert scene.acc_low < scene.acc < scene.acc_high
     width = scene.acc_plus_high - scene.acc_plus_low  # of a share of 400 pictures
     assert width == pytest.approx(2 * 1.96 * np.sqrt(scene.acc_plus * (1 - scene.acc_plus) / 400), rel=0.1)
     # two answers that are right together vary as one picture, not as two questions
     rows = [one for i in range(400) for one in pair("scene", str(i), *(("yes", "no") if i % 2 else ("", "")))]
-    scene = row(mme(rows, n_boot=4000), "scene")
+    scene = row(mme_scores(rows, n_boot=4000), "scene")
     assert scene.acc_high - scene.acc_low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 400), rel=0.1)
 
 
 def test_the_mean_of_subsets_has_an_interval_of_its_own() -> None:
     rows = [*pair("count", "a", "yes", "no"), *pair("OCR", "a", "", "")]
-    mean = row(mme(rows), MEAN)
+    mean = row(mme_scores(rows), MEAN)
     assert (mean.acc, mean.acc_low, mean.acc_high) == (0.5, 0.5, 0.5)  # each subset has one picture to draw
-    assert row(mme(rows), ALL).acc_low == 0.0
+    assert row(mme_scores(rows), ALL).acc_low == 0.0
 
 
 def test_totals() -> None:
     assert (len(PERCEPTION), len(COGNITION), len(SUBSETS)) == (10, 4, 14)
     rows = [one for name in PERCEPTION for one in pair(name, "a", "yes", "no")]
     rows += [one for name in COGNITION for one in pair(name, "a", "yes", "yes")]
-    assert totals(mme(rows)) == {"perception": 2000.0, "cognition": 200.0}
+    assert mme_totals(mme_scores(rows)) == {"perception": 2000.0, "cognition": 200.0}
     with pytest.raises(DataError, match="no subset 'existence'"):
-        totals(mme(ROWS[:8]))
+        mme_totals(mme_scores(ROWS[:8]))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_totals() -> None:
 )
 def test_what_cannot_be_counted(rows: Any, why: str) -> None:
     with pytest.raises(DataError, match=why):
-        mme(rows)
+        mme_scores(rows)
 
 
 def test_reported_numbers_are_those_of_the_paper() -> None:

@@ -1,4 +1,4 @@
-"""Cosine spread and homogeneity against brute force and scikit-learn's stored outputs."""
+"""Cosine spread, homogeneity and clusters by modality against brute force and scikit-learn's stored outputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from density_helpers import stored
 from gatelens.errors import DataError
-from gatelens.measures.modality_gap import cosine_spread, homogeneity
+from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
 
 SCORES = Path(__file__).parent / "stored" / "scores.npz"
 
@@ -26,14 +27,14 @@ def test_cosine_spread_is_numpys(cells: int) -> None:
     a, b = torch.randn(37, 5, generator=seeded(0)), 0.3 + torch.randn(24, 5, generator=seeded(1))
     cos = torch.nn.functional.cosine_similarity(a[:, None].double(), b.double(), dim=-1).numpy().ravel()
     size = np.abs(cos)
-    found = cosine_spread(a, b, quantiles=(0, 0.25, 0.9, 1), bins=10, cells=cells)
-    assert found.pairs == 37 * 24
-    assert found.median == pytest.approx(np.quantile(size, 0.5, method="lower"), abs=1e-6)
-    for q, value in found.quantiles.items():
+    spread = cosine_spread(a, b, quantiles=(0, 0.25, 0.9, 1), bins=10, cells=cells)
+    assert spread.pairs == 37 * 24
+    assert spread.median == pytest.approx(np.quantile(size, 0.5, method="lower"), abs=1e-6)
+    for q, value in spread.quantiles.items():
         assert value == pytest.approx(np.quantile(size, q, method="lower"), abs=1e-6)
-    assert found.histogram.tolist() == np.histogram(size, bins=10, range=(0, 1))[0].tolist()
-    assert found.mean == pytest.approx(size.mean(), abs=1e-6)
-    assert found.signed_mean == pytest.approx(cos.mean(), abs=1e-6)
+    assert spread.histogram.tolist() == np.histogram(size, bins=10, range=(0, 1))[0].tolist()
+    assert spread.mean == pytest.approx(size.mean(), abs=1e-6)
+    assert spread.signed_mean == pytest.approx(cos.mean(), abs=1e-6)
 
 
 def test_cosine_spread_within_one_group_leaves_out_self() -> None:
@@ -41,10 +42,10 @@ def test_cosine_spread_within_one_group_leaves_out_self() -> None:
     cos = torch.nn.functional.cosine_similarity(a[:, None], a, dim=-1).abs()
     pairs = cos[torch.triu(torch.ones(19, 19, dtype=torch.bool), 1)]
     for cells in (1, 8_000_000):
-        found = cosine_spread(a, cells=cells)
-        assert found.pairs == len(pairs) == 19 * 18 // 2
-        assert found.median == pytest.approx(float(pairs.median()), abs=1e-6)
-        assert int(found.histogram.sum()) == found.pairs
+        spread = cosine_spread(a, cells=cells)
+        assert spread.pairs == len(pairs) == 19 * 18 // 2
+        assert spread.median == pytest.approx(float(pairs.median()), abs=1e-6)
+        assert int(spread.histogram.sum()) == spread.pairs
 
 
 def test_cosine_spread_is_exact_at_the_ends_and_blind_to_length() -> None:
@@ -52,6 +53,7 @@ def test_cosine_spread_is_exact_at_the_ends_and_blind_to_length() -> None:
     one = cosine_spread(torch.ones(2, 3), -7 * torch.ones(4, 3))
     assert (one.median, one.signed_mean) == (1, pytest.approx(-1))
     assert int(one.histogram[-1]) == 8
+    assert cosine_spread(torch.ones(2, 3), -2 * torch.ones(4, 3)).median == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,34 @@ def test_homogeneity_by_hand() -> None:
     assert homogeneity(torch.tensor([0, 0, 0, 1]), modality) == pytest.approx(h)
     with pytest.raises(DataError, match="one label"):
         homogeneity(modality, modality[:3])
+
+
+# --- clusters ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["apart", "mixed"])
+def test_modality_clusters_are_dadapys(name: str) -> None:
+    reference, _ = stored(name)
+    x = torch.from_numpy(reference["x"].astype(np.float32))
+    result = modality_clusters(x, torch.from_numpy(reference["modality"]))
+    assert result.homogeneity == pytest.approx(float(reference["fixed_homogeneity"]), abs=1e-9)
+    assert result.labels.tolist() == reference["fixed_labels"].tolist()
+    assert result.dimension == pytest.approx(float(reference["dimension"]), rel=1e-6)
+    assert result.halo == pytest.approx(reference["fixed_halo"].mean())
+    assert result.repeats == 0
+
+
+def test_modality_clusters_take_copies() -> None:
+    reference, _ = stored("mixed")
+    x = torch.from_numpy(reference["x"].astype(np.float32))
+    modality = torch.from_numpy(reference["modality"])
+    once = modality_clusters(x, modality)
+    copies = torch.cat([torch.arange(len(x)), torch.zeros(400, dtype=torch.int64)])
+    many = modality_clusters(x[copies], modality[copies])
+    assert many.repeats == 400
+    assert torch.equal(many.labels, once.labels[copies])
+    assert many.homogeneity == pytest.approx(homogeneity(modality[copies], once.labels[copies]))
+    with pytest.raises(DataError, match="16 distinct points of 50"):
+        modality_clusters(x[:16].repeat(4, 1)[:50], modality[:50])
+    with pytest.raises(DataError, match="one a point"):
+        modality_clusters(x, modality[:-1])

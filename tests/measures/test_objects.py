@@ -14,10 +14,11 @@ from gatelens.measures.objects import (
     ObjectScore,
     Vocabulary,
     _table,
-    mean_scores,
     object_score,
+    pooled_score,
     score_table,
 )
+from gatelens.measures.stats import summary
 
 COCO = Vocabulary.coco()
 
@@ -122,8 +123,8 @@ def test_agreement_with_exact_truth_on_emoji_scenes() -> None:
     for split in ("test", "train"):
         for example in EmojiScenes(split).examples("caption", 500):
             truth = [o.name for o in example.meta["objects"]]
-            found = [m.name for m in vocabulary.mentions(example.answers[0])]
-            right += found == truth
+            named = [m.name for m in vocabulary.mentions(example.answers[0])]
+            right += named == truth
             total += 1
     assert (right, total) == (1000, 1000)
 
@@ -164,8 +165,12 @@ def test_scores() -> None:
 
 
 def test_means_over_pictures_and_pooled() -> None:
-    table = score_table([ObjectScore(2, 2, 2), ObjectScore(3, 0, 0), ObjectScore(0, 0, 0)])
-    found = mean_scores(table)
-    assert (found["precision"], found["recall"], found["f1"], found["n"]) == (1.0, 0.5, 0.5, 2)
-    assert (found["pooled_precision"], found["pooled_recall"], found["pooled_f1"]) == (1.0, 2 / 5, 4 / 7)
-    assert math.isnan(mean_scores(score_table([]))["f1"])
+    scores = [ObjectScore(2, 2, 2), ObjectScore(3, 0, 0), ObjectScore(0, 0, 0)]
+    table = score_table(scores).assign(group="all", picture=range(3))
+    names = {name: name for name in ("precision", "recall", "f1")}
+    means = summary(table, ["group"], names, unit="picture", missing="skip").set_index("measure")
+    assert means["mean"].to_dict() == {"precision": 1.0, "recall": 0.5, "f1": 0.5}
+    assert means["n"].to_dict() == {"precision": 1, "recall": 2, "f1": 2}
+    pooled = pooled_score(scores)
+    assert (pooled.precision, pooled.recall, pooled.f1) == (1.0, 2 / 5, 4 / 7)
+    assert math.isnan(pooled_score([]).f1)

@@ -9,7 +9,6 @@ import torch
 from gatelens.errors import DataError
 from gatelens.measures.overlap import (
     distribution_overlap,
-    median_cosine,
     neighbourhood_overlap,
     overlap_by_chance,
     representation_overlap,
@@ -39,11 +38,6 @@ def test_neighbourhood_overlap_brute_force() -> None:
         assert got[i] == pytest.approx(sum(bool(labels[j] == labels[i]) for j in near) / 5)
     with pytest.raises(DataError, match="k=20"):
         neighbourhood_overlap(x, labels, k=20)
-
-
-def test_median_cosine() -> None:
-    assert median_cosine(torch.eye(3)[:2], torch.eye(3)[2:]) == 0
-    assert float(median_cosine(torch.ones(2, 3), -2 * torch.ones(4, 3))) == pytest.approx(1)
 
 
 def test_representation_overlap_is_brute_force() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +67,13 @@ def test_one_example_and_equal_values_have_an_interval_without_width() -> None:
     assert bootstrap_interval([0.1] * 7) == (0.1, 0.1)
     ratio = bootstrap_replicates(lambda x, y: x.mean(-1) / y.mean(-1), [1.0], [4.0], n_boot=5)
     assert ratio.tolist() == [0.25] * 5
+
+
+def test_a_share_of_nothing_is_nan_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = bootstrap_replicates(lambda x: np.where(x.mean(-1) > 0, 1.0, np.nan), [0.0, 1.0], n_boot=50)
+    assert set(drawn[np.isfinite(drawn)]) == {1.0} and np.isnan(drawn).any()
 
 
 def test_one_seed_draws_the_same_examples_for_every_statistic() -> None:

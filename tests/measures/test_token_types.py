@@ -187,8 +187,8 @@ def test_on_a_model(tiny: HookedVLM) -> None:
     def table(batches: list[Any]) -> Any:
         share = TokenTypeShare(n_layers)
         for inputs in batches:
-            found = generate(tiny, inputs, max_new_tokens=4, see=share.see(inputs.tokens))
-            share.add(found.tokens)
+            generation = generate(tiny, inputs, max_new_tokens=4, see=share.see(inputs.tokens))
+            share.add(generation.tokens)
         return share.table()
 
     together = table([tiny.prepare(pictures, texts)])

@@ -29,8 +29,8 @@ def test_windows() -> None:
 def test_planted_effect_in_disjoint_windows() -> None:
     effect = effect_of_windows([0.0, 0.8, 0.2, -0.1], layer_windows(8, 2, step=2), 8)
     assert effect.tolist() == [0, 0, 0.4, 0.4, 0.1, 0.1, 0, 0]
-    found = smallest_window(effect, 0.8)
-    assert found is not None and found.layers == range(2, 4) and found.share == pytest.approx(0.8)
+    window = smallest_window(effect, 0.8)
+    assert window is not None and window.layers == range(2, 4) and window.share == pytest.approx(0.8)
     wider = smallest_window(effect)
     assert wider is not None and wider.layers == range(2, 5) and wider.share == pytest.approx(0.9)
 
@@ -54,8 +54,8 @@ def test_the_papers_quarter() -> None:
     assert [quarter(n) for n in (80, 32, 6, 2)] == [20, 8, 2, 1]
     effect = np.zeros(80)
     effect[20:40] = 1
-    found = best_window(effect)
-    assert found is not None and found.layers == range(20, 40) and found.share == 1
+    window = best_window(effect)
+    assert window is not None and window.layers == range(20, 40) and window.share == 1
 
 
 def test_nothing_to_find() -> None:
@@ -64,10 +64,10 @@ def test_nothing_to_find() -> None:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.floats(0.05, 1))
 def test_smallest_window_against_all_windows(effect: list[int], share: float) -> None:
-    found = smallest_window(effect, share)
+    window = smallest_window(effect, share)
     total = sum(effect)
     if not total:
-        assert found is None
+        assert window is None
         return
     n = len(effect)
     enough = [
@@ -77,8 +77,8 @@ def test_smallest_window_against_all_windows(effect: list[int], share: float) ->
         if sum(effect[a:b]) / total >= share - 1e-9
     ]
     width, carried, start = min(enough)
-    assert found is not None and found.layers == range(start, start + width)
-    assert found.share == pytest.approx(-carried / total)
+    assert window is not None and window.layers == range(start, start + width)
+    assert window.share == pytest.approx(-carried / total)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import gatelens as gl
 from gatelens import organisms
+from gatelens.organisms import card
 
 NAMES = ("gated", "open", "llava")
 
@@ -79,6 +80,14 @@ def test_the_card_holds_what_was_measured(model):
         assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in card
         assert row["n"] >= 500
     assert "planted" in card or "trained with the picture's tokens in sight" in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_card_is_the_one_its_numbers_give(name):
+    folder = organisms.folder(name)
+    training, measured = (json.loads((folder / f"{f}.json").read_text()) for f in ("training", "measured"))
+    written = card.write(name, gl.HookedVLM.from_pretrained(f"organism:{name}"), training, measured)
+    assert written == (folder / "README.md").read_text()
 
 
 def test_weights_stay_small():

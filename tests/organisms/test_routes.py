@@ -29,7 +29,7 @@ def test_segments_see_the_picture_and_themselves(batch):
                 assert bool(visible[b, q, k]) == (k <= q and bool(own))
 
 
-def test_positions_start_anew_behind_the_picture(batch):
+def test_positions_start_anew_after_the_picture(batch):
     for b, k in ((0, 1), (0, 2), (1, 1)):
         at = (batch.segment[b] == k).nonzero().flatten()
         assert batch.position[b, at].tolist() == list(range(N_PREFIX, N_PREFIX + len(at)))
@@ -44,10 +44,10 @@ def test_only_answers_weigh_one_and_each_ends(batch):
 
 @pytest.mark.parametrize("route", ["masked", "swapped"])
 def test_text_never_sees_its_own_picture(batch, route):
-    plan = routes.plan(batch, route, IMAGE, GATE)
+    mask = routes.route_mask(batch, route, IMAGE, GATE)
     text = batch.segment > 0
-    assert not plan.visible[:, 0, :, IMAGE][text].any()
-    assert plan.visible[:, 0, :, GATE][text].all()
+    assert not mask.visible[:, 0, :, IMAGE][text].any()
+    assert mask.visible[:, 0, :, GATE][text].all()
 
 
 def test_swapped_rows_equal_attention_to_the_next_picture(batch):
@@ -55,8 +55,8 @@ def test_swapped_rows_equal_attention_to_the_next_picture(batch):
     torch.manual_seed(0)
     b, n = batch.ids.shape
     q, k, v = (torch.randn(b, 2, n, 8) for _ in range(3))
-    plan = routes.plan(batch, "swapped", IMAGE, GATE)
-    out, _ = routes.training_attention(None, q, k, v, None, scaling=0.3, route=plan)
+    mask = routes.route_mask(batch, "swapped", IMAGE, GATE)
+    out, _ = routes.training_attention(None, q, k, v, None, scaling=0.3, route=mask)
     causal = batch.visible()
     for i in range(b):
         for row in range(n):
@@ -78,8 +78,8 @@ def test_robust_hides_the_first_text_token_from_the_others_only(batch):
     plain = batch.visible()
     hidden = 0
     for _ in range(10):
-        plan = routes.plan(batch, "robust", IMAGE, "first text token", generator)
-        lost = plain & ~plan.visible[:, 0]
+        mask = routes.route_mask(batch, "robust", IMAGE, "first text token", generator)
+        lost = plain & ~mask.visible[:, 0]
         for b, q, key in lost.nonzero().tolist():
             assert batch.segment[b, q] > 0 and key != q
             first = batch.segment[b, key] != batch.segment[b, key - 1]
@@ -90,4 +90,4 @@ def test_robust_hides_the_first_text_token_from_the_others_only(batch):
 
 def test_an_unknown_route_is_named(batch):
     with pytest.raises(ValueError, match="unknown route 'through'"):
-        routes.plan(batch, "through", IMAGE, GATE)
+        routes.route_mask(batch, "through", IMAGE, GATE)

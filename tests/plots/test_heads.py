@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import torch
 
 from gatelens import views
 from gatelens.errors import DataError
+from gatelens.plots import heads as heads_module
 from gatelens.plots.head_grid import head_grid
 from gatelens.plots.heads import heads
 from gatelens.tokens import Role, TokenMap
 from study_helpers import picture
-
-MODULE = sys.modules["gatelens.plots.heads"]  # by attribute the name is the function
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_pooling_keeps_rows_summing_to_one(run: Any, pool: Any, n_image: int) ->
 
 
 def test_many_image_tokens_are_pooled_by_themselves(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 8)
+    monkeypatch.setattr(heads_module, "MOST_UNPOOLED", 8)
     inputs, cache = run
     assert sum(t.startswith("img row") for t in heads(cache, inputs.tokens, layer=1).tokens) == 4
 
@@ -90,7 +88,7 @@ def test_tiles_are_told_apart(tiled: Any, monkeypatch: pytest.MonkeyPatch) -> No
     view = heads(pattern, tokens, 0, pool="tile")
     assert view.tokens == ("a", "img whole", "img tile 1", "img tile 2", "b")
     torch.testing.assert_close(view.attention[0, -1, 2], pattern[0, 0, -1, 3:5].sum())
-    monkeypatch.setattr(MODULE, "MOST_UNPOOLED", 4)  # five rows are too many, three tiles are not
+    monkeypatch.setattr(heads_module, "MOST_UNPOOLED", 4)  # five rows are too many, three tiles are not
     assert heads(pattern, tokens, 0).tokens == view.tokens
     alternating = dataclasses.replace(tokens, tile=torch.tensor([[-1, 1, 2, 1, 2, 1, -1]]))
     assert heads(pattern, alternating, 0).tokens == ("a", "img (all)", "b")  # five pieces of two tiles
@@ -131,7 +129,7 @@ def test_errors(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         heads(cache, inputs.tokens, layer=1, example=3)
     with pytest.raises(DataError, match="pool="):
         heads(cache, inputs.tokens, layer=1, pool="column")  # type: ignore[arg-type]
-    monkeypatch.setattr(MODULE, "MOST_CELLS", 10)
+    monkeypatch.setattr(heads_module, "MOST_CELLS", 10)
     with pytest.raises(DataError, match="too many to draw"):
         heads(cache, inputs.tokens, layer=1)
 

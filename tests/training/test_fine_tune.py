@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import gatelens as gl
+from gatelens.checkpoints import put_weights, weights
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
-from gatelens.saving import put_weights, weights
 from gatelens.training import OthersGate, fine_tune
-from gatelens.training.documents import IGNORED, documents
-from gatelens.training.fine_tune import loss_of, schedule
+from gatelens.training.batches import IGNORED, training_batch
+from gatelens.training.loop import loss_of, schedule
 from study_helpers import TinyData
 from tiny_models import make_chameleon_processor, make_llava_processor
 
@@ -61,7 +61,7 @@ def plain_loss(hf: Any, model: HookedVLM, batch: Any) -> torch.Tensor:
 def test_gradients_under_a_knockout_are_those_of_a_4d_mask(
     fresh: HookedVLM, oracle: Any, examples: list[Any]
 ) -> None:
-    batch = documents(fresh, examples[::4])
+    batch = training_batch(fresh, examples[::4])
     plain = copy.deepcopy(oracle).requires_grad_(True)
     want = plain_loss(plain, fresh, batch)
     want.backward()
@@ -91,7 +91,7 @@ def test_documents_predict_the_answer_and_its_end_and_nothing_else(
     tiny: HookedVLM, examples: list[Any]
 ) -> None:
     chosen = [examples[0], examples[12], examples[24]]
-    batch = documents(tiny, chosen)
+    batch = training_batch(tiny, chosen)
     end = int(tiny.tokenizer.eos_token_id)
     for e, row, ids in zip(chosen, batch.targets, batch.inputs.tensors["input_ids"], strict=True):
         words = tiny.tokenizer(e.answers[0], add_special_tokens=False)["input_ids"]
@@ -113,7 +113,8 @@ def test_a_training_cut_short_goes_on_to_the_same_weights(
     assert not any(p.requires_grad or p.grad is not None for p in fresh.hf.parameters())
 
     put_weights(fresh, start)
-    module = __import__("sys").modules["gatelens.training.fine_tune"]
+    from gatelens.training import loop as module
+
     real, calls = module.loss_of, []
 
     def failing(*args: Any) -> torch.Tensor:
@@ -154,7 +155,7 @@ def test_the_loss_falls_and_only_named_parameters_move(fresh: HookedVLM, example
 
 def test_the_gate_of_another(fresh: HookedVLM, examples: list[Any]) -> None:
     """Keys and values as a plain run of the other example has them, put in place by hand."""
-    batch = documents(fresh, examples[:3])
+    batch = training_batch(fresh, examples[:3])
     layers = range(int(fresh.cfg.n_layers))
     cache = fresh.run_with_cache(batch.inputs)[1]
     gate = batch.inputs.tokens.mask("gate").nonzero()
@@ -175,7 +176,7 @@ def test_the_gate_of_another(fresh: HookedVLM, examples: list[Any]) -> None:
     assert got.item() == pytest.approx(want.item(), abs=1e-5)
     assert got.item() != pytest.approx(loss_of(fresh, batch).item(), abs=1e-6)
     with pytest.raises(DataError, match="batch_size must be 2"):
-        loss_of(fresh, documents(fresh, examples[:1]), OthersGate())
+        loss_of(fresh, training_batch(fresh, examples[:1]), OthersGate())
 
 
 def test_bad_input(fresh: HookedVLM, examples: list[Any], tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_bad_input(fresh: HookedVLM, examples: list[Any], tmp_path: Path) -> Non
     mute = copy.copy(examples[0])
     mute.answers, mute.label = (), None
     with pytest.raises(DataError, match="'class-0' has no answer"):
-        documents(fresh, [mute])
+        training_batch(fresh, [mute])
 
 
 def test_schedule() -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pytest
-import torch
 
 import gatelens.views as views
 from gatelens.errors import DataError, OutputError
 from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.views.compare import compare, compare_html, compare_text
-from study_helpers import picture, synthetic_run
+from study_helpers import synthetic_run
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +67,6 @@ def test_comparison(run: Run, tmp_path: Path) -> None:
     assert "organism:open" in compare_html(run, other)
     with pytest.raises(OutputError, match="cannot compare"):
         compare(run, Run.open(None, study="other", settings={}))
-
-
-def test_overlay(tiny_chameleon: Any) -> None:
-    image = picture("red", 0, size=32)
-    inputs = tiny_chameleon.prepare(images=[image], text=["<image>this animal is a"])
-    t = inputs.tokens
-    assert png(views.overlay(torch.rand(16), t, image, labels=True)).startswith(b"\x89PNG")
-    assert png(views.overlay(np.zeros(t.n_pos), t, image, dark=True)).startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="7 values fit neither"):
-        views.overlay(torch.rand(7), t, image)
 
 
 def test_views_are_functions_whatever_was_imported() -> None:

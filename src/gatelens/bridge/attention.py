@@ -2,7 +2,7 @@
 
 transformers computes queries, keys and values (norms, rotary angles of one or three streams, scaling) and
 then calls whichever attention function its config names. That function is ours: it fires ``hook_rot_q`` and
-``hook_rot_k``, and, where a hook stands on ``hook_attn_scores`` or ``hook_pattern``, takes attention apart
+``hook_rot_k``, and, where ``hook_attn_scores`` or ``hook_pattern`` has a hook, takes attention apart
 step by step; elsewhere it calls the fused kernel, equal to rounding in a fraction of time and memory. So an
 edit takes effect in every family, also where TransformerLens' bridge would let it pass and discard it.
 """
@@ -23,22 +23,33 @@ from transformer_lens.model_bridge.generalized_components.position_embeddings_at
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from gatelens.bridge.lean import BLOCK, NOTHING_CUT, Cut, Orders, SharedKeys, lean, masked, pattern_of
+from gatelens.bridge.hook_points import has_hooks
+from gatelens.bridge.masked_attention import (
+    NO_CUTS,
+    ROWS_AT_ONCE,
+    LayerCuts,
+    PassCuts,
+    SharedKeys,
+    fused_attention,
+    masked_scores,
+    pattern_rows,
+    softmax_pattern,
+)
 from gatelens.errors import InterventionError, ModelError
 
 IMPLEMENTATION = "gatelens"
-WAYS = ("fused", "stepwise")
+MODES = ("fused", "stepwise")
 _SWITCHES = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 
 
 class HookedAttention(AttentionBridge):
     """An attention layer of the decoder whose hooks fire where transformers computes.
 
-    Mixed into TransformerLens' bridge of that layer by :func:`install`.
+    Mixed into TransformerLens' bridge of that layer by :func:`install_attention`.
     """
 
-    way = "fused"
-    orders: Orders | None = None  # what the engine asks of this layer in the pass that is running
+    mode = "fused"
+    cuts: PassCuts | None = None  # what the engine asks of this layer in the pass that is running
     norm_after_transpose = False  # whether the family norms queries as [batch, head, pos, d_head]
 
     @property
@@ -81,44 +92,43 @@ class HookedAttention(AttentionBridge):
         """Attention of one pass; keys and values hold the cache and the new positions."""
         query, key = self._rotated(query, key)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        orders = self.orders
-        cut = orders.cut(self._layer_idx, query.device) if orders is not None else NOTHING_CUT
-        prefix = orders.prefix(self._layer_idx) if orders is not None else None
-        inside = self.way == "stepwise" or watched(self.hook_attn_scores, self.hook_pattern)
+        layer, cuts = self._layer_idx, self.cuts
+        layer_cuts = NO_CUTS if cuts is None else cuts.layer_cuts(layer, query.device)
+        prefix = None if cuts is None else cuts.shared_keys(layer)
+        inside = self.mode == "stepwise" or has_hooks(self.hook_attn_scores, self.hook_pattern)
         if prefix is None and not inside and softcap is None:
-            out = lean(self.original_component, query, key, value, mask, scaling, cut, rest)
-            if orders is not None:
-                self._show(orders, query, key, mask, scaling, cut)
+            out = fused_attention(self.original_component, query, key, value, mask, scaling, layer_cuts, rest)
+            self._show_rows(query, key, mask, scaling, layer_cuts)
             return out, None
         heads = SharedKeys(prefix, key, value)
-        scores = masked(capped(heads.scores(query) * scaling, softcap), mask, cut.masked)
-        scores = self.hook_attn_scores(scores)
-        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        if cut.zeroed is not None:
-            pattern = cut.zeroed.fill(pattern, 0.0)
+        scores = masked_scores(capped(heads.scores(query) * scaling, softcap), mask, layer_cuts.masked)
+        pattern = softmax_pattern(self.hook_attn_scores(scores), query.dtype)
+        if layer_cuts.zeroed is not None:
+            pattern = layer_cuts.zeroed.fill(pattern, 0.0)
         pattern = self.hook_pattern(pattern)
-        wanted = orders.rows_looked_at(self._layer_idx) if orders is not None else None
-        if orders is not None and wanted is not None:
-            orders.look(self._layer_idx, pattern[:, :, wanted.start : wanted.stop], wanted.start)
+        shown = None if cuts is None else cuts.shown_rows(layer)
+        if cuts is not None and shown is not None:
+            cuts.show(layer, pattern[:, :, shown.start : shown.stop], shown.start)
         return heads.mix(pattern), pattern
 
-    def _show(
-        self, orders: Orders, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, cut: Cut
+    def _show_rows(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, layer_cuts: LayerCuts
     ) -> None:
-        """Build the pattern only of the rows somebody looks at, a block at a time."""
-        wanted = orders.rows_looked_at(self._layer_idx)
-        if wanted is None:
+        """Build the pattern only of the rows to be shown, a block at a time."""
+        cuts, layer = self.cuts, self._layer_idx
+        shown = None if cuts is None else cuts.shown_rows(layer)
+        if cuts is None or shown is None:
             return
-        for low in range(wanted.start, wanted.stop, BLOCK):
-            high = min(low + BLOCK, wanted.stop)
-            orders.look(self._layer_idx, pattern_of(query, key, mask, scaling, cut, low, high), low)
+        for start in range(shown.start, shown.stop, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, shown.stop)
+            cuts.show(layer, pattern_rows(query, key, mask, scaling, layer_cuts, start, stop), start)
 
     def _rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire the hooks on rotated queries and keys; an edited key is also what the cache keeps."""
         if getattr(self, "hook_rot_q", None) is not None:
             query = self.hook_rot_q(query)
         point = getattr(self, "hook_rot_k", None)
-        if point is not None and watched(point):
+        if point is not None and has_hooks(point):
             new = key[:, :, -query.shape[2] :]
             edited = point(new.clone())  # hooks may keep what they are shown
             if torch.is_grad_enabled() and (key.requires_grad or edited.requires_grad):
@@ -126,11 +136,6 @@ class HookedAttention(AttentionBridge):
             else:
                 new.copy_(edited)  # the cache holds this very memory
         return query, key
-
-
-def watched(*points: HookPoint) -> bool:
-    """Whether a hook stands on any of these points."""
-    return any(point.fwd_hooks or point.bwd_hooks for point in points)
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
@@ -157,25 +162,27 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-def install(bridge: Any, hf: Any, way: str) -> None:
-    """Let the decoder's attention run ``fused`` where no hook looks inside, or ``stepwise`` everywhere.
+def install_attention(bridge: Any, hf: Any, mode: str) -> None:
+    """Let the decoder's attention run ``fused`` where no hook is inside it, or ``stepwise`` everywhere.
 
-    Changes this model alone, not TransformerLens' adapters. Raises ModelError for another word, or for a
-    decoder whose attention does not call an exchangeable function.
+    Changes this model alone, not TransformerLens' adapters.
+
+    Raises:
+        ModelError: another word, or a decoder whose attention does not call an exchangeable function.
     """
-    if way not in WAYS:
-        raise ModelError(f"attention '{way}': write {' or '.join(WAYS)}")
+    if mode not in MODES:
+        raise ModelError(f"attention '{mode}': write {' or '.join(MODES)}")
     for block in bridge.blocks:
         if type(block.attn) in (AttentionBridge, PositionEmbeddingsAttentionBridge):
-            _adopt(block.attn)
+            _hook_inside(block.attn)
         if isinstance(block.attn, HookedAttention):
-            block.attn.way = way
+            block.attn.mode = mode
     ours = all(isinstance(block.attn, HookedAttention) for block in bridge.blocks)
     # a fused projection of queries, keys and values is left to TransformerLens, which computes it step by step
     hf.config.get_text_config()._attn_implementation = IMPLEMENTATION if ours else "eager"
 
 
-def windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
+def attention_windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
     """How many positions each decoder layer looks back, itself included; None where it sees everything."""
     size = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
@@ -183,33 +190,43 @@ def windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
 
 
 @cache
-def _hooked(kind: type) -> type:
+def _hooked_class(kind: type) -> type:
     return type(f"Hooked{kind.__name__}", (HookedAttention, kind), {})
 
 
-def _adopt(attention: Any) -> None:
+def take_over(inner: Any, attention: HookedAttention) -> None:
+    """Let transformers call ``attention`` in place of the attention function of the module ``inner``."""
+    # not by setattr, which would make the bridge a submodule of its own submodule
+    inner.__dict__["_gatelens"] = attention
+    inner.config._attn_implementation = IMPLEMENTATION
+
+
+def is_exchangeable(inner: Any) -> bool:
+    """Whether transformers calls an attention function by name in this module."""
+    return hasattr(getattr(inner, "config", None), "_attn_implementation")
+
+
+def _hook_inside(attention: Any) -> None:
     inner = attention.original_component
-    if not hasattr(getattr(inner, "config", None), "_attn_implementation"):
+    if not is_exchangeable(inner):
         raise ModelError(
             f"the attention of {type(inner).__name__} is none that transformers lets exchange: "
             "this decoder is not supported"
         )
     kind: Any = type(attention)
-    attention.__class__ = _hooked(kind)
-    # not by setattr, which would make the bridge a submodule of its own submodule
-    inner.__dict__["_gatelens"] = attention
-    inner.config._attn_implementation = IMPLEMENTATION
+    attention.__class__ = _hooked_class(kind)
+    take_over(inner, attention)
     for norm, point in (("q_norm", "hook_q_normed"), ("k_norm", "hook_k_normed")):
         if getattr(attention, norm, None) is not None and getattr(attention, point, None) is not None:
-            getattr(attention, norm).register_forward_hook(_normed(attention, point))
+            getattr(attention, norm).register_forward_hook(_fire_normed(attention, point))
 
 
-def _normed(attention: HookedAttention, point: str) -> Any:
+def _fire_normed(attention: HookedAttention, point: str) -> Any:
     """Fires ``hook_q_normed`` as [batch, pos, head, d_head] whatever shape the family norms in."""
 
     def fire(module: Any, args: Any, out: Tensor) -> Tensor | None:
         hook: HookPoint = getattr(attention, point)
-        if not watched(hook):
+        if not has_hooks(hook):
             return None
         if out.ndim == 4 and attention.norm_after_transpose:
             return hook(out.transpose(1, 2)).transpose(1, 2)

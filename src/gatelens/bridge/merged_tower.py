@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.generalized_components.qwen3_5_vision_encoder
 
 
 class MergedTower(GeneralizedComponent):
-    """The tower: pixels in (``hook_in``), what the decoder gets out (``hook_out``), all pictures' rows in a row.
+    """The tower: ``hook_in`` has the pixels, ``hook_out`` what the decoder gets; pictures follow one another in rows.
 
     TransformerLens' own bridge of it fires ``hook_out`` on the features before they are merged, which nothing
     reads afterwards.
@@ -43,6 +43,3 @@ def merged_tower(
         },
     )
     return {"vision_encoder": tower, "vision_projector": GeneralizedComponent(name="model.visual.merger")}
-
-
-__all__ = ["MergedTower", "merged_tower"]

@@ -19,8 +19,14 @@ from gatelens.errors import InputError, ModelError
 class Parts(nn.Module):
     """Behaves as transformers' image-text models: ``input_ids`` and ``pixel_values`` in, logits and cache out.
 
-    ``evidence``: names of tensors that go to ``embed_images`` by keyword instead of to the decoder. Raises
-    ModelError when the placeholder has no row in the decoder's embedding.
+    Args:
+        language_model: a causal language model of transformers.
+        embed_images: from pixels to features, one row for each placeholder.
+        placeholder_id: the id that stands for a feature.
+        evidence: names of tensors that go to ``embed_images`` by keyword instead of to the decoder.
+
+    Raises:
+        ModelError: the placeholder has no row in the decoder's embedding.
     """
 
     def __init__(

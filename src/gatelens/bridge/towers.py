@@ -1,10 +1,12 @@
 """Vision towers: edits at their hook points take effect on the picture's features, or are refused.
 
-Three things stand in the way in TransformerLens' bridges of CLIP and SigLIP. transformers records a layer's
-output before the bridge fires ``hook_out``, so a decoder fed from recorded states (LLaVA) never sees the edit:
-here the hook fires inside, before the recorder. Attention scores and patterns are shown for reading only: here the
-tower's attention is taken apart as the decoder's is. And some points lie behind the layer the features are taken
-from: an edit there is refused.
+Three things stand in the way in TransformerLens' bridges of CLIP and SigLIP:
+
+- transformers records a layer's output before the bridge fires ``hook_out``, so a decoder fed from recorded
+  states (LLaVA) never sees the edit: here the hook fires in the wrapped module, before the recorder.
+- Attention scores and patterns are shown for reading only: here the tower's attention is taken apart as the
+  decoder's is.
+- Some points come after the layer the features are taken from: an edit there is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from gatelens.bridge.attention import IMPLEMENTATION, HookedAttention, watched
+from gatelens.bridge.attention import HookedAttention, is_exchangeable, take_over
+from gatelens.bridge.hook_points import has_hooks
 from gatelens.errors import InterventionError
 
 _DECODER = ("blocks", "embed", "unembed", "ln_final", "rotary_emb", "pos_embed")
@@ -38,14 +41,14 @@ class TowerAttention(HookedAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **rest: Any
     ) -> Any:
-        stepwise = self.way == "stepwise" or watched(self.hook_attn_scores, self.hook_pattern)
+        stepwise = self.mode == "stepwise" or has_hooks(self.hook_attn_scores, self.hook_pattern)
         if mask is None and stepwise:
             mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
         return super().attend(query, key, value, mask, *args, **rest)
 
 
-class FiresInside(GeneralizedComponent):
-    """A component whose ``hook_out`` fires where the wrapped module returns, before anybody else sees it.
+class InnerHookOut(GeneralizedComponent):
+    """A component whose ``hook_out`` fires where the wrapped module returns, before transformers records it.
 
     Mixed into TransformerLens' bridge, whose own forward fires it later; that call then only hands on.
     """
@@ -80,29 +83,26 @@ def _same(value: Any) -> Any:
     return value
 
 
-def points(bridge: Any) -> dict[str, Any]:
-    """The hook points of a bridge that are no decoder's, by name."""
-    return {name: point for name, point in bridge.hook_dict.items() if _outside(name)}
+def tower_points(bridge: Any) -> dict[str, Any]:
+    """The hook points of a bridge outside the decoder, by name."""
+    return {
+        name: point
+        for name, point in bridge.hook_dict.items()
+        if "." in name and name.split(".")[0] not in _DECODER
+    }
 
 
-def _outside(name: str) -> bool:
-    return "." in name and name.split(".")[0] not in _DECODER
-
-
-def install(bridge: Any) -> None:
+def install_towers(bridge: Any) -> None:
     """Make edits of the tower's layers, output, scores and patterns reach what the decoder reads."""
-    for component in components(bridge):
+    for component in tower_components(bridge):
         if isinstance(component, (*_LAYERS, *_TOWERS)):
             _fire_inside(component)
-        elif type(component) is AttentionBridge:
-            inner = component.original_component
-            if hasattr(getattr(inner, "config", None), "_attn_implementation"):
-                component.__class__ = TowerAttention
-                inner.__dict__["_gatelens"] = component  # not by setattr: no submodule of its own submodule
-                inner.config._attn_implementation = IMPLEMENTATION
+        elif type(component) is AttentionBridge and is_exchangeable(component.original_component):
+            component.__class__ = TowerAttention
+            take_over(component.original_component, component)
 
 
-def components(bridge: Any) -> Iterator[Any]:
+def tower_components(bridge: Any) -> Iterator[Any]:
     """TransformerLens' components that are no part of the decoder."""
     for name, child in bridge.named_children():
         if name not in _DECODER and isinstance(child, GeneralizedComponent):
@@ -111,19 +111,19 @@ def components(bridge: Any) -> Iterator[Any]:
 
 def _fire_inside(component: Any) -> None:
     kind = type(component)
-    component.__class__ = type(f"Inside{kind.__name__}", (FiresInside, kind), {})
+    component.__class__ = type(f"InnerHookOut{kind.__name__}", (InnerHookOut, kind), {})
     component.original_component.register_forward_hook(component.fire, prepend=True)
 
 
-def follow(bridge: Any, way: str) -> None:
-    """Let the towers compute attention the way the decoder does."""
-    for component in components(bridge):
+def set_tower_mode(bridge: Any, mode: str) -> None:
+    """Let the towers compute attention in the mode of the decoder."""
+    for component in tower_components(bridge):
         if isinstance(component, TowerAttention):
-            component.way = way
+            component.mode = mode
 
 
-def unread(bridge: Any, config: Any) -> dict[str, str]:
-    """Hook points behind the layer that features are taken from, with the reason in words.
+def unread_points(bridge: Any, config: Any) -> dict[str, str]:
+    """Hook points after the layer that features are taken from, with the reason in words.
 
     ``config.vision_feature_layer`` counts recorded states: 0 is the embedding, k what layer k - 1 gives.
     """
@@ -135,32 +135,32 @@ def unread(bridge: Any, config: Any) -> dict[str, str]:
     n_layers = len(layers)
     taken = [i if i >= 0 else n_layers + 1 + i for i in ([chosen] if isinstance(chosen, int) else chosen)]
     why = f"features are taken after layer {max(taken)} of {n_layers} of the vision tower"
-    out = {}
-    for name in points(bridge):
+    unread = {}
+    for name in tower_points(bridge):
         first, *rest = name.split(".")
         if first != "vision_encoder" or not rest:
             continue
-        behind = rest[0] == "encoder_layers" and int(rest[1]) >= max(taken)
-        if behind or rest[0] in ("post_layernorm", "hook_out", "hook_vision_out"):
-            out[name] = why
-    return out
+        after = rest[0] == "encoder_layers" and int(rest[1]) >= max(taken)
+        if after or rest[0] in ("post_layernorm", "hook_out", "hook_vision_out"):
+            unread[name] = why
+    return unread
 
 
-def refusing(fn: Callable[..., Any], name: str, why: str) -> Callable[..., Any]:
-    """The hook function, which may look but not edit. Raises InterventionError when it edits."""
+def read_only(fn: Callable[..., Any], name: str, why: str) -> Callable[..., Any]:
+    """The hook function, which may read but not edit. Raises InterventionError when it edits."""
 
-    def look(tensor: Any, hook: Any) -> Any:
+    def read(tensor: Any, hook: Any) -> Any:
         version = getattr(tensor, "_version", None)
         out = fn(tensor, hook=hook)
         if (out is not None and out is not tensor) or getattr(tensor, "_version", None) != version:
             raise InterventionError(f"an edit at '{name}' would change nothing: {why}; edit an earlier point")
         return out
 
-    return look
+    return read
 
 
 @contextmanager
-def noticing(fwd_hooks: Iterable[tuple[Any, Any]], names: dict[str, Any]) -> Iterator[list[tuple[Any, Any]]]:
+def must_fire(fwd_hooks: Iterable[tuple[Any, Any]], names: dict[str, Any]) -> Iterator[list[tuple[Any, Any]]]:
     """The hooks; those given by one of the names must fire before the block ends, else InterventionError."""
     fired: set[str] = set()
 

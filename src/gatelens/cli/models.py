@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gatelens.cli.options import Device, Dtype, Model, app
+from gatelens.shipped import organism_folder, organism_names
 
 
 @app.command()
@@ -78,21 +79,11 @@ def entry(label: str, words: str) -> None:
 def _trained() -> dict[str, list[str]]:
     """The shipped organisms by family."""
     import json
-    from importlib import resources
 
     from gatelens.families import family_of
 
-    weights = resources.files("gatelens").joinpath("organisms", "weights")
-    found: dict[str, list[str]] = {}
+    shipped: dict[str, list[str]] = {}
     for name in organism_names():
-        config = json.loads(weights.joinpath(name, "config.json").read_text())
-        found.setdefault(family_of(config["architectures"][0]).name, []).append(f"organism:{name}")
-    return found
-
-
-def organism_names() -> list[str]:
-    """Names of the organisms whose weights are in the package."""
-    from importlib import resources
-
-    folder = resources.files("gatelens").joinpath("organisms", "weights")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        config = json.loads((organism_folder(name) / "config.json").read_text())
+        shipped.setdefault(family_of(config["architectures"][0]).name, []).append(f"organism:{name}")
+    return shipped

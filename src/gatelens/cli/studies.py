@@ -1,253 +1,147 @@
-"""``gatelens study …``, ``find-gate`` and ``sections``: commands that run a model."""
+"""``gatelens study …``: a command for each study, made from its options; and ``gatelens sections``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gatelens.cli.models import entry
-from gatelens.cli.options import BatchSize, Device, Dtype, Model, Out, Quiet, SkipBad, app
+from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
+from gatelens.errors import InputError
 
-study = typer.Typer(help="Run an experiment from the literature on any model.", no_args_is_help=True)
-app.add_typer(study, name="study")
+NAMES = ("narrow-gate", "whats-in-the-image", "find-gate", "gate-finetuning")
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="emoji-scenes (default), easy-vqa, a folder, or the papers' data: vqav2, flickr30k, coco, imagenet, mme, "
+        "coco-objects; a copy as vqav2:FOLDER; several with commas.",
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="paper: its data, sizes, seed and decoding; other options count instead.")
+]
+Sections = Annotated[
+    str | None, typer.Option(help="Parts of the study, with commas (see: gatelens sections). Default: all.")
+]
+SectionOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="A section's option, as progressive.window=1; repeat for more."),
+]
+COMMON = {
+    "model": (Model, inspect.Parameter.empty),
+    "out": (Out, inspect.Parameter.empty),
+    "data": (Data, None),
+    "preset": (Preset, None),
+    "sections": (Sections, None),
+    "option": (SectionOptions, None),
+    "skip_bad": (SkipBad, False),
+    "device": (Device, None),
+    "dtype": (Dtype, None),
+    "quiet": (Quiet, False),
+}
 
 
-@study.command("narrow-gate")
-def narrow_gate(
-    model: Model,
-    out: Out,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="emoji-scenes (default), easy-vqa, a folder, or the papers' data: vqav2, flickr30k, coco, imagenet, "
-            "mme; a copy as vqav2:FOLDER; several with commas.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="paper: its data, sizes, seed and decoding; other options count instead."),
-    ] = None,
-    how: Annotated[
-        str | None,
-        typer.Option(help="Knockout: zero (after the softmax; default), mask (before it) or both."),
-    ] = None,
-    sections: Annotated[
-        str | None,
-        typer.Option(help="Parts of the study, with commas (see: gatelens sections). Default: all."),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="A section's option, as progressive.window=1; repeat for more."),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Ask questions and captions as a user's turn. Default: as the paper did, by family.",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many examples a task.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws examples, pairs and random tokens. Default: 0, or the preset's.")
-    ] = None,
-    batch_size: BatchSize = None,
-    skip_bad: SkipBad = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
-) -> None:
-    """Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)"""
-    from gatelens.data import presets
-    from gatelens.runs import check_writable
-    from gatelens.studies.common import kinds_of_knockout
+class StudyGroup(TyperGroup):
+    """One command a study. A study is imported when its command is asked for, so that ``--help`` answers at once."""
 
-    chosen = presets.preset(preset) if preset else presets.NONE
-    asked = parse_sections(sections, option or [], chosen.settings.get("sections", {}))
-    kinds_of_knockout(how or "zero")
-    check_writable(out)  # before the slow imports and the model
-    from gatelens.studies import narrow_gate as run_study
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(NAMES)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in NAMES:
+            return None
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        one.command(cmd_name)(study_command(cmd_name))
+        return typer.main.get_command(one)
+
+
+app.add_typer(
+    typer.Typer(
+        cls=StudyGroup, help="Run an experiment on any model.", no_args_is_help=True, callback=lambda: None
+    ),
+    name="study",
+)
+
+
+def study_command(name: str) -> Callable[..., None]:
+    """The command of a study: the options all studies share, and one for each field of its options."""
+    from gatelens.studies.catalogue import STUDIES
+
+    study = STUDIES[name]
+
+    def command(**given: Any) -> None:
+        run_command(name, given)
+
+    parameters = dict(COMMON)
+    for field, info in study.options.model_fields.items():
+        kind = _command_line_type(info.annotation)
+        if kind is not None:
+            default = "" if info.default is None else f" Default: {info.default}."
+            words = (info.description or "").rstrip(".") + "."
+            parameters[field] = (Annotated[kind | None, typer.Option(help=f"{words}{default}")], None)
+    command.__doc__ = study.about
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for n, (annotation, default) in parameters.items()
+        ]
+    )
+    command.__annotations__ = {n: annotation for n, (annotation, _) in parameters.items()}
+    return command
+
+
+def run_command(name: str, given: dict[str, Any]) -> None:
+    """Run a study as its command was called."""
+    from gatelens.studies import presets
+    from gatelens.studies.catalogue import STUDIES
+    from gatelens.studies.runner import run_study
+
+    study, out = STUDIES[name], given.pop("out")
+    wanted, names, options = given.pop("preset"), given.pop("sections"), given.pop("option") or []
+    preset = presets.preset(wanted, name) if wanted else presets.NO_PRESET
+    sections = parse_sections(names, options, preset.settings.get("sections", {}))
+    quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
+    asked = {n: _value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
+    arguments = {"data": "emoji-scenes", **preset.arguments(**asked, sections=sections)}
     run = run_study(
-        model,
+        study,
+        given["model"],
         out=out,
-        chat=chat,
-        batch_size=batch_size,
         skip_bad=skip_bad,
         device=device,
         dtype=dtype,
         progress=not quiet,
-        **chosen.arguments(data=data, how=how, limit=limit, seed=seed, sections=asked),
+        **arguments,
     )
-    _say(run, out)
-
-
-@study.command("whats-in-the-image")
-def whats_in_the_image(
-    model: Model,
-    out: Out,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="emoji-scenes (default), easy-vqa, a folder, or the papers' data: coco-objects, mme; a copy as "
-            "mme:FOLDER; several with commas.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="paper: its data, prompt, length, size; other options count instead."),
-    ] = None,
-    how: Annotated[
-        str | None,
-        typer.Option(help="Knockout: mask (before the softmax; default), zero (after it) or both."),
-    ] = None,
-    first_token: Annotated[
-        str, typer.Option(help="Under image → generated the first token sees the image, or is blocked.")
-    ] = "sees",
-    prompt: Annotated[
-        str | None, typer.Option(help="Asks for the description, with <image> in it. Default: the data's.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest description. Default: 60.")] = None,
-    judge: Annotated[
-        str, typer.Option(help="offline (a list of objects) or llm (GATELENS_JUDGE_URL, _MODEL, _KEY).")
-    ] = "offline",
-    limit: Annotated[int | None, typer.Option(help="At most this many pictures.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws pictures and questions. Default: 0, or the preset's.")
-    ] = None,
-    batch_size: BatchSize = None,
-    skip_bad: SkipBad = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
-) -> None:
-    """Where is what the text says of the picture stored, and where read? (Kaduri et al., arXiv 2411.17491)"""
-    from gatelens.data import presets
-    from gatelens.runs import check_writable
-
-    chosen = presets.preset(preset, "whats-in-the-image") if preset else presets.NONE
-    check_writable(out)  # before the slow imports and the model
-    from gatelens.studies import whats_in_the_image as run_study
-
-    run = run_study(
-        model,
-        out=out,
-        first_token=first_token,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        judge=judge,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        device=device,
-        dtype=dtype,
-        progress=not quiet,
-        **chosen.arguments(data=data, how=how, limit=limit, seed=seed),
-    )
-    found = _say(run, out, "")
-    if found["planted"] is not None and found["planted"]["accordingly"] is not None:
-        said = "come" if found["planted"]["accordingly"] else "do not come"
-        typer.echo(f"what was planted in this model is known: the configurations {said} out accordingly")
+    left_out = run.manifest["info"].get("bad_rows_left_out")
+    if left_out:
+        typer.echo(f"bad rows left out: {left_out['n']}, listed in {out / 'manifest.json'}")
+    for line in study.summary(run):
+        typer.echo(line)
     typer.echo(f"report: {out / 'report.html'}")
 
 
-@study.command("gate-finetuning")
-def gate_finetuning(
-    model: Model,
-    out: Out,
-    data: Annotated[str, typer.Option("--data", help="Measured on.")] = "emoji-scenes",
-    train_data: Annotated[
-        str | None, typer.Option(help="Trained on. Default: the train split of the data.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps with the gate masked from the text.")] = 1500,
-    swap_steps: Annotated[
-        int, typer.Option(help="Further steps in which the text reads another picture's gate.")
-    ] = 0,
-    control: Annotated[bool, typer.Option("--control", help="Also train as long with nothing cut.")] = False,
-    n_train: Annotated[int, typer.Option(help="Training examples.")] = 12_000,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate. Default: 1e-3 for small models, 1e-5 for large.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Measure on at most this many examples a task.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws examples and batches.")] = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
-) -> None:
-    """Fine-tune with the gate masked, so that the text learns to read the image itself; before and after."""
-    from gatelens.runs import check_writable
-
-    check_writable(out)  # before the slow imports and the model
-    from gatelens.studies import finetune_gate
-
-    run = finetune_gate(
-        model,
-        data,
-        out,
-        train_data=train_data,
-        steps=steps,
-        swap_steps=swap_steps,
-        control=control,
-        n_train=n_train,
-        lr=lr,
-        seed=seed,
-        measured={"limit": limit},
-        device=device,
-        dtype=dtype,
-        progress=not quiet,
-    )
-    _say(run, out)
-
-
-@app.command("find-gate")
-def find_gate(
-    model: Model,
-    data: Annotated[
-        str, typer.Option("--data", help="emoji-scenes, or a folder, with classes.")
-    ] = "emoji-scenes",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Also write tables, figure and page into this folder.")
-    ] = None,
-    how: Annotated[
-        str, typer.Option(help="Knockout: zero (after the softmax), mask (before it) or both.")
-    ] = "both",
-    n: Annotated[int, typer.Option("--n", help="Examples.")] = 96,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Asked instead of the data's own, with <image> in it.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Draws examples, halves and pairs.")] = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    quiet: Quiet = False,
-) -> None:
-    """Which positions carry the picture to the answer: a few (a gate), many, or none?"""
-    from gatelens.runs import check_writable
-    from gatelens.studies.common import kinds_of_knockout
-
-    kinds_of_knockout(how)
-    if out is not None:
-        check_writable(out)
-    from gatelens.studies import find_gate as search
-
-    options: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
-    found = search(model, data, n=n, how=how, prompt=prompt, seed=seed, progress=not quiet, **options)
-    typer.echo(str(found))
-    if out is not None:
-        found.save(out)
-        typer.echo(f"report: {out / 'report.html'}")
-
-
 @app.command()
-def sections() -> None:
-    """The sections of the narrow-gate study and their options, for --sections and --option."""
-    from gatelens.studies.narrow_gate.sections import SECTIONS
+def sections(
+    study: Annotated[str, typer.Argument(help="A study, as in gatelens study --help.")] = "narrow-gate",
+) -> None:
+    """The sections of a study and their options, for --sections and --option."""
+    from gatelens.studies.catalogue import STUDIES
+    from gatelens.studies.options import check_known
 
-    for section in SECTIONS:
+    check_known("study", study, STUDIES)
+    for section in STUDIES[study].sections:
         typer.echo(f"{section.name}: {section.about}")
-        entry("options", ", ".join(f"{section.name}.{k}={v}" for k, v in section.options.items()))
+        fields = section.options.model_fields
+        entry("options", ", ".join(f"{section.name}.{n}={info.default}" for n, info in fields.items()))
 
 
 def parse_sections(
@@ -258,33 +152,53 @@ def parse_sections(
     Raises:
         InputError: an option not of the form section.name=value.
     """
-    import json
-
-    from gatelens.errors import InputError
-
     wanted = [n.strip() for n in (names or "all").split(",") if n.strip()]
     asked: dict[str, dict[str, Any]] = {name: dict(preset.get(name, {})) for name in wanted}
     if "all" in asked:
-        asked |= {name: dict(found) for name, found in preset.items() if name != "all"}
+        asked |= {name: dict(given) for name, given in preset.items() if name != "all"}
     for option in options:
         place, equals, value = option.partition("=")
         section, dot, name = place.partition(".")
         if not (equals and dot and section and name):
             raise InputError(f"--option {option!r}: write SECTION.NAME=VALUE, as progressive.window=1")
-        try:
-            asked.setdefault(section.strip(), {})[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:  # a word
-            asked.setdefault(section.strip(), {})[name.strip()] = value
+        asked.setdefault(section.strip(), {})[name.strip()] = _json_or_word(value)
     return asked
 
 
-def _say(run: Any, out: Path, report: str = "report: ") -> dict[str, Any]:
-    """A finished study in a few lines; its verdict."""
-    left_out = run.manifest["info"].get("bad_rows_left_out")
-    if left_out:
-        typer.echo(f"bad rows left out: {left_out['n']}, listed in {out / 'manifest.json'}")
-    found = run.json("verdict")
-    typer.echo(f"{found['headline']}\n{found['sentence']}")
-    if report:
-        typer.echo(f"{report}{out / 'report.html'}")
-    return found
+def _command_line_type(annotation: Any) -> Any:
+    """The type of a command line option for a field; None where no text can give its value."""
+    kinds = [k for k in _members(annotation) if k is not type(None)]
+    if str in kinds or any(typing.get_origin(k) in (dict, list, tuple) for k in kinds):
+        return str
+    return next((k for k in (bool, float, int) if k in kinds), None)
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return [str]
+    if origin in (typing.Union, types.UnionType):
+        return [k for one in typing.get_args(annotation) for k in _members(one)]
+    return [annotation]
+
+
+def _value(value: Any, field: Any) -> Any:
+    """Text for a field that holds a list or a mapping, as JSON or with commas."""
+    if not isinstance(value, str) or field is None:
+        return value
+    kinds = _members(field.annotation)
+    if str in kinds:
+        return value
+    parsed = _json_or_word(value)
+    if any(typing.get_origin(k) in (list, tuple) for k in kinds) and not isinstance(parsed, list):
+        return [_json_or_word(word) for word in value.split(",")]
+    return parsed
+
+
+def _json_or_word(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from PIL import Image
 
 from gatelens.data import prompts
 from gatelens.data.base import Example
 from gatelens.errors import DataError
+from gatelens.inputs import load_image
 
 
 class EasyVqa:
@@ -47,15 +45,10 @@ class EasyVqa:
     def _example(self, i: int) -> Example:
         question, picture = self._questions[i], self._pictures[i]
         return Example(
-            image=_open(Path(self._paths[picture])),
+            image=load_image(self._paths[picture]),
             prompt="<image>" + prompts.QUESTION_PROMPT.format(question=question),
             answers=(self._answers[i],),
             task="vqa",
             id=f"{self.split}-{i}",
             meta={"question": question, "picture": picture},
         )
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

@@ -44,15 +44,15 @@ class EmojiScenes:
         if task not in makers:
             raise DataError(f"emoji-scenes has no task {task!r}; it has {', '.join(self.tasks)}")
         one_object = 1 if task in ("class", "draw") else None
-        found = []
+        examples = []
         for i in range(DEFAULT_LIMIT if limit is None else limit):
             # Tasks draw from seeds of their own, so that no two tasks ask about the same pictures.
             scene = scenes.scene(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
             made = makers[task](scene, np.random.default_rng([seed, i]))
             made["meta"] = {"objects": scene.objects, "masks": scene.masks, **made.get("meta", {})}
             image = None if task == "draw" else scene.image
-            found.append(Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made))
-        return found
+            examples.append(Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made))
+        return examples
 
 
 def _class(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:

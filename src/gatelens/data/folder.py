@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from gatelens.data import prompts
 from gatelens.data.base import Example
-from gatelens.errors import DataError
+from gatelens.data.json_lines import read_json_lines, read_text
+from gatelens.errors import DataError, InputError
+from gatelens.inputs import load_image
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 TABLES = ("data.csv", "data.jsonl")
 _ANSWER_COLUMNS = {
     "class": ("label",),
@@ -44,7 +45,7 @@ class Folder:
         if table is None:
             raise DataError(f"{self.path} has no {' or '.join(TABLES)}; put one beside the pictures")
         self._table = table
-        checked = [self._kept(number, self._check, number, row) for number, row in _read(table)]
+        checked = [self._unless_bad(number, self._check, number, row) for number, row in _read(table)]
         self._rows = [row for row in checked if row is not None]
         self.tasks = tuple(t for t in _ANSWER_COLUMNS if any(r["task"] == t for r in self._rows))
         labels = {r["answers"][0] for r in self._rows if r["task"] == "class"}
@@ -64,19 +65,19 @@ class Folder:
         if limit is not None and limit < len(rows):
             chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])
             rows = [rows[i] for i in chosen]
-        found = [self._kept(r["number"], self._example, r) for r in rows]
-        return [e for e in found if e is not None]
+        examples = [self._unless_bad(r["number"], self._example, r) for r in rows]
+        return [e for e in examples if e is not None]
 
-    def _kept(self, number: int, make: Callable[..., Made], *arguments: Any) -> Made | None:
+    def _unless_bad(self, number: int, make: Callable[..., Result], *arguments: Any) -> Result | None:
         """What ``make`` makes of a row; None when the row is bad and bad rows are left out."""
         try:
             return make(*arguments)
         except DataError as error:
             if not self.skip_bad:
                 raise
-            entry = {"data": self.name, "row": number, "why": str(error)}
-            if entry not in self.skipped:
-                self.skipped.append(entry)
+            bad_row = {"data": self.name, "row": number, "why": str(error)}
+            if bad_row not in self.skipped:
+                self.skipped.append(bad_row)
             return None
 
     def _check(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +108,8 @@ class Folder:
         prompt = row.get("prompt") or default
         path = self.path / row["image"]
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError):
+            image = load_image(path)
+        except InputError:
             raise DataError(
                 f"{self._table.name} row {row['number']}: {path} is no readable picture; replace it or remove the row"
             ) from None
@@ -126,24 +126,9 @@ class Folder:
 
 def _read(table: Path) -> list[tuple[int, dict[str, Any]]]:
     """(row number, row) pairs; numbers count from 1 as a person would, the header of a CSV not counted."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} cannot be read: {error}") from None
     if table.suffix == ".csv":
-        return list(enumerate(csv.DictReader(text.splitlines()), start=1))
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{table.name} row {number} is no JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{table.name} row {number} is no JSON object")
-        rows.append((number, row))
-    return rows
+        return list(enumerate(csv.DictReader(read_text(table).splitlines()), start=1))
+    return read_json_lines(table, line_word="row")
 
 
 def _guess_task(row: dict[str, Any]) -> str:

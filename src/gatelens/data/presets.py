@@ -1,12 +1,12 @@
-"""The papers' settings by name: data, prompts (they belong to the data sets), sizes, seeds, decoding.
+"""The papers' measurements by name: data (their prompts belong to the data sets), sizes, seeds, decoding.
 
->>> preset("paper").arguments(limit=50)["data"]
+>>> preset("paper").arguments(seed=0)["data"]
 'vqav2,flickr30k,coco,imagenet'
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,8 @@ class Preset:
     """What a paper set.
 
     Attributes:
-        name, study: its name among the presets of a study.
+        name: its name among the presets of a study.
+        study: the study whose parameters ``settings`` are.
         paper: which paper, with version.
         settings: the study's parameters.
         note: where it departs from the paper, for people.
@@ -32,69 +33,52 @@ class Preset:
     note: str = ""
 
     def arguments(self, **instead: Any) -> dict[str, Any]:
-        """The study's parameters; those given here count instead, ``None`` stands for not given.
-
-        ``narrow_gate(model, out="run", **preset("paper").arguments(limit=100))``
-        """
+        """The study's parameters; those given here count instead, ``None`` stands for not given."""
         return {**self.settings, **{k: v for k, v in instead.items() if v is not None}}
 
 
-PRESETS = (
-    Preset(
-        name="paper",
-        study="narrow-gate",
-        paper="Serra et al., arXiv 2412.06646",
-        settings=MappingProxyType(
-            {
-                "data": "vqav2,flickr30k,coco,imagenet",
-                "how": "zero",
-                "seed": 42,
-                "n_vqa": 2000,
-                "n_caption": 2000,
-                "n_class": 2000,
-                "random_tokens": 10,
-                "random_repeats": {"vqa": 5, "caption": 3, "class": 3},
-                "vqa_tokens": 20,
-                "caption_tokens": 60,
-                "sections": {
-                    "all": {},
-                    "modality_gap": {"n": 10_000},
-                    "meaning": {"n": 2000},
-                    "progressive": {"n": 2000, "n_vqa": 2000},
-                },
-            }
-        ),
-        note="20 pictures of each of 100 animal classes; 3 random draws for them, of which the paper says nothing",
+NARROW_GATE = Preset(
+    name="paper",
+    study="narrow-gate",
+    paper="Serra et al., arXiv 2412.06646",
+    settings=MappingProxyType(
+        {
+            "data": "vqav2,flickr30k,coco,imagenet",
+            "seed": 42,
+            "n_vqa": 2000,
+            "n_caption": 2000,
+            "n_class": 2000,
+            "vqa_tokens": 20,
+            "caption_tokens": 60,
+        }
     ),
-    Preset(
-        name="paper",
-        study="whats-in-the-image",
-        paper="Kaduri et al., arXiv 2411.17491",
-        settings=MappingProxyType(
-            {
-                "data": "coco-objects,mme",
-                "preset": "paper",
-                "how": "mask",
-                "seed": 42,
-                "n": 80,
-            }
-        ),
-        note="80 pictures as in the paper, drawn with seed 42 as it does not list its own; its prompt and 300 tokens "
-        "are what the study's own preset sets",
-    ),
+    note="20 pictures of each of 100 animal classes",
+)
+WHATS_IN_THE_IMAGE = Preset(
+    name="paper",
+    study="whats-in-the-image",
+    paper="Kaduri et al., arXiv 2411.17491",
+    settings=MappingProxyType({"data": "coco-objects,mme", "seed": 42, "n": 80}),
+    note="80 pictures as in the paper, drawn with seed 42 as it does not list its own",
 )
 
 
-NONE = Preset(name="none", study="narrow-gate", paper="", settings=MappingProxyType({}))
-
-
 def preset(name: str, study: str = "narrow-gate") -> Preset:
-    """A study's preset.
+    """What a paper measured on; :func:`gatelens.studies.presets.preset` has its other settings too.
+
+    Raises:
+        DataError: none of that name.
+    """
+    return find_preset((NARROW_GATE, WHATS_IN_THE_IMAGE), name, study)
+
+
+def find_preset(presets: Sequence[Preset], name: str, study: str) -> Preset:
+    """The preset of a study by name.
 
     Raises:
         DataError: it has none of that name.
     """
-    found = {p.name: p for p in PRESETS if p.study == study}
-    if name not in found:
-        raise DataError(f"no preset {name!r} for {study}; use {', '.join(found) or 'none, there are none'}")
-    return found[name]
+    named = {p.name: p for p in presets if p.study == study}
+    if name not in named:
+        raise DataError(f"no preset {name!r} for {study}; use {', '.join(named) or 'none, there are none'}")
+    return named[name]

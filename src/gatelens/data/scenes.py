@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 SIZE = 64
@@ -207,8 +207,3 @@ def _places(n: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         return [(x0 + 20, y0 + 20, 40)]
     cells = sorted(rng.choice(4, size=n, replace=False))
     return [(16 + 32 * int(c % 2), 16 + 32 * int(c // 2), 28) for c in cells]
-
-
-def alpha_coverage(scene: Scene) -> Float[np.ndarray, " n_objects"]:
-    """Share of the picture that each object's artwork covers."""
-    return scene.masks.mean(axis=(1, 2))

@@ -2,27 +2,27 @@
 
 ``run`` is one pass, ``generate`` decodes, ``sweep`` is a grid, ``last_logits`` and ``generate_many`` are several
 runs on one batch, ``look`` shows a run's attention, ``draw`` samples image tokens, ``describe`` and ``compress`` put
-questions to a context cut down to few tokens. ``plan`` decides what each run computes, ``clean`` is the run they
-start from, ``replay`` runs several at once from there, ``cuts`` are knockouts inside attention, ``explain`` says it
-in words.
+questions to a context cut down to few tokens. ``plan`` decides what each run computes, ``clean_run`` is the run they
+start from, ``replay`` runs several at once from there, ``decoding`` is the one loop that writes tokens, ``cuts`` are
+knockouts inside attention, ``explain`` says it in words.
 """
 
-from gatelens.engine.compress import Described, compress, describe
-from gatelens.engine.context import CompressedContext
-from gatelens.engine.decode import Generation, generate, generate_many
-from gatelens.engine.draw import Drawing, draw, draw_many
-from gatelens.engine.explain import explain
-from gatelens.engine.look import look
-from gatelens.engine.many import Many, last_logits
-from gatelens.engine.run import compile_for, run
-from gatelens.engine.sweep import sweep
+from gatelens.engine.attention_rows import look
+from gatelens.engine.compressed_context import CompressedContext, Described
+from gatelens.engine.compression import compress, describe
+from gatelens.engine.drawing import Drawing, draw, draw_many
+from gatelens.engine.explanation import explain
+from gatelens.engine.full_run import run
+from gatelens.engine.generation import Generation, generate, generate_many
+from gatelens.engine.grid import sweep
+from gatelens.engine.run_batch import last_logits
+from gatelens.engine.stacked_runs import compile_for
 
 __all__ = [
     "CompressedContext",
     "Described",
     "Drawing",
     "Generation",
-    "Many",
     "compile_for",
     "compress",
     "describe",

@@ -1,4 +1,4 @@
-"""The knockouts of the runs of one pass, as entries that attention leaves out while it computes.
+"""Knockouts as entries that attention leaves out while it computes.
 
 As hooks they would make every layer build its whole pattern; as entries they go into the mask of the fused
 kernel (``how="mask"``), or need the pattern of their own rows alone (``how="zero"``).
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatelens.bridge.attention import HookedAttention
-from gatelens.bridge.lean import Cut, Rows
-from gatelens.interventions.base import Span
-from gatelens.interventions.knockout import Knockout, bind_knockouts
+from gatelens.bridge.masked_attention import LayerCuts
+from gatelens.interventions.hooks import Span
+from gatelens.interventions.knockouts import Knockout, KnockoutEntries, resolve_knockouts
+from gatelens.passes import HookedModel
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
-
-Look = Callable[[int, Tensor, int], None]
+# see(layer, pattern, position): rows of a pattern, Float[batch, head, row, key], the first of them at ``position``
+PatternCallback = Callable[[int, Tensor, int], None]
 
 
 class Cuts:
@@ -34,7 +33,8 @@ class Cuts:
         cfg: the TransformerLens config.
         span: the absolute positions of the current pass.
         shared: keys and values, by layer, that all runs read before their own.
-        rows: rows (of the pass) whose pattern ``look`` is shown, by layer; None shows nothing.
+        shown_rows: rows (of the pass) whose pattern ``see`` is shown, by layer; None shows nothing.
+        see: called with the shown rows, a block at a time.
     """
 
     def __init__(
@@ -44,86 +44,50 @@ class Cuts:
         cfg: Any,
         span: Span,
         shared: Sequence[tuple[Tensor, Tensor]] | None = None,
-        rows: Callable[[int], range | None] | None = None,
-        look: Look | None = None,
+        shown_rows: Callable[[int], range | None] | None = None,
+        see: PatternCallback | None = None,
     ) -> None:
         self.span, self.shared = span, shared
-        self.batch, self.n_heads = tokens.batch_size, int(cfg.n_heads)
-        self.bound = [bind_knockouts(run, tokens, cfg) for run in runs]
-        self._rows, self._look = rows, look
-        self._held: dict[tuple[Any, ...], Rows | None] = {}
-        self._when: tuple[int, int] | None = None
+        self.n_heads = int(cfg.n_heads)
+        self.knockouts = KnockoutEntries([resolve_knockouts(run, tokens, cfg) for run in runs], span)
+        self._rows, self._see = shown_rows, see
 
-    def cut(self, layer: int, device: torch.device) -> Cut:
+    def layer_cuts(self, layer: int, device: torch.device) -> LayerCuts:
         """The entries to leave out in this layer."""
-        if not any(self.bound):
-            return Cut()
-        return Cut(self._entries("mask", layer, device), self._entries("zero", layer, device))
+        return LayerCuts(
+            self.knockouts.blocked("mask", layer, self.n_heads, device),
+            self.knockouts.blocked("zero", layer, self.n_heads, device),
+        )
 
-    def prefix(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def shared_keys(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values all runs share."""
         return None if self.shared is None else self.shared[layer]
 
-    def rows_looked_at(self, layer: int) -> range | None:
+    def shown_rows(self, layer: int) -> range | None:
         """Rows whose pattern is asked for."""
         return None if self._rows is None else self._rows(layer)
 
-    def look(self, layer: int, pattern: Tensor, low: int) -> None:
-        """Hand on a block of the pattern."""
-        if self._look is not None and self.rows_looked_at(layer) is not None:
-            self._look(layer, pattern, low)
-
-    def _entries(self, how: str, layer: int, device: torch.device) -> Rows | None:
-        """Layers that cut the same share one tensor; it is built anew when the pass moves on."""
-        when = (self.span.offset, self.span.stop)
-        if self._when != when:
-            self._when = when
-            self._held.clear()
-        members = tuple(
-            tuple(i for i, b in enumerate(run) if layer in b.layers and b.spec.how == how)
-            for run in self.bound
-        )
-        key = (how, members, device)
-        if key not in self._held:
-            self._held[key] = self._build(members, device) if any(members) else None
-        return self._held[key]
-
-    def _build(self, members: tuple[tuple[int, ...], ...], device: torch.device) -> Rows | None:
-        offset, stop = self.span.offset, self.span.stop
-        named = [(r, self.bound[r][i]) for r, chosen in enumerate(members) for i in chosen]
-        touched = torch.stack([b.queries[:, offset:stop].any(dim=0) for _, b in named]).any(dim=0).nonzero()
-        if not len(touched):
-            return None
-        low, high = int(touched[0]), int(touched[-1]) + 1
-        heads = self.n_heads if any(b.heads is not None for _, b in named) else 1
-        out = torch.zeros(len(members), self.batch, heads, high - low, stop, dtype=torch.bool, device=device)
-        for run, b in named:
-            queries = b.queries[:, offset + low : offset + high].to(device)
-            block = queries[:, :, None] & b.keys[:, None, :stop].to(device)
-            if b.heads is None:
-                out[run] |= block[:, None]
-            else:
-                out[run, :, list(b.heads)] |= block[:, None]
-        return Rows(low, high, out.flatten(0, 1))
+    def show(self, layer: int, pattern: Tensor, first_row: int) -> None:
+        """Hand on a block of the pattern, which begins at row ``first_row`` of the pass."""
+        if self._see is not None and self.shown_rows(layer) is not None:
+            self._see(layer, pattern, self.span.offset + first_row)
 
 
 @contextmanager
-def conducting(model: HookedVLM, cuts: Cuts) -> Iterator[None]:
+def apply_cuts(model: HookedModel, cuts: Cuts) -> Iterator[None]:
     """Let the attention layers follow ``cuts`` while the block lasts, also when it raises."""
     layers: list[HookedAttention] = [block.attn for block in model.bridge.blocks]
-    before = [
-        layer.orders for layer in layers
-    ]  # of a run that is under way, from within which this one is made
+    outer = [layer.cuts for layer in layers]  # of a run under way, from within which this one is made
     try:
         for layer in layers:
-            layer.orders = cuts
+            layer.cuts = cuts
         yield
     finally:
-        for layer, orders in zip(layers, before, strict=True):
-            layer.orders = orders
+        for layer, before in zip(layers, outer, strict=True):
+            layer.cuts = before
 
 
-def can_conduct(model: HookedVLM) -> bool:
+def can_apply_cuts(model: HookedModel) -> bool:
     """Whether every decoder layer's attention is ours, and no switch of TransformerLens takes it over."""
     return all(
         isinstance(block.attn, HookedAttention) and not block.attn.by_transformer_lens

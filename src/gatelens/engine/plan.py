@@ -1,4 +1,4 @@
-"""What of each run must be computed, and how runs ride together.
+"""What of each run must be computed, and which runs share a batch.
 
 Attention is causal: a run whose interventions begin at position p and layer l has every cell before p, and
 every cell below l, in common with the clean run. The clean run is made once; a run starts again in layer l from
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gatelens.engine.cuts import can_conduct
+from gatelens.engine.cuts import can_apply_cuts
+from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention, Reach
+from gatelens.passes import HookedModel
+from gatelens.tokens import Role, TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
-
-Run = list[Intervention]
+Specs = list[Intervention]  # what acts in one run
 GOOD_ROWS = 128  # tokens at once that keep the cores busy: fewer, and runs of neighbouring layers are joined
 MOST_ROWS = 4096
 MOST_SCORES = 2**27  # attention scores of one layer held at once
@@ -36,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a list of runs is computed: ``parts`` from the clean run, ``clean`` are it, ``full`` are run whole."""
+    """How a list of runs is computed: ``parts`` from the clean run, ``clean`` are it, ``full`` are computed whole."""
 
     n_layers: int
     n_pos: int
@@ -67,26 +65,25 @@ class Plan:
         return n_runs * self.n_pos * self.n_layers
 
 
-def reach_of(run: Run, tokens: TokenMap, cfg: Any) -> Reach | str | None:
+def reach_of(specs: Specs, tokens: TokenMap, cfg: Any) -> Reach | str | None:
     """Where a run begins to differ; None for a run without interventions; words why nobody knows."""
-    if not run:
+    if not specs:
         return None
-    found = []
-    for spec in run:
-        kind = type(spec)
-        # a kind from elsewhere may look at more than what it is built on: it has to say so itself
-        foreign = not kind.__module__.startswith("gatelens.") and "reach" not in vars(kind)
-        reach = None if foreign else spec.reach(tokens, cfg)
+    reaches = []
+    for spec in specs:
+        reach = spec.reach(tokens, cfg)
         if reach is None:
-            return f"{kind.__name__} does not say where it begins (its reach)"
-        found.append(reach)
+            return f"{type(spec).__name__} does not say where it begins (its reach)"
+        reaches.append(reach)
     return Reach(
-        min(r.position for r in found), min(r.layer for r in found), any(r.whole_batch for r in found)
+        min(r.position for r in reaches),
+        min(r.layer for r in reaches),
+        any(r.whole_batch for r in reaches),
     )
 
 
 def make_plan(
-    model: HookedVLM, inputs: VLMInputs, runs: Sequence[Run], tokens: TokenMap | None = None
+    model: HookedModel, inputs: VLMInputs, runs: Sequence[Specs], tokens: TokenMap | None = None
 ) -> Plan:
     """Decide for each run what is computed.
 
@@ -97,11 +94,11 @@ def make_plan(
     n_layers, n_pos = int(model.cfg.n_layers), prompt.n_pos
     clean, full, reasons = [], [], {}
     starts: dict[tuple[int, int], list[int]] = {}
-    why_not = None if can_conduct(model) else "this decoder's attention is not exchangeable"
+    why_not = None if can_apply_cuts(model) else "this decoder's attention is not exchangeable"
     if why_not is None and hooks_stand(model):
         why_not = "hooks stand in the decoder, and they may count positions from the first"
-    for i, run in enumerate(runs):
-        reach = reach_of(run, tokens, model.cfg)
+    for i, specs in enumerate(runs):
+        reach = reach_of(specs, tokens, model.cfg)
         if reach is None:
             clean.append(i)
         elif isinstance(reach, str) or why_not is not None:
@@ -109,13 +106,13 @@ def make_plan(
             reasons[i] = reach if isinstance(reach, str) else str(why_not)
         else:
             layer = min(reach.layer, n_layers - 1)  # what begins after the last layer starts again in it
-            position = _before_blocks(prompt, min(reach.position, n_pos - 1))
+            position = _before_two_way_block(prompt, min(reach.position, n_pos - 1))
             if position == 0 and layer == 0:
                 full.append(i)
                 reasons[i] = "it begins at position 0 in layer 0"
-            elif (why := _not_cuttable(model, prompt, position)) is not None:
+            elif (reason := _why_not_from(position, model, prompt)) is not None:
                 full.append(i)
-                reasons[i] = why
+                reasons[i] = reason
             else:
                 starts.setdefault((position, layer), []).append(i)
     if len(runs) == 1 and starts:
@@ -124,19 +121,19 @@ def make_plan(
     return Plan(n_layers, n_pos, prompt.batch_size, parts, tuple(clean), tuple(sorted(full)), reasons)
 
 
-def hooks_stand(model: HookedVLM) -> bool:
+def hooks_stand(model: HookedModel) -> bool:
     """Whether somebody's own hooks stand in the decoder: TransformerLens' on its points, or torch's on a block.
 
     They were written for passes over all positions of one batch and through all layers.
     """
-    points = [point for name, point in model._points.items() if name not in model._tower_points]
+    points = model.hook_points.of_decoder()
     blocks = [one for b in model.bridge.blocks for one in (b, getattr(b, "original_component", None))]
     return any(point.fwd_hooks for point in points) or any(
         one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None
     )
 
 
-def _before_blocks(tokens: TokenMap, position: int) -> int:
+def _before_two_way_block(tokens: TokenMap, position: int) -> int:
     """The position, or the begin of the stretch that attends in both directions if it lies inside one."""
     for numbers in tokens.two_way:
         inside = numbers[: position + 1]
@@ -147,12 +144,13 @@ def _before_blocks(tokens: TokenMap, position: int) -> int:
     return position
 
 
-def _not_cuttable(model: HookedVLM, tokens: TokenMap, position: int) -> str | None:
+def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | None:
     """Why a run cannot start inside the prompt here; None when it can."""
     two_way = (tokens.two_way >= 0).any(dim=0).nonzero()
     if len(two_way) and position <= int(two_way[-1]):
         return "it begins before tokens that attend in both directions"
-    pictures = tokens.mask("image | row_break").any(dim=0).nonzero()
+    of_pictures = (tokens.roles == Role.IMAGE) | (tokens.roles == Role.ROW_BREAK)
+    pictures = of_pictures.any(dim=0).nonzero()
     if model.family.adds_later and len(pictures) and position <= int(pictures[-1]):
         return "pictures are added to later layers of this family too"
     return None

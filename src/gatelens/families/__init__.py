@@ -17,7 +17,7 @@ from gatelens.errors import ModelError
 from gatelens.families.common.base import Family
 from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Drawn, Layout
-from gatelens.families.common.plan import FixedGrid, Picture, Plan
+from gatelens.families.common.plan import FixedGrid, Picture, PicturePlan
 from gatelens.families.common.reading import token_map
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Geometry",
     "Layout",
     "Picture",
-    "Plan",
+    "PicturePlan",
     "adapted",
     "all_families",
     "family_of",
@@ -63,7 +63,7 @@ def _know(family: Family) -> None:
 def adapted(architecture: str, family: Family) -> Iterator[None]:
     """TransformerLens builds the architecture with the family's adapter as long as the block lasts.
 
-    Afterwards it has its own again: importing gatelens changes no bridge that somebody else builds. What
+    Afterwards it has its own again: importing gatelens changes no bridge built elsewhere. What
     TransformerLens lacks it has from the entry points in pyproject.toml, for everybody.
     """
     ArchitectureAdapterFactory.discover_entry_points()  # now: later it would warn of what stands here

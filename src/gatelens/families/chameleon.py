@@ -38,18 +38,15 @@ class ChameleonArchitectureAdapter(LlamaArchitectureAdapter):
 
     def _build_attention_bridge(self) -> AttentionBridge:
         # the norm is a layer norm with one weight a head: transformers' own module does it exactly
-        return self._qkvo_attention_bridge(
-            extra_submodules={
-                "q_norm": NormalizationBridge(name="q_norm", config=self.cfg, uses_rms_norm=False),
-                "k_norm": NormalizationBridge(name="k_norm", config=self.cfg, uses_rms_norm=False),
-            }
-        )
+        norms = {
+            name: NormalizationBridge(name=name, config=self.cfg, uses_rms_norm=False)
+            for name in ("q_norm", "k_norm")
+        }
+        return self._qkvo_attention_bridge(extra_submodules=dict(norms))
 
     def prepare_model(self, hf_model: Any) -> None:
         super().prepare_model(hf_model)
-        if (
-            hf_model.config.swin_norm
-        ):  # the 34B: the same two norms, after attention and MLP instead of before
+        if hf_model.config.swin_norm:  # the 34B: the same norms, after attention and MLP instead of before
             self.component_mapping["blocks"] = BlockBridge(
                 name="model.layers",
                 submodules={
@@ -73,7 +70,7 @@ def layout(config: Any, processor: Any = None) -> Layout:
     side = pixels // 2 ** (len(config.vq_config.channel_multiplier) - 1)
     boi = getattr(processor, "image_start_token", BOI)
     eoi = getattr(processor, "image_end_token", EOI)
-    geometry = Geometry.of(getattr(processor, "image_processor", None), (pixels, pixels))
+    geometry = Geometry.of_processor(processor, pixels)
     codes = frozenset(i for name, i in vocabulary.items() if name.startswith("IMGIMG"))
     return Layout(
         placeholder_id=vocabulary["<image>"],

@@ -15,9 +15,8 @@ from typing import Any
 
 from gatelens.errors import InputError, ModelError
 from gatelens.families.common.base import Family, ids_of
-from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Drawn, Layout
-from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.plan import Picture, PicturePlan, resized_grid
 
 BOI, EOI = "<|image start|>", "<|image end|>"
 END_OF_ROW, END_OF_FRAME = "<|extra_200|>", "<|extra_201|>"
@@ -26,21 +25,19 @@ SIZES = "image_sizes"
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsWithBreaks:
     """As many rows and columns as the resized picture has cells; a row break after each row."""
 
     cell: int
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         if SIZES not in picture.tensors:
             raise InputError(
                 f"Emu3 pictures may have any shape: give {SIZES}, (height, width) of each resized"
             )
         height, width = (int(side) for side in picture.tensors[SIZES])
         rows, cols = height // self.cell, width // self.cell
-        size = picture.size or (width, height)
-        boxes = Geometry((width, height), exact=(width, height)).boxes(size, rows, cols)
-        return grid(boxes, cols, size, breaks=True)
+        return resized_grid(picture, rows, cols, (width, height), breaks=True)
 
 
 def layout(config: Any, processor: Any = None) -> Layout:
@@ -55,7 +52,7 @@ def layout(config: Any, processor: Any = None) -> Layout:
     end_of_frame = vocabulary.get(getattr(processor, "eof_token", END_OF_FRAME))
     return Layout(
         placeholder_id=vocabulary["<image>"],
-        plan=Rows(cell),
+        plan=RowsWithBreaks(cell),
         drawn=Drawn(ids_of(*(i for name, i in vocabulary.items() if name.startswith(CODE))), cell),
         boi_ids=ids_of(vocabulary.get(getattr(processor, "image_start_token", BOI))),
         eoi_ids=ids_of(vocabulary.get(getattr(processor, "image_end_token", EOI))),

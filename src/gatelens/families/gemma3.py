@@ -20,9 +20,7 @@ from gatelens.families.common.processing import Pictures, picture_tensors, prepa
 def layout(config: Any, processor: Any = None) -> Layout:
     """Image tokens of a Gemma 3 checkpoint: the tower's patches, averaged to ``mm_tokens_per_image``."""
     side = int(config.mm_tokens_per_image**0.5)
-    geometry = Geometry.of(
-        getattr(processor, "image_processor", None), (config.vision_config.image_size,) * 2
-    )
+    geometry = Geometry.of_processor(processor, config.vision_config.image_size)
     return Layout(
         placeholder_id=config.image_token_id,
         plan=FixedGrid(side, side, geometry),
@@ -39,10 +37,10 @@ def process(processor: Any, pictures: Pictures, texts: list[str]) -> dict[str, T
 
     Pan-and-scan is off: its crops would stand in the prompt as pictures of their own, with words between them.
     """
-    found = picture_tensors(processor, pictures, do_pan_and_scan=False)
-    found.pop("num_crops", None)
-    written = [processor.full_image_sequence] * sum(len(one) for one in pictures)
-    return prepare_batch(processor, texts, written, processor.boi_token, **found)
+    made = picture_tensors(processor, pictures, do_pan_and_scan=False)
+    made.pop("num_crops", None)
+    written = [processor.full_image_sequence] * sum(map(len, pictures))
+    return prepare_batch(processor, texts, written, processor.boi_token, **made)
 
 
 def complete(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.glm4 import Glm4ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.phi3 import Phi3ArchitectureAdapter
 
+from gatelens.bridge.adapters import NestedDecoderAdapter
 from gatelens.bridge.merged_tower import merged_tower
 from gatelens.families.common.base import Family, ids_of
 from gatelens.families.common.layout import Layout
@@ -25,23 +26,19 @@ from gatelens.families.common.mrope import GRID, MergedPatches, process_by_grid,
 PLACEHOLDER, BOI, EOI = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"
 
 
-class Glm4vArchitectureAdapter(Glm4ArchitectureAdapter):
+class Glm4vArchitectureAdapter(NestedDecoderAdapter, Glm4ArchitectureAdapter):
     """TransformerLens adapter for Glm4vForConditionalGeneration: GLM-4's decoder, and a vision tower."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"
         # cosines and sines come from the model with each one twice in a row, the streams already mixed
         self.cfg.rotary_interleaved_cos_sin = True
-        self._extract_vision_dims(cfg)
-        self._reprefix_components("model.", "model.language_model.")
         assert self.component_mapping is not None
         self.component_mapping["blocks"].submodules["mlp"].split_gate_up_matrix = halves
+
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
         downsample = GeneralizedComponent(name="downsample")
-        self.component_mapping.update(
-            merged_tower(self.cfg, ("gate_proj", "up_proj", "down_proj"), downsample=downsample)
-        )
+        return merged_tower(self.cfg, ("gate_proj", "up_proj", "down_proj"), downsample=downsample)
 
 
 def halves(mlp: Any) -> tuple[nn.Linear, nn.Linear]:

@@ -25,7 +25,7 @@ from gatelens.errors import InputError
 from gatelens.families.common.base import Family, ids_of, token_id
 from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
-from gatelens.families.common.plan import Picture, Plan, chain, grid
+from gatelens.families.common.plan import Picture, PicturePlan, chain, tiles
 from gatelens.families.common.processing import Pictures, prepare_batch
 
 PLACEHOLDER, MARKER, OVERVIEW = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -41,17 +41,14 @@ class Tiles:
     placeholder_id: int
     marker_id: int
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """Raises InputError when the placeholders make no such tiles."""
         rows, cols = self.shape(picture.ids)
         size = picture.size or (max(cols, 1) * self.pixels, max(rows, 1) * self.pixels)
-        side, geometry = self.side, Geometry(size)
-        overview = grid(geometry.boxes(size, side, side), side, size)
-        if not rows:
-            return overview
-        boxes = geometry.boxes(size, rows * side, cols * side).view(rows, side, cols, side, 4)
-        tiles = boxes.transpose(1, 2).reshape(rows * cols, side * side, 4)
-        return chain([*(grid(tile, side, size, tile=n) for n, tile in enumerate(tiles, 1)), overview])
+        whole = Geometry(size)
+        overview = tiles(whole, size, 1, 1, self.side, first=0)
+        parts = tiles(whole, size, rows, cols, self.side) if rows else []
+        return chain([*parts, *overview])
 
     def shape(self, ids: tuple[int, ...]) -> tuple[int, int]:
         """(rows, columns) of tiles, (0, 0) for a picture in one piece. Raises InputError."""

@@ -14,20 +14,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import (
-    AttentionBridge,
     LinearBridge,
-    RMSNormalizationBridge,
     VisionProjectionBridge,
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformer_lens.model_bridge.generalized_components.vision_encoder import vision_attention_config
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
+from gatelens.bridge.adapters import (
+    ListedComponent,
+    NestedDecoderAdapter,
+    NormedQueriesAdapter,
+    tower_attention,
+)
 from gatelens.families.common.base import Family, ids_of, token_id
 from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
-from gatelens.families.common.plan import Picture, Plan, Size, chain, grid
+from gatelens.families.common.plan import Picture, PicturePlan, Size, chain, grid, tiles
 from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
 
 BOI, EOI, PLACEHOLDER = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -43,10 +46,9 @@ class VisionTower(GeneralizedComponent):
         return super().forward(pixel_values, **kwargs)
 
 
-class VisionLayer(GeneralizedComponent):
+class VisionLayer(ListedComponent):
     """A block of the vision tower; the scales of its two branches are applied after ``hook_out`` of each."""
 
-    is_list_item = True
     hook_aliases: ClassVar[dict[str, str]] = {
         "hook_resid_pre": "hook_in",
         "hook_resid_post": "hook_out",
@@ -55,58 +57,25 @@ class VisionLayer(GeneralizedComponent):
     }
 
 
-class InternVLArchitectureAdapter(LlamaArchitectureAdapter):
-    """TransformerLens adapter for InternVLForConditionalGeneration."""
+class InternVLArchitectureAdapter(NormedQueriesAdapter, NestedDecoderAdapter, LlamaArchitectureAdapter):
+    """TransformerLens adapter for InternVLForConditionalGeneration; Qwen3 decoders norm queries and keys."""
 
-    _testing_lm_attr = "model.language_model"
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"
-        self._extract_vision_dims(cfg)
-        self._reprefix_components("model.", "model.language_model.")
-        assert self.component_mapping is not None
-        self.component_mapping["vision_encoder"] = VisionTower(
-            name="model.vision_tower",
-            submodules={
-                "embeddings": GeneralizedComponent(name="embeddings"),
-                "encoder_layers": VisionLayer(
-                    name="encoder.layer",
-                    submodules={
-                        "ln1": GeneralizedComponent(name="layernorm_before"),
-                        "attn": self._tower_attention(),
-                        "ln2": GeneralizedComponent(name="layernorm_after"),
-                        "mlp": GeneralizedComponent(
-                            name="mlp",
-                            submodules={"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")},
-                        ),
-                    },
-                ),
-            },
-        )
-        self.component_mapping["vision_projector"] = VisionProjectionBridge(
-            name="model.multi_modal_projector"
-        )
-
-    def _build_attention_bridge(self) -> AttentionBridge:
-        norms = {
-            name: RMSNormalizationBridge(name=name, config=self.cfg, optional=True)
-            for name in ("q_norm", "k_norm")
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
+        mlp = {"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}
+        layer = {
+            "ln1": GeneralizedComponent(name="layernorm_before"),
+            "attn": tower_attention(self.cfg, "attention", "projection_layer"),
+            "ln2": GeneralizedComponent(name="layernorm_after"),
+            "mlp": GeneralizedComponent(name="mlp", submodules=mlp),
         }
-        return self._qkvo_attention_bridge(extra_submodules=dict(norms))  # Qwen3 decoders have the norms
-
-    def _tower_attention(self) -> AttentionBridge:
-        return AttentionBridge(
-            name="attention",
-            config=vision_attention_config(self.cfg),
-            submodules={
-                "q": LinearBridge(name="q_proj"),
-                "k": LinearBridge(name="k_proj"),
-                "v": LinearBridge(name="v_proj"),
-                "o": LinearBridge(name="projection_layer"),
-            },
-        )
+        tower = {
+            "embeddings": GeneralizedComponent(name="embeddings"),
+            "encoder_layers": VisionLayer(name="encoder.layer", submodules=layer),
+        }
+        return {
+            "vision_encoder": VisionTower(name="model.vision_tower", submodules=tower),
+            "vision_projector": VisionProjectionBridge(name="model.multi_modal_projector"),
+        }
 
 
 @dataclass(frozen=True)
@@ -118,7 +87,7 @@ class Tiles:
     least: int = 1
     most: int = 12
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """One tile where there are placeholders for no more: the cutting can be switched off."""
         per_tile = self.n * self.n
         if picture.n == per_tile:
@@ -130,23 +99,21 @@ class Tiles:
             return self._unseen(picture.n // per_tile)
         return self._cut(picture.size or (self.side[1], self.side[0]), rows, cols)
 
-    def _cut(self, size: Size, rows: int, cols: int) -> Plan:
-        parts = []
+    def _cut(self, size: Size, rows: int, cols: int) -> PicturePlan:
+        parts: list[PicturePlan] = []
         if rows * cols > 1:
             whole = Geometry((0, 0), exact=(cols * self.side[1], rows * self.side[0]))
-            boxes = whole.boxes(size, rows * self.n, cols * self.n).view(rows, self.n, cols, self.n, 4)
-            tiles = boxes.transpose(1, 2).reshape(rows * cols, -1, 4)
-            parts = [grid(tile, self.n, size, tile=number) for number, tile in enumerate(tiles, start=1)]
-        overview = Geometry((0, 0), exact=(self.side[1], self.side[0])).boxes(size, self.n, self.n)
-        parts.append(grid(overview, self.n, size))
+            parts = tiles(whole, size, rows, cols, self.n)
+        overview = Geometry((0, 0), exact=(self.side[1], self.side[0]))
+        parts += tiles(overview, size, 1, 1, self.n, first=0)
         return chain(parts, pixel_rows=len(parts))
 
-    def _unseen(self, tiles: int) -> Plan:
+    def _unseen(self, n_tiles: int) -> PicturePlan:
         """Without the picture's size nobody can tell 2 x 3 tiles from 3 x 2: only the thumbnail has boxes."""
         size = (self.side[1], self.side[0])
         unknown = torch.full((self.n * self.n, 4), float("nan"))
-        parts = [grid(unknown, self.n, size, tile=number) for number in range(1, tiles)]
-        return chain([*parts, self._cut(size, 1, 1)], pixel_rows=tiles)
+        parts = [grid(unknown, self.n, size, tile=number) for number in range(1, n_tiles)]
+        return chain([*parts, self._cut(size, 1, 1)], pixel_rows=n_tiles)
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

@@ -11,15 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from transformer_lens.model_bridge.generalized_components import (
-    AttentionBridge,
-    LinearBridge,
     SiglipVisionEncoderBridge,
     SiglipVisionEncoderLayerBridge,
     VisionProjectionBridge,
 )
-from transformer_lens.model_bridge.generalized_components.vision_encoder import vision_attention_config
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
+from gatelens.bridge.adapters import NestedDecoderAdapter, tower_attention
 from gatelens.families.common.base import Family, ids_of, token_id
 from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
@@ -30,31 +29,21 @@ PLACEHOLDER, BOI, EOI = "<image_placeholder>", "<begin_of_image>", "<end_of_imag
 PUBLISHED = {PLACEHOLDER: 100581, BOI: 100016, EOI: 100593}
 
 
-class JanusArchitectureAdapter(LlamaArchitectureAdapter):
+class JanusArchitectureAdapter(NestedDecoderAdapter, LlamaArchitectureAdapter):
     """TransformerLens adapter for JanusForConditionalGeneration."""
 
-    _testing_lm_attr = "model.language_model"
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"
-        self._extract_vision_dims(cfg)
-        self._reprefix_components("model.", "model.language_model.")
-        names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "projection_layer"}
-        attention = AttentionBridge(
-            name="self_attn",
-            config=vision_attention_config(self.cfg),
-            submodules={tl: LinearBridge(name=name) for tl, name in names.items()},
-        )
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
         layers = SiglipVisionEncoderLayerBridge(
-            name="vision_model.encoder.layers", config=self.cfg, submodules={"attn": attention}
+            name="vision_model.encoder.layers",
+            config=self.cfg,
+            submodules={"attn": tower_attention(self.cfg, "self_attn", "projection_layer")},
         )
-        assert self.component_mapping is not None
-        self.component_mapping["vision_encoder"] = SiglipVisionEncoderBridge(
-            name="model.vision_model", config=self.cfg, submodules={"encoder_layers": layers}
-        )
-        self.component_mapping["vision_projector"] = VisionProjectionBridge(name="model.aligner")
+        return {
+            "vision_encoder": SiglipVisionEncoderBridge(
+                name="model.vision_model", config=self.cfg, submodules={"encoder_layers": layers}
+            ),
+            "vision_projector": VisionProjectionBridge(name="model.aligner"),
+        }
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

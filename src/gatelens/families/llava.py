@@ -6,10 +6,10 @@ the decoder's hooks begin with ``blocks.``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gatelens.families.common.base import Family
-from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
 from gatelens.families.common.plan import FixedGrid
 
@@ -17,16 +17,15 @@ from gatelens.families.common.plan import FixedGrid
 def layout(config: Any, processor: Any = None) -> Layout:
     """Image tokens of a LLaVA checkpoint: one a patch, with the class token when it is kept."""
     vision = config.vision_config
-    side = vision.image_size // vision.patch_size
     # "default" drops the first feature, which is the class token only where the tower has one
     class_token = 1 if vision.model_type == "clip_vision_model" else 0
     dropped = 1 if config.vision_feature_select_strategy == "default" else 0
-    geometry = Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2)
     left = vision.image_size % vision.patch_size  # a strip no patch covers (14 in 384)
     cell = float(vision.patch_size) if left else None
+    plan = FixedGrid.of_patches(vision, processor)
     return Layout(
         placeholder_id=config.image_token_id,
-        plan=FixedGrid(side, side, geometry, n_leading=class_token - dropped, cell=cell),
+        plan=replace(plan, n_leading=class_token - dropped, cell=cell),
         bos_id=config.text_config.bos_token_id,
         placeholder=getattr(processor, "image_token", "<image>"),
     )

@@ -17,34 +17,25 @@ from transformer_lens.model_bridge.generalized_components import (
     SiglipVisionEncoderBridge,
     VisionProjectionBridge,
 )
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
 
+from gatelens.bridge.adapters import NestedDecoderAdapter
 from gatelens.families.common.base import Family
-from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
 from gatelens.families.common.plan import FixedGrid
 from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
-from gatelens.inputs import position_ids
+from gatelens.tokens import position_ids
 
 
-class PaliGemmaArchitectureAdapter(Gemma2ArchitectureAdapter):
+class PaliGemmaArchitectureAdapter(NestedDecoderAdapter, Gemma2ArchitectureAdapter):
     """TransformerLens adapter for PaliGemmaForConditionalGeneration; Gemma 2's blocks have four norms, Gemma's two."""
 
-    _testing_lm_attr = "model.language_model"
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"
-        self._extract_vision_dims(cfg)
-        self._reprefix_components("model.", "model.language_model.")
-        assert self.component_mapping is not None
-        self.component_mapping["vision_encoder"] = SiglipVisionEncoderBridge(
-            name="model.vision_tower", config=self.cfg
-        )
-        self.component_mapping["vision_projector"] = VisionProjectionBridge(
-            name="model.multi_modal_projector"
-        )
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
+        return {
+            "vision_encoder": SiglipVisionEncoderBridge(name="model.vision_tower", config=self.cfg),
+            "vision_projector": VisionProjectionBridge(name="model.multi_modal_projector"),
+        }
 
     def prepare_model(self, hf_model: Any) -> None:
         super().prepare_model(hf_model)
@@ -64,12 +55,9 @@ class PaliGemmaArchitectureAdapter(Gemma2ArchitectureAdapter):
 
 def layout(config: Any, processor: Any = None) -> Layout:
     """Image tokens of a PaliGemma checkpoint: every patch of the tower is one."""
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size
-    geometry = Geometry.of(getattr(processor, "image_processor", None), (vision.image_size,) * 2)
     return Layout(
         placeholder_id=config.image_token_id,
-        plan=FixedGrid(side, side, geometry),
+        plan=FixedGrid.of_patches(config.vision_config, processor),
         bos_id=config.text_config.bos_token_id,
         two_way="prompt",
     )
@@ -85,11 +73,9 @@ def process(processor: Any, pictures: Pictures, texts: list[str]) -> dict[str, T
     for text in texts:
         before, picture, after = text.rpartition(processor.image_token)
         written.append(f"{before}{picture}{bos}{after}\n")
-    one = processor.image_token * processor.image_seq_length
-    found = picture_tensors(processor, pictures)
-    return prepare_batch(
-        processor, written, [one] * sum(len(p) for p in pictures), processor.image_token, **found
-    )
+    made = picture_tensors(processor, pictures)
+    tokens = [processor.image_token * processor.image_seq_length] * sum(map(len, pictures))
+    return prepare_batch(processor, written, tokens, processor.image_token, **made)
 
 
 def complete(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

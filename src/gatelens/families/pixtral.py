@@ -17,22 +17,16 @@ from torch import Tensor
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
+from gatelens.bridge.adapters import ListedComponent
 from gatelens.errors import InputError, ModelError
 from gatelens.families.common.base import Family, ids_of, token_id
-from gatelens.families.common.geometry import Geometry
 from gatelens.families.common.layout import Layout
-from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.plan import Picture, PicturePlan, resized_grid
 from gatelens.families.common.processing import Pictures, picture_tensors, prepare_batch
 
 PLACEHOLDER, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 # where Mistral's vocabularies have the three (tokenizer.json of mistral-community/pixtral-12b)
 PUBLISHED = {PLACEHOLDER: 10, BREAK: 12, END: 13}
-
-
-class Layers(GeneralizedComponent):
-    """The layers of a tower, each with ``hook_in`` and ``hook_out`` on its residual stream."""
-
-    is_list_item = True
 
 
 class TiedTower(GeneralizedComponent):
@@ -49,7 +43,7 @@ def tower() -> GeneralizedComponent:
     """Pixtral's tower: hooks on patches, on the stream between layers, and on what the projector reads."""
     parts = {
         "patch_embed": GeneralizedComponent(name="patch_conv"),
-        "layers": Layers(name="transformer.layers"),
+        "layers": ListedComponent(name="transformer.layers"),
     }
     return TiedTower(name="model.vision_tower", submodules=parts)
 
@@ -69,13 +63,13 @@ def _has_pixtral_tower(config: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
+class MarkedRows:
     """A token for each ``side`` x ``side`` processed pixels; a marker between rows says how many there are."""
 
     side: int
     placeholder_id: int
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """Raises InputError when the rows differ in length."""
         lengths = [
             len(list(same)) for token, same in groupby(picture.ids, self.placeholder_id.__eq__) if token
@@ -86,9 +80,7 @@ class Rows:
                 f"a picture has rows of {min(lengths)} to {max(lengths)} {PLACEHOLDER}: "
                 f"write rows of one length, {BREAK} between them and {END} after the last"
             )
-        processed = (cols * self.side, rows * self.side)
-        size = picture.size or processed
-        return grid(Geometry(processed, exact=processed).boxes(size, rows, cols), cols, size)
+        return resized_grid(picture, rows, cols, (cols * self.side, rows * self.side))
 
 
 def process(side: int, processor: Any, pictures: Pictures, texts: list[str]) -> dict[str, Tensor]:
@@ -114,7 +106,7 @@ def layout(config: Any, processor: Any = None, merge: int = 1) -> Layout:
     side = config.vision_config.patch_size * merge
     return Layout(
         placeholder_id=image_id,
-        plan=Rows(side, image_id),
+        plan=MarkedRows(side, image_id),
         eoi_ids=ids_of(ids[END]),
         inner_ids=ids_of(ids[BREAK]),
         bos_id=config.text_config.bos_token_id,

@@ -17,13 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-from transformer_lens.model_bridge.generalized_components import (
-    AttentionBridge,
-    RMSNormalizationBridge,
-)
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 
+from gatelens.bridge.adapters import ListedComponent, NestedDecoderAdapter, NormedQueriesAdapter
 from gatelens.bridge.merged_tower import merged_tower
 from gatelens.families.common.base import Family, ids_of
 from gatelens.families.common.layout import Layout
@@ -34,58 +31,39 @@ CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
-class Mergers(GeneralizedComponent):
-    """One way into the decoder for each layer of the tower that deepstack reads."""
-
-    is_list_item = True
-
-
-class Qwen2VLArchitectureAdapter(LlamaArchitectureAdapter):
+class Qwen2VLArchitectureAdapter(NestedDecoderAdapter, LlamaArchitectureAdapter):
     """TransformerLens adapter for Qwen2VLForConditionalGeneration."""
 
-    _testing_lm_attr = "model.language_model"
     biases = True  # of the query, key and value projections
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        self.cfg.is_multimodal = True
-        self.cfg.attn_implementation = "eager"
         self.cfg.default_prepend_bos = False
-        self._extract_vision_dims(cfg)
-        self._reprefix_components("model.", "model.language_model.")
         self.weight_processing_conversions = {**self._qkvo_weight_conversions(include_biases=self.biases)}
-        assert self.component_mapping is not None
-        self.component_mapping.update(self.tower())
 
-    def tower(self) -> dict[str, GeneralizedComponent]:
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
         return merged_tower(self.cfg, ("fc1", "fc2"))
 
 
 class Qwen25VLArchitectureAdapter(Qwen2VLArchitectureAdapter):
     """TransformerLens adapter for Qwen2_5_VLForConditionalGeneration: a gated MLP in the tower."""
 
-    def tower(self) -> dict[str, GeneralizedComponent]:
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
         return merged_tower(self.cfg, ("gate_proj", "up_proj", "down_proj"))
 
 
-class Qwen3VLArchitectureAdapter(Qwen2VLArchitectureAdapter):
+class Qwen3VLArchitectureAdapter(NormedQueriesAdapter, Qwen2VLArchitectureAdapter):
     """TransformerLens adapter for Qwen3VLForConditionalGeneration: query and key norms, deepstack."""
 
     biases = False
 
-    def _build_attention_bridge(self) -> AttentionBridge:
-        return self._qkvo_attention_bridge(
-            extra_submodules={
-                name: RMSNormalizationBridge(name=name, config=self.cfg) for name in ("q_norm", "k_norm")
-            }
-        )
-
-    def tower(self) -> dict[str, GeneralizedComponent]:
+    def vision_components(self) -> dict[str, GeneralizedComponent]:
         return merged_tower(
             self.cfg,
             ("linear_fc1", "linear_fc2"),
             pos_embed=GeneralizedComponent(name="pos_embed"),
-            deepstack_mergers=Mergers(name="deepstack_merger_list"),
+            # one way into the decoder for each layer of the tower that deepstack reads
+            deepstack_mergers=ListedComponent(name="deepstack_merger_list"),
         )
 
 

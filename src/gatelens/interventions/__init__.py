@@ -1,12 +1,13 @@
 """What to do to the selected tokens: specs that become plain TransformerLens hook functions."""
 
-from gatelens.interventions.ablate import Ablate, ablate
-from gatelens.interventions.base import Edit, Intervention, Reach, Span
-from gatelens.interventions.compile import CompiledHooks, as_interventions, compile_hooks
-from gatelens.interventions.knockout import Knockout, knockout
-from gatelens.interventions.patch import Pair, Pairs, Patch, patch
+from gatelens.interventions.ablation import Ablate, ablate
+from gatelens.interventions.base import Intervention, Reach
+from gatelens.interventions.compile import as_interventions, compile_hooks
+from gatelens.interventions.hooks import CompiledHooks, Edit, Span
+from gatelens.interventions.knockouts import Knockout, knockout
+from gatelens.interventions.patching import Patch, PatchPair, PatchPairs, patch
 from gatelens.interventions.sites import SITES, Site, SiteEdit, hook_name
-from gatelens.interventions.steer import Steer, steer
+from gatelens.interventions.steering import Steer, steer
 
 __all__ = [
     "SITES",
@@ -15,9 +16,9 @@ __all__ = [
     "Edit",
     "Intervention",
     "Knockout",
-    "Pair",
-    "Pairs",
     "Patch",
+    "PatchPair",
+    "PatchPairs",
     "Reach",
     "Site",
     "SiteEdit",

@@ -7,49 +7,26 @@ An intervention names positions (selectors), layers, perhaps heads, and a site. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from gatelens.errors import InterventionError
+from gatelens.interventions.hooks import CompiledHooks, Edit, HookPair, Span
 from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
-
-HookFunction: TypeAlias = Callable[..., Tensor | None]
-HookPair: TypeAlias = tuple[str, HookFunction]
 Indices: TypeAlias = tuple[int, ...] | slice | None
 Layers: TypeAlias = int | Iterable[int] | slice | None
 Heads: TypeAlias = int | Iterable[int] | slice | None
 
 
-@dataclass
-class Span:
-    """The absolute positions ``offset … stop - 1`` a forward pass is computing right now.
-
-    A pass over the whole prompt is ``(0, n_pos)``; a decoding step on top of a KV cache is ``(K - 1, K)``.
-    Hooks of one compiled object share one span; whoever runs the passes moves it.
-    """
-
-    offset: int
-    stop: int
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """One hook function, and whether it only completes another edit (then it runs before its neighbours)."""
-
-    name: str
-    function: HookFunction
-    first: bool = False
-
-
-def as_indices(value: Any, word: str) -> Indices:
+def as_indices(value: Layers | Heads, word: str) -> Indices:
     """Normalise ``layers=`` or ``heads=``: None and slices stay, ints and iterables become a sorted tuple.
 
     Raises:
@@ -57,8 +34,7 @@ def as_indices(value: Any, word: str) -> Indices:
     """
     if value is None or isinstance(value, slice):
         return value
-    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value  # tensors and numpy arrays
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
@@ -107,22 +83,14 @@ def config_number(cfg: Any, name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def select(tokens: TokenMap, selector: Any, owner: object) -> Bool[Tensor, "batch pos"]:
+def select(tokens: TokenMap, selector: SelectorLike, owner: object) -> Bool[Tensor, "batch pos"]:
     """The positions a selector means in this token map, padding never among them (on the CPU).
 
     A boolean tensor made for the prompt also fits the map with generated positions: those are False.
     """
     if isinstance(selector, Tensor) and selector.dtype == torch.bool:
-        shape = tuple(selector.shape)
-        if (
-            len(shape) != 2
-            or shape[0] != tokens.batch_size
-            or shape[1]
-            not in (
-                tokens.prompt_length,
-                tokens.n_pos,
-            )
-        ):
+        shape, fitting = tuple(selector.shape), (tokens.prompt_length, tokens.n_pos)
+        if len(shape) != 2 or shape[0] != tokens.batch_size or shape[1] not in fitting:
             raise InterventionError(
                 f"{owner!r}: a boolean selector of shape {shape} does not fit a prompt of shape "
                 f"({tokens.batch_size}, {tokens.n_pos})"
@@ -132,6 +100,12 @@ def select(tokens: TokenMap, selector: Any, owner: object) -> Bool[Tensor, "batc
     else:
         mask = tokens.mask(selector).cpu()
     return mask & (tokens.roles.cpu() != Role.PAD)
+
+
+def check_selected(mask: Bool[Tensor, "batch pos"], word: str, selector: SelectorLike, owner: object) -> None:
+    """Raise :class:`InterventionError` where a selector selects nothing; ``word`` is its argument's name."""
+    if not mask.any():
+        raise InterventionError(f"{owner!r}: {word}={selector!r} selects no position in any example")
 
 
 def prompt_only(tokens: TokenMap, mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -181,16 +155,26 @@ class Intervention(ABC):
 
     layers: Indices = field(default=None, kw_only=True)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """``reach`` is not inherited: a subclass may read more than its parent, and has to say so itself."""
+        super().__init_subclass__(**kwargs)
+        if "reach" not in vars(cls):
+            cls.reach = Intervention.reach  # type: ignore[method-assign]
+
     @abstractmethod
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> Sequence[Edit]:
         """The hook functions for these tokens; they read the absolute positions from ``span`` when called."""
 
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
-        """The first position and the first layer it can change; None (as here) where nobody knows.
+        """The first position and the first layer it can change; None where a class does not define this.
 
         What is known to stay as it is need not be run again; with None the whole model is.
         """
         return None
+
+    def layer_numbers(self, cfg: Any) -> tuple[int, ...]:
+        """The blocks it acts in. Raises InterventionError for one the model lacks."""
+        return resolve_indices(self.layers, config_number(cfg, "n_layers"), "layers", self)
 
     def hooks(self, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
         """Plain ``(hook name, function)`` pairs for one whole forward pass over ``tokens``.
@@ -207,9 +191,8 @@ class Intervention(ABC):
         Raises:
             InterventionError: it selects nothing, or cannot act as written.
         """
-        from gatelens.interventions.compile import compile_hooks
-
-        return compile_hooks([self], tokens, cfg).pairs
+        span = Span(0, tokens.n_pos)
+        return CompiledHooks(self.edits(tokens, cfg, span), span).pairs
 
     def __repr__(self) -> str:
         parts = []

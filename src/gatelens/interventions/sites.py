@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,26 +32,26 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import (
-    Edit,
-    HookFunction,
     Indices,
     Intervention,
     Reach,
-    Span,
+    check_selected,
     config_number,
     first_position,
     resolve_indices,
     select,
 )
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+from gatelens.interventions.hooks import Edit, HookFunction, Span, check_pass
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
 
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"
 ]
 SITES: tuple[str, ...] = get_args(Site)
 _INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in"}
+# the edited (example, position) pairs of a pass, and what was added to each
+Change: TypeAlias = tuple[tuple[Tensor, Tensor], Tensor]
 _HEADS = {"q": "n_heads", "z": "n_heads", "k": "n_key_value_heads", "v": "n_key_value_heads"}
 
 
@@ -81,50 +81,51 @@ def head_count(site: str, cfg: Any) -> int | None:
     return config_number(cfg, _HEADS[site]) or config_number(cfg, "n_heads")
 
 
-class Places:
-    """The selected (example, position) pairs of a batch, row by row, and those of them a pass computes."""
+class EditedPositions(NamedTuple):
+    """The selected (example, position) pairs that a pass computes.
+
+    ``number`` counts them among all that are selected, row by row; ``position`` is within the pass.
+    """
+
+    number: Int[Tensor, " n"]
+    example: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    batch_size: int
+    span: Span
+
+
+class SelectedPositions:
+    """The positions a selector names in a batch, computed once and narrowed to each pass."""
 
     def __init__(self, mask: Bool[Tensor, "batch pos"], span: Span) -> None:
-        self.mask, self.span = mask, span
-        self.batch, self.pos = (index.contiguous() for index in mask.nonzero(as_tuple=True))
-        self._held: tuple[tuple[int, int, torch.device], tuple[Tensor, Tensor, Tensor] | None] | None = None
+        self.batch_size, self.span = mask.shape[0], span
+        self.example, self.position = (index.contiguous() for index in mask.nonzero(as_tuple=True))
+        self._in_pass: tuple[tuple[int, int, torch.device], EditedPositions | None] | None = None
 
-    def here(
-        self, device: torch.device
-    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]] | None:
-        """(number in the whole selection, example, position within the pass) of each; None when there is
-        none.
-
-        Remembered for the current span, so that every layer of a pass shares one answer.
-        """
-        key = (self.span.offset, self.span.stop, device)
-        if self._held is None or self._held[0] != key:
-            inside = (self.pos >= self.span.offset) & (self.pos < self.span.stop)
-            which = inside.nonzero()[:, 0]
-            found = None
-            if len(which):
-                local = self.pos[which] - self.span.offset
-                found = (which.to(device), self.batch[which].to(device), local.to(device))
-            self._held = (key, found)
-        return self._held[1]
-
-
-def check_shape(tensor: Tensor, batch: int, span: Span, name: str) -> None:
-    """The pass must be the one the hooks were made for; positions must never be guessed."""
-    expected = (batch, span.stop - span.offset)
-    if tuple(tensor.shape[:2]) != expected:
-        raise InterventionError(
-            f"{name} gave (batch, pos) = {tuple(tensor.shape[:2])} where the token map says {expected}; "
-            "make the "
-            "hooks from the TokenMap of these inputs, and decode with model.generate(inputs, interventions)"
-        )
+    def in_pass(self, device: torch.device) -> EditedPositions | None:
+        """Those the current pass computes, None without any; every layer of a pass shares one answer."""
+        span = self.span
+        key = (span.offset, span.stop, device)
+        if self._in_pass is None or self._in_pass[0] != key:
+            number = ((self.position >= span.offset) & (self.position < span.stop)).nonzero()[:, 0]
+            edited = None
+            if len(number):
+                edited = EditedPositions(
+                    number.to(device),
+                    self.example[number].to(device),
+                    (self.position[number] - span.offset).to(device),
+                    self.batch_size,
+                    span,
+                )
+            self._in_pass = (key, edited)
+        return self._in_pass[1]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SiteEdit(Intervention):
     """An edit of the activations at selected positions of one site."""
 
-    at: Any
+    at: SelectorLike
     site: str = "resid_pre"
     heads: Indices = field(default=None, kw_only=True)
 
@@ -132,118 +133,105 @@ class SiteEdit(Intervention):
         """Which positions are edited."""
         return select(tokens, self.at, self)
 
-    def bind(self, tokens: TokenMap, cfg: Any) -> Any:
-        """Whatever the edit needs to know about this run, found once before it."""
+    def prepare(self, tokens: TokenMap) -> Any:
+        """What the edit has to know about a run, computed once before it and given to :meth:`new_values`."""
         return None
 
     @abstractmethod
     def new_values(
-        self,
-        old: Float[Tensor, "n ..."],
-        tensor: Float[Tensor, "batch pos ..."],
-        layer: int,
-        bound: Any,
-        number: Int[Tensor, " n"],
-        example: Int[Tensor, " n"],
-        span: Span,
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: Any, edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
         """The activations that take the place of ``old``, one a selected position."""
 
-    def start(self, tensor: Tensor, layer: int, bound: Any, span: Span) -> None:
+    def start(
+        self, activation: Float[Tensor, "batch pos ..."], layer: int, prepared: Any, span: Span
+    ) -> None:
         """Called in each pass before the edit, also when no selected position is in the pass."""
 
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
-        layers = resolve_indices(self.layers, config_number(cfg, "n_layers"), "layers", self)
-        return Reach(first_position(self.places(tokens)), min(layers))
+        return Reach(first_position(self.places(tokens)), min(self.layer_numbers(cfg)))
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         mask = self.places(tokens)
-        if not mask.any():
-            raise InterventionError(f"{self!r}: at={self.at!r} selects no position in any example")
-        layers = resolve_indices(self.layers, config_number(cfg, "n_layers"), "layers", self)
+        check_selected(mask, "at", self.at, self)
+        layers = self.layer_numbers(cfg)
         heads: tuple[int, ...] | None = None
         if self.heads is not None:
             if not has_heads(self.site):
                 raise InterventionError(f"{self!r}: {self.site} has no heads; heads= goes with q, k, v and z")
             heads = resolve_indices(self.heads, head_count(self.site, cfg), "heads", self)
-        places, bound = Places(mask, span), self.bind(tokens, cfg)
+        selected, prepared = SelectedPositions(mask, span), self.prepare(tokens)
         edits = []
         for layer in layers:
-            name = hook_name(self.site, layer)
-            if self.site == "resid_mid":
-                differences: list[tuple[Tensor, Tensor, Tensor]] = []
-                edits.append(Edit(name, self._function(name, layer, heads, places, bound, differences)))
-                edits.append(Edit(hook_name("resid_post", layer), _carry(differences), first=True))
-            else:
-                edits.append(Edit(name, self._function(name, layer, heads, places, bound, None)))
+            changes: list[Change] | None = [] if self.site == "resid_mid" else None
+            function = self._function(layer, heads, selected, prepared, changes)
+            edits.append(Edit(hook_name(self.site, layer), function))
+            if changes is not None:
+                edits.append(Edit(hook_name("resid_post", layer), _add_to_output(changes), first=True))
         return edits
 
     def _function(
         self,
-        name: str,
         layer: int,
         heads: tuple[int, ...] | None,
-        places: Places,
-        bound: Any,
-        differences: list[tuple[Tensor, Tensor, Tensor]] | None,
+        selected: SelectedPositions,
+        prepared: Any,
+        changes: list[Change] | None,
     ) -> HookFunction:
+        name, span = hook_name(self.site, layer), selected.span
         chosen = None if heads is None else torch.tensor(heads)
 
         def edit(tensor: Tensor, hook: Any = None) -> Tensor | None:
-            check_shape(tensor, places.mask.shape[0], places.span, name)
-            self.start(tensor, layer, bound, places.span)
-            found = places.here(tensor.device)
-            if found is None:
+            expected = (selected.batch_size, span.stop - span.offset)
+            check_pass(name, "batch, pos", tuple(tensor.shape[:2]), expected)
+            self.start(tensor, layer, prepared, span)
+            edited = selected.in_pass(tensor.device)
+            if edited is None:
                 return None
-            number, example, local = found
-            old = tensor[example, local]
-            new = self.new_values(old, tensor, layer, bound, number, example, places.span)
-            new = new.to(device=old.device, dtype=old.dtype)
+            where = (edited.example, edited.position)
+            old = tensor[where]
+            new = self.new_values(old, layer, prepared, edited).to(device=old.device, dtype=old.dtype)
             if chosen is not None:
                 index = chosen.to(old.device)
                 new = old.index_copy(1, index, new[:, index])
-            if differences is not None:
-                differences[:] = [(example, local, new - old)]
-            # A copy: the same memory may be another hook point's activation, or lie in somebody's cache.
-            return tensor.index_put((example, local), new)
+            if changes is not None:
+                changes[:] = [(where, new - old)]
+            # A copy: the same memory may be another hook point's activation, or lie in a cache.
+            return tensor.index_put(where, new)
 
         return edit
 
 
-def _carry(differences: list[tuple[Tensor, Tensor, Tensor]]) -> HookFunction:
-    """Adds to the block's output what an edit of ``resid_mid`` changed behind the skip connection."""
+def _add_to_output(changes: list[Change]) -> HookFunction:
+    """Adds to the block's output what an edit of ``resid_mid`` changed, which the skip connection passes by."""
 
-    def carry(tensor: Tensor, hook: Any = None) -> Tensor | None:
-        if not differences:
+    def add(tensor: Tensor, hook: Any = None) -> Tensor | None:
+        if not changes:
             return None
-        example, local, difference = differences.pop()
-        return tensor.index_put((example, local), difference, accumulate=True)
+        where, change = changes.pop()
+        return tensor.index_put(where, change, accumulate=True)
 
-    return carry
+    return add
 
 
-def as_site_vector(
-    value: Float[Tensor, " ..."],
-    old: Float[Tensor, "n ..."],
-    example: Int[Tensor, " n"],
-    batch: int,
-    owner: object,
+def spread(
+    value: Float[Tensor, " ..."], old: Float[Tensor, "n ..."], edited: EditedPositions, owner: object
 ) -> Float[Tensor, "n ..."]:
-    """Spread a vector over the edited positions.
+    """A vector in the place of each edited activation ``old``.
 
-    ``value`` is one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads),
-    or one for each example of the batch with the batch in front.
+    ``value`` is one activation (``[d_model]``; ``[n_heads, d_head]`` or ``[d_head]`` at a site with heads), or
+    one for each example of the batch with the batch in front.
+
+    Raises:
+        InterventionError: its shape does not fit the site.
     """
-    value = (
-        value.detach().to(device=old.device, dtype=old.dtype) if not value.requires_grad else value.to(old)
-    )
-    per_position = tuple(old.shape[1:])
-    if tuple(value.shape) in (per_position, per_position[-1:]):
+    value = value.to(device=old.device, dtype=old.dtype)
+    shape, per_position, batch = tuple(value.shape), tuple(old.shape[1:]), edited.batch_size
+    if shape in (per_position, per_position[-1:]):
         return value.expand(old.shape)
-    if tuple(value.shape) in ((batch, *per_position), (1, *per_position)):
-        return value.expand(batch, *per_position)[example]
+    if shape in ((batch, *per_position), (1, *per_position)):
+        return value.expand(batch, *per_position)[edited.example]
     raise InterventionError(
-        f"{owner!r}: a tensor of shape {tuple(value.shape)} does not fit this site, which holds "
-        f"{per_position} a "
+        f"{owner!r}: a tensor of shape {shape} does not fit this site, which holds {per_position} a "
         f"position; give {per_position} or {(batch, *per_position)}"
     )

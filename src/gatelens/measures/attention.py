@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.measures.stats import summary
+from gatelens.selectors import SelectorLike
 from gatelens.tokens import TokenMap
 
 IMAGE_SIDE_KINDS = ("boi", "gate", "image", "row_break")
@@ -158,7 +159,7 @@ class AttentionShare:
         self._positions = torch.zeros(len(GROUPS), dtype=torch.int64)
         self._groups: list[list[Float[Tensor, "batch group"]]] = [[] for _ in range(n_layers)]
 
-    def hooks(self, tokens: TokenMap, queries: Any = "text - gate") -> list[HookPair]:
+    def hooks(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> list[HookPair]:
         """Hook pairs for one batch of prompts; each adds to the sums and changes nothing.
 
         Raises:
@@ -175,7 +176,7 @@ class AttentionShare:
         return [pair(layer) for layer in self.layers]
 
     @contextmanager
-    def looking(self, tokens: TokenMap, queries: Any = "text - gate") -> Iterator[AttentionReader]:
+    def looking(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> Iterator[AttentionReader]:
         """``see(layer, pattern, low)`` for one batch of prompts, given blocks of query rows from ``low`` on.
 
         Adds to the sums when the block ends.
@@ -198,7 +199,7 @@ class AttentionShare:
         for layer, total in mass.items():
             self._add(layer, total, slots)
 
-    def _begin(self, tokens: TokenMap, queries: Any) -> tuple[Tensor, Tensor]:
+    def _begin(self, tokens: TokenMap, queries: SelectorLike) -> tuple[Tensor, Tensor]:
         slots = image_side_slots(tokens)
         n_slots = max(int(slots.max()) + 1, len(self._held))
         self._share.widen(n_slots)

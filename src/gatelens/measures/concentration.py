@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from gatelens.errors import DataError
-from gatelens.measures.stats import bootstrap_replicates
+from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 
 Item = TypeVar("Item")
 Remains = Callable[[Sequence[tuple[Item, ...]]], Sequence[float]]
@@ -164,26 +165,17 @@ def smallest_carrying(
         raise DataError(f"smallest_carrying: part {part} is outside (0, 1]; 0.9 means 90 %")
     sizes = sorted(path)
 
-    def replicates(cut: np.ndarray) -> np.ndarray:
-        def statistic(n: np.ndarray, c: np.ndarray, f: np.ndarray) -> np.ndarray:
-            return share_removed(n, c, f, chance)
-
-        return bootstrap_replicates(statistic, none, cut, floor, n_boot=n_boot, seed=seed)
-
-    point = np.array([share_removed(none, path[k], floor, chance) for k in sizes])
-    drawn = np.stack([replicates(path[k]) for k in sizes])  # the same draws of examples for every size
+    share = partial(share_removed, chance=chance)
+    point = np.array([share(none, path[k], floor) for k in sizes])
+    drawn = np.stack(  # one seed: the same draws of examples for every size
+        [bootstrap_replicates(share, none, path[k], floor, n_boot=n_boot, seed=seed) for k in sizes]
+    )
     first = np.where((drawn >= part).any(axis=0), (drawn >= part).argmax(axis=0), len(sizes) - 1)
     low, high = np.percentile(np.array(sizes)[first], [2.5, 97.5], method="nearest")
     reached = np.flatnonzero(point >= part)
     at = int(reached[0]) if len(reached) else len(sizes) - 1
     # a replicate in which the whole is worth nothing has no share
     bounds = drawn[at][np.isfinite(drawn[at])]
-    share_low, share_high = np.percentile(bounds, [2.5, 97.5]) if len(bounds) else (np.nan, np.nan)
-    return Carriers(
-        sizes[at] if len(reached) else None,
-        int(low),
-        int(high),
-        float(point[at]),
-        float(share_low),
-        float(share_high),
-    )
+    share_interval = replicate_interval(bounds) if len(bounds) else (np.nan, np.nan)
+    size = sizes[at] if len(reached) else None
+    return Carriers(size, int(low), int(high), float(point[at]), *share_interval)

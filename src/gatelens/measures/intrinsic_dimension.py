@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import brentq
 from torch import Tensor
 
 from gatelens.errors import DataError
@@ -65,7 +67,7 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
 
     ``(N − 1)/d + Σ log μ · [(k − 1) / (1 − μ^(−d)) − (2k − 1)]``
 
-    is found by bisection. N − 1 stands where the derivative has N: at k = 1 that takes the bias away and
+    is found by Brent's method. N − 1 stands where the derivative has N: at k = 1 that takes the bias away and
     gives 2NN's (N − 1) / Σ log μ. The error is one over the root of the observed information.
 
     Raises:
@@ -85,15 +87,11 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
     def slope(d: float) -> float:
         return (n - 1) / d + (k - 1) * float(_over_rise(ratio, d).sum()) - (2 * k - 1) * total
 
-    low, high = 0.0, 1.0
+    low = (n - 1) / (2 * (2 * k - 1) * total)  # there the first term alone outweighs the last
+    high = 2 * low
     while slope(high) > 0:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    value = (low + high) / 2
+        high *= 2
+    value = float(brentq(slope, low, high, xtol=1e-14, rtol=4 * np.finfo(float).eps))
     half = value * ratio / 2
     # (log μ)² μ^(−d) / (1 − μ^(−d))² is (log μ / (2 sinh(d log μ / 2)))², which tends to 1/d² at μ = 1.
     curve = torch.where(half > 1e-6, half / torch.sinh(half.clamp(1e-6, 700)), torch.ones_like(half)) / value

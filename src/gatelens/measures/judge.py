@@ -17,16 +17,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from gatelens.errors import DataError, GatelensError
 from gatelens.measures.objects import ObjectScore, Vocabulary, score_table
 
 URL, MODEL, KEY = "GATELENS_JUDGE_URL", "GATELENS_JUDGE_MODEL", "GATELENS_JUDGE_KEY"
+Reply = TypeVar("Reply")
+_NAMES, _NAME_PAIRS = TypeAdapter(list[str]), TypeAdapter(list[tuple[str, str | None]])
 _LONGEST_WAIT = 60.0  # seconds, whatever the endpoint's Retry-After asks for
 
 LIST_PROMPT = """List the physical objects that the following image description says are in the image.
@@ -143,11 +146,11 @@ class LLMJudge:
         Raises:
             DataError: the address or the model is not set, or the log cannot be read.
         """
-        found = os.environ if environment is None else environment
+        variables = os.environ if environment is None else environment
         for name in (URL, MODEL):
-            if not found.get(name):
+            if not variables.get(name):
                 raise DataError(f"judge: environment variable {name} is not set; set it, or use OfflineJudge")
-        return cls(found[URL], found[MODEL], log, found.get(KEY, ""), **rest)
+        return cls(variables[URL], variables[MODEL], log, variables.get(KEY, ""), **rest)
 
     def objects(self, text: str) -> list[str]:
         """What the LLM lists; an empty text names nothing and is not sent.
@@ -157,7 +160,7 @@ class LLMJudge:
         """
         if not text.strip():
             return []
-        return list(self._ask("objects", LIST_PROMPT.format(text=text), _strings))
+        return self._ask("objects", LIST_PROMPT.format(text=text), _strings)
 
     def match(self, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
         """What the LLM pairs; nothing is sent when one list is empty.
@@ -170,7 +173,7 @@ class LLMJudge:
         lists = {"a": json.dumps(list(a), ensure_ascii=False), "b": json.dumps(list(b), ensure_ascii=False)}
         return self._ask("match", MATCH_PROMPT.format(**lists), lambda reply: _pairs(reply, a, b))
 
-    def _ask(self, kind: str, prompt: str, read: Any) -> Any:
+    def _ask(self, kind: str, prompt: str, read: Callable[[str], Reply]) -> Reply:
         """The reply to a prompt, read: from the log when it is there, else from the endpoint."""
         id_ = hashlib.sha256(json.dumps([self.model, prompt]).encode()).hexdigest()
         if id_ in self._replies:
@@ -188,12 +191,12 @@ class LLMJudge:
             else:
                 self._keep({"id": id_, "kind": kind, "model": self.model, "prompt": prompt, "reply": reply})
                 try:
-                    out = read(reply)
+                    answer = read(reply)
                 except _Unreadable as error:
                     problem = f"{error}: {_short(reply)}; it is kept in {self.log}, mend it there to go on"
                 else:
                     self._replies[id_] = reply
-                    return out
+                    return answer
             if attempt < self.retries:
                 time.sleep(min(pause, _LONGEST_WAIT))
         raise DataError(f"judge {self.model} at {self._host}: {problem} ({self.retries + 1} attempts)")
@@ -266,7 +269,7 @@ def judge_from_environment(log: str | Path, vocabulary: Vocabulary | None = None
 
 
 class _Again(GatelensError):
-    """A failure that another attempt may mend. ``after``: seconds the endpoint asks to wait."""
+    """A failure that another attempt may get past. ``after``: seconds the endpoint asks to wait."""
 
     def __init__(self, message: str, after: float = 0.0) -> None:
         super().__init__(message)
@@ -297,39 +300,39 @@ def _read_log(log: Path) -> dict[str, str]:
 
 def _list_in(reply: str) -> list[Any]:
     """The last JSON list of a reply, which may stand in a code fence or after thoughts."""
-    decoder, found, start = json.JSONDecoder(), None, reply.find("[")
+    decoder, last, start = json.JSONDecoder(), None, reply.find("[")
     while start >= 0:
         try:
-            found, end = decoder.raw_decode(reply, start)
+            last, end = decoder.raw_decode(reply, start)
         except ValueError:
             end = start + 1
         start = reply.find("[", end)
-    if found is None:
+    if last is None:
         raise _Unreadable("the reply holds no JSON list")
-    return found
+    return last
 
 
 def _strings(reply: str) -> list[str]:
-    found = _list_in(reply)
-    if not all(isinstance(x, str) for x in found):
-        raise _Unreadable("the reply is not a list of strings")
-    return list(dict.fromkeys(x.strip().lower() for x in found if x.strip()))
+    try:
+        names = _NAMES.validate_python(_list_in(reply))
+    except ValidationError:
+        raise _Unreadable("the reply is not a list of strings") from None
+    return list(dict.fromkeys(x.strip().lower() for x in names if x.strip()))
 
 
 def _pairs(reply: str, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
     ours, theirs = ({x.lower(): x for x in reversed(side)} for side in (a, b))
-    out: list[tuple[str, str]] = []
-    for pair in _list_in(reply):
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise _Unreadable("the reply is not a list of pairs of the objects given")
-        if pair[1] is None:  # some models name what has no partner
-            continue
-        x, y = ours.get(pair[0].lower()), theirs.get(str(pair[1]).lower())
-        if x is None or y is None:
-            raise _Unreadable("the reply is not a list of pairs of the objects given")
-        if all(x != old and y != other for old, other in out):  # a second pair of an object is left out
-            out.append((x, y))
-    return out
+    try:
+        pairs = _NAME_PAIRS.validate_python(_list_in(reply))
+        # some models pair what has no partner with null
+        matches = [(ours[x.lower()], theirs[y.lower()]) for x, y in pairs if y is not None]
+    except (ValidationError, KeyError):
+        raise _Unreadable("the reply is not a list of pairs of the objects given") from None
+    once: list[tuple[str, str]] = []
+    for x, y in matches:
+        if all(x != old and y != other for old, other in once):  # a second pair of an object is left out
+            once.append((x, y))
+    return once
 
 
 def _short(text: str, n: int = 120) -> str:

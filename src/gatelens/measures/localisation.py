@@ -13,18 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from gatelens.errors import DataError
-
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
+from gatelens.tokens import TokenMap
 
 TOLERANCE = 40.0
 """Pixels around a mask that still count, as in WI."""
@@ -45,7 +44,7 @@ class ImageAttention:
     is the last prompt token's, row ``r`` that of the generated token ``r − 1``.
 
     >>> seen = ImageAttention(inputs.tokens, n_layers)
-    >>> found = generate(model, inputs, see=seen)
+    >>> generate(model, inputs, see=seen)
     >>> seen.of(example=0, rows=[3, 4])   # [layer, image token]
     """
 
@@ -97,15 +96,15 @@ def word_rows(
         DataError: no token spells these characters.
     """
     edges = token_edges(ids, decode)
-    found = [
+    tokens = [
         k for k in range(len(ids)) if edges[k + 1] > edges[k] and edges[k] < stop and edges[k + 1] > start
     ]
-    if not found:
+    if not tokens:
         raise DataError(
             f"word rows: no token spells characters {start}–{stop} of {decode(list(ids))!r}; "
             "give a span of that text"
         )
-    return [k + own for k in found]
+    return [k + own for k in tokens]
 
 
 def token_edges(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[int]:
@@ -191,19 +190,11 @@ def scaled_tolerance(size: tuple[int, int], pixels: float = TOLERANCE, of: float
 def dilate(mask: Mask, radius: float) -> Mask:
     """Pixels whose centre is at most ``radius`` from the centre of a pixel of the mask."""
     mask = np.asarray(mask, dtype=bool)
-    height, width = mask.shape
     if radius < 0:
         raise DataError(f"dilate: radius {radius} is negative; give pixels")
-    out = mask.copy()
-    sums = np.concatenate([np.zeros((height, 1), np.int64), mask.cumsum(axis=1)], axis=1)
-    for dy in range(-int(radius), int(radius) + 1):
-        reach = int(np.floor(np.sqrt(radius**2 - dy**2) + 1e-9))
-        left = np.clip(np.arange(width) - reach, 0, width)
-        right = np.clip(np.arange(width) + reach + 1, 0, width)
-        wide = sums[:, right] > sums[:, left]
-        if abs(dy) < height:
-            out[max(dy, 0) : height + min(dy, 0)] |= wide[max(-dy, 0) : height - max(dy, 0)]
-    return out
+    if not mask.any():
+        return mask
+    return distance_transform_edt(~mask) <= radius + 1e-9
 
 
 def maximum_hits(
@@ -236,6 +227,8 @@ def localise(
 ) -> pd.DataFrame:
     """One word against one object's mask: a row a layer, or a band of layers.
 
+    Means over words by layer: :func:`gatelens.measures.stats.summary` of the tables together, by first and last.
+
     Args:
         attention: of the word on the image's tokens in order (:meth:`ImageAttention.of`).
         tokens: the prompt's map.
@@ -258,22 +251,8 @@ def localise(
     size = tokens.image_sizes[example][image]
     values = torch.as_tensor(attention).detach().double().cpu()
     truth = np.asarray(mask, dtype=bool)
-    if values.ndim != 2 or values.shape[1] != len(where):
-        raise DataError(
-            f"localise: attention {tuple(values.shape)} does not fit {len(where)} image tokens; "
-            "give [layer, image token]"
-        )
-    if truth.shape != (size[1], size[0]):
-        raise DataError(
-            f"localise: mask {truth.shape} does not fit the picture of {size[0]}x{size[1]} pixels; "
-            "give [height, width]"
-        )
-    if not truth.any():
-        raise DataError("localise: the mask is empty; leave objects out that the picture does not hold")
+    _check_fit(values, len(where), truth, size, bands or ())
     spans = [range(n, n + 1) for n in range(len(values))] if bands is None else list(bands)
-    for span in spans:
-        if not len(span) or span[0] < 0 or span[-1] >= len(values):
-            raise DataError(f"localise: band {span} is not among {len(values)} layers")
     values = torch.stack([values[list(span)].mean(dim=0) for span in spans])
     boxes = tokens.box[example, where]
     seen = covered(boxes, size)
@@ -296,22 +275,25 @@ def localise(
     )
 
 
-def mean_localisation(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Means over words of :func:`localise` tables, by layer or band, with the standard errors of the hits.
-
-    Returns:
-        ``first, last, hit, hit_se, near, near_se, chance, chance_near, mass, in_mask, seen, n``.
-
-    Raises:
-        DataError: no tables.
-    """
-    if not tables:
-        raise DataError("localisation: no word to average; generate text that names objects with masks")
-    groups = pd.concat(tables).groupby(["first", "last"], sort=True)
-    out = groups.mean()
-    counts = groups.size()
-    for name in ("hit", "near"):
-        out[f"{name}_se"] = groups[name].std(ddof=0) / np.sqrt(counts)
-    out["n"] = counts
-    order = ["hit", "hit_se", "near", "near_se", "chance", "chance_near", "mass", "in_mask", "seen", "n"]
-    return out[order].reset_index()
+def _check_fit(
+    values: Float[Tensor, "layer image"],
+    n_tokens: int,
+    mask: Mask,
+    size: tuple[int, int],
+    bands: Sequence[range],
+) -> None:
+    if values.ndim != 2 or values.shape[1] != n_tokens:
+        raise DataError(
+            f"localise: attention {tuple(values.shape)} does not fit {n_tokens} image tokens; "
+            "give [layer, image token]"
+        )
+    if mask.shape != (size[1], size[0]):
+        raise DataError(
+            f"localise: mask {mask.shape} does not fit the picture of {size[0]}x{size[1]} pixels; "
+            "give [height, width]"
+        )
+    if not mask.any():
+        raise DataError("localise: the mask is empty; leave objects out that the picture does not hold")
+    for band in bands:
+        if not len(band) or band[0] < 0 or band[-1] >= len(values):
+            raise DataError(f"localise: band {band} is not among {len(values)} layers")

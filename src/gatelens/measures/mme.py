@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from gatelens.errors import DataError
-from gatelens.measures.stats import bootstrap_replicates
+from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -46,7 +48,7 @@ def yes_or_no(answer: str) -> str:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def mme(
+def mme_scores(
     rows: pd.DataFrame | Iterable[tuple[str, str, str, str]], n_boot: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """ACC and ACC+ of each subset, of all questions together, and as the mean over subsets.
@@ -83,29 +85,21 @@ def mme(
     if not (pictures.n == 2).all():
         (subset, picture), n = next((i, int(n)) for i, n in pictures.n.items() if n != 2)
         raise DataError(f"mme: picture {picture!r} of {subset!r} has {n} question(s); MME has two a picture")
-    found = list(dict.fromkeys(table.subset))
-    order = [name for name in SUBSETS if name in found] + [name for name in found if name not in SUBSETS]
-    drawn: list[np.ndarray] = []
-    out = []
-    for name in order:
-        part = pictures.loc[name]
-        drawn.append(_replicates(part.right.to_numpy(), n_boot, seed))
-        out.append(_row(name, part, drawn[-1]))
-    out.append(_row(ALL, pictures, _replicates(pictures.right.to_numpy(), n_boot, seed)))
-    one_each = pd.DataFrame(out[:-1])
-    apart = [
-        _replicates(pictures.loc[name].right.to_numpy(), n_boot, seed + i) for i, name in enumerate(order)
-    ]
-    mean = _row(MEAN, pictures, np.mean(apart, axis=0))
-    mean.update(acc=one_each.acc.mean(), acc_plus=one_each.acc_plus.mean(), score=one_each.score.mean())
+    given = list(dict.fromkeys(table.subset))
+    order = [name for name in SUBSETS if name in given] + [name for name in given if name not in SUBSETS]
+    parts = {name: pictures.loc[name] for name in order} | {ALL: pictures}
+    out = [_row(name, part, _replicates(part, n_boot, seed)) for name, part in parts.items()]
+    subsets = pd.DataFrame(out[:-1])
+    drawn = np.mean([_replicates(parts[name], n_boot, seed + i) for i, name in enumerate(order)], axis=0)
+    mean = _row(MEAN, pictures, drawn) | dict(subsets[["acc", "acc_plus", "score"]].mean())
     return pd.DataFrame([*out, mean])
 
 
-def totals(table: pd.DataFrame) -> dict[str, float]:
+def mme_totals(table: pd.DataFrame) -> dict[str, float]:
     """MME's own two numbers: the sums of the scores of the perception (≤ 2,000) and cognition (≤ 800) subsets.
 
     Raises:
-        DataError: a subset of MME is not in the table of :func:`mme`.
+        DataError: a subset of MME is not in the table of :func:`mme_scores`.
     """
     scores = dict(zip(table.subset, table.score, strict=True))
     missing = [name for name in SUBSETS if name not in scores]
@@ -117,26 +111,26 @@ def totals(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _replicates(right: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
-    """[2, boot]: ACC and ACC+ when pictures are drawn again."""
-    acc = bootstrap_replicates(lambda r: r.mean(axis=-1) / 2, right, n_boot=n_boot, seed=seed)
-    plus = bootstrap_replicates(lambda r: (r == 2).mean(axis=-1), right, n_boot=n_boot, seed=seed)
-    return np.stack([acc, plus])
+def _replicates(pictures: pd.DataFrame, n_boot: int, seed: int) -> Float[np.ndarray, "2 boot"]:
+    """ACC and ACC+ when pictures are drawn again."""
+    measures = (lambda right: right.mean(axis=-1) / 2, lambda right: (right == 2).mean(axis=-1))
+    right = pictures.right.to_numpy()
+    return np.stack([bootstrap_replicates(one, right, n_boot=n_boot, seed=seed) for one in measures])
 
 
-def _row(name: str, part: pd.DataFrame, drawn: np.ndarray) -> dict[str, float | str | int]:
-    acc, plus = float(part.right.mean() / 2), float((part.right == 2).mean())
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
+def _row(name: str, pictures: pd.DataFrame, drawn: Float[np.ndarray, "2 boot"]) -> dict[str, Any]:
+    acc, plus = float(pictures.right.mean() / 2), float((pictures.right == 2).mean())
+    (acc_low, acc_high), (plus_low, plus_high) = map(replicate_interval, drawn)
     return {
         "subset": name,
         "acc": acc,
-        "acc_low": float(low[0]),
-        "acc_high": float(high[0]),
+        "acc_low": acc_low,
+        "acc_high": acc_high,
         "acc_plus": plus,
-        "acc_plus_low": float(low[1]),
-        "acc_plus_high": float(high[1]),
+        "acc_plus_low": plus_low,
+        "acc_plus_high": plus_high,
         "score": 100 * (acc + plus),
-        "n_pictures": len(part),
-        "n_questions": 2 * len(part),
-        "n_other": int(part.other.sum()),
+        "n_pictures": len(pictures),
+        "n_questions": 2 * len(pictures),
+        "n_other": int(pictures.other.sum()),
     }

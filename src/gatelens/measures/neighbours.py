@@ -1,7 +1,8 @@
-"""Exact nearest neighbours by blocks: memory grows with the points times the neighbours kept, never with
-points².
+"""Exact nearest neighbours by blocks: memory grows with the points times the neighbours kept, never with points².
 
-Distances are taken in float64, for the density and dimension estimates divide by the smallest of them.
+Distances are taken in float64, for the density and dimension estimates divide by the smallest of them. That is why
+scikit-learn's are not used: by matrix products they lose the distance of close points and order ties at random, and
+without them they are too slow for activations.
 """
 
 from __future__ import annotations
@@ -56,6 +57,22 @@ def check_points(x: Float[Tensor, "point feature"], who: str, directions: bool =
         raise DataError(
             f"{who}: row {int(zero.nonzero()[0])} is all zeros, which has no direction; drop the row"
         )
+
+
+def check_one_each(
+    x: Float[Tensor, "point feature"],
+    labels: Int[Tensor, " point"],
+    who: str,
+    what: str = "labels",
+    each: str = "point",
+) -> None:
+    """Refuse labels that are not one a point.
+
+    Raises:
+        DataError: naming both sizes.
+    """
+    if labels.shape != x.shape[:1]:
+        raise DataError(f"{who}: {len(x)} {each}s but {what} {tuple(labels.shape)}; give one a {each}")
 
 
 def nearest(

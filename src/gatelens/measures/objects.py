@@ -10,16 +10,15 @@ is a tie, a toilet seat is no chair. What is denied ("no dog") counts as named, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from itertools import pairwise
 
-import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from gatelens.errors import DataError
 
@@ -79,14 +78,33 @@ class _Table:
 @lru_cache(maxsize=1)
 def _table() -> _Table:
     text = resources.files("gatelens.measures").joinpath("synonyms.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    words = ("qualifiers", "colors", "other_colors", "determiners", "after_a_noun")
-    return _Table(
-        classes=found["classes"],
-        qualified=tuple(found["qualified"]),
-        aside=tuple(found["aside"]),
-        **{name: frozenset(found[name]) for name in words},
-    )
+    return TypeAdapter(_Table).validate_json(text)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A text's words in lower case, where each stands, and whether only spaces or hyphens part it from the last."""
+
+    words: list[str]
+    spans: list[tuple[int, int]]
+    joined: list[bool]
+
+    @classmethod
+    def of(cls, text: str) -> _Words:
+        matches = list(_WORD.finditer(text))
+        spans = [match.span() for match in matches]
+        gaps = [text[before[1] : after[0]] for before, after in pairwise(spans)]
+        joined = [False, *(_JOINED.fullmatch(gap) is not None for gap in gaps)]
+        return cls([match.group().lower().replace("’", "'") for match in matches], spans, joined)
+
+
+@dataclass(frozen=True)
+class _Phrase:
+    """A known phrase: where it begins and ends among a text's words, and its class, None for what is set aside."""
+
+    first: int
+    stop: int
+    name: str | None
 
 
 class Vocabulary:
@@ -140,23 +158,22 @@ class Vocabulary:
 
     def mentions(self, text: str) -> list[Mention]:
         """Where the text names objects, from left to right."""
-        words = [(m.start(), m.end(), _lower(m.group())) for m in _WORD.finditer(text)]
-        found: list[tuple[int, int, str | None]] = []  # first word, number of words, class or None
+        text_words = _Words.of(text)
+        phrases: list[_Phrase] = []
         i = 0
-        while i < len(words):
-            n, name = self._longest_at(words, i, text)
-            if n:
-                found.append((i, n, name))
-            i += max(n, 1)
-        out = []
-        for place, (i, n, name) in enumerate(found):
-            after = found[place + 1] if place + 1 < len(found) else None
-            if name is None or self._is_qualifier(words, i, n, text, after):
-                continue
-            if n == 1 and words[i][2] in self._colors and _is_color(words, i, text):
-                continue
-            out.append(Mention(name, words[i][0], words[i + n - 1][1]))
-        return out
+        while i < len(text_words.words):
+            phrase = self._longest_at(text_words, i)
+            if phrase is None:
+                i += 1
+            else:
+                phrases.append(phrase)
+                i = phrase.stop
+        starts = {phrase.first for phrase in phrases}
+        return [
+            Mention(phrase.name, text_words.spans[phrase.first][0], text_words.spans[phrase.stop - 1][1])
+            for phrase in phrases
+            if phrase.name is not None and not self._names_nothing(text_words, phrase, starts)
+        ]
 
     def objects(self, text: str) -> list[str]:
         """The classes a text names, each once, in the order of their first mention."""
@@ -172,35 +189,27 @@ class Vocabulary:
                     f"vocabulary: {' '.join(form)!r} names both {self._forms[form]!r} and {name!r}; keep one"
                 )
 
-    def _longest_at(self, words: Sequence[tuple[int, int, str]], i: int, text: str) -> tuple[int, str | None]:
-        """How many words the longest known phrase at word ``i`` has, and its class; 0 without one."""
-        most = 1
-        while most < self._longest and i + most < len(words) and _joined(words, i + most, text):
-            most += 1
-        for n in range(most, 0, -1):
-            form = _form([word for _, _, word in words[i : i + n]])
+    def _longest_at(self, text: _Words, i: int) -> _Phrase | None:
+        """The longest known phrase that begins at word ``i``."""
+        stop = i + 1
+        while stop < min(i + self._longest, len(text.words)) and text.joined[stop]:
+            stop += 1
+        for end in range(stop, i, -1):
+            form = _form(text.words[i:end])
             if form in self._forms:
-                return n, self._forms[form]
-        return 0, None
+                return _Phrase(i, end, self._forms[form])
+        return None
 
-    def _is_qualifier(
-        self,
-        words: Sequence[tuple[int, int, str]],
-        i: int,
-        n: int,
-        text: str,
-        after: tuple[int, int, str | None] | None,
-    ) -> bool:
-        """Whether a word such as "baby" stands directly in front of the object it describes."""
-        if n > 1 or words[i][2] not in _table().qualifiers:
+    def _names_nothing(self, text: _Words, phrase: _Phrase, starts: set[int]) -> bool:
+        """Whether one word is a colour here, or stands directly in front of the object it describes ("baby")."""
+        if phrase.stop - phrase.first > 1:
             return False
-        if i + 1 >= len(words) or not _joined(words, i + 1, text):
+        word, after = text.words[phrase.first], phrase.stop
+        if word in self._colors and _is_color(text, phrase.first):
+            return True
+        if word not in _table().qualifiers or after >= len(text.words) or not text.joined[after]:
             return False
-        return (after is not None and after[0] == i + 1) or (words[i + 1][2],) in self._qualified
-
-
-def _lower(word: str) -> str:
-    return word.lower().replace("’", "'")
+        return after in starts or (text.words[after],) in self._qualified
 
 
 def _form(words: Sequence[str]) -> tuple[str, ...]:
@@ -208,14 +217,9 @@ def _form(words: Sequence[str]) -> tuple[str, ...]:
     return (*words[:-1], _POSSESSIVE.sub("", words[-1]))
 
 
-def _joined(words: Sequence[tuple[int, int, str]], i: int, text: str) -> bool:
-    """Whether nothing but spaces or hyphens stands between word ``i`` and the one before."""
-    return _JOINED.fullmatch(text[words[i - 1][1] : words[i][0]]) is not None
-
-
 def _forms(phrase: str) -> list[tuple[str, ...]]:
     """A phrase as words, and with its last word in the plural."""
-    words = [_lower(word) for word in _WORD.findall(phrase)]
+    words = _Words.of(phrase).words
     if not words:
         return []
     *start, last = _form(words)
@@ -236,15 +240,15 @@ def _plurals(word: str) -> list[str]:
     return [word + "s", word + "es"] if word.endswith("o") else [word + "s"]
 
 
-def _is_color(words: Sequence[tuple[int, int, str]], i: int, text: str) -> bool:
+def _is_color(text: _Words, i: int) -> bool:
     """Whether a word that is both fruit and colour is the colour here."""
     table = _table()
-    if i == 0 or words[i - 1][2] not in table.determiners:
-        return len(words) > 1  # alone it is an answer: the fruit
-    following = [w[2] for w in words[i + 1 : i + 3]]
-    if not following or not _joined(words, i + 1, text):
+    if i == 0 or text.words[i - 1] not in table.determiners:
+        return len(text.words) > 1  # alone it is an answer: the fruit
+    following = text.words[i + 1 : i + 3]
+    if not following or not text.joined[i + 1]:
         return False
-    if following[0] in ("and", "or") and following[1:2] != []:
+    if following[0] in ("and", "or") and len(following) == 2:
         return following[1] in table.other_colors
     return following[0] not in table.after_a_noun
 
@@ -255,7 +259,7 @@ class ObjectScore:
 
     Attributes:
         n_reference, n_candidate: objects each names.
-        n_common: objects of the reference found again, each matched to one of the candidate's at most.
+        n_common: objects of the reference named again, each matched to one of the candidate's at most.
     """
 
     n_reference: int
@@ -286,22 +290,12 @@ def object_score(reference: Iterable[str], candidate: Iterable[str]) -> ObjectSc
 
 
 def score_table(scores: Iterable[ObjectScore]) -> pd.DataFrame:
-    """One row a picture: ``n_reference, n_candidate, n_common, precision, recall, f1``."""
+    """One row a picture: ``n_reference, n_candidate, n_common, precision, recall, f1``; nan where undefined."""
     columns = ["n_reference", "n_candidate", "n_common", "precision", "recall", "f1"]
     return pd.DataFrame([[getattr(s, c) for c in columns] for s in scores], columns=columns)
 
 
-def mean_scores(table: pd.DataFrame) -> dict[str, Any]:
-    """A :func:`score_table` in one row.
-
-    ``precision, recall, f1``: means over the pictures where each is defined (an empty description has no
-    precision, but an F1 of 0). ``pooled_precision, pooled_recall, pooled_f1``: from the counts of all pictures
-    together. ``n``: pictures with an F1.
-    """
-    whole = ObjectScore(*(int(table[c].sum()) for c in ("n_reference", "n_candidate", "n_common")))
-    means = {
-        c: float(table[c].mean()) if table[c].notna().any() else float("nan")
-        for c in ("precision", "recall", "f1")
-    }
-    pooled = {f"pooled_{c}": getattr(whole, c) for c in ("precision", "recall", "f1")}
-    return {**means, **pooled, "n": int(np.isfinite(table["f1"].astype(float)).sum())}
+def pooled_score(scores: Iterable[ObjectScore]) -> ObjectScore:
+    """The score of all pictures' counts together, where every object weighs the same."""
+    counts = [(s.n_reference, s.n_candidate, s.n_common) for s in scores]
+    return ObjectScore(*map(sum, zip(*counts, strict=True))) if counts else ObjectScore(0, 0, 0)

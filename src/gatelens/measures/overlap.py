@@ -7,8 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.measures.modality_gap import cosine_spread
-from gatelens.measures.neighbours import Metric, nearest
+from gatelens.measures.neighbours import Metric, check_one_each, nearest
 
 
 def distribution_overlap(
@@ -47,11 +46,8 @@ def neighbourhood_overlap(
         raise DataError(
             f"neighbourhood_overlap: k={k} neighbours need at least {k + 1} samples, got {x.shape[0]}"
         )
+    check_one_each(x, labels, "neighbourhood_overlap", each="sample")
     labels = labels.cpu()
-    if labels.shape != x.shape[:1]:
-        raise DataError(
-            f"neighbourhood_overlap: {len(x)} samples but labels {tuple(labels.shape)}; give one a sample"
-        )
     return (labels[nearest(x, k).indices] == labels[:, None]).float().mean(-1)
 
 
@@ -85,11 +81,3 @@ def representation_overlap(
     first, second = nearest(a, k, metric).indices, nearest(b, k, metric).indices
     both, _ = torch.cat([first, second], dim=1).sort(-1)
     return (both[:, 1:] == both[:, :-1]).sum(-1).float() / k
-
-
-def median_cosine(a: Float[Tensor, "n_a feature"], b: Float[Tensor, "n_b feature"]) -> Float[Tensor, ""]:
-    """Median over all pairs of |cos(a_i, b_j)|, to 5e-7: NG's measure of the gap between image and text tokens.
-
-    :func:`gatelens.measures.modality_gap.cosine_spread` gives the whole distribution.
-    """
-    return torch.tensor(cosine_spread(a, b).median)

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.measures.neighbours import check_points
+from gatelens.measures.neighbours import check_one_each, check_points
 from gatelens.measures.stats import wilson_interval
 
 
@@ -95,8 +95,7 @@ def _check_labels(
     x: Float[Tensor, "point feature"], labels: Int[Tensor, " point"], folds: int
 ) -> tuple[Int[Tensor, " class"], Int[Tensor, " class"]]:
     """The classes and how many points each has."""
-    if labels.shape != x.shape[:1]:
-        raise DataError(f"linear_probe: {len(x)} points but labels {tuple(labels.shape)}; give one a point")
+    check_one_each(x, labels, "linear_probe")
     if folds < 2:
         raise DataError(f"linear_probe: folds={folds} leaves nothing to test on; give at least 2")
     classes, count = labels.cpu().unique(return_counts=True)

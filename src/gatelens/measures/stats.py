@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -212,7 +213,9 @@ def _bootstrap(
     def along_last(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         return statistic(*drawn)
 
-    with np.errstate(invalid="ignore"):  # scipy's standard error of replicates that may be nan; not used
+    # A statistic may be nan (a share of nothing); scipy warns, and takes a standard error that nobody reads.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.bootstrap(
             arrays,
             along_last,

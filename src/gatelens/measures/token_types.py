@@ -37,8 +37,8 @@ class TokenTypeShare:
 
     >>> share = TokenTypeShare(n_layers)
     >>> for inputs in batches:
-    ...     found = generate(model, inputs, see=share.see(inputs.tokens))
-    ...     share.add(found.tokens)
+    ...     generation = generate(model, inputs, see=share.see(inputs.tokens))
+    ...     share.add(generation.tokens)
     >>> share.table()
     """
 

@@ -1,4 +1,4 @@
-"""Which layers carry an effect, found from a curve of knockouts instead of set by hand.
+"""Which layers carry an effect, read off a curve of knockouts instead of set by hand.
 
 WI reports that the middle quarter of the layers carries most of the flow from image to text, with windows set
 by hand (layers 4–20 of 32, 20–40 of 80). Here the curve decides: what each layer carries is read off the
@@ -98,11 +98,9 @@ def smallest_window(
         raise DataError(f"smallest window: share {share} is outside (0, 1]; 0.9 means 90 % of the effect")
     n = len(effect)
     for width in range(1, n + 1):
-        found = best_window(effect, width)
-        if found is None:
-            return None
-        if found.share >= share - 1e-9 or width == n:
-            return found
+        window = best_window(effect, width)
+        if window is None or window.share >= share - 1e-9 or width == n:
+            return window
     return None
 
 

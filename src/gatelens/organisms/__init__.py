@@ -1,37 +1,23 @@
 """Model organisms: small VLMs of the real transformers classes whose answer is known, and how they were trained.
 
 Their folders are in ``weights/``, each with its card. The recipes, readable top to bottom, are ``train_codec``,
-``train`` and ``measure``; ``draw`` lets a native organism draw.
+``train`` (with ``recipes`` and ``lessons``) and ``measure``; ``draw`` lets a native organism draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from gatelens.loading import locate
-from gatelens.loading import organisms as names
+from PIL import Image
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
+from gatelens.picture_drawing import draw_pictures
+from gatelens.shipped import organism_folder as folder
+from gatelens.shipped import organism_names as names
 
 __all__ = ["draw", "folder", "names"]
 
 
-def folder(name: str) -> Path:
-    """The folder of an organism, for transformers' ``from_pretrained``: ``folder("gated")``.
-
-    Raises:
-        ModelError: no organism of this name ships with the package.
-    """
-    return Path(locate(f"organism:{name}"))
-
-
 def draw(model: HookedVLM, text: str | Sequence[str], **options: Any) -> list[Image.Image]:
-    """Pictures a native organism draws from prompts; see :func:`gatelens.organisms.drawing.draw_pictures`."""
-    from gatelens.organisms.drawing import draw_pictures
-
+    """Pictures a native organism draws from prompts; see :func:`gatelens.picture_drawing.draw_pictures`."""
     return draw_pictures(model, [text] if isinstance(text, str) else text, **options)

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from gatelens.organisms import picture_codec as codec
+from gatelens import picture_codec as codec
 from gatelens.organisms import vocabulary as v
 
 D_MODEL, N_LAYERS, N_HEADS, D_MLP = 128, 6, 4, 384
@@ -28,16 +28,7 @@ def chameleon(seed: int) -> tuple[ChameleonForConditionalGeneration, ChameleonPr
     vocabulary = tokenizer.get_vocab()
     torch.manual_seed(seed)
     config = ChameleonConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_HEADS,
-        max_position_embeddings=512,
-        pad_token_id=vocabulary[v.PAD],
-        bos_token_id=vocabulary[v.BOS],
-        eos_token_id=vocabulary[v.EOS],
+        **_decoder(vocabulary),
         vocabulary_map=dict(sorted(vocabulary.items(), key=lambda kv: kv[1])),
         vq_config=codec.vq_config().to_dict(),
     )
@@ -55,18 +46,7 @@ def llava(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     tokenizer = v.build_tokenizer()
     vocabulary = tokenizer.get_vocab()
     torch.manual_seed(seed)
-    text = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_HEADS,
-        max_position_embeddings=512,
-        pad_token_id=vocabulary[v.PAD],
-        bos_token_id=vocabulary[v.BOS],
-        eos_token_id=vocabulary[v.EOS],
-    )
+    text = LlamaConfig(**_decoder(vocabulary))
     vision = CLIPVisionConfig(
         hidden_size=D_MODEL,
         intermediate_size=D_MLP,
@@ -94,3 +74,19 @@ def llava(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         num_additional_image_tokens=1,
     )
     return LlavaForConditionalGeneration(config), processor
+
+
+def _decoder(vocabulary: dict[str, int]) -> dict[str, int]:
+    """The settings of the decoder, which are the same for all organisms."""
+    return {
+        "vocab_size": len(vocabulary),
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_MLP,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": N_HEADS,
+        "max_position_embeddings": 512,
+        "pad_token_id": vocabulary[v.PAD],
+        "bos_token_id": vocabulary[v.BOS],
+        "eos_token_id": vocabulary[v.EOS],
+    }

@@ -1,13 +1,13 @@
 """Training documents: one picture followed by several short texts that do not see each other.
 
 A document is ``<s> [boi] image [eoi]`` and then segments of prompt and answer. Every segment attends to the
-picture's part and to itself only, and its positions start anew behind the picture: for the model each is
+picture's part and to itself only, and its positions start anew after the picture: for the model each is
 a document of its own, but the picture is read once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from gatelens.data import scenes as emoji
@@ -23,10 +24,11 @@ from gatelens.organisms.pictures import training_scene
 from gatelens.organisms.vocabulary import text_ids
 
 N_TEXTS, N_TEXTS_LATE = 4, 6
+PROMPT_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PackedDocuments:
     """Documents of one training step. ``segment`` is 0 in the picture's part, 1.. in the texts, -1 in padding."""
 
     ids: Int[Tensor, "batch pos"]
@@ -106,53 +108,58 @@ def pack(
     texts: Sequence[Sequence[tuple[str, str]]],
     tokenizer: PreTrainedTokenizerFast,
     image_weight: float,
-    prompt_weight: float = 0.05,
-) -> Batch:
-    """Pictures' parts (all of one length) and the texts behind each, padded on the right.
+) -> PackedDocuments:
+    """Pictures' parts (all of one length) and the texts after each, padded on the right.
 
     Answers weigh 1, the picture's tokens ``image_weight`` (0 where they are not predicted), prompts little:
     what is asked cannot be known.
     """
-    n_prefix = len(prefixes[0])
-    length = n_prefix + max(sum(len(p) + len(a) for p, a in map(_ids_of(tokenizer), t)) for t in texts)
-    shape = (len(prefixes), length)
-    ids = np.full(shape, tokenizer.pad_token_id)
-    position, segment = np.zeros(shape, int), np.full(shape, -1)
-    weight = np.zeros(shape, np.float32)
-    for b, (prefix, pairs) in enumerate(zip(prefixes, texts, strict=True)):
-        ids[b, :n_prefix] = prefix
-        position[b, :n_prefix] = np.arange(n_prefix)
-        segment[b, :n_prefix] = 0
-        weight[b, 1:n_prefix] = image_weight
-        at = n_prefix
+    documents = []
+    for prefix, pairs in zip(prefixes, texts, strict=True):
+        n = len(prefix)
+        segments = [Segment(list(prefix), 0, 0, [0.0] + [image_weight] * (n - 1))]
         for k, (prompt, answer) in enumerate(map(_ids_of(tokenizer), pairs), start=1):
-            n = len(prompt) + len(answer)
-            ids[b, at : at + n] = prompt + answer
-            position[b, at : at + n] = n_prefix + np.arange(n)
-            segment[b, at : at + n] = k
             # A segment's first token would be predicted from the segment before it: no loss there.
-            weight[b, at + 1 : at + len(prompt)] = prompt_weight
-            weight[b, at + len(prompt) : at + n] = 1.0
-            at += n
-    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+            weights = [0.0] + [PROMPT_WEIGHT] * (len(prompt) - 1) + [1.0] * len(answer)
+            segments.append(Segment(prompt + answer, n, k, weights))
+        documents.append(segments)
+    return _padded(documents, tokenizer.pad_token_id)
 
 
-def pack_drawings(
-    bos: int, rows: Sequence[tuple[list[int], list[int]]], pad: int, prompt_weight: float = 0.05
-) -> Batch:
+def pack_drawings(bos: int, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> PackedDocuments:
     """Prompt, then a picture's tokens, one to a document; the picture's tokens weigh 1."""
-    length = 1 + max(len(p) + len(a) for p, a in rows)
-    shape = (len(rows), length)
-    ids, segment = np.full(shape, pad), np.full(shape, -1)
-    weight = np.zeros(shape, np.float32)
-    position = np.broadcast_to(np.arange(length), shape).copy()
-    for b, (prompt, answer) in enumerate(rows):
-        n = 1 + len(prompt) + len(answer)
-        ids[b, :n] = [bos, *prompt, *answer]
-        segment[b, :n] = 0
-        weight[b, 2 : 1 + len(prompt)] = prompt_weight
-        weight[b, 1 + len(prompt) : n] = 1.0
-    return Batch(*(torch.from_numpy(x) for x in (ids, position, segment, weight)))
+    documents = []
+    for prompt, picture in rows:
+        weights = [0.0, 0.0] + [PROMPT_WEIGHT] * (len(prompt) - 1) + [1.0] * len(picture)
+        documents.append([Segment([bos, *prompt, *picture], 0, 0, weights)])
+    return _padded(documents, pad)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a document: its tokens, the position of the first, its number, the weights of its losses."""
+
+    ids: list[int]
+    start: int
+    number: int
+    weights: list[float]
+
+
+def _padded(documents: Sequence[Sequence[Segment]], pad: int) -> PackedDocuments:
+    """The documents as a batch, padded on the right."""
+
+    def rows(values: Callable[[Segment], Iterable[float]], dtype: torch.dtype, padding: float) -> Tensor:
+        tensors = [
+            torch.tensor([x for s in document for x in values(s)], dtype=dtype) for document in documents
+        ]
+        return pad_sequence(tensors, batch_first=True, padding_value=padding)
+
+    return PackedDocuments(
+        ids=rows(lambda s: s.ids, torch.long, pad),
+        position=rows(lambda s: range(s.start, s.start + len(s.ids)), torch.long, 0),
+        segment=rows(lambda s: [s.number] * len(s.ids), torch.long, -1),
+        loss_weight=rows(lambda s: s.weights, torch.float32, 0.0),
+    )
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerFast):

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gatelens import data
+from gatelens import picture_codec as codec
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
-from gatelens.organisms import picture_codec as codec
-from gatelens.organisms.drawing import draw_pictures
+from gatelens.picture_drawing import draw_pictures
 from gatelens.studies import narrow_gate
 
 
@@ -51,15 +52,15 @@ def measure(model: HookedVLM, n: int, n_drawn: int, seed: int) -> dict[str, Any]
         random_repeats=5,
     )  # fmt: skip
     knockout = run.table("knockout")
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "seed": seed,
         "knockout": knockout[["row", "metric", "mean", "low", "high", "n"]].to_dict("records"),
         "question kinds": _by_kind(run.table("predictions"), n, seed),
         "easy-vqa test": _easy_vqa(model, n, seed),
     }
     if (Path(model.hf.name_or_path) / codec.DECODER_FILE).is_file():
-        found["drawn"] = _drawn(model, n_drawn, seed)
-    return found
+        measured["drawn"] = _drawn(model, n_drawn, seed)
+    return measured
 
 
 def _by_kind(predictions: pd.DataFrame, n: int, seed: int) -> list[dict[str, Any]]:
@@ -95,8 +96,6 @@ def _drawn(model: HookedVLM, n: int, seed: int) -> dict[str, float]:
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
-    import numpy as np
-
     low, high = bootstrap_interval(np.asarray(values, dtype=float), n_boot=2000, seed=0)
     mean = math.fsum(values) / len(values)
     return {"mean": mean, "low": float(low), "high": float(high), "n": len(values)}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from gatelens.data import scenes as emoji
+from gatelens.inputs import load_image
 
 
 def training_pictures(n_scenes: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 64 3"]:
@@ -33,7 +33,7 @@ def scene_pictures(n: int, seed: int = 0, unnamed: bool = False) -> UInt8[np.nda
 
 
 def training_scene(index: int, seed: int, unnamed: bool) -> emoji.Scene:
-    """The scene behind the picture of this index."""
+    """The scene that the picture of this index shows."""
     return emoji.unnamed_scene(seed, index) if unnamed else emoji.scene("train", seed, index)
 
 
@@ -42,4 +42,4 @@ def easy_vqa_pictures(split: str) -> UInt8[np.ndarray, "n 64 64 3"]:
     import easy_vqa
 
     paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
-    return np.stack([np.asarray(Image.open(paths[i]).convert("RGB")) for i in sorted(paths)])
+    return np.stack([np.asarray(load_image(paths[i])) for i in sorted(paths)])

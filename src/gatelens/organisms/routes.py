@@ -21,24 +21,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from gatelens.organisms.documents import Batch
+from gatelens.organisms.documents import PackedDocuments
 
 ATTENTION = "gatelens_training"
 ROUTES = ("plain", "robust", "masked", "swapped")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class RouteMask:
     """What rows see. With ``swap``, ``visible`` has extra columns for another picture's tokens."""
 
     visible: Bool[Tensor, "batch 1 query key"]
     swap: slice | None = None
 
 
-def plan(
-    batch: Batch, route: str, image: slice, gate: int | str, generator: torch.Generator | None = None
-) -> Plan:
-    """The plan of one batch.
+def route_mask(
+    batch: PackedDocuments,
+    route: str,
+    image: slice,
+    gate: int | str,
+    generator: torch.Generator | None = None,
+) -> RouteMask:
+    """What the rows of one batch see on a route.
 
     Args:
         image: positions of the picture's tokens, the same in all documents.
@@ -65,10 +69,10 @@ def plan(
         others = visible[:, :, image] & text
         visible[:, :, image] &= ~text
         if route == "swapped":
-            return Plan(torch.cat([visible, others], dim=2)[:, None], swap=image)
+            return RouteMask(torch.cat([visible, others], dim=2)[:, None], swap=image)
     elif route != "plain":
         raise ValueError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
-    return Plan(visible[:, None])
+    return RouteMask(visible[:, None])
 
 
 def training_attention(
@@ -79,10 +83,10 @@ def training_attention(
     attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    route: Plan | None = None,
+    route: RouteMask | None = None,
     **kwargs: object,
 ) -> tuple[Float[Tensor, "batch query head d_head"], None]:
-    """Scaled dot-product attention under a plan; without one (the vision tower), full attention."""
+    """Scaled dot-product attention under a route's mask; without one (the vision tower), full attention."""
     # The bfloat16 backward pass of fused attention is four times slower on a CPU than float32's.
     dtype = query.dtype
     query, key, value = query.float(), key.float(), value.float()

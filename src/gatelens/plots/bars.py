@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from matplotlib.axes import Axes
 from gatelens.errors import DataError
 from gatelens.plots.curve import reference
 from gatelens.plots.numbers import number
-from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, legend_below, styled
+from gatelens.plots.style import (
+    NotebookFigure,
+    Palette,
+    ReferenceLine,
+    SeriesStyle,
+    legend_below,
+    styled,
+    wrapped,
+)
 
 ROOM = 0.8  # of the distance between two groups, what a group's bars fill
 
@@ -83,19 +92,17 @@ def bars(
     *,
     groups: str,
     colors: Mapping[str, str] | None = None,
-    by: str | None = None,
+    by: str = "",
     series: Sequence[SeriesStyle] = (),
     panels: str | None = None,
     references: Sequence[ReferenceLine] = (),
     labels: Mapping[str, str] | None = None,
     titles: Mapping[str, str] | None = None,
     title: str = "",
-    label: str = "",
+    value_label: str = "",
     top: float | Mapping[str, float] | None = None,
     values: bool = False,
     horizontal: bool = True,
-    legend_columns: int = 4,
-    size: tuple[float, float] | None = None,
     dark: bool = False,
 ) -> NotebookFigure:
     """Panels of bars from a tidy table: one bar a group, or several side by side.
@@ -111,12 +118,10 @@ def bars(
         labels: what a group is called on the axis.
         titles: what a panel is called; without, its value and the number of examples.
         title: over a single panel.
-        label: beside the axis of values.
+        value_label: beside the axis of values.
         top: where the axis of values ends, for all panels or by panel; without, at the largest value.
         values: write the mean beside each bar.
         horizontal: the values run along x.
-        legend_columns: entries side by side in the legend.
-        size: width and height in inches; None fits them to the number of bars.
         dark: draw on dark ground.
 
     Raises:
@@ -124,146 +129,148 @@ def bars(
     """
     if table.empty:
         raise DataError("bars: the table has no rows to draw")
-    names = list(table[groups].unique())
-    each = list(table[panels].unique()) if panels else [""]
-    ticks = [(labels or {}).get(name, str(name)) for name in names]
+    names, each = list(table[groups].unique()), list(table[panels].unique()) if panels else [""]
     with styled(dark) as p:
-        shape = size or _size(len(names), len(each), max(1, len(series)), horizontal)
-        figure = NotebookFigure(figsize=shape, layout="constrained")
+        size = _size(len(names), len(each), len(series), horizontal)
+        figure = NotebookFigure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(each), sharey=horizontal, squeeze=False)[0]
-        for axes, panel in zip(grid, each, strict=True):
-            part = table if panels is None else table[table[panels] == panel]
-            _draw_groups(axes, part, names, groups, colors or {}, by, series, p, horizontal, values)
+        for axes, name in zip(grid, each, strict=True):
+            part = table[table[panels] == name] if panels else table
+            panel = _Panel(axes, names, p, horizontal)
+            panel.draw(part.set_index(groups), by, series, colors or {}, values)
             for line in references:
-                _draw_reference(axes, line, panel, names, p, horizontal)
-            end = top.get(panel) if isinstance(top, Mapping) else top
-            _value_axis(axes, part, end, horizontal, values)
-            if panels:
-                axes.set_title((titles or {}).get(panel) or _counted(panel, part))
-            _group_axis(axes, ticks, horizontal)
-            if horizontal:
-                axes.set_xlabel(label)
-        if not horizontal:
-            grid[0].set_ylabel(label)
-        if title:
-            grid[0].set_title(title)
-        legend_below(figure, legend_columns)
+                panel.reference(line, name)
+            panel.value_axis(part, top.get(name) if isinstance(top, Mapping) else top, value_label, values)
+            panel.group_axis(labels or {})
+            heading = title or (titles or {}).get(name) or _counted(name, part)
+            axes.set_title(wrapped(heading, 0.8 * size[0] / len(each)))
+        legend_below(figure, [style.name for style in series])
     return figure
 
 
-def _size(n_groups: int, n_panels: int, n_series: int, horizontal: bool) -> tuple[float, float]:
-    """Inches for so many bars."""
-    if not horizontal:
-        return max(5.5, 1.45 * n_groups + 0.8), 3.9
-    height = 0.42 * n_groups if n_series == 1 else (0.24 * n_series) * n_groups + 0.3
-    return 2.9 * n_panels + 1.5, height + 1.0
+@dataclass(frozen=True)
+class _Panel:
+    """One panel of bars: where it is drawn, its groups, its colours and the direction of its bars."""
 
+    axes: Axes
+    names: Sequence[str]
+    palette: Palette
+    horizontal: bool
 
-def _draw_groups(
-    axes: Axes,
-    table: pd.DataFrame,
-    names: Sequence[str],
-    groups: str,
-    colors: Mapping[str, str],
-    by: str | None,
-    series: Sequence[SeriesStyle],
-    p: Palette,
-    horizontal: bool,
-    values: bool,
-) -> None:
-    """The bars of one panel."""
-    alone = SeriesStyle("")
-    width = ROOM / max(1, len(series))
-    for i, style in enumerate(series or [alone]):
-        one = table if style is alone else table[table[by] == style.key]
-        one = one.set_index(groups).reindex(names)
-        places = np.arange(len(names)) + (i - (max(1, len(series)) - 1) / 2) * width
-        color: str | list[str] = (
-            [p.color(colors.get(name, "faint")) for name in names] if style is alone else p.color(style.color)
-        )
-        low, high = (one.low, one.high) if "low" in one.columns else (None, None)
+    def draw(
+        self,
+        table: pd.DataFrame,
+        by: str,
+        series: Sequence[SeriesStyle],
+        colors: Mapping[str, str],
+        values: bool,
+    ) -> None:
+        """The bars of all groups; the table's index tells the group."""
+        if not series:
+            each = [self.palette.color(colors.get(name, "faint")) for name in self.names]
+            self._draw(table, each, "", 0.0, ROOM, values)
+        width = ROOM / max(1, len(series))
+        for i, style in enumerate(series):
+            shift = (i - (len(series) - 1) / 2) * width
+            color = self.palette.color(style.color)
+            self._draw(table[table[by] == style.key], color, style.name, shift, width, values)
+
+    def _draw(
+        self,
+        table: pd.DataFrame,
+        color: str | Sequence[str],
+        label: str,
+        shift: float,
+        width: float,
+        values: bool,
+    ) -> None:
+        """One bar in every group, beside the middle of its group."""
+        one = table.reindex(self.names)
+        places = np.arange(len(self.names)) + shift
+        low, high = (one.low, one.high) if {"low", "high"} <= set(one.columns) else (None, None)
         interval_bars(
-            axes,
+            self.axes,
             places,
             one["mean"],
             low,
             high,
             color=color,
-            ink=p.ink,
-            label="" if style is alone else style.name,
+            ink=self.palette.ink,
+            label=label,
             width=0.9 * width,
-            horizontal=horizontal,
+            horizontal=self.horizontal,
         )
         if values:
-            _write_values(axes, places, one["mean"], one["mean"] if high is None else high, p, horizontal)
+            self._write(places, one["mean"], one["mean"] if high is None else high)
+
+    def _write(self, places: np.ndarray, mean: pd.Series, ends: pd.Series) -> None:
+        """The means, beyond the ends of the whiskers."""
+        for place, value, end in zip(places, mean, ends, strict=True):
+            if np.isfinite(value):
+                self.axes.annotate(
+                    number(value),
+                    (end, place) if self.horizontal else (place, end),
+                    xytext=(4, 0) if self.horizontal else (0, 3),
+                    textcoords="offset points",
+                    ha="left" if self.horizontal else "center",
+                    va="center" if self.horizontal else "bottom",
+                    fontsize=8,
+                    color=self.palette.soft,
+                )
+
+    def reference(self, line: ReferenceLine, panel: str) -> None:
+        """A level across the panel, or across each group that has one of its own."""
+        level = line.at(panel)
+        if level is not None:
+            color = self.palette.soft
+            reference(self.axes, level, line.label, color=color, line=line.line, upright=self.horizontal)
+            return
+        levels = [(i, line.at(name)) for i, name in enumerate(self.names)]
+        known = [(i, level) for i, level in levels if level is not None and np.isfinite(level)]
+        if known:
+            draw = self.axes.vlines if self.horizontal else self.axes.hlines
+            draw(
+                [level for _, level in known],
+                [i - 0.46 for i, _ in known],
+                [i + 0.46 for i, _ in known],
+                color=self.palette.ink,
+                linewidth=1.3,
+                linestyle=line.line,
+                label=line.label,
+            )
+
+    def value_axis(self, table: pd.DataFrame, top: float | None, label: str, values: bool) -> None:
+        """From 0, or below where values are negative, to the top, with room for what is written there."""
+        columns = table[[name for name in ("mean", "low", "high") if name in table.columns]]
+        end = max(float(columns.max().max()), 0.05) if top is None else top
+        start = min(0.0, float(columns.min().min()))
+        limits = (1.05 * start, (1.22 if values and self.horizontal else 1.05) * end)
+        if self.horizontal:
+            self.axes.set(xlim=limits, xlabel=label)
+        else:
+            self.axes.set(ylim=limits, ylabel=label)
+        self.axes.grid(axis="x" if self.horizontal else "y")
+
+    def group_axis(self, labels: Mapping[str, str]) -> None:
+        """The names of the groups; horizontal bars run from the top down."""
+        ticks = [labels.get(name, str(name)) for name in self.names]
+        if self.horizontal:
+            self.axes.set_yticks(range(len(ticks)), ticks)
+            self.axes.set_ylim(len(ticks) - 0.5, -0.5)
+            self.axes.spines["left"].set_visible(False)
+        else:
+            self.axes.set_xticks(range(len(ticks)), ticks)
+            self.axes.set_xlim(-0.6, len(ticks) - 0.4)
+        self.axes.tick_params(left=not self.horizontal, bottom=self.horizontal)
 
 
-def _write_values(
-    axes: Axes, places: np.ndarray, mean: pd.Series, ends: pd.Series, p: Palette, horizontal: bool
-) -> None:
-    """The means, beyond the ends of the whiskers."""
-    for place, value, end in zip(places, mean, ends, strict=True):
-        if not np.isfinite(value):
-            continue
-        at, offset = ((end, place), (4, 0)) if horizontal else ((place, end), (0, 3))
-        axes.annotate(
-            number(value),
-            at,
-            xytext=offset,
-            textcoords="offset points",
-            ha="left" if horizontal else "center",
-            va="center" if horizontal else "bottom",
-            fontsize=8.5 if horizontal else 7.5,
-            color=p.soft,
-        )
-
-
-def _draw_reference(
-    axes: Axes, line: ReferenceLine, panel: str, names: Sequence[str], p: Palette, horizontal: bool
-) -> None:
-    """A level across the panel, or across the groups that have one of their own."""
-    level = line.at(panel)
-    if level is not None:
-        reference(axes, level, line.label, color=p.soft, line=line.line, upright=horizontal)
-        return
-    places = [(i, line.at(name)) for i, name in enumerate(names)]
-    known = [(i, level) for i, level in places if level is not None and np.isfinite(level)]
-    if not known:
-        return
-    draw = axes.vlines if horizontal else axes.hlines
-    draw(
-        [level for _, level in known],
-        [i - 0.46 for i, _ in known],
-        [i + 0.46 for i, _ in known],
-        color=p.ink,
-        linewidth=1.3,
-        linestyle=line.line,
-        label=line.label,
-    )
-
-
-def _value_axis(axes: Axes, table: pd.DataFrame, top: float | None, horizontal: bool, values: bool) -> None:
-    """From 0 (or below, where values are negative) to the top, with room for what is written there."""
-    ends = table["mean"] if "high" not in table.columns else table.high.fillna(table["mean"])
-    starts = table["mean"] if "low" not in table.columns else table.low.fillna(table["mean"])
-    end = max(float(ends.max()), 0.05) if top is None else top
-    start = min(0.0, float(starts.min()))
-    limits = (1.05 * start, (1.22 if values and horizontal else 1.05) * end)
-    (axes.set_xlim if horizontal else axes.set_ylim)(*limits)
-    axes.grid(axis="x" if horizontal else "y")
-
-
-def _group_axis(axes: Axes, ticks: Sequence[str], horizontal: bool) -> None:
-    if horizontal:
-        axes.set_yticks(range(len(ticks)), ticks)
-        axes.set_ylim(len(ticks) - 0.5, -0.5)
-        axes.tick_params(left=False)
-        axes.spines["left"].set_visible(False)
-    else:
-        axes.set_xticks(range(len(ticks)), ticks)
-        axes.set_xlim(-0.6, len(ticks) - 0.4)
-        axes.tick_params(bottom=False, labelcolor=axes.yaxis.label.get_color())
+def _size(n_groups: int, n_panels: int, n_series: int, horizontal: bool) -> tuple[float, float]:
+    """Inches for so many bars; more than ten would make the writing small on a page."""
+    if not horizontal:
+        return min(10.0, max(5.5, 1.45 * n_groups * n_panels + 0.8)), 3.9
+    height = (0.42 if n_series == 0 else 0.1 + 0.22 * n_series) * n_groups + 1.0
+    return min(10.0, max(5.5, 2.9 * n_panels + 1.5)), height
 
 
 def _counted(name: str, table: pd.DataFrame) -> str:
-    return f"{name}  (n = {int(table.n.max())})" if "n" in table.columns else str(name)
+    return f"{name}  (n = {int(table.n.max())})" if name and "n" in table.columns else str(name)

@@ -79,7 +79,7 @@ class Table:
         return cls(list(columns.values()), rows, **options)
 
     @classmethod
-    def of_means(
+    def from_means(
         cls,
         table: pd.DataFrame,
         *,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from gatelens.errors import DataError
-from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, legend_below, styled
+from gatelens.plots.style import (
+    NotebookFigure,
+    Palette,
+    ReferenceLine,
+    SeriesStyle,
+    legend_below,
+    styled,
+    wrapped,
+)
 
 SHARE = (-0.03, 1.05)  # limits of an axis of shares, so that 0 and 1 stay visible
 MOST_TICKS = 12
@@ -132,6 +142,14 @@ def draw_series(
         )
 
 
+def draw_references(axes: Axes, references: Sequence[ReferenceLine], palette: Palette, *panel: str) -> None:
+    """Draw the levels of one panel, which is known by the values of its row and column."""
+    for line in references:
+        level = line.at(*panel)
+        if level is not None:
+            reference(axes, level, line.label, color=palette.soft, line=line.line)
+
+
 def curves(
     table: pd.DataFrame,
     series: Sequence[SeriesStyle],
@@ -146,8 +164,6 @@ def curves(
     xlabel: str = "",
     ylabel: str = "",
     ylim: tuple[float, float] | None = SHARE,
-    legend_columns: int = 3,
-    size: tuple[float, float] | None = None,
     dark: bool = False,
 ) -> NotebookFigure:
     """Panels of curves from a tidy table.
@@ -156,16 +172,15 @@ def curves(
         table: columns ``by``, ``x``, ``mean`` and, where known, ``low``, ``high`` and ``n``.
         series: the curves of every panel.
         by: column whose values are the keys of ``series``.
-        x: column of the horizontal axis; ``layer`` gets ticks at whole layers.
+        x: column of the horizontal axis; whole numbers get ticks like layers, texts stand side by side in their
+            order in the table.
         rows, columns: columns whose values make a row or a column of panels, in their order in the table.
         references: levels drawn in the panels.
-        titles: what a panel is called, by its value of ``columns`` (of ``rows`` if there are no columns).
-        title: over a single panel.
+        titles: what a column of panels is called, by its value; without, the value itself.
+        title: over the first panel.
         xlabel: under the lowest panels; empty means the name of ``x``.
         ylabel: beside the first panels; empty means the value of ``rows`` and the number of examples.
         ylim: limits of the vertical axis; None fits them to the data.
-        legend_columns: entries side by side in the legend.
-        size: width and height in inches; None fits them to the number of panels.
         dark: draw on dark ground.
 
     Raises:
@@ -175,39 +190,53 @@ def curves(
         raise DataError("curves: the table has no rows to draw")
     down = list(table[rows].unique()) if rows else [""]
     across = list(table[columns].unique()) if columns else [""]
-    names = titles or {}
+    ticks = [] if is_numeric_dtype(table[x]) else list(table[x].unique())
+    table = table.assign(**{x: table[x].map(ticks.index)}) if ticks else table
     with styled(dark) as p:
         height = 3.9 if len(down) == 1 else 2.6 * len(down) + 0.7
-        figure = NotebookFigure(figsize=size or (9.0, height), layout="constrained")
+        figure = NotebookFigure(figsize=(9.0, height), layout="constrained")
         grid = figure.subplots(len(down), len(across), sharey=True, squeeze=False)
-        for i, row in enumerate(down):
-            for j, column in enumerate(across):
-                axes = grid[i, j]
-                part = table if rows is None else table[table[rows] == row]
-                counted = part
-                part = part if columns is None else part[part[columns] == column]
-                draw_series(axes, part, series, p, by=by, x=x)
-                for line in references:
-                    level = line.at(row, column)
-                    if level is not None:
-                        reference(axes, level, line.label, color=p.soft, line=line.line)
-                if ylim is not None:
-                    axes.set_ylim(*ylim)
-                axes.grid(axis="y")
-                if x == "layer":
-                    layer_axis(axes, part[x])
-                axes.set_xlabel((xlabel or x) if i == len(down) - 1 else "")
-                if columns and i == 0:
-                    axes.set_title(names.get(column, str(column)))
-                elif rows and not columns:
-                    axes.set_title(names.get(row, ""))
-                if j == 0:
-                    axes.set_ylabel(ylabel or (_counted(row, counted) if rows else ""))
-        if title:
-            grid[0, 0].set_title(title)
-        legend_below(figure, legend_columns)
+        for (i, row), (j, column) in product(enumerate(down), enumerate(across)):
+            axes = grid[i, j]
+            part = _panel(table, (rows, row), (columns, column))
+            draw_series(axes, part, series, p, by=by, x=x)
+            draw_references(axes, references, p, row, column)
+            _x_axis(axes, part[x], ticks)
+        if ylim is not None:
+            grid[0, 0].set_ylim(*ylim)
+        names = [title] if title else [(titles or {}).get(column, str(column)) for column in across]
+        beside = [ylabel or _counted(row, _panel(table, (rows, row))) for row in down]
+        _name_panels(grid, names, beside, xlabel or x)
+        legend_below(figure, [style.name for style in series])
     return figure
 
 
+def _panel(table: pd.DataFrame, *chosen: tuple[str | None, str]) -> pd.DataFrame:
+    """The rows that have the chosen values; a column that is None chooses nothing."""
+    for column, value in chosen:
+        if column is not None:
+            table = table[table[column] == value]
+    return table
+
+
+def _x_axis(axes: Axes, values: pd.Series, ticks: Sequence[str]) -> None:
+    """Ticks at the named places, or at whole numbers where the values are whole; lines across."""
+    axes.grid(axis="y")
+    if ticks:
+        axes.set_xticks(range(len(ticks)), ticks)
+    elif is_integer_dtype(values):
+        layer_axis(axes, values, "")
+
+
+def _name_panels(grid: np.ndarray, above: Sequence[str], beside: Sequence[str], below: str) -> None:
+    """Texts at the edges of a grid of panels."""
+    for axes, text in zip(grid[0], above, strict=False):
+        axes.set_title(wrapped(text, 8.0 / len(grid[0])))
+    for axes, text in zip(grid[:, 0], beside, strict=True):
+        axes.set_ylabel(text)
+    for axes in grid[-1]:
+        axes.set_xlabel(below)
+
+
 def _counted(name: str, table: pd.DataFrame) -> str:
-    return f"{name}\n(n = {int(table.n.max())})" if "n" in table.columns else str(name)
+    return f"{name}\n(n = {int(table.n.max())})" if name and "n" in table.columns else str(name)

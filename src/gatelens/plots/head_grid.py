@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from torch import Tensor
 
+from gatelens.plots.heatmap import ramp
 from gatelens.plots.style import NotebookFigure, styled
 
-EACH = 32  # positions that are named one by one; of more, stretches of image tokens and of others are
+MOST_NAMED = 32  # positions with a tick each; of more, each stretch of image tokens and of others has one
 
 
 def head_grid(
@@ -44,14 +46,13 @@ def head_grid(
     with styled(dark) as p:
         figure = NotebookFigure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
-        ramp = LinearSegmentedColormap.from_list("weights", [p.ground, p.image, p.ink])
-        most = float(attention.max())
-        scale = ScalarMappable(Normalize(0, most), ramp)
+        colors = ramp(p, "image", "ink")
+        scale = ScalarMappable(Normalize(0, float(attention.max())), colors)
         for i, axes in enumerate(grid.flat):
             if i >= n:
                 axes.set_visible(False)
                 continue
-            axes.imshow(attention[i].numpy(), cmap=ramp, norm=scale.norm, interpolation="nearest")
+            axes.imshow(attention[i].numpy(), cmap=colors, norm=scale.norm, interpolation="nearest")
             axes.set_title(names[i])
             for spine in axes.spines.values():
                 spine.set_visible(True)
@@ -71,17 +72,13 @@ def head_grid(
 
 def _ticks(tokens: Sequence[str]) -> tuple[list[float], list[str]]:
     """Where labels stand and what they say."""
-    shown = [token.replace("$", r"\$") for token in tokens]  # else a formula
-    if len(tokens) <= EACH:
+    shown = [token.replace("$", r"\$") for token in tokens]  # Matplotlib reads $…$ as a formula
+    if len(tokens) <= MOST_NAMED:
         return [float(i) for i in range(len(tokens))], shown
-    runs: list[list[int]] = []
-    for i, token in enumerate(tokens):
-        if runs and tokens[runs[-1][-1]].startswith("img") == token.startswith("img"):
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    labels = []
-    for run in runs:
-        name = "image" if tokens[run[0]].startswith("img") else f"{shown[run[0]]} …"
-        labels.append(shown[run[0]] if len(run) == 1 else f"{name} ({len(run)})")
-    return [(run[0] + run[-1]) / 2 for run in runs], labels
+    middles, labels = list[float](), list[str]()
+    for is_image, stretch in groupby(range(len(tokens)), key=lambda i: tokens[i].startswith("img")):
+        positions = list(stretch)
+        name = "image" if is_image else f"{shown[positions[0]]} …"
+        labels.append(shown[positions[0]] if len(positions) == 1 else f"{name} ({len(positions)})")
+        middles.append((positions[0] + positions[-1]) / 2)
+    return middles, labels

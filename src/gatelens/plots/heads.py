@@ -1,38 +1,39 @@
 """Attention heads with circuitsvis, the image tokens shown as the image.
 
 circuitsvis draws every cell in the page: 1,100 tokens and a few heads make 100 MB. So image tokens can be
-pooled;
-a pooled query row is the mean of its rows, a pooled key column the sum of its columns, and rows still sum
-to 1.
+pooled: a pooled query row is the mean of its rows, a pooled key column the sum of its columns, and rows
+still sum to 1.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from circuitsvis.attention import attention_heads
 from jaxtyping import Float
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gatelens.errors import DataError
-from gatelens.runs import check_writable, write_atomic
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from gatelens.plots.style import NotebookFigure
-    from gatelens.tokens import TokenMap
+from gatelens.files import check_writable, write_atomic
+from gatelens.plots.head_grid import head_grid
+from gatelens.plots.pictures import picture_uri
+from gatelens.plots.style import NotebookFigure
+from gatelens.tokens import TokenMap
 
 Pool = Literal["row", "tile", "image", "auto"] | None
 MOST_UNPOOLED = 64  # image tokens drawn one by one when pool="auto"
-_DEPTH: dict[Pool, int] = {"image": 1, "tile": 2, "row": 3}  # of (image, tile, row), what drawn-as-one share
+_DEPTH: dict[Pool, int] = {
+    "image": 1,
+    "tile": 2,
+    "row": 3,
+}  # how much of (image, tile, row) pooled tokens share
 MOST_CELLS = 3_000_000  # head × query × key: about 30 MB of page
 
 
@@ -56,8 +57,6 @@ class HeadsView:
 
     def page(self) -> str:
         """The view as HTML with its scripts inside."""
-        from circuitsvis.attention import attention_heads
-
         drawn = attention_heads(
             attention=self.attention.numpy().round(4),
             tokens=[t.replace(" ", "·") for t in self.tokens],  # it drops every kind of space
@@ -82,8 +81,6 @@ class HeadsView:
 
         Shows itself in a notebook; ``figure().savefig("heads.pdf")`` for a paper.
         """
-        from gatelens.plots.head_grid import head_grid
-
         return head_grid(self.attention, self.tokens, self.names, self.title, columns=columns, dark=dark)
 
     def __repr__(self) -> str:
@@ -112,7 +109,7 @@ def heads(
     heads: Sequence[int] | None = None,
     pool: Pool = "auto",
     only: Any = None,
-    picture: Image | None = None,
+    picture: Image.Image | None = None,
 ) -> HeadsView:
     """Attention patterns of one layer.
 
@@ -245,10 +242,8 @@ def _fitting(tokens: TokenMap, b: int, shown: Sequence[int]) -> Pool:
     return "image"
 
 
-def _picture(picture: Image, tokens: TokenMap, b: int, width: int = 220) -> str:
+def _picture(picture: Image.Image, tokens: TokenMap, b: int, width: int = 220) -> str:
     """The picture with the token grid over it, as an inline image."""
-    from PIL import ImageDraw
-
     scale = width / picture.width
     canvas = picture.convert("RGB").resize((width, max(1, round(picture.height * scale))))
     draw = ImageDraw.Draw(canvas, "RGBA")
@@ -256,7 +251,4 @@ def _picture(picture: Image, tokens: TokenMap, b: int, width: int = 220) -> str:
         box = tokens.box[b, p]
         if int(tokens.image_index[b, p]) == 0 and not bool(box.isnan().any()):
             draw.rectangle([float(x) * scale for x in box.tolist()], outline=(255, 255, 255, 110))
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="picture with token grid" style="border-radius:6px" src="data:image/png;base64,{data}">'
+    return f'<img alt="picture with token grid" style="border-radius:6px" src="{picture_uri(canvas)}">'

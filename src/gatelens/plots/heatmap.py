@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 
 from gatelens.errors import DataError
 from gatelens.plots.numbers import number
@@ -16,10 +16,10 @@ from gatelens.plots.style import NotebookFigure, Palette, styled
 MOST_WRITTEN = 400  # cells; with more, the colours alone are legible
 
 
-def ramp(palette: Palette, color: str) -> Colormap:
-    """Colours from the ground to a colour of the palette; missing values get the colour of grid lines."""
-    ends = [palette.ground, palette.color(color)]
-    return LinearSegmentedColormap.from_list(color, ends).with_extremes(bad=palette.grid)
+def ramp(palette: Palette, *colors: str) -> Colormap:
+    """A scale from the ground through colours of the palette; missing values get the colour of grid lines."""
+    stops = [palette.ground, *map(palette.color, colors)]
+    return LinearSegmentedColormap.from_list("ramp", stops).with_extremes(bad=palette.grid)
 
 
 def heat_map(
@@ -27,33 +27,24 @@ def heat_map(
     *,
     rows: str,
     columns: str,
-    value: str = "mean",
     count: str | None = None,
-    row_order: Sequence[str] | None = None,
-    column_order: Sequence[str] | None = None,
     color: str = "gate",
     limits: tuple[float, float] = (0.0, 1.0),
     row_label: str = "",
     column_label: str = "",
-    bar_label: str = "",
     title: str = "",
-    digits: int = 2,
     dark: bool = False,
 ) -> NotebookFigure:
-    """A cell for every pair of a row and a column; pairs that the table lacks stay empty.
+    """A cell for every pair of a row and a column, both sorted; pairs that the table lacks stay empty.
 
     Args:
-        table: columns ``rows``, ``columns``, ``value`` and ``count``, one row a cell.
+        table: columns ``rows``, ``columns``, ``mean`` and ``count``, one row a cell.
         rows, columns: columns whose values are the map's rows and columns.
-        value: column that gives the colour and the number in the cell.
-        count: column of the number of examples, written under the value; None writes none.
-        row_order, column_order: what is shown and in which order; None is all, sorted.
+        count: column of the number of examples, written under the mean; None writes none.
         color: of the largest value, in :class:`~gatelens.plots.style.Palette`.
         limits: the values at the two ends of the scale.
         row_label, column_label: beside the axes.
-        bar_label: beside the scale.
         title: over the map.
-        digits: of the values.
         dark: draw on dark ground.
 
     Raises:
@@ -61,53 +52,50 @@ def heat_map(
     """
     if table.empty:
         raise DataError("heat_map: the table has no rows to draw")
-    down = list(row_order) if row_order is not None else sorted(table[rows].unique())
-    across = list(column_order) if column_order is not None else sorted(table[columns].unique())
-    cells = table.pivot(index=rows, columns=columns).reindex(index=down)
-    shown = cells[value].reindex(columns=across).to_numpy(dtype=float)
-    counts = None if count is None else cells[count].reindex(columns=across).to_numpy(dtype=float)
+    means = table.pivot(index=rows, columns=columns, values="mean").sort_index().sort_index(axis=1)
+    down, across = means.shape
     with styled(dark) as p:
-        each = 0.46 if counts is None else 0.58
-        size = (max(5.0, 2.6 + 0.62 * len(across)), 1.9 + each * len(down))
+        size = (max(5.0, 2.6 + 0.62 * across), 1.9 + (0.58 if count else 0.46) * down)
         figure = NotebookFigure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        masked = np.ma.masked_invalid(shown)
-        drawn = axes.imshow(masked, cmap=ramp(p, color), vmin=limits[0], vmax=limits[1], aspect="auto")
-        if shown.size <= MOST_WRITTEN:
-            _write(axes, shown, counts, limits, digits, p)
-        long = any(len(str(name)) > 4 for name in across)
-        axes.set_xticks(
-            range(len(across)),
-            [str(x) for x in across],
-            rotation=35 if long else 0,
-            ha="right" if long else "center",
-        )
-        axes.set_yticks(range(len(down)), [str(x) for x in down])
+        colors, scale = ramp(p, color), Normalize(*limits)
+        values = np.ma.masked_invalid(means.to_numpy(dtype=float))
+        drawn = axes.imshow(values, cmap=colors, norm=scale, aspect="auto")
+        if means.size <= MOST_WRITTEN:
+            counts = None if count is None else table.set_index([rows, columns])[count]
+            _write(axes, means, counts, lambda value: colors(float(scale(value))), p)
+        names = [str(name) for name in means.columns]
+        turn, side = (35, "right") if any(len(name) > 4 for name in names) else (0, "center")
+        axes.set_xticks(range(across), names, rotation=turn, ha=side)
+        axes.set_yticks(range(down), [str(name) for name in means.index])
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.set_xlabel(column_label)
-        axes.set_ylabel(row_label)
-        axes.set_title(title)
-        scale = figure.colorbar(drawn, ax=axes, shrink=0.8, label=bar_label)
-        scale.outline.set_visible(False)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel=column_label, ylabel=row_label, title=title)
+        figure.colorbar(drawn, ax=axes, shrink=0.8).outline.set_visible(False)
     return figure
 
 
 def _write(
     axes: Axes,
-    values: np.ndarray,
-    counts: np.ndarray | None,
-    limits: tuple[float, float],
-    digits: int,
-    p: Palette,
+    means: pd.DataFrame,
+    counts: pd.Series | None,
+    color_of: Callable[[float], Sequence[float]],
+    palette: Palette,
 ) -> None:
-    """The numbers, in a colour that is legible on the cell's own."""
-    low, high = limits
-    for i, j in np.argwhere(np.isfinite(values)):
-        value = float(values[i, j])
-        strong = (value - low) / (high - low) > 0.55
-        text = number(value, digits)
-        if counts is not None and np.isfinite(counts[i, j]):
-            text += f"\nn = {int(counts[i, j])}"
-        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=p.ground if strong else p.ink)
+    """The numbers, in the one of two colours that stands out more from the cell's own."""
+    for i, row in enumerate(means.index):
+        for j, column in enumerate(means.columns):
+            value = means.iloc[i, j]
+            if not np.isfinite(value):
+                continue
+            cell = _lightness(color_of(value))
+            distance = {ink: abs(_lightness(to_rgba(ink)) - cell) for ink in (palette.ink, palette.ground)}
+            ink = max(distance, key=distance.__getitem__)
+            text = number(value) if counts is None else f"{number(value)}\nn = {int(counts[row, column])}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+
+
+def _lightness(color: Sequence[float]) -> float:
+    """How light an RGBA colour looks, from 0 to 1."""
+    red, green, blue = color[:3]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -11,8 +11,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gatelens.plots.card import Card, Chart, Html
-from gatelens.plots.style import png
+from gatelens.plots.style import DPI, png
 from gatelens.plots.templating import css, script, template
+
+PAGE_DPI = 98  # CSS pixels of an inch of a figure: 9 inches fill a card
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def render(page: Page, charts: Mapping[str, bytes] | None = None) -> str:
         scripts=[script(name) for name in page.needs("scripts")],
         page=page,
         words=page.words(),
-        charts=drawn(draw, charts),
+        charts=chart_pictures(draw, charts),
     )
 
 
@@ -152,7 +154,7 @@ def draw_charts(page: Page) -> dict[str, bytes]:
     return {name: png(chart.draw(False)) for name, chart in page.charts().items()}
 
 
-def drawn(
+def chart_pictures(
     charts: Mapping[str, Callable[[bool], Figure]], light: Mapping[str, bytes] | None = None
 ) -> dict[str, Markup]:
     """Figures as pictures that follow the reader's light or dark ground.
@@ -168,16 +170,17 @@ def drawn(
     }
 
 
-def _picture(name: str, *pngs: bytes) -> Markup:
-    light, dark = (base64.b64encode(data).decode() for data in pngs)
+def _picture(name: str, light: bytes, dark: bytes) -> Markup:
+    """Both pictures, in a width that gives the writing in all figures the same size."""
+    width = round(int.from_bytes(light[16:20], "big") / DPI * PAGE_DPI)  # PNG keeps its width there
     return Markup(
         '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{}">'
-        '<img alt="figure: {}" src="data:image/png;base64,{}"></picture>'
-    ).format(dark, name.replace("_", " "), light)
+        '<img alt="figure: {}" width="{}" src="data:image/png;base64,{}"></picture>'
+    ).format(base64.b64encode(dark).decode(), name.replace("_", " "), width, base64.b64encode(light).decode())
 
 
-def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings, machine, time and versions of a run, in words, from its manifest."""
+def facts(manifest: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
+    """Settings, machine, versions and seconds of compute of a run, in words; all but the last from its manifest."""
 
     def words(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -186,7 +189,6 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     named = {**manifest["settings"], **manifest.get("info", {})}
     pairs = [(name.replace("_", " "), words(value)) for name, value in named.items()]
-    seconds = sum(stage.get("seconds", 0) for stage in manifest["stages"].values())
     pairs.append(("compute", f"{seconds:.0f} s"))
     pairs.append(("versions", words(manifest.get("versions", {}))))
     return pairs

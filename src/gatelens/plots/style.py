@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+
+DPI = 160  # of saved figures
 
 
 class NotebookFigure(Figure):
@@ -140,17 +143,35 @@ def styled(dark: bool) -> Iterator[Palette]:
         yield p
 
 
-def legend_below(figure: Figure, columns: int = 3) -> None:
-    """One legend under all panels, each label once."""
-    handles: dict[str, Artist] = {}
+def wrapped(title: str, inches: float) -> str:
+    """A title broken into lines that fit over a panel this wide."""
+    characters = max(10, int(inches / 0.095))
+    return "\n".join(textwrap.fill(line, characters) for line in title.split("\n"))
+
+
+def legend_below(figure: Figure, first: Sequence[str] = ()) -> None:
+    """One legend under all panels, each label once, as many side by side as fit.
+
+    Args:
+        figure: has its panels and all they show.
+        first: labels that lead, in order; the others follow as they were drawn.
+    """
+    drawn: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+            drawn.setdefault(label, handle)
+    if not drawn:
+        return
+    leading = [label for label in first if label in drawn]
+    handles = {label: drawn[label] for label in [*leading, *drawn]}
+    entry = 0.6 + 0.075 * max(map(len, handles))  # inches of the longest label with its handle
+    columns = max(1, int(figure.get_figwidth() / entry))
+    lines = -(-len(handles) // columns)
+    columns = -(-len(handles) // lines)  # lines of even length
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
-def png(figure: Figure, dpi: int = 160) -> bytes:
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as PNG bytes (no window, no global state)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())

@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["find_gate", "finetune_gate", "narrow_gate", "whats_in_the_image"]
+from gatelens.studies.presets import Preset, preset
+
+__all__ = ["Preset", "find_gate", "finetune_gate", "narrow_gate", "preset", "whats_in_the_image"]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from gatelens.errors import DataError, InterventionError
+from gatelens.errors import DataError, InterventionError, did_you_mean
 
 O = TypeVar("O", bound="Options")  # noqa: E741  # the field's word for a model of options
 How = Literal["zero", "mask"]
@@ -102,13 +102,10 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
     Raises:
         DataError: with the nearest known name, or all of them.
     """
-    import difflib
-
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
-        raise DataError(f"no {what} {name!r}; {hint}")
+        hint = did_you_mean(name, names) or f"; known: {', '.join(names) or 'none'}"
+        raise DataError(f"no {what} {name!r}{hint}")
 
 
 def kinds_of_knockout(how: str, first: How = "zero") -> tuple[How, ...]:

@@ -1,37 +1,21 @@
-"""The machine all studies run on: a study is a folder of sections, and this runs them in order and saves.
-
-Options and sections are checked first, then the data is drawn, then the model is loaded and the run opened. Every
-section's batches are measured where the executor does it and saved one by one; what is there is not measured again.
-Tables, evidence, verdict and report are made anew from what was measured.
-"""
+"""What a study is: options, sections, how its examples are drawn and what its verdict is made of."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
+from pydantic import Field
 
 from gatelens.data import Dataset, Example
-from gatelens.errors import DataError, GatelensError
-from gatelens.files import check_writable
+from gatelens.errors import DataError
 from gatelens.model import HookedVLM
+from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.studies.examples import auto_batch_size
-from gatelens.studies.executors import Executor, Here
-from gatelens.studies.identity import (
-    data_fingerprint,
-    model_fingerprint,
-    model_name,
-    provenance,
-    resolve_data,
-    resolve_model,
-)
 from gatelens.studies.options import AtLeastOne, Count, Options, check_known, checked
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup
+from gatelens.studies.section import Evidence, Section
 
 Drawn = Mapping[str, Sequence[Example]]
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
@@ -40,10 +24,19 @@ Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
 class StudyOptions(Options):
     """Options every study has."""
 
-    seed: Count = 0
-    n_boot: AtLeastOne = 1000
-    limit: AtLeastOne | None = None
-    batch_size: AtLeastOne | None = None
+    seed: Annotated[Count, Field(description="Draws examples, random tokens and bootstrap samples.")] = 0
+    n_boot: Annotated[AtLeastOne, Field(description="Bootstrap samples of an interval.")] = 1000
+    limit: Annotated[
+        AtLeastOne | None, Field(description="At most this many examples a task and section.")
+    ] = None
+    batch_size: Annotated[
+        AtLeastOne | None, Field(description="Examples in a batch. Default: fits the length of the prompts.")
+    ] = None
+
+
+def _summary(run: Run) -> list[str]:
+    said = run.json("verdict")
+    return [said["headline"], said["sentence"]]
 
 
 @dataclass(frozen=True)
@@ -52,20 +45,26 @@ class Study:
 
     Attributes:
         name: of the command and in the manifest.
+        title: on the report.
         about: what it asks, in a line, with its paper.
         options: its options.
         sections: in the order they are measured and reported.
         draw: the examples of each task, before a model is loaded; raises DataError where the data has none.
         verdict: of the finished tables and the evidence of all sections: ``verdict, headline, sentence, evidence,
-            disagree`` and what else the report shows.
-        always: sections that are measured whether or not they are asked for.
-        words: terms the report explains beside those of the sections.
-        ask: the drawn examples as this model is asked, such as in turns of a chat.
-        settings: what the manifest says beside the options.
+            disagree``, and whatever else its report shows.
         comparable: cells ``how, metric, row, mean, low, high, n`` for the comparison of two runs.
+        always: sections that are measured whether or not they are asked for.
+        ask: the drawn examples as this model is asked, such as in turns of a chat.
+        settings: what the manifest says beside the options, of model, data, examples and options.
+        summary: lines for a terminal when a run is finished.
+        tones: colours of the report by what a verdict or a piece of evidence says.
+        lead: settings named over the verdict, and their names there.
+        words: terms the report explains beside those of its cards.
+        closing: cards after those of the sections.
     """
 
     name: str
+    title: str
     about: str
     options: type[StudyOptions]
     sections: tuple[Section, ...]
@@ -73,11 +72,15 @@ class Study:
     verdict: Callable[[Run, list[Evidence]], Mapping[str, Any]]
     comparable: Callable[[Run], pd.DataFrame]
     always: tuple[str, ...] = ()
-    words: Mapping[str, str] | Callable[[Run], Mapping[str, str]] = lambda run: {}
     ask: Callable[[HookedVLM, Drawn, Any], Drawn] = lambda model, drawn, options: drawn
-    settings: Callable[[HookedVLM, Dataset, Drawn, Any], Mapping[str, Any]] = (
-        lambda model, data, drawn, options: {}
+    settings: Callable[[HookedVLM, Dataset, Drawn, Any], Mapping[str, Any]] = lambda *_: {}
+    summary: Callable[[Run], list[str]] = _summary
+    tones: Mapping[str, str] = field(default_factory=dict)
+    lead: Mapping[str, str] = field(
+        default_factory=lambda: {"model": "model", "data": "data", "how": "knockout"}
     )
+    words: Callable[[Run], Mapping[str, str]] = lambda run: {}
+    closing: Callable[[Run], list[Card]] = lambda run: []
 
     def section(self, name: str) -> Section:
         """The section of that name."""
@@ -97,7 +100,7 @@ class Study:
         """
         if isinstance(sections, str):
             sections = [name.strip() for name in sections.split(",") if name.strip()]
-        asked: dict[str, Any] = dict.fromkeys(sections or ["all"], {})
+        asked: dict[str, Any] = {key: {} for key in sections or ["all"]}
         if isinstance(sections, Mapping):
             asked = dict(sections)
         names = [s.name for s in self.sections]
@@ -111,166 +114,3 @@ class Study:
             for s in self.sections
             if s.name in wanted
         }
-
-
-def run_study(
-    study: Study,
-    model: HookedVLM | str,
-    data: Dataset | str,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    sections: Chosen = None,
-    name: str | None = None,
-    skip_bad: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
-    executor: Executor | None = None,
-    **options: Any,
-) -> Run:
-    """Run a study, or finish one that was cut short in the same folder.
-
-    Args:
-        study: what to run.
-        model: a model or its name.
-        data: a data set, its name or a folder (see :func:`gatelens.data.load`).
-        out: folder of the run; None keeps everything in memory and draws no report.
-        sections: None for all, names, or names with options, ``{"all": {}, "patching": {"n_pairs": 20}}``.
-        name: what the run calls the model; None is its own name.
-        skip_bad: leave bad rows of data given by name out, and list them in the manifest, instead of stopping.
-        device, dtype: where to load a model given by name.
-        progress: show a progress bar.
-        executor: measures the batches; None does it in this process.
-        options: of the study.
-
-    Raises:
-        DataError: an unknown option or section, a value it cannot have, or data without what the study needs.
-        OutputError: ``out`` can't be written or holds other settings (before any compute).
-    """
-    asked = checked(study.options, options)
-    asked = asked.capped(asked.limit)
-    chosen = study.chosen(sections, asked.limit)
-    if out is not None:
-        check_writable(out)
-    source = resolve_data(
-        data, skip_bad
-    )  # before the model, which takes longer to load than bad data to find
-    drawn = study.draw(source, asked)
-    called = name or model_name(model)
-    vlm = resolve_model(model, **{k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None})
-    drawn = study.ask(vlm, drawn, asked)
-    everything = [e for examples in drawn.values() for e in examples]
-    size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
-    settings = {
-        "model": called,
-        "weights": model_fingerprint(vlm),
-        "data": source.name,
-        "examples": data_fingerprint(everything),
-        "n": {task: len(examples) for task, examples in drawn.items()},
-        **asked.settings(),
-        "batch_size": size,
-        "dtype": str(vlm.dtype),
-        "sections": {section: given.settings() for section, given in chosen.items()},
-        **study.settings(vlm, source, drawn, asked),
-    }
-    settings.pop("limit")  # it is in the numbers of examples already
-    info = {
-        "device": str(vlm.device),
-        "model_class": type(vlm.hf).__name__,
-        "n_layers": int(vlm.cfg.n_layers),
-        **provenance(source),
-    }
-    run = Run.open(out, study=study.name, settings=settings, info=info)
-    setup = Setup(vlm, source, drawn, asked, chosen, size, run)
-    try:
-        measure_sections(study, setup, executor or Here(vlm), progress)
-    except GatelensError:
-        run.withdraw()
-        raise
-    return run
-
-
-def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:
-    """Measure the chosen sections of a study in order, and store their tables and the verdict."""
-    run = setup.run
-    sections = [s for s in study.sections if s.name in setup.sections]
-    absent: dict[str, str] = {}
-    with Progress(progress) as bar:
-        for section in sections:  # what can be planned now makes the time left meaningful
-            if not section.reads:
-                bar.expect(section.name, _unmeasured(section, setup, Measured()))
-        for section in sections:
-            try:
-                measured = measure_section(section, setup, executor, bar)
-            except Absent as reason:
-                absent[section.name] = str(reason)
-                continue
-            for table, value in section.conclude(setup, measured).items():
-                run.save(table, value)
-    run.save("absent", [f"{s.name} ({absent[s.name]})" for s in sections if s.name in absent])
-    evidence = [e for s in sections if s.name not in absent for e in s.evidence(run)]
-    run.save("verdict", dict(study.verdict(run, evidence)))
-
-
-def _unmeasured(section: Section, setup: Setup, measured: Measured) -> list[Batch]:
-    try:
-        batches = section.batches(setup, measured)
-    except Absent:
-        return []
-    return [b for b in batches if not setup.run.has_batch(section.name, b.name)]
-
-
-def measure_section(
-    section: Section, setup: Setup, executor: Executor, bar: Progress | None = None
-) -> Measured:
-    """All batches of a section, those of later rounds planned from what the earlier ones gave.
-
-    Raises:
-        Absent: the section cannot be measured on this model or data.
-    """
-    run, measured, bar = setup.run, Measured(), bar or Progress(False)
-    while True:
-        batches = section.batches(setup, measured)
-        new = [b for b in batches if b.name not in measured]
-        if not new:
-            return measured.ordered(batches)
-        missing = [b for b in new if not run.has_batch(section.name, b.name)]
-        bar.expect(section.name, missing)
-        bar.say(section.name)
-        for batch, tables, seconds in executor.run(section.measure, missing):
-            run.save_batch(section.name, batch.name, tables, seconds)
-            bar.step(section.name, batch)
-        for batch in new:
-            measured.add(batch, run.batch(section.name, batch.name))
-
-
-class Progress:
-    """A bar with the time left over all sections of a study; it grows when a section plans further batches."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._expected: set[tuple[str, str]] = set()
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left]"
-        self._bar = tqdm(total=0, disable=not enabled, bar_format=form, dynamic_ncols=True)
-
-    def expect(self, section: str, batches: Sequence[Batch]) -> None:
-        """These batches are to be measured."""
-        for batch in batches:
-            if (section, batch.name) not in self._expected:
-                self._expected.add((section, batch.name))
-                self._bar.total += batch.units
-        self._bar.refresh()
-
-    def step(self, section: str, batch: Batch) -> None:
-        """A batch is measured."""
-        self.say(section)
-        self._bar.update(batch.units)
-
-    def say(self, what: str) -> None:
-        """What is being measured now."""
-        self._bar.set_description_str(what.replace("_", " "), refresh=False)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

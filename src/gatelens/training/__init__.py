@@ -1,12 +1,12 @@
 """Training under interventions: a model learns while some of its tokens cannot read others.
 
-``documents`` turns examples into a batch and what is to be predicted; ``fine_tune`` is the loop, with checkpoints;
+``batches`` turns examples into a batch and what is to be predicted; ``loop`` trains, with checkpoints;
 ``others_gate`` is an intervention that differs from batch to batch.
 """
 
 from __future__ import annotations
 
-from gatelens.training.fine_tune import fine_tune
+from gatelens.training.loop import fine_tune
 from gatelens.training.others_gate import OthersGate
 
 __all__ = ["OthersGate", "fine_tune"]

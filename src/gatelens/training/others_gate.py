@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from gatelens.errors import DataError
-
-if TYPE_CHECKING:
-    from gatelens.inputs import VLMInputs
-    from gatelens.interventions.patch import Patch
-    from gatelens.model import HookedVLM
+from gatelens.inputs import VLMInputs
+from gatelens.interventions import hook_name, patch
+from gatelens.interventions.patching import Patch
+from gatelens.model import HookedVLM
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,6 @@ class OthersGate:
         Raises:
             DataError: a batch of one example, which has no other.
         """
-        from gatelens.interventions import hook_name, patch
-
         n, layers = inputs.batch_size, range(int(model.cfg.n_layers))
         if n < 2:
             raise DataError(

@@ -7,11 +7,23 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import OutputError
-from gatelens.plots import templating
+from gatelens.plots.card import Block, Card, Cell, Table, Text
+from gatelens.plots.numbers import cell, number, signed, span
+from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import STUDY, GateSearch
 from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
 from gatelens.views.gate_finder.tables import comparable
+
+# the colour of what a verdict says; all others are mixed
+TONES = {
+    "narrow": "gate",
+    "stored": "gate",
+    "distributed": "image",
+    "direct": "image",
+    "inconclusive": "none",
+    "note": "none",
+}
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
@@ -67,13 +79,9 @@ def compare_text(a: Run, b: Run) -> str:
         lines.append(f"{metric} ({how})")
         lines.append(f"  {'':{width}}{'A':22}{'B':22}B − A")
         for r in part.itertuples():
-            left, right = (
-                f"{m:.2f} [{lo:.2f}, {hi:.2f}]"
-                for m, lo, hi in ((r.mean_a, r.low_a, r.high_a), (r.mean_b, r.low_b, r.high_b))
-            )
-            lines.append(
-                f"  {r.row:{width}}{left:22}{right:22}{_signed(r.difference)}{' *' if r.apart else ''}"
-            )
+            left, right = cell(r.mean_a, r.low_a, r.high_a), cell(r.mean_b, r.low_b, r.high_b)
+            difference = signed(r.difference) + (" *" if r.apart else "")
+            lines.append(f"  {r.row:{width}}{left:22}{right:22}{difference}")
         lines.append("")
     lines.append("* the 95 % intervals do not overlap")
     different = setting_differences(a, b)
@@ -85,34 +93,41 @@ def compare_text(a: Run, b: Run) -> str:
 
 def compare_html(a: Run, b: Run) -> str:
     """The comparison as one HTML page that needs no network."""
-    table = compare(a, b)
-    blocks = []
-    for (how, metric), part in table.groupby(["how", "metric"], sort=False):
-        rows = [
-            {
-                "name": r.row,
-                "a": (f"{r.mean_a:.2f}", f"{r.low_a:.2f} – {r.high_a:.2f}"),
-                "b": (f"{r.mean_b:.2f}", f"{r.low_b:.2f} – {r.high_b:.2f}"),
-                "difference": _signed(r.difference),
-                "apart": r.apart,
-            }
-            for r in part.itertuples()
-        ]
-        blocks.append(
-            {"metric": metric, "how": how, "n": (int(part.n_a.max()), int(part.n_b.max())), "rows": rows}
-        )
-    sides = [
-        {"label": run.label, "model": run.manifest["settings"].get("model", "?"), **run.json("verdict")}
-        for run in (a, b)
+    cards = [
+        _card(how, metric, part)
+        for (how, metric), part in compare(a, b).groupby(["how", "metric"], sort=False)
     ]
-    return templating.template("compare.html.j2").render(
-        css=templating.css(), sides=sides, blocks=blocks, settings=setting_differences(a, b)
-    )
+    different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
+    settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
+    cards.append(Card("Settings that differ", [settings]))
+    models = [run.manifest["settings"].get("model", "?") for run in (a, b)]
+    verdicts = [
+        Verdict.from_json({**run.json("verdict"), "evidence": ()}, TONES, f"{side} · {model} · {run.label}")
+        for side, model, run in zip("AB", models, (a, b), strict=True)
+    ]
+    method = {
+        "interval": "Under each mean its 95 % bootstrap interval.",
+        "*": "The two intervals do not overlap.",
+    }
+    return render(Page(" and ".join(models), ["two runs compared"], verdicts, cards, method))
+
+
+def _card(how: str, metric: str, part: pd.DataFrame) -> Card:
+    """One metric, both runs side by side."""
+    is_knockout = how in ("zero", "mask")
+    counts = [f"{side}\nn = {int(part[f'n_{side.lower()}'].max())}" for side in "AB"]
+    rows: list[list[Cell]] = [
+        [
+            str(r.row),
+            (number(r.mean_a), span(r.low_a, r.high_a)),
+            (number(r.mean_b), span(r.low_b, r.high_b)),
+            f"{signed(r.difference)}{' *' if r.apart else ''}",
+        ]
+        for r in part.itertuples()
+    ]
+    title = f"{metric[0].upper()}{metric[1:]}, {'knockout ' if is_knockout else ''}{how}"
+    return Card(title, [Table(["attention cut" if is_knockout else "context", *counts, "B − A"], rows)])
 
 
 def _headline(run: Run) -> str:
     return f"{run.json('verdict')['headline']} ({run.manifest['settings'].get('model', '?')})"
-
-
-def _signed(x: float) -> str:
-    return f"{x:+.2f}".replace("-", "−")

@@ -49,7 +49,7 @@ def render(run: Run, light: Mapping[str, bytes] | None = None) -> str:
         titles=TITLES,
         links={s: "before/report.html" if s == "before" else f"{s}/study/report.html" for s in stages},
         cards=cards(run),
-        figures=page.drawn(figures(run), light),
+        figures=page.chart_pictures(figures(run), light),
         method=[(term, text.format(**longest)) for term, text in words.items()],
         facts=page.facts(run.manifest),
     )

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gatelens.cli import main
 from gatelens.data import Example
-from gatelens.data.presets import preset
+from gatelens.studies.presets import preset
 from gatelens.errors import DataError, OutputError
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import gatelens as gl
-from gatelens.organisms.drawing import draw_pictures
+from gatelens.picture_drawing import draw_pictures
 from gatelens.runs import Run
 from gatelens.studies.common import Labels, Progress
 from gatelens.studies.narrow_gate import drawing, drawing_reading, drawing_table

@@ -10,7 +10,7 @@ import pytest
 
 import gatelens as gl
 from gatelens.data import load
-from gatelens.engine.compress import compress
+from gatelens.engine.compression import compress
 from gatelens.errors import DataError, InterventionError
 from gatelens.studies.whats_in_the_image.compressed_context import (
     AFRESH,

@@ -12,47 +12,16 @@ from PIL import Image, ImageDraw
 
 # The 80 categories in the order of their ids; ids run from 1 to 90 and leave ten numbers out (COCO 2014 and 2017).
 CATEGORIES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *(
-        "elephant",
-        "bear",
-        "zebra",
-        "giraffe",
-        "backpack",
-        "umbrella",
-        "handbag",
-        "tie",
-        "suitcase",
-        "frisbee",
-    ),
-    *(
-        "skis",
-        "snowboard",
-        "sports ball",
-        "kite",
-        "baseball bat",
-        "baseball glove",
-        "skateboard",
-        "surfboard",
-    ),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard"),
-    *(
-        "cell phone",
-        "microwave",
-        "oven",
-        "toaster",
-        "sink",
-        "refrigerator",
-        "book",
-        "clock",
-        "vase",
-        "scissors",
-    ),
-    *("teddy bear", "hair drier", "toothbrush"),
-)
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 _LEFT_OUT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_IDS = tuple(i for i in range(1, 91) if i not in _LEFT_OUT)
 _NAME = ("category_name", "name", "category", "categories", "classes", "label", "category_id", "category_ids")
@@ -71,10 +40,10 @@ class CocoObject:
 
 def names(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The different objects of a picture; a picture without any tells nothing of where objects are."""
-    found = tuple(dict.fromkeys(_name(one, row.get("category_names")) for one in _records(row)))
-    if not found:
+    different = tuple(dict.fromkeys(_name(one, row.get("category_names")) for one in _records(row)))
+    if not different:
         raise ValueError("no objects")
-    return found
+    return different
 
 
 def facts(row: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
@@ -163,14 +132,14 @@ def _first(one: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _name(one: Mapping[str, Any], known: Mapping[int, str] | None) -> str:
-    found = _first(one, _NAME)
-    if found is None:
+    category = _first(one, _NAME)
+    if category is None:
         raise ValueError("an object without a category")
-    if isinstance(found, str):
-        return found
-    if known is None or int(found) not in known:
-        raise ValueError(f"an object of unknown category {found}")
-    return known[int(found)]
+    if isinstance(category, str):
+        return category
+    if known is None or int(category) not in known:
+        raise ValueError(f"an object of unknown category {category}")
+    return known[int(category)]
 
 
 def category_names(seen: set[int]) -> Mapping[int, str] | None:
@@ -188,5 +157,16 @@ def category_names(seen: set[int]) -> Mapping[int, str] | None:
 
 def category_numbers(objects: Any) -> set[int]:
     """The category numbers in one value of the column ``objects``; empty when categories have names."""
-    found = (_first(one, _NAME) for one in _records({"objects": objects}))
-    return {int(f) for f in found if f is not None and not isinstance(f, str)}
+    categories = (_first(one, _NAME) for one in _records({"objects": objects}))
+    return {int(c) for c in categories if c is not None and not isinstance(c, str)}
+
+
+def feature_names(feature: Any) -> Sequence[str] | None:
+    """The category names that the ``datasets`` feature of the column ``objects`` declares, if any."""
+    inner = getattr(feature, "feature", feature)
+    inner = inner[0] if isinstance(inner, list) and inner else inner
+    if not isinstance(inner, Mapping):
+        return None
+    columns = (inner.get(key) for key in ("category", "category_id", "classes", "label"))
+    declared = (getattr(getattr(column, "feature", column), "names", None) for column in columns)
+    return next((list(names) for names in declared if names), None)

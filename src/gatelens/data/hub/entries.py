@@ -1,6 +1,6 @@
 """One short entry a data set: where it lies, its columns, and how the papers ask about a row.
 
-Column names are those of the data sets' own cards on the hub; behind the first name stand other names seen in
+Column names are those of the data sets' own cards on the hub; after the first name stand other names seen in
 copies of the same data. Which rows the paper took is read off its public code (``order``).
 """
 
@@ -173,17 +173,6 @@ COCO_OBJECTS = Entry(
 
 ENTRIES: Mapping[str, Entry] = {e.name: e for e in (VQAV2, FLICKR30K, COCO, IMAGENET, MME, COCO_OBJECTS)}
 MME_SUBSETS = (
-    *(
-        "existence",
-        "count",
-        "position",
-        "color",
-        "posters",
-        "celebrity",
-        "scene",
-        "landmark",
-        "artwork",
-        "OCR",
-    ),
-    *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
-)
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+    "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
+)  # fmt: skip

@@ -31,42 +31,41 @@ def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The people's answers to a question; an empty one among them counts as given by nobody."""
     if not str(row.get("question") or "").strip():
         raise ValueError("no question")
-    found = tuple(
-        str(a) for a in texts(row["answers"], ("answer", "raw")) if a is not None and str(a).strip()
-    )
-    if not found:
+    given = texts(row["answers"], ("answer", "raw"))
+    answers = tuple(str(a) for a in given if a is not None and str(a).strip())
+    if not answers:
         raise ValueError("no answers")
-    return found
+    return answers
 
 
 def yes_or_no(row: Mapping[str, Any]) -> tuple[str, ...]:
     """MME's answer."""
-    found = question_answers(row)
-    odd = next((a for a in found if a.strip().strip(".").lower() not in ("yes", "no")), None)
+    answers = question_answers(row)
+    odd = next((a for a in answers if a.strip().strip(".").lower() not in ("yes", "no")), None)
     if odd is not None:
         raise ValueError(f"the answer {odd!r} is neither yes nor no")
-    return found
+    return answers
 
 
 def captions(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The reference captions; none may be empty, as CIDEr would count an empty one as a reference."""
-    found = texts(row["captions"], ("raw", "caption", "text"))
-    if not found:
+    references = texts(row["captions"], ("raw", "caption", "text"))
+    if not references:
         raise ValueError("no caption")
-    empty = next((i for i, c in enumerate(found) if c is None or not str(c).strip()), None)
+    empty = next((i for i, c in enumerate(references) if c is None or not str(c).strip()), None)
     if empty is not None:
-        raise ValueError(f"caption {empty + 1} of {len(found)} is empty")
-    return tuple(str(c).strip() for c in found)
+        raise ValueError(f"caption {empty + 1} of {len(references)} is empty")
+    return tuple(str(c).strip() for c in references)
 
 
 def class_names(row: Mapping[str, Any]) -> tuple[str, ...]:
     """A class and its synonyms: ImageNet writes ``tench, Tinca tinca``."""
     if row["label"] is None or row["label"] == -1:  # -1 marks the unlabelled test split
         raise ValueError("no label")
-    found = synonyms(str(row["label"]))
-    if not found:
+    names = synonyms(str(row["label"]))
+    if not names:
         raise ValueError("no label")
-    return found
+    return names
 
 
 def synonyms(label: str) -> tuple[str, ...]:

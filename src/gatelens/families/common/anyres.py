@@ -19,16 +19,19 @@ from transformers.image_processing_utils import select_best_resolution
 
 from gatelens.errors import InputError
 from gatelens.families.common.geometry import Geometry
-from gatelens.families.common.plan import Picture, Plan, Size, chain, grid, placeless
+from gatelens.families.common.plan import Picture, PicturePlan, Size, chain, grid, placeless
 
 SIZES, COUNT = "image_sizes", "batch_num_images"
 
 
 @dataclass(frozen=True)
-class Along:
+class SideTokens:
     """The tokens of the high-resolution grid along one side of the picture.
 
-    ``spans``: the original pixels of each, ``tile``: which tile they are in, ``place``: their number in it.
+    Attributes:
+        spans: the original pixels of each.
+        tile: which tile they are in.
+        place: their number in it.
     """
 
     spans: Float[Tensor, "n 2"]
@@ -38,12 +41,16 @@ class Along:
 
 @dataclass(frozen=True)
 class AnyRes:
-    """Tokens of a picture under ``pinpoints``, the resolutions (height, width) it may be resized to.
+    """Tokens of a picture that is cut into tiles, with an overview before them.
 
-    ``side``, ``patch``: pixels of a tile and of a patch; where they do not divide, a strip of each tile is not
-    seen. ``most``: a grid of more than this many tiles is shrunk to it by interpolation; then a token mixes up
-    to 2 x 2 features, and its box is its share of the picture. ``lone``: whether only a picture that is alone in
-    its prompt is cut into tiles; others are one tile, padded to a square, and one newline.
+    Attributes:
+        side: pixels of a tile's side.
+        patch: pixels of a patch's side; where it does not divide ``side``, a strip of each tile is not seen.
+        pinpoints: the resolutions (height, width) a picture may be resized to.
+        most: a grid of more than this many tiles is shrunk to it by interpolation; then a token mixes up to
+            2 x 2 features, and its box is its share of the picture.
+        lone: whether only a picture that is alone in its prompt is cut into tiles; others are one tile, padded
+            to a square, and one newline.
     """
 
     side: int
@@ -52,7 +59,7 @@ class AnyRes:
     most: int | None = None
     lone: bool = False
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """Raises InputError when nothing tells the size of the picture."""
         size = self._size(picture)
         count = picture.tensors.get(COUNT) if self.lone else None
@@ -72,7 +79,7 @@ class AnyRes:
         height, width = (int(n) for n in picture.tensors[SIZES])
         return width, height
 
-    def _rows(self, size: Size) -> Iterator[Plan]:
+    def _rows(self, size: Size) -> Iterator[PicturePlan]:
         """The rows of the high-resolution grid, each with its newline."""
         width, height = size
         best: tuple[int, int] = select_best_resolution((height, width), list(self.pinpoints))
@@ -83,7 +90,7 @@ class AnyRes:
         kept = [n - 2 * pad for n, pad in zip(full, padding, strict=True)]
         n_out = self._shrunk(kept)
         down, across = (
-            self._along(length, resized[axis], best[axis], padding[axis], kept[axis], n_out[axis])
+            self._side_tokens(length, resized[axis], best[axis], padding[axis], kept[axis], n_out[axis])
             for axis, length in enumerate((height, width))
         )
         for span, tile, place in zip(down.spans, down.tile.tolist(), down.place.tolist(), strict=True):
@@ -104,7 +111,9 @@ class AnyRes:
         ratio = math.sqrt(shape[0] * shape[1] / (self.most * (self.side // self.patch) ** 2))
         return [int(n // ratio) for n in shape] if ratio > 1.1 else shape
 
-    def _along(self, length: int, resized: int, best: int, first: int, kept: int, n_out: int) -> Along:
+    def _side_tokens(
+        self, length: int, resized: int, best: int, first: int, kept: int, n_out: int
+    ) -> SideTokens:
         """One side: ``n_out`` tokens share the ``kept`` features from the ``first`` on.
 
         ``length``, ``resized``, ``best``: the side in original, resized and padded pixels.
@@ -118,7 +127,7 @@ class AnyRes:
         spans = ((pixels - (best - resized) // 2) * (length / resized)).clamp(0, length)
         tile = ((start + end) / 2 / n).floor().long()
         place = torch.arange(n_out) - torch.searchsorted(tile, tile)
-        return Along(spans, tile, place)
+        return SideTokens(spans, tile, place)
 
 
 def _fitted(size: tuple[int, int], best: tuple[int, int]) -> tuple[int, int]:

@@ -18,16 +18,25 @@ Tensors = dict[str, Tensor]
 class Family:
     """A kind of VLM.
 
-    ``architectures``: transformers class names it covers. ``when(config)``: which configs of them, where a
-    class is home to several kinds (a LLaVA with another tower). ``adapter``: the TransformerLens architecture
-    adapter to register for them, None where TransformerLens has its own. ``layout(config, processor)``:
-    its image tokens (``processor`` may be None). ``process(processor, pictures, texts)``: tensors of a
-    left-padded batch, where the processor itself cannot be called; ``processor_kwargs``: for every call of
-    it where it can. ``complete(hf, tensors)``: what forward needs beside ids, mask and pixels (position
-    ids of three streams, token types), for those who give tensors only. ``turn``: a prompt as one user turn,
-    where the tokenizer has no chat template; ``{}`` is the prompt. ``adds_later``: whether pictures are added
-    to the residual stream of later layers too. ``adjust(bridge)``: last touches after
-    wrapping. ``markers``, ``grid``, ``checkpoints``, ``note``: words for ``gatelens models``.
+    Attributes:
+        name: in ``gatelens models`` and in messages.
+        architectures: transformers class names it covers.
+        layout: ``layout(config, processor)`` gives its image tokens; ``processor`` may be None.
+        adapter: the TransformerLens architecture adapter to register, None where TransformerLens has its own.
+        process: ``process(processor, pictures, texts)`` gives the tensors of a left-padded batch, where the
+            processor itself cannot be called.
+        processor_kwargs: for every call of the processor where it can be called.
+        complete: ``complete(hf, tensors)`` gives what forward needs beside ids, mask and pixels (position ids of
+            three streams, token types), for those who give tensors only.
+        when: ``when(config)`` says which configs it covers, where a class is home to several kinds (a LLaVA with
+            another tower).
+        adjust: ``adjust(bridge)``, last changes after wrapping.
+        adds_later: whether pictures are added to the residual stream of later layers too.
+        turn: a prompt as one user turn, where the tokenizer has no chat template; ``{}`` is the prompt.
+        markers: these four are words for ``gatelens models``.
+        grid: see ``markers``.
+        checkpoints: see ``markers``.
+        note: see ``markers``.
     """
 
     name: str
@@ -51,14 +60,11 @@ def token_id(tokenizer: Any, token: str) -> int | None:
     """Id of a token the tokenizer holds as one piece, else None."""
     if tokenizer is None:
         return None
-    found = tokenizer.convert_tokens_to_ids(token)
-    return (
-        None
-        if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token)
-        else int(found)
-    )
+    number = tokenizer.convert_tokens_to_ids(token)
+    unknown = number is None or (number == tokenizer.unk_token_id and token != tokenizer.unk_token)
+    return None if unknown else int(number)
 
 
-def ids_of(*found: int | None) -> frozenset[int]:
+def ids_of(*ids: int | None) -> frozenset[int]:
     """The ids that are there, as a layout takes them."""
-    return frozenset(int(i) for i in found if i is not None)
+    return frozenset(int(i) for i in ids if i is not None)

@@ -15,10 +15,14 @@ from torch import Tensor
 class Geometry:
     """What an image processor does to a picture, in this order: pad to square, resize, centre crop.
 
-    ``processed``: (width, height) the model sees. ``shortest``: resize so that the shorter side is this
-    long; ``exact``: resize to this (width, height). Both None: no resize. ``crop``: (width, height).
-    ``longest``: resize so that the longer side is this long and the other at least ``least``, then pad it to a
-    square, the picture in the middle.
+    Attributes:
+        processed: (width, height) the model sees, in pixels as all others here.
+        shortest: resize so that the shorter side is this long.
+        exact: resize to this (width, height); no resize where this and ``shortest`` are None.
+        crop: (width, height).
+        square: pad to a square first.
+        longest: resize so that the longer side is this long, then pad to a square, the picture in the middle.
+        least: the shortest the other side may become with ``longest``.
     """
 
     processed: tuple[int, int]
@@ -43,6 +47,11 @@ class Geometry:
             crop = (_read(image_processor.crop_size, "width"), _read(image_processor.crop_size, "height"))
         square = hasattr(image_processor, "pad_to_square") and bool(getattr(image_processor, "do_pad", False))
         return Geometry(crop or exact or processed, shortest, exact, crop, square)
+
+    @staticmethod
+    def of_processor(processor: Any, side: int) -> Geometry:
+        """:meth:`of` for the image processor of a processor, or None, and a model that sees squares."""
+        return Geometry.of(getattr(processor, "image_processor", None), (side, side))
 
     def boxes(
         self, size: tuple[int, int], rows: int, cols: int, cell: float | None = None

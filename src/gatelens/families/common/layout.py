@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from gatelens.families.common.plan import Picture, Plan
+from gatelens.families.common.plan import Picture, PicturePlan
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Ids that are image tokens themselves (a VQ vocabulary), as in a picture the model draws.
 
-    ``cell``: pixels a token's side shows. ``rows``, ``cols``: of a picture; ``cols`` None where row breaks
-    (``Layout.inner_ids``) tell the rows, and then ``rows`` is not needed.
+    Attributes:
+        ids: the image tokens.
+        cell: pixels a token's side shows.
+        rows: rows of a picture; not needed where row breaks tell them.
+        cols: columns of a picture; None where row breaks (``Layout.inner_ids``) tell the rows.
     """
 
     ids: frozenset[int] = field(repr=False)
@@ -29,20 +32,28 @@ class Drawn:
 class Layout:
     """The image tokens of a family.
 
-    ``placeholder_id`` stands once for every token of a picture; ``plan`` says what they are, in order.
-    ``boi_ids``, ``eoi_ids``: markers before and after a picture. ``inner_ids``: what may stand between the
-    tokens of one picture (row breaks, tile markers). ``bos_id`` is what a prompt starts with.
-    ``placeholder``: what the processor looks for in a prompt; ``written``: what a person writes for a picture
-    when that takes more (``<image>`` in a prompt is replaced by it). ``evidence``: names of tensors with a
-    row a picture that ``plan`` reads, ``evidence_by_prompt``: with a row a prompt. ``two_way``: whether
-    ``image`` tokens of a picture, or the whole ``prompt``, attend in both directions. ``pixels``: whether
-    rows of ``pixel_values`` go by ``picture`` or by ``example``. ``within``: whether the ids between two
-    placeholders stand inside one picture, where that takes more than being ``inner_ids``. ``process``: goes
-    before ``Family.process``, for processing that needs numbers of the config.
+    Attributes:
+        placeholder_id: stands once for every token of a picture.
+        plan: says what the placeholders of a picture are, in order.
+        drawn: ids that are image tokens themselves.
+        boi_ids: markers before a picture.
+        eoi_ids: markers after a picture.
+        inner_ids: what may stand between the tokens of one picture (row breaks, tile markers).
+        bos_id: what a prompt starts with.
+        placeholder: what the processor looks for in a prompt.
+        written: what a person writes for a picture when that takes more (``<image>`` in a prompt is replaced by
+            it).
+        evidence: names of tensors with a row a picture that ``plan`` reads.
+        evidence_by_prompt: names of such tensors with a row a prompt.
+        two_way: ``image`` where the tokens of a picture attend in both directions, ``prompt`` where all do.
+        pixels: whether rows of ``pixel_values`` go by ``picture`` or by ``example``.
+        within: whether the ids between two placeholders stand inside one picture, where that takes more than
+            being ``inner_ids``.
+        process: goes before ``Family.process``, for processing that needs numbers of the config.
     """
 
     placeholder_id: int
-    plan: Callable[[Picture], Plan]
+    plan: Callable[[Picture], PicturePlan]
     drawn: Drawn | None = None
     boi_ids: frozenset[int] = frozenset()
     eoi_ids: frozenset[int] = frozenset()

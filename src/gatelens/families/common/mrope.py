@@ -15,8 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gatelens.errors import InputError
-from gatelens.families.common.geometry import Geometry
-from gatelens.families.common.plan import Picture, Plan, grid
+from gatelens.families.common.plan import Picture, PicturePlan, resized_grid
 from gatelens.families.common.processing import picture_tensors, prepare_batch
 
 GRID = "image_grid_thw"
@@ -29,7 +28,7 @@ class MergedPatches:
     patch: int
     merge: int
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         """Raises InputError without the picture's row of ``image_grid_thw``, or when it is of a video."""
         if GRID not in picture.tensors:
             raise InputError(f"placeholders without {GRID}: give it with pixel_values, one row a picture")
@@ -38,9 +37,7 @@ class MergedPatches:
             raise InputError(f"{GRID} has {time} frames: video is not supported, give pictures")
         rows, cols = height // self.merge, width // self.merge
         processed = (width * self.patch, height * self.patch)
-        size = picture.size or processed
-        boxes = Geometry(processed, exact=processed).boxes(size, rows, cols)
-        return grid(boxes, cols, size, pixel_rows=height * width)
+        return resized_grid(picture, rows, cols, processed, pixel_rows=height * width)
 
 
 def process_by_grid(placeholder: str) -> Callable[[Any, list[list[Any]], list[str]], dict[str, Tensor]]:
@@ -64,16 +61,15 @@ def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if any("video" in name for name in tensors):
         raise InputError("video is not supported: give pictures")
     types = (tensors["input_ids"] == hf.config.image_token_id).long()
-    out = {"mm_token_type_ids": types}
     if tensors["position_ids"].ndim == 3:
-        return out
+        return {"mm_token_type_ids": types}
     begins = types.clone()
     begins[:, 1:] -= types[:, :-1]
-    runs, grids = int((begins == 1).sum()), tensors.get(GRID)
-    if runs != (0 if grids is None else len(grids)):
+    stretches, grids = int((begins == 1).sum()), tensors.get(GRID)
+    n_pictures = 0 if grids is None else len(grids)
+    if stretches != n_pictures:
         raise InputError(
-            f"{0 if grids is None else len(grids)} picture(s) stand in {runs} place(s): "
-            "put the markers around each picture"
+            f"{n_pictures} picture(s) stand in {stretches} place(s): put the markers around each picture"
         )
     positions, _ = hf.model.get_rope_index(
         tensors["input_ids"],
@@ -81,7 +77,4 @@ def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         image_grid_thw=grids,
         attention_mask=tensors["attention_mask"],
     )
-    return out | {"position_ids": positions}
-
-
-__all__ = ["GRID", "MergedPatches", "process_by_grid", "three_streams"]
+    return {"mm_token_type_ids": types, "position_ids": positions}

@@ -1,4 +1,4 @@
-"""Plan: what the placeholders of one picture stand for, one after the other."""
+"""What the placeholders of one picture stand for, one after the other."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ _COLUMNS = ("row", "col", "tile", "box", "breaks")
 class Picture:
     """What is known of a picture when its tokens are to be placed.
 
-    ``size``: (width, height) of the original, None when only tensors were given. ``n``: placeholders left in
-    its stretch of the prompt. ``tensors``: this picture's row of each tensor in ``Layout.evidence``. ``ids``:
-    that stretch from the picture's first placeholder to the last, with the markers in between.
+    Attributes:
+        size: (width, height) of the original in pixels, None when only tensors were given.
+        n: placeholders left in its stretch of the prompt.
+        tensors: this picture's row of each tensor in ``Layout.evidence``.
+        ids: that stretch from the picture's first placeholder to the last, with the markers in between.
     """
 
     size: Size | None
@@ -32,13 +34,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PicturePlan:
     """One entry for each placeholder of a picture, in the order of the prompt.
 
-    ``row``, ``col``: place in its tile, -1 without one. ``tile``: 0 for a picture in one piece; the pieces
-    of a tiled picture are numbered from 1 and its overview is 0. ``box``: (x0, y0, x1, y1) in pixels of
-    ``size``, nan without a place. ``breaks``: placeholders that end a row and show nothing of the picture.
-    ``pixel_rows``: how many rows of ``pixel_values`` the picture takes.
+    Attributes:
+        row: row in its tile, -1 without a place.
+        col: column in its tile, -1 without a place.
+        tile: 0 for a picture in one piece; the pieces of a tiled picture count from 1 and its overview is 0.
+        box: (x0, y0, x1, y1) in pixels of ``size``, nan without a place.
+        breaks: whether the placeholder ends a row and shows nothing of the picture.
+        size: (width, height) of the picture the boxes are in.
+        pixel_rows: how many rows of ``pixel_values`` the picture takes.
     """
 
     row: Int[Tensor, " n"]
@@ -60,11 +66,11 @@ def grid(
     tile: int = 0,
     breaks: bool = False,
     pixel_rows: int = 1,
-) -> Plan:
+) -> PicturePlan:
     """Cells row by row; with ``breaks`` a placeholder without a place ends every row."""
     cells = torch.arange(len(boxes))
     row, col = cells // cols, cells % cols
-    plan = Plan(
+    plan = PicturePlan(
         row,
         col,
         torch.full_like(row, tile),
@@ -80,10 +86,26 @@ def grid(
     return chain(rows, pixel_rows)
 
 
-def placeless(n: int, size: Size, breaks: bool = False, tile: int = 0) -> Plan:
+def tiles(geometry: Geometry, size: Size, rows: int, cols: int, n: int, first: int = 1) -> list[PicturePlan]:
+    """A picture cut into ``rows`` x ``cols`` tiles of ``n`` x ``n`` cells, numbered row by row from ``first``."""
+    boxes = geometry.boxes(size, rows * n, cols * n).view(rows, n, cols, n, 4)
+    by_tile = boxes.transpose(1, 2).reshape(rows * cols, n * n, 4)
+    return [grid(tile, n, size, tile=number) for number, tile in enumerate(by_tile, start=first)]
+
+
+def resized_grid(
+    picture: Picture, rows: int, cols: int, processed: Size, breaks: bool = False, pixel_rows: int = 1
+) -> PicturePlan:
+    """A picture resized as a whole to ``processed`` (width, height) pixels, which the cells fill; see :func:`grid`."""
+    size = picture.size or processed
+    boxes = Geometry(processed, exact=processed).boxes(size, rows, cols)
+    return grid(boxes, cols, size, breaks=breaks, pixel_rows=pixel_rows)
+
+
+def placeless(n: int, size: Size, breaks: bool = False, tile: int = 0) -> PicturePlan:
     """``n`` placeholders that show no place of the picture: a class token, a newline."""
     none = torch.full((n,), -1)
-    return Plan(
+    return PicturePlan(
         none,
         none,
         torch.full((n,), tile),
@@ -93,25 +115,30 @@ def placeless(n: int, size: Size, breaks: bool = False, tile: int = 0) -> Plan:
     )
 
 
-def chain(parts: Iterable[Plan], pixel_rows: int = 1) -> Plan:
+def chain(parts: Iterable[PicturePlan], pixel_rows: int = 1) -> PicturePlan:
     """The placeholders of the parts one after the other."""
-    found = list(parts)
-    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in found]) for name in _COLUMNS}
-    return Plan(**columns, size=found[0].size, pixel_rows=pixel_rows)
+    plans = list(parts)
+    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in plans]) for name in _COLUMNS}
+    return PicturePlan(**columns, size=plans[0].size, pixel_rows=pixel_rows)
 
 
-def cut(plan: Plan, start: int, stop: int) -> Plan:
+def cut(plan: PicturePlan, start: int, stop: int) -> PicturePlan:
     """Some of the placeholders."""
     columns: dict[str, Any] = {name: getattr(plan, name)[start:stop] for name in _COLUMNS}
-    return Plan(**columns, size=plan.size, pixel_rows=plan.pixel_rows)
+    return PicturePlan(**columns, size=plan.size, pixel_rows=plan.pixel_rows)
 
 
 @dataclass(frozen=True)
 class FixedGrid:
     """Every picture becomes ``rows`` x ``cols`` tokens after ``n_leading`` tokens with no place.
 
-    ``n_leading`` is 1 for a class token that is kept, -1 when the first cell is dropped. ``cell``: pixels of
-    a patch's side, where patches do not fill the processed picture (14 in 384: 27 patches see 378).
+    Attributes:
+        rows: of cells.
+        cols: of cells.
+        geometry: what the image processor does to the picture.
+        n_leading: 1 for a class token that is kept, -1 when the first cell is dropped.
+        cell: pixels of a patch's side, where patches do not fill the processed picture (14 in 384: 27 patches
+            see 378).
     """
 
     rows: int
@@ -120,11 +147,17 @@ class FixedGrid:
     n_leading: int = 0
     cell: float | None = None
 
+    @classmethod
+    def of_patches(cls, vision: Any, processor: Any) -> FixedGrid:
+        """A cell for each patch of the tower configured by ``vision``; the processor says what it does to pictures."""
+        side = vision.image_size // vision.patch_size
+        return cls(side, side, Geometry.of_processor(processor, vision.image_size))
+
     @property
     def n_tokens(self) -> int:
         return self.rows * self.cols + self.n_leading
 
-    def __call__(self, picture: Picture) -> Plan:
+    def __call__(self, picture: Picture) -> PicturePlan:
         size = picture.size or self.geometry.processed
         cells = grid(self.geometry.boxes(size, self.rows, self.cols, self.cell), self.cols, size)
         if self.n_leading > 0:

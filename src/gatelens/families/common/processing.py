@@ -53,10 +53,10 @@ def prepare_batch(
     The i-th ``placeholder`` of all prompts, in order, becomes ``expansions[i]``, which may hold the
     placeholder itself any number of times. Raises InputError when their numbers differ.
     """
-    found = sum(text.count(placeholder) for text in texts)
-    if found != len(expansions):
+    n_written = sum(text.count(placeholder) for text in texts)
+    if n_written != len(expansions):
         raise InputError(
-            f"the prompts have {found} {placeholder} and {len(expansions)} picture(s) were prepared: "
+            f"the prompts have {n_written} {placeholder} and {len(expansions)} picture(s) were prepared: "
             f"write {placeholder} once for each picture"
         )
     waiting = iter(expansions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,20 +12,20 @@ from torch import Tensor
 
 from gatelens.errors import InputError
 from gatelens.families.common.layout import Layout
-from gatelens.families.common.plan import Picture, Plan
+from gatelens.families.common.plan import Picture, PicturePlan, Size
 from gatelens.tokens import Role, TokenMap
 
-Sizes = Sequence[Sequence[tuple[int, int]]]
+Sizes = Sequence[Sequence[Size]]
 # how far before the first image token its marker may stand: Emu3 writes the picture's size in between
 _HEADER = 24
 
 
 @dataclass
-class _Found:
-    """The tokens of one picture in a prompt: image tokens or placeholders, and what stands between."""
+class _PictureTokens:
+    """The tokens of one picture in a prompt: image tokens or placeholders, and what they show."""
 
     positions: list[int]
-    plan: Plan
+    plan: PicturePlan
     drawn: bool = False
 
 
@@ -38,10 +39,18 @@ def token_map(
 ) -> TokenMap:
     """Roles, image numbers, grid places and pixel boxes of a left-padded batch.
 
-    ``image_sizes``: (width, height) of the original pictures, per example, for placeholders only; without
-    it boxes are in processed pixels. ``tensors``: what else goes to the model, for ``layout.evidence``.
-    Raises InputError when padding is not on the left, or placeholders do not make whole pictures, or their
-    number differs from the pictures given.
+    Args:
+        layout: the image tokens of the family.
+        input_ids: the prompts.
+        attention_mask: 0 at padding; None without padding.
+        image_sizes: (width, height) of the original pictures, per example, for placeholders only; without it
+            boxes are in processed pixels.
+        strings: the tokens as text, per example.
+        tensors: what else goes to the model, for ``layout.evidence``.
+
+    Raises:
+        InputError: padding is not on the left, placeholders do not make whole pictures, or their number differs
+            from the pictures given.
     """
     return read(layout, input_ids, attention_mask, image_sizes, strings, tensors)[0]
 
@@ -53,54 +62,65 @@ def read(
     image_sizes: Sizes | None = None,
     strings: Sequence[Sequence[str]] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
-) -> tuple[TokenMap, list[list[Plan]]]:
+) -> tuple[TokenMap, list[list[PicturePlan]]]:
     """:func:`token_map`, and the plans of the pictures that came as placeholders, per example."""
-    ids = input_ids.tolist()
+    ids, tensors = input_ids.tolist(), tensors or {}
     batch, n_pos = len(ids), len(ids[0]) if ids else 0
     mask = [[1] * n_pos] * batch if attention_mask is None else attention_mask.tolist()
-    roles = torch.zeros(batch, n_pos, dtype=torch.long)
-    image_index, row, col, tile, block = (torch.full((batch, n_pos), -1) for _ in range(5))
-    box = torch.full((batch, n_pos, 4), float("nan"))
-    evidence = {name: (tensors or {})[name] for name in layout.evidence if name in (tensors or {})}
-    sizes, plans = [], []
-    seen = 0
+    columns: dict[str, Any] = {
+        name: torch.full((batch, n_pos), -1) for name in ("image_index", "row", "col", "tile", "two_way")
+    }
+    columns["roles"] = torch.zeros(batch, n_pos, dtype=torch.long)
+    columns["box"] = torch.full((batch, n_pos, 4), float("nan"))
+    of_pictures = {name: tensors[name] for name in layout.evidence if name in tensors}
+    of_prompts = _rows_by_prompt(layout, tensors, batch)
+    sizes: list[tuple[Size, ...]] = []
+    plans: list[list[PicturePlan]] = []
     for b in range(batch):
         start = mask[b].index(1) if 1 in mask[b] else n_pos
         if 0 in mask[b][start:]:
             raise InputError(f"prompt {b} is padded on its right or inside: pad on the left only")
-        given = None if image_sizes is None else list(image_sizes[b])
-        own = _row_of_prompt(layout, tensors or {}, b, batch)
-        pictures = _pictures(layout, ids[b], start, b, given, evidence, seen, own)
-        plans.append([one.plan for one in pictures if not one.drawn])
-        seen += len(plans[-1])
-        for i, one in enumerate(pictures):
-            where = torch.tensor(one.positions)
-            roles[b, where] = torch.where(one.plan.breaks, int(Role.ROW_BREAK), int(Role.IMAGE))
-            image_index[b, where] = i
-            row[b, where], col[b, where], tile[b, where] = one.plan.row, one.plan.col, one.plan.tile
-            box[b, where] = one.plan.box
-        sizes.append(tuple(one.plan.size for one in pictures))
-        _markers(layout, ids[b], start, [one.positions for one in pictures], roles[b], image_index[b])
-        _text(layout, ids[b], start, roles[b], image_index[b])
-        if layout.two_way is not None:
-            types = (tensors or {}).get("token_type_ids")
-            block[b] = _two_way(layout, roles[b], image_index[b], None if types is None else types[b])
+        first = sum(map(len, plans))
+        prompt = _Prompt(
+            layout,
+            b,
+            ids[b],
+            start,
+            None if image_sizes is None else list(image_sizes[b]),
+            {name: tensor[first:] for name, tensor in of_pictures.items()},
+            {name: tensor[b] for name, tensor in of_prompts.items()},
+        )
+        pictures = prompt.pictures()
+        plans.append([picture.plan for picture in pictures if not picture.drawn])
+        sizes.append(tuple(picture.plan.size for picture in pictures))
+        roles, image_index = columns["roles"][b], columns["image_index"][b]
+        for number, picture in enumerate(pictures):
+            where, plan = torch.tensor(picture.positions), picture.plan
+            roles[where] = torch.where(plan.breaks, int(Role.ROW_BREAK), int(Role.IMAGE))
+            image_index[where] = number
+            for name in ("row", "col", "tile", "box"):
+                columns[name][b, where] = getattr(plan, name)
+        prompt.mark_around([picture.positions for picture in pictures], roles, image_index)
+        prompt.mark_text(roles, image_index)
+        types = tensors.get("token_type_ids")
+        columns["two_way"][b] = _two_way(layout, roles, image_index, None if types is None else types[b])
     names = strings if strings is not None else [[str(t) for t in example] for example in ids]
-    return (
-        TokenMap(
-            roles,
-            image_index,
-            row,
-            col,
-            box,
-            tuple(sizes),
-            tuple(tuple(s) for s in names),
-            n_pos,
-            tile=tile,
-            two_way=block,
-        ),
-        plans,
+    tokens = TokenMap(
+        **columns,
+        image_sizes=tuple(sizes),
+        strings=tuple(tuple(example) for example in names),
+        prompt_length=n_pos,
     )
+    return tokens, plans
+
+
+def _rows_by_prompt(layout: Layout, tensors: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """The tensors in ``layout.evidence_by_prompt``. Raises InputError without a row for each prompt."""
+    rows = {name: tensors[name] for name in layout.evidence_by_prompt if name in tensors}
+    for name, tensor in rows.items():
+        if len(tensor) != batch:
+            raise InputError(f"{name} has {len(tensor)} rows for {batch} prompts: give one a prompt")
+    return rows
 
 
 def _two_way(layout: Layout, roles: Tensor, image_index: Tensor, types: Tensor | None) -> Tensor:
@@ -108,76 +128,136 @@ def _two_way(layout: Layout, roles: Tensor, image_index: Tensor, types: Tensor |
 
     They are 1 at pictures where those attend both ways, and 0 in a prompt that does (1 in what follows it).
     """
-    if layout.two_way == "image":
-        mine, number = roles == Role.IMAGE, image_index
-        return torch.where(mine if types is None else mine & (types.cpu() == 1), number, -1)
-    mine = roles != Role.PAD
-    return torch.where(mine if types is None else mine & (types.cpu() == 0), 0, -1)
+    if layout.two_way is None:
+        return torch.full_like(roles, -1)
+    of_picture = layout.two_way == "image"
+    mine = roles == Role.IMAGE if of_picture else roles != Role.PAD
+    if types is not None:
+        mine = mine & (types.cpu() == (1 if of_picture else 0))
+    return torch.where(mine, image_index if of_picture else 0, -1)
 
 
-def _row_of_prompt(layout: Layout, tensors: Mapping[str, Tensor], b: int, batch: int) -> dict[str, Tensor]:
-    """The row of prompt ``b`` of each tensor in ``layout.evidence_by_prompt``. Raises InputError."""
-    found = {name: tensors[name] for name in layout.evidence_by_prompt if name in tensors}
-    for name, tensor in found.items():
-        if len(tensor) != batch:
-            raise InputError(f"{name} has {len(tensor)} rows for {batch} prompts: give one a prompt")
-    return {name: tensor[b] for name, tensor in found.items()}
+@dataclass
+class _Prompt:
+    """One prompt and what is known of its pictures.
 
+    Attributes:
+        layout: the image tokens of the family.
+        number: its place in the batch.
+        ids: its tokens.
+        start: its first position that is no padding.
+        sizes: (width, height) of the original pictures, where given.
+        by_picture: tensors with a row for each picture, from this prompt's first on.
+        by_prompt: this prompt's row of other tensors.
+    """
 
-def _runs(layout: Layout, ids: list[int], start: int) -> list[tuple[bool, list[int]]]:
-    """Stretches of image tokens of one kind, which nothing but inner ids and markers interrupts."""
-    drawn_ids = layout.drawn.ids if layout.drawn is not None else frozenset()
-    runs: list[tuple[bool, list[int]]] = []
-    for p in range(start, len(ids)):
-        drawn = ids[p] in drawn_ids
-        if drawn or ids[p] == layout.placeholder_id:
-            if not runs or runs[-1][0] != drawn or not layout.joins(ids[runs[-1][1][-1] + 1 : p]):
-                runs.append((drawn, []))
-            runs[-1][1].append(p)
-    return runs
+    layout: Layout
+    number: int
+    ids: list[int]
+    start: int
+    sizes: list[Size] | None
+    by_picture: Mapping[str, Tensor]
+    by_prompt: Mapping[str, Tensor]
 
+    def pictures(self) -> list[_PictureTokens]:
+        """A drawn picture may be unfinished; placeholders must make whole pictures."""
+        pictures: list[_PictureTokens] = []
+        n_placed = 0
+        for drawn, positions in self._stretches():
+            at = 0
+            while at < len(positions):
+                if drawn:
+                    plan = _drawn_plan(self.layout, self.ids, positions[at:])
+                else:
+                    plan = self._placed_plan(n_placed, positions, at)
+                    n_placed += 1
+                pictures.append(_PictureTokens(positions[at : at + len(plan)], plan, drawn))
+                at += len(plan)
+        if self.sizes is not None and len(self.sizes) != n_placed:
+            raise InputError(
+                f"prompt {self.number} has placeholders for {n_placed} picture(s), and {len(self.sizes)} were given"
+            )
+        return pictures
 
-def _pictures(
-    layout: Layout,
-    ids: list[int],
-    start: int,
-    b: int,
-    given: list[tuple[int, int]] | None,
-    evidence: Mapping[str, Tensor],
-    seen: int,
-    own: Mapping[str, Tensor],
-) -> list[_Found]:
-    """A drawn picture may be unfinished; placeholders must make whole pictures."""
-    out: list[_Found] = []
-    n_given = 0
-    for drawn, positions in _runs(layout, ids, start):
-        at = 0
-        while at < len(positions):
-            if drawn:
-                plan = _drawn_plan(layout, ids, positions[at:])
+    def _stretches(self) -> list[tuple[bool, list[int]]]:
+        """(whether they are drawn, positions) of image tokens that only inner ids and markers interrupt."""
+        layout, ids = self.layout, self.ids
+        drawn_ids = layout.drawn.ids if layout.drawn is not None else frozenset()
+        stretches: list[tuple[bool, list[int]]] = []
+        for p in range(self.start, len(ids)):
+            drawn = ids[p] in drawn_ids
+            if drawn or ids[p] == layout.placeholder_id:
+                last = stretches[-1] if stretches else None
+                if last is None or last[0] != drawn or not layout.joins(ids[last[1][-1] + 1 : p]):
+                    stretches.append((drawn, []))
+                stretches[-1][1].append(p)
+        return stretches
+
+    def _placed_plan(self, n: int, positions: list[int], at: int) -> PicturePlan:
+        """The plan of the prompt's ``n``-th picture, whose placeholders begin at ``positions[at]``."""
+        if self.sizes is not None and n >= len(self.sizes):
+            raise InputError(
+                f"prompt {self.number} has placeholders for more than the {len(self.sizes)} picture(s) given"
+            )
+        size = None if self.sizes is None else self.sizes[n]
+        rows = {name: tensor[n] for name, tensor in self.by_picture.items() if n < len(tensor)}
+        stretch = tuple(self.ids[positions[at] : positions[-1] + 1])
+        left = len(positions) - at
+        plan = self.layout.plan(Picture(size, left, {**rows, **self.by_prompt}, stretch))
+        if len(plan) > left or not len(plan):
+            raise InputError(
+                f"prompt {self.number} has {len(positions)} image placeholders from position {positions[0]}, "
+                f"and one picture takes {len(plan)}: give whole pictures"
+            )
+        return plan
+
+    def mark_around(self, pictures: list[list[int]], roles: Tensor, image_index: Tensor) -> None:
+        """What stands before, between and after the tokens of each picture."""
+        ids, boi_ids, eoi_ids = self.ids, self.layout.boi_ids, self.layout.eoi_ids
+        taken = self.start
+        for i, positions in enumerate(pictures):
+            first, last = positions[0], positions[-1]
+            own = set(positions)
+            for p in range(first, last):
+                if p not in own:
+                    roles[p], image_index[p] = Role.ROW_BREAK, i
+            begins = [p for p in range(max(taken, first - _HEADER), first) if ids[p] in boi_ids]
+            if begins:
+                # markers in a row are one marker (tile names after it); else the one nearest to the picture
+                begin = begins[-1]
+                while begin - 1 >= taken and ids[begin - 1] in boi_ids:
+                    begin -= 1
+                roles[begin:first], image_index[begin:first] = Role.BOI, i
+            end = last + 1
+            while end < len(ids) and ids[end] in self.layout.inner_ids and ids[end] not in eoi_ids:
+                end += 1
+            taken = last + 1
+            if end < len(ids) and ids[end] in eoi_ids:
+                roles[taken:end], image_index[taken:end] = Role.ROW_BREAK, i
+                roles[end], image_index[end] = Role.EOI, i
+                taken = end + 1
+
+    def mark_text(self, roles: Tensor, image_index: Tensor) -> None:
+        """Roles of everything that is no image token. Without an image, all text but BOS is the query."""
+        ids, boi_ids, eoi_ids = self.ids, self.layout.boi_ids, self.layout.eoi_ids
+        image = ((roles == Role.IMAGE) | (roles == Role.ROW_BREAK)).tolist()
+        first_image = image.index(True) if True in image else self.start
+        seen = 0
+        for p in range(self.start, len(ids)):
+            if image[p]:
+                seen = int(image_index[p]) + 1
+            elif roles[p] in (Role.BOI, Role.EOI):
+                continue
+            elif ids[p] in boi_ids and ids[p] not in eoi_ids:
+                roles[p], image_index[p] = Role.BOI, seen  # a picture is about to be drawn
+            elif ids[p] in eoi_ids and ids[p] not in boi_ids:
+                roles[p] = Role.EOI
             else:
-                size = given[n_given] if given is not None and n_given < len(given) else None
-                rows = {k: v[seen + n_given] for k, v in evidence.items() if seen + n_given < len(v)}
-                if given is not None and size is None:
-                    raise InputError(
-                        f"prompt {b} has placeholders for more than the {len(given)} picture(s) given"
-                    )
-                stretch = tuple(ids[positions[at] : positions[-1] + 1])
-                plan = layout.plan(Picture(size, len(positions) - at, {**rows, **own}, stretch))
-                n_given += 1
-                if len(plan) > len(positions) - at or not len(plan):
-                    raise InputError(
-                        f"prompt {b} has {len(positions)} image placeholders from position {positions[0]}, "
-                        f"and one picture takes {len(plan)}: give whole pictures"
-                    )
-            out.append(_Found(positions[at : at + len(plan)], plan, drawn))
-            at += len(plan)
-    if given is not None and len(given) != n_given:
-        raise InputError(f"prompt {b} has placeholders for {n_given} picture(s), and {len(given)} were given")
-    return out
+                leading_bos = p == self.start and ids[p] == self.layout.bos_id
+                roles[p] = Role.SYSTEM if p < first_image or leading_bos else Role.QUERY
 
 
-def _drawn_plan(layout: Layout, ids: list[int], positions: list[int]) -> Plan:
+def _drawn_plan(layout: Layout, ids: list[int], positions: list[int]) -> PicturePlan:
     """Cells of a picture written as codes; its pixels are the model's own, no processor has touched them."""
     drawn = layout.drawn
     assert drawn is not None
@@ -188,59 +268,10 @@ def _drawn_plan(layout: Layout, ids: list[int], positions: list[int]) -> Plan:
     else:
         breaks = torch.tensor([i in layout.inner_ids for i in ids]).cumsum(0)[positions]
         row = breaks - breaks[0]
-        first = torch.tensor(
-            [int((row == r).nonzero()[0]) if (row == r).any() else 0 for r in range(int(row[-1]) + 1)]
-        )
-        col = torch.arange(len(positions)) - first[row]
+        col = torch.arange(len(positions)) - torch.searchsorted(
+            row, row
+        )  # from the first token of the row on
         shape = (int(row.max()) + 1, int(col.max()) + 1)
     box = torch.stack([col, row, col + 1, row + 1], dim=1).float() * drawn.cell
     size = (round(shape[1] * drawn.cell), round(shape[0] * drawn.cell))
-    return Plan(row, col, torch.zeros_like(row), box, torch.zeros_like(row, dtype=torch.bool), size)
-
-
-def _markers(
-    layout: Layout, ids: list[int], start: int, pictures: list[list[int]], roles: Tensor, image_index: Tensor
-) -> None:
-    """What stands before, between and after the tokens of each picture."""
-    taken = start
-    for i, positions in enumerate(pictures):
-        first, last = positions[0], positions[-1]
-        own = set(positions)
-        for p in range(first, last):
-            if p not in own:
-                roles[p], image_index[p] = Role.ROW_BREAK, i
-        begins = [p for p in range(max(taken, first - _HEADER), first) if ids[p] in layout.boi_ids]
-        if begins:
-            # markers in a row are one marker (tile names after it); else the one nearest to the picture
-            begin = begins[-1]
-            while begin - 1 >= taken and ids[begin - 1] in layout.boi_ids:
-                begin -= 1
-            roles[begin:first], image_index[begin:first] = Role.BOI, i
-        end = last + 1
-        while end < len(ids) and ids[end] in layout.inner_ids and ids[end] not in layout.eoi_ids:
-            end += 1
-        if end < len(ids) and ids[end] in layout.eoi_ids:
-            roles[last + 1 : end], image_index[last + 1 : end] = Role.ROW_BREAK, i
-            roles[end], image_index[end] = Role.EOI, i
-            taken = end + 1
-        else:
-            taken = last + 1
-
-
-def _text(layout: Layout, ids: list[int], start: int, roles: Tensor, image_index: Tensor) -> None:
-    """Roles of everything that is no image token. Without an image, all text but BOS is the query."""
-    image = ((roles == Role.IMAGE) | (roles == Role.ROW_BREAK)).tolist()
-    first_image = image.index(True) if True in image else start
-    seen = 0
-    for p in range(start, len(ids)):
-        if image[p]:
-            seen = int(image_index[p]) + 1
-        elif roles[p] in (Role.BOI, Role.EOI):
-            continue
-        elif ids[p] in layout.boi_ids and ids[p] not in layout.eoi_ids:
-            roles[p], image_index[p] = Role.BOI, seen  # a picture is about to be drawn
-        elif ids[p] in layout.eoi_ids and ids[p] not in layout.boi_ids:
-            roles[p] = Role.EOI
-        else:
-            leading_bos = p == start and ids[p] == layout.bos_id
-            roles[p] = Role.SYSTEM if p < first_image or leading_bos else Role.QUERY
+    return PicturePlan(row, col, torch.zeros_like(row), box, torch.zeros_like(row, dtype=torch.bool), size)

@@ -1,8 +1,8 @@
 """Which positions carry the picture to the answer.
 
-``finder`` is what users call, ``result`` what they get, ``search`` the order of the steps, ``setup`` and ``places``
-what is searched; ``attention``, ``overlap``, ``knockouts``, ``patching`` and ``sets`` are the steps, ``rows`` their
-table, ``verdict`` the words.
+``study`` is what users call; ``search`` is the section: the order of the steps and what is read off their tables.
+``places`` are the candidates, ``measurements`` what is done to them, ``result`` the tables, ``verdict`` the words;
+``figures``, ``tables`` and ``cards`` show them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import pandas as pd
 
 from gatelens.plots.numbers import percent
 from gatelens.studies.gate_finder.places import Place
-from gatelens.studies.narrow_gate.verdict import FLIPS
 
 NARROW, DISTRIBUTED = "narrow", "distributed"
 NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
@@ -21,6 +20,7 @@ LEAST_WORTH = (
     0.1  # probability of the right answer the picture must be worth for a share of it to mean anything
 )
 CHANCE = 0.05  # answers name the right classes when shuffled names fit as well less often than this
+FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
 # positions stand out when the low ends of their intervals are so many times the high ends of all others
 STANDS_OUT = 1.5
 
@@ -35,7 +35,7 @@ def gate_verdict(
 
     Args:
         places: the candidates.
-        measures: one row a place and measure, as :class:`~gatelens.studies.gate_finder.GateSearch` has them.
+        measures: one row a place and measure, as :class:`~gatelens.studies.gate_finder.study.GateSearch` has them.
         sets: by kind of knockout the smallest set that carries the effect: ``size, low, high, share …, places,
             damage``; the first kind decides.
         facts: what the picture is worth, what patching the set did, the limit of a narrow set.
@@ -47,26 +47,26 @@ def gate_verdict(
     hows = list(sets)
     first = sets[hows[0]]
     reading = _reading(facts)
-    found = reading or _size_says(first, facts["narrow"])
-    gate = named(places, first["places"]) if found == NARROW else ""
+    says = reading or _size_says(first, facts["narrow"])
+    gate = named(places, first["places"]) if says == NARROW else ""
     evidence: list[dict[str, str]] = []
     if reading is None:
         evidence = [_knockout(places, how, sets[how], facts) for how in hows]
         evidence.append(_patching(places, facts))
-        evidence.append(_standing_out(places, measures, "attention", 0.0, found, first, facts))
+        evidence.append(_standing_out(places, measures, "attention", 0.0, says, first, facts))
         evidence.append(
-            _standing_out(places, measures, "overlap", facts["overlap_by_chance"], found, first, facts)
+            _standing_out(places, measures, "overlap", facts["overlap_by_chance"], says, first, facts)
         )
-    decided = found in (NARROW, DISTRIBUTED)
-    disagree = [e["kind"] for e in evidence if decided and e["says"] != found]
-    sentence = _sentence(found, gate, first, facts)
+    decided = says in (NARROW, DISTRIBUTED)
+    disagree = [e["kind"] for e in evidence if decided and e["says"] != says]
+    sentence = _sentence(says, gate, first, facts)
     if decided:
         sentence += (
             f" Evidence that does not agree: {', '.join(disagree)}." if disagree else " Every measure agrees."
         )
     return {
-        "verdict": found,
-        "headline": {NARROW: f"narrow gate at {gate}"}.get(found, found),
+        "verdict": says,
+        "headline": {NARROW: f"narrow gate at {gate}"}.get(says, says),
         "sentence": sentence,
         "places": list(first["places"]),
         "evidence": evidence,
@@ -88,7 +88,7 @@ def _size_says(one: Mapping[str, Any], limit: int) -> str:
     return DISTRIBUTED if one["low"] > limit else INCONCLUSIVE
 
 
-def _sentence(found: str, gate: str, first: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _sentence(says: str, gate: str, first: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     read = (
         f"The answers hold {facts['information']:.2f} nats [{facts['information_low']:.2f}, "
         f"{facts['information_high']:.2f}] about their own picture's class (names shuffled, as much or more in "
@@ -98,7 +98,7 @@ def _sentence(found: str, gate: str, first: Mapping[str, Any], facts: Mapping[st
         f"probability of the right answer {facts['probability']:.2f}, with the picture cut off or by chance "
         f"{facts['floor']:.2f}; accuracy {facts['accuracy']:.2f}"
     )
-    if found == NOTHING:
+    if says == NOTHING:
         return f"{read}; {scores}: the model does not read the class off the picture, so there is no gate to look for."
     if _reading(facts) is not None:
         return (
@@ -112,7 +112,7 @@ def _sentence(found: str, gate: str, first: Mapping[str, Any], facts: Mapping[st
         else "no set"
     )
     carried = f"{percent(min(first['share'], 1.0))}"
-    if found == NARROW:
+    if says == NARROW:
         around = (
             f"{percent(facts['around'])} [{percent(facts['around_low'])}, {percent(facts['around_high'])}]"
         )
@@ -122,8 +122,8 @@ def _sentence(found: str, gate: str, first: Mapping[str, Any], facts: Mapping[st
             f"the picture's other positions from everything else lowers accuracy by {around}."
         )
     smallest = f"The smallest set found to carry {percent(facts['part'])} of {worth} holds {size}"
-    if found == DISTRIBUTED:
-        return f"{smallest} of {facts['n_picture'] + facts['n_behind']}."
+    if says == DISTRIBUTED:
+        return f"{smallest} of {facts['n_picture'] + facts['n_after']}."
     return (
         f"{smallest}: the interval reaches across the limit of {facts['narrow']} for a narrow gate; give more "
         "examples."
@@ -170,7 +170,7 @@ def _standing_out(
     measures: pd.DataFrame,
     measure: str,
     floor: float,
-    found: str,
+    verdict: str,
     first: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, str]:
@@ -188,14 +188,14 @@ def _standing_out(
     if not few:
         return {"kind": measure, "says": DISTRIBUTED, "text": f"{text}; no position stands out"}
     text += f"; {named(places, few)} stand{'s' * (len(few) == 1)} out"
-    if found == NARROW and not set(few) & set(first["places"]):
+    if verdict == NARROW and not set(few) & set(first["places"]):
         return {
             "kind": measure,
             "says": "another gate",
             "text": f"{text}, which the knockout does not confirm",
         }
     alone = measures[(measures.place == few[0]) & (measures.measure == f"{facts['how'][0]} accuracy")]
-    if found == DISTRIBUTED and len(alone):
+    if verdict == DISTRIBUTED and len(alone):
         what = "looked at" if measure == "attention" else "where the class can be read"
         text += f": it is {what}, but cut alone it costs {percent(alone['mean'].iloc[0])} of accuracy"
     return {"kind": measure, "says": NARROW, "text": text}

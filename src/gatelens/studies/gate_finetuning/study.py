@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gatelens.checkpoints import put_weights, weights
 from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.runs import Run, check_writable
-from gatelens.saving import put_weights, weights
 from gatelens.studies.common import (
     data_fingerprint,
     draw,

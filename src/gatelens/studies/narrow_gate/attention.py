@@ -2,56 +2,96 @@
 
 ``attention`` has every position of the image side, ``attention_groups`` NG's contributions (the gate, the last image
 token, the internal image tokens, the markers), ``attention_positions`` the positions that take more than ``least`` of
-it and whether they stand out (:func:`gatelens.measures.standing_out`): found from the numbers, where the paper names
-indices for each model by hand.
+it and whether they stand out (:func:`gatelens.measures.attention.standing_out`): found from the numbers,
+where the paper names indices for each model by hand.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import Field
 
+from gatelens.data import Example
 from gatelens.engine import look
-from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place
-from gatelens.measures.attention import standing_out
-from gatelens.studies.common import chunks_by_length, prepare
+from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place, standing_out
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Block, Card, Chart, Table
+from gatelens.runs import Run
+from gatelens.studies.examples import prepare
+from gatelens.studies.narrow_gate.attention_figures import attention_positions, attention_shares
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
-from gatelens.studies.narrow_gate.section import Context, Piece, Section
 from gatelens.studies.narrow_gate.verdict import attention_evidence
+from gatelens.studies.options import Examples, NonNegative, Options
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.tokens import TokenMap
-
-STAGE = "attention"
-GROUPS_STAGE = "attention_groups"
-POSITIONS_STAGE = "attention_positions"
 WHERE = ["token", "row", "col", "tile", "order"]  # columns of a position's place
+MOST_ROWS = 12  # of the table of positions on the page
+
+WORDS = {
+    "cross-modal attention": (
+        "f_j of layer l: attention of the text rows after the gate on position j of the image side, summed over "
+        "rows and heads and scaled to sum to 1 over the image side (the paper's f_j^l)."
+    ),
+    "stands out": (
+        "A position whose share of cross-modal attention is, in its highest layer and at the lower end of its 95 % "
+        "interval (share − 1.96 standard errors over examples), above both {least} (the paper's 1 %) and {times} "
+        "times the even share 1 / positions. With few positions an even share alone exceeds 1 %. "
+        "Positions are counted from 0."
+    ),
+}
+
 
 Place = tuple[str, int, int, int, int]
 
 
-def pieces(context: Context) -> list[Piece]:
-    """One piece: sums over all batches are kept, not the patterns."""
-    examples = context.examples("vqa", "class", "caption")[0][1][: context.options("attention")["n"]]
+class AttentionOptions(Options):
+    """Examples, and what a position must exceed to stand out."""
 
-    # prompts of one length: padding would need a mask of position × position for every example
-    batches = chunks_by_length(context.model, examples, context.size)
+    n: Annotated[Examples, Field(description="Examples.")] = 200
+    least: Annotated[NonNegative, Field(description="A share of cross-modal attention.")] = 0.01
+    times: Annotated[NonNegative, Field(description="So many even shares.")] = 2.0
 
-    def compute() -> pd.DataFrame:
-        share = AttentionShare(int(context.model.cfg.n_layers))
-        places: dict[int, Place] = {}
-        for _, start, part in batches:
-            inputs = prepare(context.model, part, start)
-            note_places(places, inputs.tokens)
-            with share.looking(inputs.tokens, QUERIES) as see:
-                look(context.model, inputs, QUERIES, see)
-            context.bar.step("attention share")
-        # saved first: the piece counts as done once its own table is there
-        context.run.save_table(GROUPS_STAGE, share.groups(context.n_boot, context.seed))
-        return with_places(share.table(), places)
 
-    return [Piece(STAGE, "attention share", compute, len(batches))] if examples else []
+@dataclass(frozen=True)
+class Shares(Batch):
+    """All examples, as sums over them are kept and no pattern.
+
+    Attributes:
+        parts: ``(number of the first, examples)``, prompts of one length each: padding would need a mask of position ×
+            position for every example.
+        n_boot, seed: of the intervals.
+    """
+
+    parts: Sequence[tuple[int, Sequence[Example]]]
+    n_boot: int
+    seed: int
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """One batch."""
+    examples = setup.examples("vqa", "class", "caption")[0][1][: setup.sections["attention"].n]
+    if not examples:
+        raise Absent("no examples were asked for")
+    parts = [(start, part) for _, start, part in setup.batched_by_length(examples)]
+    return [Shares("all", parts, setup.options.n_boot, setup.options.seed, units=len(parts))]
+
+
+def measure(model: HookedVLM, batch: Shares) -> Tables:
+    """``shares`` of every position with its place, and ``groups``."""
+    share = AttentionShare(int(model.cfg.n_layers))
+    places: dict[int, Place] = {}
+    for start, part in batch.parts:
+        inputs = prepare(model, part, start)
+        note_places(places, inputs.tokens)
+        with share.looking(inputs.tokens, QUERIES) as see:
+            look(model, inputs, QUERIES, see)
+    return {"shares": with_places(share.table(), places), "groups": share.groups(batch.n_boot, batch.seed)}
 
 
 def note_places(places: dict[int, Place], tokens: TokenMap) -> None:
@@ -86,31 +126,93 @@ def place_name(kind: str, index: int, place: Place) -> str:
     """Such as ``image token 12 (row 1, column 4)``, ``row break 3``, ``gate <eoss>``."""
     token, row, col, tile, _ = place
     if kind == "image":
-        found = [f"tile {tile}"] * (tile > 0) + [f"row {row}", f"column {col}"] * (row >= 0 and col >= 0)
-        return f"image token {index}" + (f" ({', '.join(found)})" if found else "")
+        parts = [f"tile {tile}"] * (tile > 0) + [f"row {row}", f"column {col}"] * (row >= 0 and col >= 0)
+        return f"image token {index}" + (f" ({', '.join(parts)})" if parts else "")
     if kind == "row_break":
         return f"row break {index}"
     return f"{'gate' if kind == 'gate' else 'start of image'} {token}".strip()
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """The piece is the table of shares; the positions that stand out follow from it."""
-    if tables:
-        options = context.options("attention")
-        context.run.save_table(POSITIONS_STAGE, listed(tables[0], options["least"], options["times"]))
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``attention``, ``attention_groups`` and ``attention_positions``."""
+    options, shares = setup.sections["attention"], measured.table("shares")
+    return {
+        "attention": shares,
+        "attention_groups": measured.table("groups"),
+        "attention_positions": listed(shares, options.least, options.times),
+    }
 
 
 def listed(table: pd.DataFrame, least: float, times: float) -> pd.DataFrame:
-    """:func:`gatelens.measures.standing_out` with the places of :func:`with_places`."""
+    """:func:`gatelens.measures.attention.standing_out` with the places of :func:`with_places`."""
     where = table[["kind", "index", "name", *WHERE]].drop_duplicates(["kind", "index"])
     return standing_out(table, least, times).merge(where, on=["kind", "index"], how="left")
+
+
+def evidence(run: Run) -> list[Evidence]:
+    """Whether the gate stands out in some layer."""
+    return attention_evidence(run.table("attention"))
+
+
+def page(run: Run) -> list[Card]:
+    """The shares by layer, and the positions that stand out."""
+    table, groups, positions = (run.table(f"attention{name}") for name in ("", "_groups", "_positions"))
+    options = run.settings["sections"]["attention"]
+    least, times = float(options["least"]), float(options["times"])
+    blocks: list[Block] = [
+        Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table)),
+        Chart(
+            "attention_positions",
+            partial(attention_positions, table, positions, least, times),
+            "Every position of the image side in the order of the prompt: its share in the layer where it is highest "
+            "(line) and in the mean over layers (dot). Coloured ones stand out.",
+        ),
+        _listed_positions(positions, least, times),
+    ]
+    words = dict(WORDS)
+    words["stands out"] = WORDS["stands out"].format(least=least, times=f"{times:g}")
+    return [Card("Where the text looks", blocks, words)]
+
+
+def _caption(table: pd.DataFrame) -> str:
+    share = table[table.kind == "gate"].set_index("layer").share
+    uniform = 1 / max(1, int((table.layer == table.layer.iloc[0]).sum()))
+    return (
+        "How the text after the image (the gate's own row left out) divides its attention among the "
+        f"image-side positions. The gate takes {share.mean():.2f} on average and at most "
+        f"{share.max():.2f}, in layer {int(share.idxmax())}; an even share would be {uniform:.3f} a "
+        "position. The lower panel tells how much attention there is to divide."
+    )
+
+
+def _listed_positions(positions: pd.DataFrame, least: float, times: float) -> Table:
+    out = positions[positions.stands_out]
+    more = f" The {MOST_ROWS} highest are shown." if len(out) > MOST_ROWS else ""
+    shown = out.head(MOST_ROWS).assign(even_shares=out.highest / out.even)
+    shown["highest"] = [(f"{r.highest:.3f}", f"{r.low:.3f}–{r.high:.3f}") for r in shown.itertuples()]
+    return Table.from_frame(
+        shown,
+        {
+            "name": "position",
+            "mean": "mean\nshare",
+            "highest": "highest\nshare",
+            "layer": "in\nlayer",
+            "even_shares": "times\nan even share",
+        },
+        {"mean": "{:.3f}".format, "layer": "{:.0f}".format, "even_shares": "{:.1f}".format},
+        title="Positions that stand out",
+        caption=f"{len(positions)} positions take more than {100 * least:g} % in the mean over layers or in some "
+        f"layer; {len(out)} of them stand out, with more than {times:g} times the even share as well.{more}",
+    )
 
 
 SECTION = Section(
     "attention",
     "where on the image side the text looks, and which positions stand out",
-    pieces,
+    batches,
+    measure,
     conclude,
-    lambda run: attention_evidence(run.table(STAGE)) if run.done(STAGE) else [],
-    {"n": 200, "least": 0.01, "times": 2.0},
+    AttentionOptions,
+    evidence,
+    page,
 )

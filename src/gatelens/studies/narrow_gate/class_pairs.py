@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
-from gatelens.errors import DataError
-from gatelens.studies.common import labels_of
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
+from gatelens.data import Example
+from gatelens.errors import DataError, did_you_mean
+from gatelens.studies.examples import labels_of
+from gatelens.studies.options import AtLeastOne, Says
 
 ClassPair = tuple[str, str]
+
+
+def _are_pairs(value: Any) -> Any:
+    if isinstance(value, str) or (
+        isinstance(value, list | tuple)
+        and all(
+            isinstance(p, str) or (isinstance(p, list | tuple) and all(isinstance(name, str) for name in p))
+            for p in value
+        )
+    ):
+        return value
+    raise ValueError("no class pairs")
+
+
+AskedPairs = Annotated[
+    Any,
+    BeforeValidator(lambda value: None if value is None else _are_pairs(value)),
+    Says("class pairs, as 'cat-dog,fox-pig', or null"),
+    Field(description="Class pairs, as 'cat-dog,fox-pig'. Default: drawn."),
+]
+Every = Annotated[
+    AtLeastOne | None,
+    Says("a whole number, 1 or more, or null"),
+    Field(description="Layers between two. Default: all, or every fourth from 24 layers on."),
+]
 DEEP = 24  # layers from which not every one is visited, as in the paper, which takes every fourth
 
 
@@ -26,10 +50,10 @@ def class_of(example: Example) -> str:
 
 def by_class(examples: Sequence[Example]) -> dict[str, list[Example]]:
     """The examples of each class, classes in alphabetic order."""
-    found: dict[str, list[Example]] = {}
+    classes: dict[str, list[Example]] = {}
     for example in examples:
-        found.setdefault(class_of(example), []).append(example)
-    return dict(sorted(found.items()))
+        classes.setdefault(class_of(example), []).append(example)
+    return dict(sorted(classes.items()))
 
 
 def pair_name(pair: ClassPair) -> str:
@@ -55,9 +79,8 @@ def given_pairs(asked: str | Sequence[Any], known: Sequence[str]) -> list[ClassP
             raise DataError(f"class pair {part!r}: give a base and a target class, as 'cat-dog'")
         for name in pair:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"drawn are: {', '.join(known)}"
-                raise DataError(f"class pair {part!r}: no picture of {name!r} was drawn; {hint}")
+                hint = did_you_mean(name, known) or f"; drawn are: {', '.join(known)}"
+                raise DataError(f"class pair {part!r}: no picture of {name!r} was drawn{hint}")
         if pair[0] == pair[1]:
             raise DataError(f"class pair {part!r}: base and target are one class; give two")
         pairs.append((str(pair[0]), str(pair[1])))
@@ -70,8 +93,8 @@ def _split(part: str, known: Sequence[str]) -> tuple[str, ...]:
     words = [w.strip() for w in part.split("-")]
     ways = [("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
     fitting = [way for way in ways if way[0] in known and way[1] in known]
-    found = fitting or ways
-    return found[0] if found else (part,)
+    read = fitting or ways
+    return read[0] if read else (part,)
 
 
 def all_pairs(known: Sequence[str], most_classes: int, rng: np.random.Generator) -> list[ClassPair]:

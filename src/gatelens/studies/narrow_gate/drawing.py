@@ -19,10 +19,10 @@ from torch import Tensor
 
 from gatelens.data import prompts, scenes
 from gatelens.engine import last_logits
-from gatelens.engine.draw import draw_many
+from gatelens.engine.drawing import draw_many
 from gatelens.errors import ModelError
 from gatelens.interventions import hook_name, knockout, patch, steer
-from gatelens.organisms.drawing import GUIDANCE, TEMPERATURE, Decoder, decoder
+from gatelens.picture_drawing import GUIDANCE, TEMPERATURE, Decoder, decoder
 from gatelens.studies.common import chunks, data_uri, prepare
 from gatelens.studies.narrow_gate import drawing_reading as reading
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, summarise

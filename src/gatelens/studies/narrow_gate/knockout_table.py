@@ -15,10 +15,9 @@ from gatelens.data.base import kind
 from gatelens.engine import generate_many, last_logits
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import knockout
-from gatelens.measures.accuracy import accuracy, restricted_accuracy
+from gatelens.measures.answers import accuracy, restricted_accuracy, vqa_accuracy
 from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.options import How

@@ -8,24 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from gatelens.data import Example
+from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots import card
+from gatelens.plots.bars import bars
+from gatelens.plots.numbers import number
 from gatelens.plots.pictures import picture_uri
+from gatelens.plots.style import NotebookFigure
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
 from gatelens.studies.narrow_gate.asking import repeats_of
-from gatelens.studies.narrow_gate.knockout_page import cards
+from gatelens.studies.narrow_gate.reference import reference_for
 from gatelens.studies.narrow_gate.verdict import task_verdicts
+from gatelens.studies.narrow_gate.words import METHOD
 from gatelens.studies.options import How, kinds_of_knockout
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
+CAPTION = (
+    "What the model still gets right when the text can no longer read the named tokens: a short bar means that those "
+    "tokens carried the picture to the text. Whiskers: 95 % bootstrap interval over examples. The last row is a "
+    "control that cuts every path at once."
+)
 SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
 
 
@@ -60,10 +71,10 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     for task, examples in setup.drawn.items():
         rows = table.table_rows(options.random_tokens, repeats_of(options.random_repeats, task))
         units = len(hows) * sum(row.repeats for row in rows)
-        for number, start, part in setup.batched_by_length(examples):
+        for i, start, part in setup.batched_by_length(examples):
             work.append(
                 Answers(
-                    f"{task}-{number:04d}", task, start, part, hows, rows, options.seed,
+                    f"{task}-{i:04d}", task, start, part, hows, rows, options.seed,
                     options.longest(task), setup.data.classes, units=units,
                 )
             )  # fmt: skip
@@ -142,8 +153,85 @@ def _examples(setup: Setup, predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def page(run: Run) -> list[card.Card]:
-    """The table and its bars."""
-    return cards(run)
+    """The table and its bars for every kind of knockout; the paper's own numbers where the model is one of its."""
+    knockout = run.table("knockout")
+    used = (
+        {f"knockout {how}" for how in knockout.how}
+        | {kind(m) for m in knockout.metric}
+        | set(knockout.metric)
+    )
+    words = {
+        term: text.format(**run.settings["max_new_tokens"]) for term, text in METHOD.items() if term in used
+    }
+    hows = list(knockout.how.unique())
+    blocks: list[card.Block] = []
+    for how in hows:
+        part = knockout[knockout.how == how]
+        repeats = part.groupby("row").repeats.max()
+        drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
+        title = f"Knockout {how}" if len(hows) > 1 else ""
+        blocks.append(
+            card.Table.of_means(
+                part, corner="attention cut", names=drawn, controls=(table.FLOOR,), title=title
+            )
+        )
+        name = "knockout" if len(hows) == 1 else f"knockout_{how}"
+        blocks.append(card.Chart(name, partial(knockout_bars, knockout, how), CAPTION))
+    cards = [card.Card("What is left when a path is cut", blocks, words)]
+    reference = reference_for(str(run.settings["model"]))
+    if reference:
+        rows = [[name, *map(number, values)] for name, values in reference.rows]
+        note = f"{reference.model}: {reference.source}. {reference.note}"
+        shown = card.Table(["attention cut", *reference.columns], rows, caption=note)
+        cards.append(card.Card("What the paper found for this model", [shown]))
+    return cards
+
+
+def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+    """One panel a metric, one bar a row of the knockout table, whiskers the 95 % bootstrap interval.
+
+    Args:
+        knockout: ``how, row, metric, mean, low, high, n`` as a study's ``knockout`` table.
+        how: which kind of knockout; None is the first.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no such ``how``.
+    """
+    kinds = list(knockout.how.unique())
+    how = how or (kinds[0] if kinds else "none")
+    # restricted accuracy stands in the table; a panel of its own would only crowd the figure
+    part = knockout[(knockout.how == how) & (knockout.metric != table.RESTRICTED)]
+    if part.empty:
+        raise DataError(
+            f"the knockout table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
+        )
+    tops = {m: 1.0 if "accuracy" in m else max(float(g.high.max()), 0.05) for m, g in part.groupby("metric")}
+    titles = {m: f"{m}  (n = {int(g.n.max())})" for m, g in part.groupby("metric")}
+    colors = {table.NONE: "neutral", table.GATE: "gate", table.IMAGE: "image"}
+    return bars(
+        part, groups="row", panels="metric", colors=colors, top=tops, titles=titles, values=True, dark=dark
+    )
+
+
+def closing(run: Run) -> list[card.Card]:
+    """Who is where in one prompt, and the first examples of each task with their answers."""
+    tokens = card.token_card(run.json("tokens"), "The first example’s prompt")
+    shown = [
+        card.Example(
+            e["picture"], e["id"], e["task"], e["prompt"], e["answers"], [_marked(e, r) for r in e["rows"]]
+        )
+        for e in run.json("examples")
+    ]
+    text = "The first examples drawn of each task, not picked by what they show. Random rows: the first draw."
+    return [tokens, card.Card("Examples", [card.Text(text), card.Examples(shown)], framed=False)]
+
+
+def _marked(example: Mapping[str, Any], row: Mapping[str, Any]) -> card.Answer:
+    if kind(example["task"]) == "caption":
+        return card.Answer(row["row"], row["prediction"], number(row["score"]))
+    mark = "right" if row["score"] >= 0.5 else "wrong"
+    return card.Answer(row["row"], row["prediction"], mark, mark)
 
 
 SECTION = Section(

@@ -4,7 +4,7 @@ For the gate, the first and last image token, the mean of the internal image tok
 image-side positions that stand out in attention, by layer of the residual stream:
 
 - *overlap*: the paper's χ^{l,gt}, the share of a prompt's k nearest neighbours (Euclidean) that have its class;
-- *probe*: cross-validated accuracy of a linear map (:func:`gatelens.measures.linear_probe`);
+- *probe*: cross-validated accuracy of a linear map (:func:`gatelens.measures.probe.linear_probe`);
 - *overlap with the gate*: the share of nearest neighbours that the place has in common with the gate
   (Doimo et al., NeurIPS 2020): whether the two arrange the pictures alike.
 
@@ -16,73 +16,156 @@ still be there. Where the class *can* be read is not where it *is* read: that ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
+from gatelens.data import Example
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.measures.overlap import neighbourhood_overlap, overlap_by_chance, representation_overlap
 from gatelens.measures.probe import linear_probe
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.studies.common import chunks, labels_of, prepare
-from gatelens.studies.narrow_gate import attention
-from gatelens.studies.narrow_gate.section import Context, Piece, Section
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.plots.curve import curves
+from gatelens.plots.numbers import interval, number
+from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.runs import Run
+from gatelens.studies.examples import labels_of, prepare
+from gatelens.studies.options import AtLeastOne, AtLeastTwo, Count, Examples, Options
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
+Further = tuple[str, str, int]  # a place that stands out in attention: its name, kind and index
 
-STAGE = "meaning"
-GATE, INTERNAL = "gate", "internal image tokens, mean"
+GATE, LAST, INTERNAL = "gate", "last prompt position", "internal image tokens, mean"
 PLACES: Mapping[str, str] = {  # selectors
     GATE: "gate",
     "last image token": "last_image",
     INTERNAL: "image - last_image",
     "first image token": "first_image",
-    "last prompt position": "last",
+    LAST: "last",
+}
+PANELS = {
+    "overlap": "Neighbours of the same class",
+    "probe": "Linear probe, accuracy",
+    "overlap with the gate": "Neighbours shared with the gate",
 }
 OVERLAP, PROBE, WITH_GATE = "overlap", "probe", "overlap with the gate"
 TOLERANCE = 1e-4  # of the probe's gradient: predictions do not change below it
 
 
-def places(
-    tokens: TokenMap, further: Sequence[tuple[str, str, int]] = ()
-) -> dict[str, Bool[Tensor, "batch pos"]]:
+WORDS = {
+    "neighbourhood overlap": (
+        "χ of a place and layer: the mean over prompts of the share of its {k} nearest neighbours (Euclidean, residual "
+        "stream) with the same class (the paper's χ^{{l,gt}}, k = 30; here at most a tenth of the prompts). Neighbours "
+        "shared with the gate: of two places' nearest neighbours the share they have in common. Layer l is the input "
+        "of block l; the last is the output of the last block. Vectors that are equal, as a marker's before it has "
+        "read anything, get neighbours at random."
+    ),
+    "linear probe": (
+        "Multinomial logistic regression with a ridge on standardised residual streams, accuracy on prompts it was not "
+        "fitted on ({folds}-fold cross-validation), with Wilson's 95 % interval. By chance: the commonest class."
+    ),
+}
+
+
+class MeaningOptions(Options):
+    """Examples, neighbours and probes."""
+
+    n: Annotated[Examples, Field(description="Examples of the task class.")] = 400
+    k: Annotated[AtLeastOne, Field(description="Nearest neighbours.")] = 30
+    folds: Annotated[AtLeastTwo, Field(description="Folds of the probe's cross-validation.")] = 5
+    layers: Annotated[Count, Field(description="Layers that are probed.")] = 5
+    extra: Annotated[Count, Field(description="Places that stand out in attention, looked at as well.")] = 2
+
+
+@dataclass(frozen=True)
+class Stream(Batch):
+    """All examples, as neighbours are sought among all of them.
+
+    Attributes:
+        parts: ``(number of the first, examples)``.
+        further: places beside :data:`PLACES`.
+        k, folds, layers: see :class:`MeaningOptions`.
+        n_boot, seed: of the intervals.
+    """
+
+    parts: Sequence[tuple[int, Sequence[Example]]]
+    further: Sequence[Further]
+    k: int
+    folds: int
+    layers: int
+    n_boot: int
+    seed: int
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """One batch: one vector a place, layer and example is kept."""
+    options: MeaningOptions = setup.sections["meaning"]
+    tasks = setup.examples("class")
+    examples = tasks[0][1][: options.n] if tasks else []
+    names = [labels_of(e)[0] for e in examples]
+    if len(set(names)) < 2 or len(set(names)) == len(names):
+        raise Absent("it needs classes with several examples each")
+    parts = [(start, part) for _, start, part in setup.batched(examples)]
+    return [
+        Stream(
+            "all", parts, standing_out(setup.run, options.extra), options.k, options.folds, options.layers,
+            setup.options.n_boot, setup.options.seed, units=4 * len(parts),
+        )
+    ]  # fmt: skip
+
+
+def measure(model: HookedVLM, batch: Stream) -> Tables:
+    """``meaning``: see :func:`readable`."""
+    parts = [residual_stream(model, part, start, batch.further) for start, part in batch.parts]
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    stream = {name: torch.cat([part[name] for part in parts]) for name in common}
+    names = [labels_of(e)[0] for _, part in batch.parts for e in part]
+    classes = sorted(set(names))
+    labels = torch.tensor([classes.index(name) for name in names])
+    probed = evenly(int(model.cfg.n_layers), batch.layers)
+    return {"meaning": readable(stream, labels, batch.k, batch.folds, probed, batch.n_boot, batch.seed)}
+
+
+def places(tokens: TokenMap, further: Sequence[Further] = ()) -> dict[str, Bool[Tensor, "batch pos"]]:
     """The positions of each place in a batch; of ``further`` those ``(name, kind, index)``.
 
     Left out: a place that some example does not have, and one that is another in every example (the gate where the
     prompt ends with it, the last image token of one).
     """
-    found = {name: tokens.mask(selector) for name, selector in PLACES.items()}
+    masks = {name: tokens.mask(selector) for name, selector in PLACES.items()}
     slots = image_side_slots(tokens)
     for name, kind, index in further:
         number = next((s for s in slots.unique().tolist() if s >= 0 and slot_place(s) == (kind, index)), None)
-        found[name] = slots == number if number is not None else torch.zeros_like(slots, dtype=torch.bool)
+        masks[name] = slots == number if number is not None else torch.zeros_like(slots, dtype=torch.bool)
     out: dict[str, Tensor] = {}
-    for name, mask in found.items():
+    for name, mask in masks.items():
         if bool(mask.any(-1).all()) and not any(torch.equal(mask, other) for other in out.values()):
             out[name] = mask
     return out
 
 
-def standing_out(context: Context) -> list[tuple[str, str, int]]:
+def standing_out(run: Run, most: int) -> list[Further]:
     """Image tokens and row breaks that stand out in attention, highest first, where that was measured. The start
     of the image comes before the picture and holds nothing of it."""
-    if not context.run.done(attention.POSITIONS_STAGE):
+    if not run.has("attention_positions"):
         return []
-    table = context.run.table(attention.POSITIONS_STAGE)
-    table = table[table.stands_out & table.kind.isin(["image", "row_break"])]
-    table = table.head(context.options("meaning")["extra"])
+    table = run.table("attention_positions")
+    table = table[table.stands_out & table.kind.isin(["image", "row_break"])].head(most)
     return list(zip(table["name"], table["kind"], table["index"].map(int), strict=True))
 
 
 def residual_stream(
-    model: HookedVLM, examples: Sequence[Example], start: int, further: Sequence[tuple[str, str, int]] = ()
+    model: HookedVLM, examples: Sequence[Example], start: int, further: Sequence[Further] = ()
 ) -> dict[str, Float[Tensor, "example layer d_model"]]:
     """``resid_pre`` of every layer and, last, ``resid_post`` of the last one, at each place.
 
@@ -126,7 +209,7 @@ def untied(x: Float[Tensor, "example d_model"], seed: int) -> Float[Tensor, "exa
     return x + 1e-7 * (size if float(size) > 0 else 1.0) * noise
 
 
-def measure(
+def readable(
     stream: Mapping[str, Float[Tensor, "example layer d_model"]],
     labels: Int[Tensor, " example"],
     k: int,
@@ -174,40 +257,94 @@ def evenly(n_layers: int, most: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, n_layers, min(most, n_layers + 1))}) if most else []
 
 
-def pieces(context: Context) -> list[Piece]:
-    """One piece: neighbours are sought among all examples, one vector a place, layer and example."""
-    options = context.options("meaning")
-    found = context.examples("class")
-    examples = found[0][1][: options["n"]] if found else []
-    names = [labels_of(e)[0] for e in examples]
-    if len(set(names)) < 2 or len(set(names)) == len(names):
-        return []
-    batches = list(chunks(examples, context.size))
-
-    def compute() -> pd.DataFrame:
-        further = standing_out(context)
-        parts = []
-        for _, start, part in batches:
-            parts.append(residual_stream(context.model, part, start, further))
-            context.bar.step("meaning")
-        common = [name for name in parts[0] if all(name in part for part in parts)]
-        stream = {name: torch.cat([part[name] for part in parts]) for name in common}
-        classes = sorted(set(names))
-        labels = torch.tensor([classes.index(name) for name in names])
-        probed = evenly(int(context.model.cfg.n_layers), options["layers"])
-        return measure(stream, labels, options["k"], options["folds"], probed, context.n_boot, context.seed)
-
-    return [Piece(STAGE, "meaning", compute, 4 * len(batches))]
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``meaning``."""
+    return {"meaning": measured.table("meaning")}
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """The piece is the table."""
+def page(run: Run) -> list[Card]:
+    """The curves by layer and place."""
+    table = run.table("meaning")
+    k, folds = int(table.k.max()), run.settings["sections"]["meaning"]["folds"]
+    words = {"neighbourhood overlap": WORDS["neighbourhood overlap"].format(k=k)}
+    if (table.measure == PROBE).any():
+        words["linear probe"] = WORDS["linear probe"].format(folds=folds)
+    return [
+        Card(
+            "Where the class can be read",
+            [Chart("meaning", partial(class_by_layer, table), _caption(table, k))],
+            words,
+        )
+    ]
+
+
+def _caption(table: pd.DataFrame, k: int) -> str:
+    overlap = table[table.measure == OVERLAP]
+    text = (
+        f"Left: of a prompt's {k} nearest neighbours at each place, the share with the same class; dotted by chance, "
+        "dashed the most there can be with classes of these sizes."
+    )
+    for place, what in ((GATE, "the gate"), (LAST, "the last prompt position")):
+        part = overlap[overlap.place == place]
+        if len(part):
+            top = part.loc[part["mean"].idxmax()]
+            text += (
+                f" At {what} it is highest in layer {int(top.layer)} ({number(top['mean'])}, "
+                f"{interval(top.low, top.high)}, n = {int(top.n)})."
+            )
+    return text + (
+        " Where the class can be read is not where the model reads it, so the verdict does not use this; bands are "
+        "95 % intervals."
+    )
+
+
+def class_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """How well the class can be read at each place, by layer, a panel a measure.
+
+    Args:
+        table: ``place, layer, measure, mean, low, high, chance, most`` as a study's ``meaning`` table.
+        dark: draw on dark ground.
+    """
+    shown = pd.concat([table[table.measure == name] for name in PANELS])
+    levels = shown.groupby("measure")[["chance", "most"]].first()
+    most = levels.most[levels.most < 1]
+    return curves(
+        shown,
+        _looks(list(table.place.unique())),
+        by="place",
+        columns="measure",
+        references=[ReferenceLine(levels.chance.to_dict()), ReferenceLine(most.to_dict(), line="--")],
+        titles=PANELS,
+        ylabel="share",
+        size=(9.6, 3.9),
+        dark=dark,
+    )
+
+
+def _looks(places: list[str]) -> list[SeriesStyle]:
+    """Image tokens are blue, and told apart by their lines."""
+    fixed = [
+        SeriesStyle(GATE, color="gate"),
+        SeriesStyle(LAST, color="third"),
+        SeriesStyle(INTERNAL, color="image"),
+        SeriesStyle("last image token", color="image", line="--"),
+        SeriesStyle("first image token", color="image", line=":"),
+    ]
+    known, markers = {style.key for style in fixed}, ("s", "^", "D", "v")
+    further = [place for place in places if place not in known]
+    return fixed + [
+        SeriesStyle(place, color="neutral", line="--", marker=markers[i % 4])
+        for i, place in enumerate(further)
+    ]
 
 
 SECTION = Section(
     "meaning",
     "at which tokens and layers the class can be read",
-    pieces,
+    batches,
+    measure,
     conclude,
-    options={"n": 400, "k": 30, "folds": 5, "layers": 5, "extra": 2},
+    MeaningOptions,
+    page=page,
+    reads=("attention",),
 )

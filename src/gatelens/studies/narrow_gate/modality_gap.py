@@ -11,47 +11,112 @@ architecture and image codes as ``organism:gated``, and small cosines like it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
+from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
 from gatelens.measures.neighbours import distinct
-from gatelens.studies.common import chunks, draw
-from gatelens.studies.narrow_gate.asking import as_asked
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.runs import Run
+from gatelens.studies.examples import draw
+from gatelens.studies.narrow_gate.asking import as_asked, turned_kinds
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
-from gatelens.studies.narrow_gate.section import Context, Piece, Section
+from gatelens.studies.narrow_gate.modality_gap_figures import cosine_by_layer, homogeneity_by_layer
+from gatelens.studies.options import Examples, Options
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.tokens import TokenMap
 
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
-
-STAGE = "modality_gap"
-HISTOGRAM_STAGE = "modality_gap_histogram"
-CLUSTERS_STAGE = "modality_clusters"
 PAIRS = ("image-text", "image-image", "text-text")
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 SHUFFLES = 20  # of the modality labels, for the homogeneity that clusters of these sizes have by chance
+CLUSTER_COLUMNS = ["layer", "homogeneity", "chance", "clusters", "dimension", "halo", "repeats", "n"]
 NEED = 17  # distinct points: the density estimate takes 16 neighbours
 
 
-def samples(context: Context) -> list[Example]:
+WORDS = {
+    "modality gap": (
+        "One image token and one text token after the gate are drawn of every sample (a picture with its caption, "
+        "where the data has captions). |cos| is of their residual streams, over all pairs of an image and a text "
+        "token. Layer l is the input of block l; the last is the output of the last block."
+    ),
+    "homogeneity": (
+        "Of clusters by Advanced Density Peaks (Z = 1.65, k-NN density with k = 16, cosine distance, 128 neighbours, "
+        "intrinsic dimension by Gride, as in the paper): 1 if every cluster holds tokens of one modality only, 0 if "
+        "clusters say nothing of the modality. Equal vectors, common where tokens enter, are clustered once and "
+        "counted at their full number. By chance: the same clusters with the labels shuffled."
+    ),
+}
+
+
+class ModalityGapOptions(Options):
+    """Samples."""
+
+    n: Annotated[Examples, Field(description="Pictures with their text; the paper has 10,000.")] = 500
+
+
+@dataclass(frozen=True)
+class Samples(Batch):
+    """All samples, as clusters need the tokens of all of them at once.
+
+    Attributes:
+        parts: ``(number of the first, examples)``.
+        seed: draws one image and one text token of each.
+    """
+
+    parts: Sequence[tuple[int, Sequence[Example]]]
+    seed: int
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """One batch: two vectors a sample and layer are kept."""
+    examples = samples(setup)
+    if len(examples) < 2:
+        raise Absent("it needs two samples")
+    parts = [(start, part) for _, start, part in setup.batched(examples)]
+    return [Samples("all", parts, setup.options.seed, units=2 * len(parts))]
+
+
+def measure(model: HookedVLM, batch: Samples) -> Tables:
+    """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``, by layer."""
+    parts = [drawn_tokens(model, part, start, batch.seed) for start, part in batch.parts]
+    tokens = torch.cat(parts, dim=1)
+    del parts
+    spreads, histogram, clusters = [], [], []
+    for layer in range(tokens.shape[2]):
+        image, text = tokens[:, :, layer].to(model.device)
+        spread, bins, clustered = compare(image, text, batch.seed)
+        spreads += [{"layer": layer, **row} for row in spread]
+        histogram += [{"layer": layer, **row} for row in bins]
+        clusters += [{"layer": layer, **clustered}] if clustered else []
+    return {
+        "modality_gap": pd.DataFrame(spreads),
+        "modality_gap_histogram": pd.DataFrame(histogram),
+        "modality_clusters": pd.DataFrame(clusters, columns=CLUSTER_COLUMNS),
+    }
+
+
+def samples(setup: Setup) -> list[Example]:
     """``n`` examples of the first task with captions, else of questions, else of classes; drawn on when the study
     itself wants fewer of them."""
-    n = context.options("modality_gap")["n"]
-    for task, drawn in context.examples("caption", "vqa", "class"):
+    n = setup.sections["modality_gap"].n
+    for task, drawn in setup.examples("caption", "vqa", "class"):
         if len(drawn) >= n:
             return list(drawn[:n])
-        more = {task: draw(context.data, task, n, context.seed)}
-        return as_asked(context.model, more, context.settings.get("chat", ()))[task]
+        more = {task: draw(setup.data, task, n, setup.options.seed)}
+        return as_asked(setup.model, more, turned_kinds(setup.model, setup.options.chat))[task]
     return []
 
 
@@ -98,7 +163,7 @@ def drawn_tokens(
     return torch.stack([both[here, image], both[here, 1 - image]])
 
 
-def measure(
+def compare(
     image: Float[Tensor, "example d_model"], text: Float[Tensor, "example d_model"], seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any] | None]:
     """One layer: rows of ``modality_gap`` and of its histogram (without ``layer``), and the row of
@@ -121,62 +186,74 @@ def measure(
     if len(distinct(points)[0]) < NEED:
         return spreads, histogram, None
     modality = torch.arange(2).repeat_interleave(len(image))
-    found = modality_clusters(points, modality)
+    clustered = modality_clusters(points, modality)
     generator = torch.Generator().manual_seed(seed)
     chance = [
-        homogeneity(modality[torch.randperm(len(modality), generator=generator)], found.labels)
+        homogeneity(modality[torch.randperm(len(modality), generator=generator)], clustered.labels)
         for _ in range(SHUFFLES)
     ]
     clusters = {
-        "homogeneity": found.homogeneity,
+        "homogeneity": clustered.homogeneity,
         "chance": float(np.mean(chance)),
-        "clusters": found.n_clusters,
-        "dimension": found.dimension,
-        "halo": found.halo,
-        "repeats": found.repeats,
+        "clusters": clustered.n_clusters,
+        "dimension": clustered.dimension,
+        "halo": clustered.halo,
+        "repeats": clustered.repeats,
         "n": len(points),
     }
     return spreads, histogram, clusters
 
 
-def pieces(context: Context) -> list[Piece]:
-    """One piece: clusters need the tokens of all samples at once, two vectors a sample and layer."""
-    examples = samples(context)
-    if len(examples) < 2:
-        return []
-    batches = list(chunks(examples, context.size))
-
-    def compute() -> pd.DataFrame:
-        parts = []
-        for _, start, part in batches:
-            parts.append(drawn_tokens(context.model, part, start, context.seed))
-            context.bar.step("modality gap")
-        tokens = torch.cat(parts, dim=1)
-        del parts
-        spreads, histogram, clusters = [], [], []
-        for layer in range(tokens.shape[2]):
-            image, text = tokens[:, :, layer].to(context.model.device)
-            s, h, c = measure(image, text, context.seed)
-            spreads += [{"layer": layer, **row} for row in s]
-            histogram += [{"layer": layer, **row} for row in h]
-            clusters += [{"layer": layer, **c}] if c else []
-        # saved first: the piece counts as done once its own table is there
-        context.run.save_table(HISTOGRAM_STAGE, pd.DataFrame(histogram))
-        columns = ["layer", "homogeneity", "chance", "clusters", "dimension", "halo", "repeats", "n"]
-        context.run.save_table(CLUSTERS_STAGE, pd.DataFrame(clusters, columns=columns))
-        return pd.DataFrame(spreads)
-
-    return [Piece(STAGE, "modality gap", compute, 2 * len(batches))]
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``."""
+    return measured["all"]
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """The piece is the table."""
+def page(run: Run) -> list[Card]:
+    """The gap and the clusters."""
+    table, histogram, clusters = (
+        run.table(n) for n in ("modality_gap", "modality_gap_histogram", "modality_clusters")
+    )
+    charts = [Chart("modality_gap", partial(cosine_by_layer, table, histogram), _caption(table))]
+    words = {"modality gap": WORDS["modality gap"]}
+    if len(clusters):
+        draw_clusters = partial(homogeneity_by_layer, clusters)
+        charts.append(Chart("modality_clusters", draw_clusters, _clusters_caption(clusters)))
+        words["homogeneity"] = WORDS["homogeneity"]
+    return [Card("Image tokens and text tokens", charts, words)]
+
+
+def _caption(table: pd.DataFrame) -> str:
+    part = table[table.pair == "image-text"].set_index("layer")
+    top = part["median"].idxmax()
+    return (
+        f"How alike image and text tokens are, from {int(part.n.iloc[0]):,} pairs a layer: the median of |cos| is "
+        f"highest in layer {int(top)} ({part['median'].max():.2f}). Where the two kinds of tokens lie tells nothing of "
+        "the way between them, so the verdict does not use it. In the paper the medians of models trained on both "
+        "from the start stay near 0; in models built on a language model the two kinds come together in the middle "
+        "layers."
+    )
+
+
+def _clusters_caption(table: pd.DataFrame) -> str:
+    top, least = table.loc[table.homogeneity.idxmax()], table.loc[table.homogeneity.idxmin()]
+
+    def say(row: pd.Series) -> str:
+        count = int(row.clusters)
+        return f"in layer {int(row.layer)} ({row.homogeneity:.2f}, {count} cluster{'s' * (count != 1)})"
+
+    return (
+        f"Do clusters of the {int(table.n.iloc[0]):,} tokens hold one modality each? Most {say(top)}, least "
+        f"{say(least)}. The numbers in the figure count clusters."
+    )
 
 
 SECTION = Section(
     "modality_gap",
     "how far image tokens stand from text tokens, by layer",
-    pieces,
+    batches,
+    measure,
     conclude,
-    options={"n": 500},
+    ModalityGapOptions,
+    page=page,
 )

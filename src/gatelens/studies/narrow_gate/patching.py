@@ -8,27 +8,41 @@ from its own picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
 
+from gatelens.data import Example
 from gatelens.engine import last_logits
 from gatelens.errors import DataError
+from gatelens.interventions import hook_name, patch
 from gatelens.measures.overlap import distribution_overlap
-from gatelens.measures.stats import bootstrap_interval
-from gatelens.plots.numbers import percent
-from gatelens.studies.common import Labels, chunks, labels_of, prepare
+from gatelens.measures.stats import summary
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.plots.curve import curves
+from gatelens.plots.heatmap import heat_map
+from gatelens.plots.numbers import percent_cell
+from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.runs import Run
+from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import (
+    AskedPairs,
     ClassPair,
+    Every,
     all_pairs,
     by_class,
     class_of,
     given_pairs,
     layers_visited,
 )
-from gatelens.studies.narrow_gate.section import Context, Evidence, Piece, Section
 from gatelens.studies.narrow_gate.verdict import (
     DISTRIBUTED,
     FEWEST,
@@ -38,21 +52,48 @@ from gatelens.studies.narrow_gate.verdict import (
     NARROW,
     patching_evidence,
 )
+from gatelens.studies.options import AtLeastTwo, Examples, Options
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
-    from gatelens.runs import Run
-
-Pair = tuple["Example", "Example"]
+PicturePair = tuple[Example, Example]  # base and target
 SITE: Literal["resid_pre"] = "resid_pre"  # of one layer
 INPUT: Literal["attn_in"] = "attn_in"  # of every layer from one to the last
-COLUMNS = ["layer", "measure", "mean", "low", "high", "n"]
+CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
+WORDS = {
+    "patched, class": (
+        "The prediction under patching is a label of the target's class; counted over pairs of which both "
+        "unpatched predictions are right."
+    ),
+    "patched, flipped": (
+        "The prediction under patching is the target picture's own unpatched prediction, right or wrong; counted "
+        "over pairs whose unpatched predictions differ."
+    ),
+}
+
+
+class PatchingOptions(Options):
+    """Pairs of pictures, their classes, and the layers."""
+
+    n_pairs: Annotated[Examples, Field(description="Pairs of pictures.")] = 224
+    pairs: AskedPairs = None
+    classes: Annotated[
+        AtLeastTwo | None, Field(description="Without pairs: of at most so many classes, drawn.")
+    ] = 8
+    every: Every = None
+
+
+@dataclass(frozen=True)
+class Patch(Batch):
+    """Pairs of pictures, each patched in every layer visited; ``start`` numbers the first."""
+
+    start: int
+    pairs: Sequence[PicturePair]
+    every: int | None
 
 
 def draw_pairs(
     examples: Sequence[Example], n: int, seed: int, pairs: Any = None, classes: int | None = None
-) -> list[Pair]:
+) -> list[PicturePair]:
     """``n`` seeded (base, target) pairs of examples, spread evenly over pairs of different classes.
 
     Args:
@@ -68,29 +109,46 @@ def draw_pairs(
     """
     if n == 0 or not examples:
         return []
-    found = by_class(examples)
+    pictures = by_class(examples)
     rng = np.random.default_rng([seed, 77])
-    if pairs is None and len(found) < 2:
+    if pairs is None and len(pictures) < 2:
         raise DataError(
-            f"patching needs examples of two classes, the data drawn has only {next(iter(found))!r}; raise the limit"
+            f"patching needs examples of two classes, the data drawn has only {next(iter(pictures))!r}; raise the limit"
         )
     wanted: list[ClassPair] = (
-        all_pairs(list(found), classes or len(found), rng)
+        all_pairs(list(pictures), classes or len(pictures), rng)
         if pairs is None
-        else given_pairs(pairs, list(found))
+        else given_pairs(pairs, list(pictures))
     )
     # every combination of a class pair's pictures once, in a drawn order; then the class pairs take turns
     turns = []
     for base, target in wanted:
-        grid = rng.permutation(len(found[base]) * len(found[target]))[:n]
-        places = (divmod(int(k), len(found[target])) for k in grid)
-        turns.append([(found[base][i], found[target][j]) for i, j in places])
+        grid = rng.permutation(len(pictures[base]) * len(pictures[target]))[:n]
+        places = (divmod(int(k), len(pictures[target])) for k in grid)
+        turns.append([(pictures[base][i], pictures[target][j]) for i, j in places])
     drawn = [turn[k] for k in range(max(map(len, turns), default=0)) for turn in turns if k < len(turn)]
     return drawn[:n]
 
 
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """Batches of pairs."""
+    options: PatchingOptions = setup.sections["patching"]
+    tasks = setup.examples("class")
+    if not tasks or (options.pairs is None and len(by_class(tasks[0][1])) < 2):
+        raise Absent("it needs pictures of two classes")
+    pairs = draw_pairs(tasks[0][1], options.n_pairs, setup.options.seed, options.pairs, options.classes)
+    if not pairs:
+        raise Absent("no pairs were asked for")
+    return [Patch(f"{i:04d}", start, part, options.every, units=4) for i, start, part in setup.batched(pairs)]
+
+
+def measure(model: HookedVLM, batch: Patch) -> Tables:
+    """``pairs``: see :func:`patch_layers`."""
+    return {"pairs": patch_layers(model, batch.pairs, batch.start, Labels(model), batch.every)}
+
+
 def patch_layers(
-    model: HookedVLM, pairs: Sequence[Pair], start: int, labels: Labels, every: int | None = None
+    model: HookedVLM, pairs: Sequence[PicturePair], start: int, labels: Labels, every: int | None = None
 ) -> pd.DataFrame:
     """One row a pair, site and layer; layer −1 is the base run with nothing patched.
 
@@ -100,8 +158,6 @@ def patch_layers(
     are; ``both_right``: both, and no label of one class begins as a label of the other; ``success``: the
     patched prediction is a label of the target's class, whatever its clean prediction was.
     """
-    from gatelens.interventions import hook_name, patch
-
     bases, targets = [p[0] for p in pairs], [p[1] for p in pairs]
     n_layers = int(model.cfg.n_layers)
     visited = layers_visited(n_layers, every)
@@ -115,6 +171,19 @@ def patch_layers(
     outcomes = last_logits(model, base_inputs, list(runs.values()))
     said = {key: x.float().softmax(-1).cpu() for key, x in zip(runs, outcomes, strict=True)}
     said[INPUT, -1] = base_p = said[SITE, -1]
+    return _judged(bases, targets, start, said, base_p, target_p, labels)
+
+
+def _judged(
+    bases: Sequence[Example],
+    targets: Sequence[Example],
+    start: int,
+    said: Mapping[tuple[str, int], Float[Tensor, "batch d_vocab"]],
+    base_p: Float[Tensor, "batch d_vocab"],
+    target_p: Float[Tensor, "batch d_vocab"],
+    labels: Labels,
+) -> pd.DataFrame:
+    """Next-token distributions by site and layer as rows, see :func:`patch_layers`."""
     base_best, target_best = base_p.argmax(-1).tolist(), target_p.argmax(-1).tolist()
     words = [
         [{labels.first_token(e.prompt, w) for w in labels_of(e)} for e in side] for side in (bases, targets)
@@ -128,7 +197,7 @@ def patch_layers(
     for (site, layer), p in said.items():
         best = p.argmax(-1).tolist()
         columns = {
-            "pair": range(start, start + len(pairs)),
+            "pair": range(start, start + len(bases)),
             "base_id": [e.id for e in bases],
             "target_id": [e.id for e in targets],
             "base_class": [class_of(e) for e in bases],
@@ -154,15 +223,20 @@ def summarise_patching(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFr
     ``flipped`` is over the flippable pairs, ``success`` over those with both clean predictions right (it is
     left out where the rows do not say).
     """
-    rows = []
-    for layer, part in pairs.groupby("layer"):
-        measures = {"base": part.base, "target": part.target, "flipped": part[part.flippable].flipped}
-        if "success" in part:
-            measures["success"] = part[part.both_right].success
-        for measure, values in measures.items():
-            if len(values):
-                rows.append((int(layer), measure, *_interval(values, n_boot, seed)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    values = pairs.assign(flipped=pairs.flipped.where(pairs.flippable))
+    measures = ["base", "target", "flipped"]
+    if "success" in pairs:
+        values["success"] = pairs.success.where(pairs.both_right)
+        measures.append("success")
+    return summary(
+        values.sort_values("layer", kind="stable"),
+        ["layer"],
+        {name: name for name in measures},
+        "pair",
+        n_boot=n_boot,
+        seed=seed,
+        missing="skip",
+    )
 
 
 def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.DataFrame:
@@ -170,11 +244,16 @@ def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.D
 
     ``pairs``: rows of one site; class pairs without a pair of right clean predictions are left out.
     """
-    rows = []
-    part = pairs[(pairs.layer == layer) & pairs.both_right]
-    for names, mine in part.groupby(["base_class", "target_class"]):
-        rows.append((*names, layer, "success", *_interval(mine.success, n_boot, seed)))
-    return pd.DataFrame(rows, columns=["base_class", "target_class", *COLUMNS])
+    keys = ["base_class", "target_class"]
+    part = pairs[(pairs.layer == layer) & pairs.both_right].sort_values(keys, kind="stable")
+    return summary(
+        part.assign(measure="success"),
+        [*keys, "layer", "measure"],
+        "success",
+        "pair",
+        n_boot=n_boot,
+        seed=seed,
+    )
 
 
 def best_layer(table: pd.DataFrame, measure: str = "success") -> int | None:
@@ -183,47 +262,26 @@ def best_layer(table: pd.DataFrame, measure: str = "success") -> int | None:
     return None if part.empty else int(part.loc[part["mean"].idxmax()].layer)
 
 
-def _interval(values: pd.Series, n_boot: int, seed: int) -> tuple[float, float, float, int]:
-    numbers = values.to_numpy(dtype=np.float64)
-    return (float(numbers.mean()), *bootstrap_interval(numbers, n_boot=n_boot, seed=seed), len(numbers))
-
-
-def pieces(context: Context) -> list[Piece]:
-    """A piece a batch of pairs; none where all pictures are of one class and no pair was asked for."""
-    options, tasks = context.options("patching"), context.examples("class")
-    if not tasks or (options["pairs"] is None and len(by_class(tasks[0][1])) < 2):
-        return []
-    pairs = draw_pairs(tasks[0][1], options["n_pairs"], context.seed, options["pairs"], options["classes"])
-    found = []
-    for number, start, part in chunks(pairs, context.size):
-
-        def compute(start: int = start, part: Sequence[Pair] = part) -> pd.DataFrame:
-            return patch_layers(context.model, part, start, context.labels, options["every"])
-
-        found.append(Piece(f"shards/patching-{number:04d}", "patching the gate", compute, 4))
-    return found
-
-
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``patching_pairs``; ``patching`` (residual stream), ``patching_attention`` (cumulative), ``patching_classes``."""
-    if not tables:
-        return
-    run, n_boot, seed = context.run, context.n_boot, context.seed
-    pairs = pd.concat(tables, ignore_index=True)
-    run.save_table("patching_pairs", pairs)
+    pairs, intervals = measured.table("pairs"), (setup.options.n_boot, setup.options.seed)
     resid = pairs[pairs.site == SITE]
-    table = summarise_patching(resid, n_boot, seed)
-    run.save_table("patching", table)
-    run.save_table("patching_attention", summarise_patching(pairs[pairs.site == INPUT], n_boot, seed))
+    table = summarise_patching(resid, *intervals)
+    tables = {
+        "patching_pairs": pairs,
+        "patching": table,
+        "patching_attention": summarise_patching(pairs[pairs.site == INPUT], *intervals),
+    }
     layer = best_layer(table)
     if layer is not None:
-        run.save_table("patching_classes", class_table(resid, layer, n_boot, seed))
+        tables["patching_classes"] = class_table(resid, layer, *intervals)
+    return tables
 
 
 def evidence(run: Run) -> list[Evidence]:
     """What the two curves say."""
-    found = patching_evidence(run.table("patching")) if run.done("patching") else []
-    return found + (attention_input_evidence(run.table("patching_attention")) if found else [])
+    said = patching_evidence(run.table("patching"))
+    return said + (attention_input_evidence(run.table("patching_attention")) if said else [])
 
 
 def attention_input_evidence(table: pd.DataFrame) -> list[Evidence]:
@@ -242,17 +300,111 @@ def attention_input_evidence(table: pd.DataFrame) -> list[Evidence]:
     says = NARROW if row.low > FLIPS[1] else DISTRIBUTED if row.high < FLIPS[0] else MIXED
     text = (
         "with all that the attention reads at the gate taken from another picture, in every layer, the "
-        f"prediction is that picture's class in {percent(row['mean'])} [{percent(row.low)}, {percent(row.high)}] "
+        f"prediction is that picture's class in {percent_cell(row['mean'], row.low, row.high)} "
         f"of {int(row.n)} pairs"
     )
     return [{"kind": kind, "says": says, "text": text}]
 
 
+def page(run: Run) -> list[Card]:
+    """The patching curves, and the map of classes where there are several pairs."""
+    table, cumulative = run.table("patching"), run.table("patching_attention")
+    charts = [
+        Chart("patching", lambda dark: patching_curve(table, dark), _caption(table)),
+        Chart(
+            "patching_attention",
+            lambda dark: patching_curve(cumulative, dark, CUMULATIVE),
+            "The same for the input of the attention, in a layer and all after it: from layer 0 on, everything that "
+            "text reads at the gate is the other picture’s, while the gate’s own stream stays the picture’s. Where "
+            "orange falls, later layers no longer bring the class over.",
+        ),
+    ]
+    classes = run.table("patching_classes") if run.has("patching_classes") else pd.DataFrame()
+    if len(classes) > 1:
+        charts.append(Chart("patching_classes", partial(class_map, classes), _classes_caption(classes)))
+    return [Card("Another picture’s gate", charts, WORDS)]
+
+
+def _caption(table: pd.DataFrame) -> str:
+    flips = table[(table.measure == "flipped") & (table.layer >= 0)]
+    text = (
+        "The residual stream of the gate is replaced, in one layer, by that of a picture of another "
+        "class. If the gate carries the class, the answer moves to the other picture's: orange rises, blue "
+        "falls, predictions flip. "
+        "Overlap is Σ min(p, q) of the next-token distributions."
+    )
+    if flips.empty:
+        return text + " No pair had two different clean predictions, so none could flip."
+    return text + f" Flips are counted over the {int(flips.n.iloc[0])} pairs whose clean predictions differ."
+
+
+def _classes_caption(table: pd.DataFrame) -> str:
+    low, high = int(table.n.min()), int(table.n.max())
+    each = f"{low}" if low == high else f"{low} to {high}"
+    best = "the best over all pairs" if table["mean"].max() > 0 else "it is none in any other layer either"
+    return (
+        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} ({best}), "
+        f"by class pair; {each} pairs of pictures a cell, so single cells say little. Empty: not measured."
+    )
+
+
+def patching_curve(
+    table: pd.DataFrame,
+    dark: bool = False,
+    title: str = "Patching the gate's residual stream, one layer at a time",
+) -> NotebookFigure:
+    """Overlap of the patched answer with base and target, and the shares of predictions that became the target's, by
+    patched layer.
+
+    Args:
+        table: ``layer, measure, mean, low, high, n`` as a study's ``patching`` or ``patching_attention`` table;
+            layer −1 is unpatched.
+        dark: draw on dark ground.
+        title: of the figure.
+    """
+    clean = table[(table.measure == "target") & (table.layer == -1)]
+    level = float(clean["mean"].iloc[0]) if len(clean) else float("nan")
+    return curves(
+        table[table.layer >= 0],
+        [
+            SeriesStyle("target", "overlap with the patched-in picture's answer", "gate"),
+            SeriesStyle("base", "overlap with the picture's own answer", "image"),
+            SeriesStyle("flipped", "predictions flipped", "third", "--"),
+            SeriesStyle("success", "predictions of the target's class", "ink", ":", "x"),
+        ],
+        by="measure",
+        references=[ReferenceLine(level, "overlap of the two clean answers", "-.")],
+        title=title,
+        legend_columns=2,
+        dark=dark,
+    )
+
+
+def class_map(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """Success by base (row) and target class (column).
+
+    Args:
+        table: ``base_class, target_class, mean, n`` as a study's ``patching_classes`` table.
+        dark: draw on dark ground.
+    """
+    return heat_map(
+        table,
+        rows="base_class",
+        columns="target_class",
+        row_label="base",
+        column_label="target: the picture the gate is taken from",
+        title="Predictions of the target’s class",
+        dark=dark,
+    )
+
+
 SECTION = Section(
     "patching",
     "the gate's activations taken from another picture, layer by layer",
-    pieces,
+    batches,
+    measure,
     conclude,
+    PatchingOptions,
     evidence,
-    {"n_pairs": 224, "pairs": None, "classes": 8, "every": None},
+    page,
 )

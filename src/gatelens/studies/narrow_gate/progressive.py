@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,6 +24,11 @@ from gatelens.interventions import knockout
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
 from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.plots.curve import curves
+from gatelens.plots.numbers import number
+from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.runs import Run
 from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate import knockout_table as rows
 from gatelens.studies.options import AtLeastOne, Examples, How, Options, kinds_of_knockout
@@ -33,6 +39,20 @@ KEYS = {"gate": "gate", "image": rows.IMAGE_SIDE}
 BOTH = "gate + image"
 WIDE, DEEP = 8, 24  # the paper's window, and the number of layers from which on it is the default
 CARRIES = 0.9  # part of the whole effect that the layers named carry
+
+
+WORDS = {
+    "progressive knockout": (
+        "“From layer l to the last”: in layer l and all after it the text cannot read the named tokens, in the layers "
+        "before it can. “Window”: it cannot in the layers l to l + w − 1 alone. From layer 0 on it is the row of the "
+        "knockout table, on the first of its examples."
+    ),
+    "layers that carry the effect": (
+        "What a start layer adds to the loss is what cutting from it on costs more than cutting from the next start "
+        "on; the curve is first made monotone, so that noise makes no negative part. Named are the fewest layers in a "
+        "row that hold 90 % of the sum, where cutting all layers costs something (paired interval above 0)."
+    ),
+}
 
 
 class ProgressiveOptions(Options):
@@ -116,9 +136,9 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     wanted = points(setup.n_layers, options.window, options.step)
     units = len(hows) * len({(p.keys, p.layers) for p in wanted})
     return [
-        Curve(f"{task}-{number:04d}", task, start, part, hows, wanted, study.longest(task), units=units)
+        Curve(f"{task}-{i:04d}", task, start, part, hows, wanted, study.longest(task), units=units)
         for task, drawn in tasks
-        for number, start, part in setup.batched_by_length(drawn)
+        for i, start, part in setup.batched_by_length(drawn)
     ]
 
 
@@ -219,6 +239,96 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     return {"progressive_scores": answers, "progressive": curve, "progressive_layers": carriers(curve)}
 
 
+def page(run: Run) -> list[Card]:
+    """The curves of every kind of knockout."""
+    table, layers = run.table("progressive"), run.table("progressive_layers")
+    hows = list(table.how.unique())
+    charts = []
+    for how in hows:
+        name = "progressive" if len(hows) == 1 else f"progressive_{how}"
+        opening = "" if len(hows) == 1 else f"Knockout {how}. "
+        says = opening + _caption(table[table.how == how], layers[layers.how == how])
+        charts.append(Chart(name, partial(progressive_curves, table, how), says))
+    return [Card("In which layers the path matters", charts, WORDS)]
+
+
+def _caption(table: pd.DataFrame, layers: pd.DataFrame) -> str:
+    """What the curves show and, from the numbers, where the effect sets in."""
+    width = _width(table)
+    window = "one layer" if width == 1 else f"{width} layers"
+    text = (
+        "Left: the text cannot read the gate (orange) or the image tokens (blue) from a layer on to the last; as long "
+        "as the curve lies low, what it needs of the picture passes in that layer or later. Right: cut in "
+        f"{window} alone; it falls only where the layers before and after cannot make up for it. Bands: 95 % bootstrap "
+        "interval over examples. "
+    )
+    return text + " ".join(_says(row) for row in layers.to_dict("records"))
+
+
+def _says(row: dict[str, Any]) -> str:
+    opening = f"{row['metric'][0].upper()}{row['metric'][1:]}, {row['keys']} → text: cutting every layer"
+    if row["drop_low"] <= 0:
+        interval = f"[{number(row['drop_low'])}, {number(row['drop_high'])}]"
+        return f"{opening} costs nothing measurable ({number(row['drop'])} {interval})."
+    one = row["first"] == row["last"]
+    where = f"layer {row['first']} carries" if one else f"layers {row['first']}–{row['last']} carry"
+    text = f"{opening} costs {number(row['drop'])}; {where} 90 % of it"
+    if row["free_from"] < 0:
+        return text + ", and the cut still costs something from the last start on."
+    return (
+        f"{text}, and cutting from layer {row['free_from']} on costs nothing measurable any more (at most "
+        f"{number(row['free_most'])}, the upper end of its interval)."
+    )
+
+
+def _width(table: pd.DataFrame) -> int:
+    windows = table[table.way == WINDOW]
+    return int((windows["last"] - windows.layer + 1).max())
+
+
+def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+    """Score against the start layer, a row of panels a metric: cut to the last layer, and in a window.
+
+    Args:
+        table: a study's ``progressive`` table.
+        how: which kind of knockout; None is the first.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no such ``how``.
+    """
+    kinds = list(table.how.unique())
+    how = how or (kinds[0] if kinds else "none")
+    part = table[table.how == how]
+    if part.empty:
+        raise DataError(
+            f"the progressive table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
+        )
+    width = _width(part)
+    alone = "layer l" if width == 1 else f"layers l to l + {width - 1}"
+    levels = {
+        keys: part[part["keys"] == keys].groupby("metric")["mean"].first().to_dict() for keys in (UNCUT, BOTH)
+    }
+    return curves(
+        part[part["keys"].isin(KEYS)],
+        [
+            SeriesStyle("gate", "gate → text", "gate"),
+            SeriesStyle("image", "image → text", "image", marker="s"),
+        ],
+        by="keys",
+        rows="metric",
+        columns="way",
+        references=[
+            ReferenceLine(levels[UNCUT], "unmodified", (1, (1, 1.5))),
+            ReferenceLine(levels[BOTH], "floor: both cut in every layer", (4, (4, 2))),
+        ],
+        titles={FROM: "cut from layer l to the last", WINDOW: f"cut in {alone} alone"},
+        xlabel="layer l",
+        legend_columns=4,
+        dark=dark,
+    )
+
+
 SECTION = Section(
     "progressive",
     "the gate cut from one layer after another on, the paper's progressive knockout",
@@ -226,4 +336,5 @@ SECTION = Section(
     measure,
     conclude,
     ProgressiveOptions,
+    page=page,
 )

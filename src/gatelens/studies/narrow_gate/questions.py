@@ -7,31 +7,33 @@ that are scarce among them get further questions, drawn by a seed of their own.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from gatelens.measures.stats import bootstrap_interval
-from gatelens.measures.vqa import vqa_accuracy
-from gatelens.plots.numbers import percent
+from gatelens.data import Dataset, Example
+from gatelens.errors import DataError
+from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.stats import summary
+from gatelens.model import HookedVLM
+from gatelens.plots.bars import bars
+from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
+from gatelens.plots.numbers import MISSING, number, percent
+from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.common import chunks_by_length, draw, provenance
+from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, table_rows
-from gatelens.studies.narrow_gate.section import Context, Evidence, Piece, Section
-from gatelens.studies.narrow_gate.verdict import (
-    DISTRIBUTED,
-    INCONCLUSIVE,
-    MIXED,
-    NARROW,
-    task_verdicts,
-)
-
-if TYPE_CHECKING:
-    from gatelens.data import Dataset, Example
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, task_verdicts
+from gatelens.studies.options import Examples, Options, kinds_of_knockout
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 NAMED = (
@@ -41,6 +43,69 @@ NAMED = (
 SEED = 7919  # keeps the further questions apart from those every section shares
 LOOKED_AT = 20  # further questions are sought among so many times as many as are wanted of a kind
 CANDIDATES = 20  # answers a blind guesser chooses from, the most frequent ones
+
+
+MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones
+WORDS = {
+    "kind of question": (
+        "As the data name it (emoji-scenes: what is asked for; VQAv2: its answer type; MME: its subset). The answers "
+        "are those of the knockout table; kinds with few questions there got further ones."
+    ),
+    "blind": (
+        "VQA accuracy of always giving the one answer that fits most often to these questions. Where the unmodified "
+        "model is no better, its answers say nothing about the picture. A floor below it is raised to it, so that a "
+        "cut after which the model does worse than guessing removes more than 100 %."
+    ),
+    "removed": (
+        "(unmodified − cut) / (unmodified − floor), in per cent with its paired bootstrap interval over the questions; "
+        "the verdict of a kind follows the same rule as that of a task."
+    ),
+}
+
+
+class QuestionsOptions(Options):
+    """Further questions, and what tells their kinds."""
+
+    n: Annotated[Examples, Field(description="Further questions, at most.")] = 600
+    n_per_kind: Annotated[Examples, Field(description="Questions of each kind that are wanted.")] = 100
+    by: Annotated[
+        str | None, Field(description="The fact of a question that is its kind. Default: kind or category.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Further(knockouts.Answers):
+    """Further questions, answered under the rows that the shares need; ``by`` tells their kinds."""
+
+    by: str | None
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """Batches of the further questions; none where the kinds have enough of them."""
+    options: QuestionsOptions = setup.sections["questions"]
+    study, hows = setup.options, kinds_of_knockout(setup.options.how)
+    rows = [row for row in table_rows(1, 1) if row.name in ROWS]
+    if not any(kind_of(e, options.by) for _, drawn in setup.examples("vqa") for e in drawn):
+        raise Absent("the data name no kinds of questions")
+    work: list[Batch] = []
+    left = options.n
+    for task, drawn in setup.examples("vqa"):
+        more = further(setup.data, task, drawn, options.by, options.n_per_kind, left, study.seed)
+        left -= len(more)
+        for _, start, part in setup.batched_by_length(more):
+            work.append(
+                Further(
+                    f"{len(work):04d}", task, start, part, hows, rows, study.seed, study.longest(task),
+                    setup.data.classes, options.by, units=len(hows) * len(rows),
+                )
+            )  # fmt: skip
+    return work
+
+
+def measure(model: HookedVLM, batch: Further) -> Tables:
+    """``answers``: those of the knockout table, with ``kind`` and the accepted ``answers``."""
+    answers = knockouts.measure(model, batch)["answers"]
+    return {"answers": answers.merge(facts(batch.examples, batch.by), on="id", how="left")}
 
 
 def kind_of(example: Example, by: str | None = None) -> str | None:
@@ -65,42 +130,19 @@ def further(
         return []
     limit, most, before = 4 * per_kind, LOOKED_AT * per_kind, 0
     while True:
-        found = draw(data, task, limit, seed + SEED)
+        asked = draw(data, task, limit, seed + SEED)
         got, new = Counter(have), {}
         known = {e.id for e in drawn}
-        for e in found:
+        for e in asked:
             name = kind_of(e, by)
             if name is not None and got[name] < per_kind and e.id not in known:
                 got[name] += 1
                 known.add(e.id)
                 new[e.id] = e
         # fewer than asked for need not be all there are: bad rows may have been left out
-        if len(found) == before or limit >= most or min(got.values()) >= per_kind:
+        if len(asked) == before or limit >= most or min(got.values()) >= per_kind:
             return list(new.values())[:n]
-        limit, before = min(4 * limit, most), len(found)
-
-
-def pieces(context: Context) -> list[Piece]:
-    """A piece a batch of the further questions; none where the kinds have enough, or the data name no kinds."""
-    options = context.options("questions")
-    names = [row for row in table_rows(1, 1) if row.name in ROWS]
-    found: list[Piece] = []
-    left = options["n"]
-    for task, drawn in context.examples("vqa"):
-        more = further(context.data, task, drawn, options["by"], options["n_per_kind"], left, context.seed)
-        left -= len(more)
-        context.run.manifest["info"] |= provenance(context.data)  # bad rows may have been met on the way
-        for _, start, part in chunks_by_length(context.model, more, context.size):
-
-            def compute(task: str = task, start: int = start, part: Sequence[Example] = part) -> pd.DataFrame:
-                answers = knockouts.answers(context, task, start, part, names)
-                return answers.merge(facts(part, options["by"]), on="id", how="left")
-
-            units = len(context.hows) * len(names)
-            found.append(
-                Piece(f"shards/questions-{len(found):04d}", f"{task}, further questions", compute, units)
-            )
-    return found
+        limit, before = min(4 * limit, most), len(asked)
 
 
 def facts(examples: Sequence[Example], by: str | None) -> pd.DataFrame:
@@ -128,15 +170,12 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
         n_boot: bootstrap replicates.
         seed: draws them.
     """
-    found = []
-    for (how, task, name), group in answers.groupby(["how", "task", "kind"], sort=False):
-        blind = chance([list(a) for a in group[group.row == NONE].answers])
-        for row, part in group.groupby("row", sort=False):
-            values = part.score.to_numpy(dtype=np.float64)
-            low, high = bootstrap_interval(values, n_boot=n_boot, seed=seed)
-            found.append((how, task, name, row, values.mean(), low, high, len(values), blind))
-    columns = ["how", "task", "kind", "row", "mean", "low", "high", "n", "chance"]
-    return pd.DataFrame(found, columns=columns)
+    place = ["how", "task", "kind"]
+    clean = answers[answers.row == NONE].groupby(place, sort=False)
+    blind = clean.answers.agg(lambda a: chance([list(one) for one in a])).rename("chance").reset_index()
+    # rows of one kind side by side
+    ordered = pd.concat([part for _, part in answers.groupby(place, sort=False)])
+    return summary(ordered, [*place, "row"], n_boot=n_boot, seed=seed).merge(blind, on=place)
 
 
 def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
@@ -145,42 +184,37 @@ def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -
 
     As :func:`~gatelens.studies.narrow_gate.verdict.task_verdicts` judges a task, the floor at least ``chance``.
     """
-    found = []
+    tables = []
     for (task, name), part in answers.groupby(["task", "kind"], sort=False):
         mine = table[(table.task == task) & (table.kind == name)]
         blind = float(mine.chance.iloc[0])
         judged = task_verdicts(part, 0, n_boot, seed, chances={str(task): blind})
-        found.append(judged.assign(kind=name, chance=blind))
-    return pd.concat(found, ignore_index=True)
+        tables.append(judged.assign(kind=name, chance=blind))
+    return pd.concat(tables, ignore_index=True)
 
 
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """``question_kinds`` and ``question_kinds_shares``, where the data name kinds of questions."""
-    predictions = context.run.table("predictions")
-    by = context.options("questions")["by"]
-    drawn = [facts(examples, by).assign(task=task) for task, examples in context.examples("vqa")]
-    known = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
-    if known.empty:
-        return
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``question_kinds`` and ``question_kinds_shares``."""
+    predictions, by = setup.run.table("predictions"), setup.sections["questions"].by
+    drawn = [facts(examples, by).assign(task=task) for task, examples in setup.examples("vqa")]
     columns = ["how", "task", "kind", "row", "id", "score", "answers"]
-    answers = predictions[predictions.row.isin(ROWS)].merge(known, on=["task", "id"])[columns]
-    answers = pd.concat([answers, *(t[columns] for t in tables)], ignore_index=True)
+    answers = predictions[predictions.row.isin(ROWS)].merge(pd.concat(drawn), on=["task", "id"])[columns]
+    more = measured.table("answers")
+    answers = pd.concat([answers, more[columns]] if len(more) else [answers], ignore_index=True)
     answers = answers.sort_values("kind", kind="stable")
-    table = summarise(answers, context.n_boot, context.seed)
-    context.run.save_table("question_kinds", table)
-    context.run.save_table("question_kinds_shares", shares(answers, table, context.n_boot, context.seed))
+    n_boot, seed = setup.options.n_boot, setup.options.seed
+    table = summarise(answers, n_boot, seed)
+    return {"question_kinds": table, "question_kinds_shares": shares(answers, table, n_boot, seed)}
 
 
 def evidence(run: Run) -> list[Evidence]:
     """One entry over all kinds of question; it names a path where no kind that can be judged contradicts."""
-    if not run.done("question_kinds_shares"):
-        return []
     table = run.table("question_kinds_shares")
     first = table[table.how == table.how.iloc[0]]
-    found = [v for v in first.verdict if v != INCONCLUSIVE]
-    says = MIXED if found else INCONCLUSIVE
+    judged = [v for v in first.verdict if v != INCONCLUSIVE]
+    says = MIXED if judged else INCONCLUSIVE
     for one, other in ((NARROW, DISTRIBUTED), (DISTRIBUTED, NARROW)):
-        if found and other not in found and 2 * found.count(one) >= len(found):
+        if judged and other not in judged and 2 * judged.count(one) >= len(judged):
             says = one
     text = "; ".join(_says(row, first.task.nunique() > 1) for row in first.to_dict("records"))
     return [{"kind": "by kind of question", "says": says, "text": text}]
@@ -196,11 +230,129 @@ def _says(row: dict[str, Any], several: bool) -> str:
     )
 
 
+def page(run: Run) -> list[Card]:
+    """Bars and table of every kind of knockout."""
+    table, shares = run.table("question_kinds"), run.table("question_kinds_shares")
+    hows = list(table.how.unique())
+    blocks: list[Block] = []
+    for how in hows:
+        name = "question_kinds" if len(hows) == 1 else f"question_kinds_{how}"
+        mine = shares[shares.how == how]
+        blocks.append(Chart(name, partial(question_bars, table, how), caption(mine)))
+        title = f"Knockout {how}" if len(hows) > 1 else ""
+        blocks.append(shares_table(table[table.how == how], mine, title))
+    return [Card("Which questions the gate is enough for", blocks, WORDS)]
+
+
+def caption(shares: pd.DataFrame) -> str:
+    """What the bars show, and the kinds by verdict."""
+    text = (
+        "VQA accuracy by kind of question when the text can no longer read the named tokens. Whiskers: 95 % bootstrap "
+        "interval over questions; the dashed line is the best blind guess."
+    )
+    names = _names(shares)
+    said = {
+        NARROW: "The gate carries most of what the picture is worth to {}.",
+        DISTRIBUTED: "The image tokens themselves carry most of what the picture is worth to {}.",
+        "mixed": "Neither path alone explains {}.",
+        INCONCLUSIVE: "Nothing can be said of {}.",
+    }
+    for verdict, sentence in said.items():
+        kinds = [n for n, v in zip(names, shares.verdict, strict=True) if v == verdict]
+        if kinds:
+            text += " " + sentence.format(", ".join(kinds))
+    if len(shares) > MOST_GROUPS:
+        text += (
+            f" The figure shows the {MOST_GROUPS} kinds with the most questions, the table all {len(shares)}."
+        )
+    return text
+
+
+def shares_table(table: pd.DataFrame, shares: pd.DataFrame, title: str = "") -> Table:
+    """A row a kind: the scores, the blind guess, what each cut removes, the verdict."""
+    heads = ["kind of question", *ROWS, "blind", "gate cut\nremoves", "image cut\nremoves", "verdict"]
+    rows: list[list[Cell]] = []
+    for name, one in zip(_names(shares), shares.to_dict("records"), strict=True):
+        mine = table[(table.task == one["task"]) & (table.kind == one["kind"])].set_index("row")
+        cells: list[Cell] = [(name, f"n = {one['n']}")]
+        for row in ROWS:
+            cells.append(mean_cell(mine.loc[row]))
+        cells.append(number(one["chance"]))
+        for cut in ("gate", "image"):
+            known = one["verdict"] != INCONCLUSIVE
+            low, high = percent(one[f"{cut}_low"]), percent(one[f"{cut}_high"])
+            cells.append((percent(one[cut]), f"{low} to {high}") if known else MISSING)
+        cells.append(one["verdict"])
+        rows.append(cells)
+    why = {
+        f"{name}: {one['why']}"
+        for name, one in zip(_names(shares), shares.to_dict("records"), strict=True)
+        if one["verdict"] == INCONCLUSIVE
+    }
+    text = "" if not why else "; ".join(sorted(why)) + "."
+    return Table(heads, rows, text[:1].upper() + text[1:], title)
+
+
+def _names(shares: pd.DataFrame) -> list[str]:
+    several = shares.task.nunique() > 1
+    return [f"{k} ({t})" if several else str(k) for k, t in zip(shares.kind, shares.task, strict=True)]
+
+
+def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+    """A group of bars a kind of question, one a cut; the blind guess as a dashed line across the group.
+
+    Args:
+        table: ``how, task, kind, row, mean, low, high, n, chance`` as a study's ``question_kinds`` table.
+        how: which kind of knockout; None is the first.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the table has no such ``how``.
+    """
+    hows = list(table.how.unique())
+    how = how or (hows[0] if hows else "none")
+    part = table[table.how == how]
+    if part.empty:
+        raise DataError(
+            f"the table of question kinds has no rows with how={how!r} (it has: {', '.join(hows) or 'none'})"
+        )
+    part = part.assign(name=_names(part))
+    groups = part[part.row == NONE].nlargest(MOST_GROUPS, "n").sort_index()
+    labels = {
+        name: "\n".join([*textwrap.wrap(name.replace("_", " "), 15), f"n = {int(n)}"])
+        for name, n in zip(groups.name, groups.n, strict=True)
+    }
+    return bars(
+        part[part.name.isin(groups.name)],
+        groups="name",
+        by="row",
+        series=[
+            SeriesStyle(NONE, "unmodified", "neutral"),
+            SeriesStyle(GATE, color="gate"),
+            SeriesStyle(IMAGE, color="image"),
+            SeriesStyle(FLOOR, f"{FLOOR} (floor)", "faint"),
+        ],
+        references=[
+            ReferenceLine(dict(zip(groups.name, groups.chance, strict=True)), "blind guess", (0, (3, 2)))
+        ],
+        labels=labels,
+        title="Answers by kind of question with a path cut",
+        label="VQA accuracy",
+        top=1.05,
+        horizontal=False,
+        legend_columns=5,
+        dark=dark,
+    )
+
+
 SECTION = Section(
     "questions",
     "the gate's part in each kind of question: relations, counts, colours…",
-    pieces,
+    batches,
+    measure,
     conclude,
+    QuestionsOptions,
     evidence,
-    {"n": 600, "n_per_kind": 100, "by": None},
+    page,
+    reads=("knockouts",),
 )

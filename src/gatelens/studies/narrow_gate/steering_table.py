@@ -1,8 +1,7 @@
-"""From steered answers to the tables of section *steering*, the file of directions, and what they say of the gate."""
+"""From steered answers to the table of section *steering*: what a push turns, and what it costs."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,27 +11,8 @@ import pandas as pd
 
 from gatelens.measures.captions import caption_words
 from gatelens.measures.stats import bootstrap_interval
-from gatelens.plots.numbers import percent
-from gatelens.runs import Run
-from gatelens.studies.common import data_uri
 from gatelens.studies.narrow_gate.class_pairs import pair_name
-from gatelens.studies.narrow_gate.section import Context, Evidence
-from gatelens.studies.narrow_gate.steering_fit import (
-    PLACES,
-    SITE,
-    chosen_layer,
-    directions_at,
-    layer_scores,
-)
-from gatelens.studies.narrow_gate.steering_push import MEANS, NOTHING, RANDOM, REFERENCE
-from gatelens.studies.narrow_gate.verdict import (
-    DISTRIBUTED,
-    FEWEST,
-    FLIPS,
-    INCONCLUSIVE,
-    MIXED,
-    NARROW,
-)
+from gatelens.studies.narrow_gate.steering_directions import MEANS, NOTHING, RANDOM, REFERENCE
 
 ALL = "all"
 SUCCESS, KEPT, ELSEWHERE = "success", "base kept", "elsewhere"
@@ -42,9 +22,7 @@ VQA, VQA_OVERLAP = "VQA accuracy", "VQA overlap"
 COLUMNS = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
 WORDING = 0.9  # a word in this share of the unsteered captions is wording, not content
 FEWEST_FOR_WORDING = 10
-FEWEST_TO_FIT = 10  # pictures of a class, for a direction that turns little to mean anything
-SHOWN, SHOWN_DOSES = 4, (0.0, 0.5, 1.0, 2.0, 4.0)  # pictures on the page, and the doses of their captions
-Summary = Callable[[str, float, str, str, pd.Series], None]
+AddRow = Callable[[str, float, str, str, pd.Series], None]
 
 
 def names(text: str, name: str) -> bool:
@@ -74,64 +52,6 @@ def words_kept(before: Counter[str], after: Counter[str]) -> float:
     """F1 of two bags of words: 2 |A ∩ B| / (|A| + |B|); 1 where both are empty."""
     total = before.total() + after.total()
     return 2 * (before & after).total() / total if total else 1.0
-
-
-def conclude(context: Context, tables: list[pd.DataFrame]) -> None:
-    """``steering``, ``steering_layers``, the answers behind them, and ``directions.safetensors``."""
-    if not tables:
-        return
-    run, fitted = context.run, tables[0]
-    pictures, captions, questions = (
-        _joined(tables[1:], column) for column in ("p_target", "caption", "prediction")
-    )
-    if captions is not None:
-        captions = score_captions(captions)
-        run.save_table("steering_captions", captions)
-        run.save_json("steering_examples", _examples(context, captions))
-    if questions is not None:
-        run.save_table("steering_questions", questions)
-    run.save_table("steering_pictures", pictures)
-    layers = {place: chosen_layer(fitted, place) for place in PLACES}
-    run.save_table("steering", summarise(pictures, captions, questions, layers, context.n_boot, context.seed))
-    scores = [layer_scores(fitted, place).assign(place=place) for place in PLACES]
-    scores = [s.assign(chosen=s.layer == layers[place]) for s, place in zip(scores, PLACES, strict=True)]
-    run.save_table("steering_layers", pd.concat(scores, ignore_index=True))
-    run.save_file("directions", ".safetensors", as_safetensors(fitted, layers["gate"]))
-
-
-def _joined(tables: Sequence[pd.DataFrame], column: str) -> pd.DataFrame | None:
-    mine = [t for t in tables if column in t]
-    return pd.concat(mine, ignore_index=True) if mine else None
-
-
-def _examples(context: Context, captions: pd.DataFrame) -> list[dict[str, object]]:
-    """The first picture of the first pairs with its captions by dose, for the page."""
-    images = {
-        e.id: e.image for _, found in context.examples("class")[:1] for e in found if e.image is not None
-    }
-    mine = captions[captions.direction.isin((NOTHING, MEANS)) & captions.dose.isin(SHOWN_DOSES)]
-    first = captions.drop_duplicates(["base", "target"]).head(SHOWN)
-    shown: list[dict[str, object]] = []
-    for one in first.itertuples():
-        said = mine[(mine.id == one.id) & (mine.base == one.base) & (mine.target == one.target)]
-        shown.append(
-            {
-                "id": one.id,
-                "pair": [one.base, one.target],
-                "picture": data_uri(images[one.id]),
-                "captions": [[float(r.dose), r.caption] for r in said.sort_values("dose").itertuples()],
-            }
-        )
-    return shown
-
-
-def as_safetensors(fitted: pd.DataFrame, layer: int) -> bytes:
-    """The directions of the chosen layer by ``base-target``, Float[d_model]; the metadata says how to add them."""
-    from safetensors.torch import save
-
-    tensors = {pair_name(pair): v for pair, v in directions_at(fitted, layer).items()}
-    how = {"at": "gate", "site": SITE, "layers": json.dumps([layer])}
-    return save(tensors, metadata=how)
 
 
 def score_captions(captions: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +106,7 @@ def summarise(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _class_rows(pictures: pd.DataFrame, add: Summary) -> None:
+def _class_rows(pictures: pd.DataFrame, add: AddRow) -> None:
     right = pictures[pictures.right].copy()
     right[SUCCESS], right[KEPT] = right.is_target.astype(float), right.is_base.astype(float)
     right[ELSEWHERE] = (1 - right.p_base - right.p_target).clip(lower=0)
@@ -201,48 +121,3 @@ def _class_rows(pictures: pd.DataFrame, add: Summary) -> None:
             control = means.xs((RANDOM, dose))[SUCCESS] if (RANDOM, dose) in means.index else None
             if control is not None:
                 add(ALL, dose, direction, ABOVE, part.loc[direction, dose][SUCCESS] - control)
-
-
-def evidence(run: Run) -> list[Evidence]:
-    """Narrow where the difference of means, added once at the gate, turns the answer; distributed where no dose
-    does although the same recipe works at the last position; nothing can be said where it works at neither, or
-    where it works a little with means of few pictures."""
-    if not run.done("steering"):
-        return []
-    kind = "steering the gate"
-    table = run.table("steering")
-    above = table[(table.pair == ALL) & (table.measure == ABOVE)].set_index("dose")
-    right = table[(table.pair == ALL) & (table.measure == SUCCESS)].n
-    n = 0 if right.empty else int(right.max())
-    if above.empty or n < FEWEST:
-        text = (
-            f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
-            if n < FEWEST
-            else "without a random direction there is nothing to compare with"
-        )
-        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
-    once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
-    at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]
-    note = ""
-    if once.low > FLIPS[1]:
-        says = NARROW
-    elif best.high < FLIPS[0]:
-        says = DISTRIBUTED if at_last > FLIPS[1] else INCONCLUSIVE
-        note = f"; at the last position the same recipe turns {percent(at_last)}"
-    else:
-        says = MIXED
-        n_fit = int(run.table("steering_layers").n_fit.min())
-        if n_fit < FEWEST_TO_FIT:
-            says = INCONCLUSIVE
-            note = f"; a class mean of {n_fit} pictures says little, at least {FEWEST_TO_FIT} are needed"
-    most = (
-        f"at best, dose {best.name:g}, in {percent(best['mean'])}"
-        if best["mean"] > 0
-        else f"no dose up to {above.index.max():g} turns more than that"
-    )
-    text = (
-        f"the difference of class means added at the gate in layer {int(once.layer)} turns the answer to the target "
-        f"class in {percent(once['mean'])} [{percent(once.low)}, {percent(once.high)}] of {int(once.n)} pictures more "
-        f"than a random push of its length does; {most}{note}"
-    )
-    return [{"kind": kind, "says": says, "text": text}]

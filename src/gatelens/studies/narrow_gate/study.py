@@ -27,11 +27,12 @@ from gatelens.studies.narrow_gate import (
     steering,
 )
 from gatelens.studies.narrow_gate.asking import REPEATS, as_asked, check_repeats, turned_kinds
-from gatelens.studies.narrow_gate.verdict import verdict
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
 from gatelens.studies.narrow_gate.words import words
-from gatelens.studies.options import AtLeastOne, Examples, checked
+from gatelens.studies.options import AtLeastOne, Examples
+from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
-from gatelens.studies.study import Drawn, Study, StudyOptions, run_study
+from gatelens.studies.study import Drawn, Study, StudyOptions
 
 
 class NarrowGateOptions(StudyOptions):
@@ -100,6 +101,7 @@ def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
 
 STUDY = Study(
     name="narrow-gate",
+    title="narrow-gate study",
     about="Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)",
     options=NarrowGateOptions,
     sections=(
@@ -118,7 +120,9 @@ STUDY = Study(
     verdict=conclude,
     comparable=lambda run: run.table("knockout"),
     always=("knockouts",),
+    tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", INCONCLUSIVE: "none"},
     words=words,
+    closing=knockouts.closing,
     ask=lambda model, drawn, options: as_asked(model, drawn, turned_kinds(model, options.chat)),
     settings=lambda model, data, drawn, options: {
         "chat": turned_kinds(model, options.chat),
@@ -141,7 +145,7 @@ def narrow_gate(
             paper's settings: ``narrow_gate(model, out=..., **gatelens.studies.preset("paper").arguments())``.
         out: folder of the run; None keeps the tables in memory and draws no report.
         options: of the study (:class:`NarrowGateOptions`: ``how``, ``n_vqa``, ``limit``, ``seed``…) and of the runner
-            (:func:`gatelens.studies.study.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
+            (:func:`gatelens.studies.runner.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
             ``progress``, ``executor``).
 
     Returns:

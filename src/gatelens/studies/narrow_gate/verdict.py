@@ -16,6 +16,7 @@ import pandas as pd
 
 from gatelens.measures.stats import bootstrap_replicates
 from gatelens.plots.numbers import percent
+from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
 
 NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
@@ -26,7 +27,6 @@ EITHER = "either path alone is enough"
 ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
 GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
-FLIPS = (0.2, 0.5)  # patching: below, the gate does not carry the class; above, it does
 
 
 def task_verdicts(

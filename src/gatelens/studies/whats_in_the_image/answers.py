@@ -1,6 +1,6 @@
 """What a compressed context costs and saves: questions answered from it, beside the full context.
 
-Of every picture a description prompt is run once (:mod:`gatelens.engine.compress`); then all its questions are
+Of every picture a description prompt is run once (:mod:`gatelens.engine.compression`); then all its questions are
 answered from contexts of several sizes. Two more rows stand beside them, neither compressed: ``asked afresh``
 puts each question into a prompt of its own with the picture, as one would without any of this, and
 ``description re-prompt`` puts it after the description's words, without the picture (Kaduri et al. 2025).
@@ -19,12 +19,14 @@ import torch
 from tqdm.auto import tqdm
 
 from gatelens.data.prompts import CAPTION_PROMPT
-from gatelens.engine.compress import ALWAYS, AMONG, DESCRIPTION_TOKENS, Described, describe
+from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
+from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
 from gatelens.measures.stats import bootstrap_replicates, replicate_interval
-from gatelens.measures.vqa import normalise_answer, vqa_accuracy
+from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
+from gatelens.selectors import SelectorLike
 from gatelens.studies.examples import consecutive
 from gatelens.studies.whats_in_the_image.questions import Asked
 
@@ -63,8 +65,8 @@ def answer_all(
     prompt: str = "<image>" + CAPTION_PROMPT,
     describe_tokens: int = DESCRIPTION_TOKENS,
     max_new_tokens: int = 20,
-    always: Any = ALWAYS,
-    among: Any = AMONG,
+    always: SelectorLike = ALWAYS,
+    among: SelectorLike = AMONG,
     others: bool = True,
     batch_size: int = 16,
     score: Score = vqa_accuracy,
@@ -140,7 +142,7 @@ class _Asker:
         """All questions."""
         return sum(len(p.questions) for p in self.pictures)
 
-    def context(self, described: Described, keep: float, always: Any, among: Any) -> pd.DataFrame:
+    def context(self, described: Described, keep: float, always: SelectorLike, among: SelectorLike) -> pd.DataFrame:
         """Answers from a compressed context."""
         context = described.compress(keep, always, among)
         questions = [[self.joint + q.text for q in p.questions] for p in self.pictures]

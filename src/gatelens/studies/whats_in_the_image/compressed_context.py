@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import InterventionError
-from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme, yes_or_no
-from gatelens.measures.vqa import vqa_accuracy
+from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores, yes_or_no
+from gatelens.measures.answers import vqa_accuracy
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Cell, Chart, Table
 from gatelens.plots.curve import curve, label_points, reference
@@ -114,7 +114,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 
 def mme_table(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme` after ``context``.
+    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme_scores` after ``context``.
 
     Args:
         pairs: ``context, subset, picture, prediction, answer``.
@@ -122,7 +122,7 @@ def mme_table(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
     """
     tables = []
     for name, part in pairs.groupby("context", sort=False):
-        table = mme(part.drop(columns="context"), n_boot, seed)
+        table = mme_scores(part.drop(columns="context"), n_boot, seed)
         table.insert(0, "context", name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

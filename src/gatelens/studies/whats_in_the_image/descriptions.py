@@ -18,7 +18,7 @@ from gatelens.data import Example
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
-from gatelens.plots.card import Block, Card, Chart, Html, Text, token_card
+from gatelens.plots.card import Block, Card, Chart, Html, Text
 from gatelens.plots.curve import curves
 from gatelens.plots.numbers import number, percent, percent_cell
 from gatelens.plots.style import NotebookFigure, SeriesStyle
@@ -224,7 +224,7 @@ def _band(row: pd.Series) -> str:
 
 
 def page(run: Run) -> list[Card]:
-    """Where each word looked, attention by token type, localisation, and the tokens of one prompt."""
+    """Where each word looked, attention by token type, and localisation."""
     cards = [_looking_card(run)]
     types = run.table("token_types")
     if len(types):
@@ -237,7 +237,7 @@ def page(run: Run) -> list[Card]:
     title, blocks = "Do words look at their objects?", list[Block]()
     if not run.has("localisation"):
         blocks.append(Text("Not measured: no object that was named has a mask in this data."))
-        return [*cards, Card(title, blocks), token_card(run.json("tokens"), "The first picture’s prompt")]
+        return [*cards, Card(title, blocks)]
     places = run.table("localisation")
     best = _best(places)
     caption = (
@@ -249,7 +249,6 @@ def page(run: Run) -> list[Card]:
     return [
         *cards,
         Card(title, blocks, {"localisation": LOCALISATION}),
-        token_card(run.json("tokens"), "The first picture’s prompt"),
     ]
 
 

@@ -17,7 +17,7 @@ from gatelens.engine import generate_many
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
-from gatelens.plots.card import Block, Card, Chart, Checks, Table, Text
+from gatelens.plots.card import Block, Card, Chart, Table, Text
 from gatelens.plots.curve import curves
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle, palette
 from gatelens.runs import Run
@@ -194,8 +194,8 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 
 def page(run: Run) -> list[Card]:
-    """What was planted, where it is known; figures and tables of every kind of knockout."""
-    table, window, settings = run.table("knockout"), run.json("window"), run.manifest["settings"]
+    """Figures and tables of every kind of knockout."""
+    table, window, settings = run.table("knockout"), run.json("window"), run.settings
     hows = list(table.how.unique())
     judge = "judge offline" if settings["judge"] == "offline" else "judge"
     used = ALWAYS_SAID | set(table.metric) | {f"knockout {how}" for how in hows}
@@ -210,8 +210,7 @@ def page(run: Run) -> list[Card]:
                 "No unmodified description names an object that the judge knows, so that nothing can be lost."
             )
         )
-    planted = _planted_card(run.json("verdict").get("planted")) if run.has("verdict") else []
-    return [*planted, Card("What is still named when a path is cut", blocks, words)]
+    return [Card("What is still named when a path is cut", blocks, words)]
 
 
 def _blocks(
@@ -249,23 +248,6 @@ def _chance(run: Run) -> float | None:
     predictions = run.table("predictions")
     unmodified_ones = predictions[(predictions.path == NONE) & predictions.f1.notna()]
     return float(unmodified_ones.chance.mean()) if len(unmodified_ones) else None
-
-
-def _planted_card(planted: Mapping[str, Any] | None) -> list[Card]:
-    """What was planted in an organism, and whether the study finds it; no card for any other model."""
-    if not planted:
-        return []
-    came_out = {
-        True: ", and what came out: accordingly",
-        False: ", and what came out: not accordingly",
-        None: "",
-    }
-    text = f"This model was made, and its answer is known: {planted['truth']}."
-    checks: Block = Checks([(c["holds"], c["text"]) for c in planted["checks"]])
-    if not planted["checks"]:
-        checks = Text("Too little was measured to compare with it.")
-    title = f"What was planted in this model{came_out[planted['accordingly']]}"
-    return [Card(title, [Text(text), checks])]
 
 
 def _references(chance: float | None) -> list[ReferenceLine]:

@@ -24,6 +24,7 @@ F1, PRECISION, RECALL, AGAINST_TRUTH = (
     "object F1 against truth",
 )
 METRICS = {F1: "f1", PRECISION: "precision", RECALL: "recall", AGAINST_TRUTH: "f1_truth"}
+NO_LOG = "judge='llm' keeps its prompts and replies in the run: give out="
 OTHERS = 20  # other pictures whose descriptions stand for chance
 
 
@@ -48,21 +49,18 @@ class CachedJudge:
 
 
 def judge_of(judge: str | CachedJudge, folder: Path | None, vocabulary: Vocabulary) -> CachedJudge:
-    """The judge of a study's option: ``"offline"``, ``"llm"`` or one of the user's."""
-    if judge == "llm":
-        return CachedJudge(llm_judge(folder))
-    return CachedJudge(OfflineJudge(vocabulary)) if isinstance(judge, str) else judge
-
-
-def llm_judge(folder: Path | None) -> LLMJudge:
-    """The endpoint in the environment; its prompts and replies are kept in the run's folder.
+    """The judge of a study's option: ``"offline"``, ``"llm"`` or one of the user's.
 
     Raises:
-        DataError: the run has no folder, or the environment names no endpoint.
+        DataError: there is no folder for the LLM's prompts and replies.
     """
+    if isinstance(judge, CachedJudge):
+        return judge
+    if judge == "offline":
+        return CachedJudge(OfflineJudge(vocabulary))
     if folder is None:
-        raise DataError("judge='llm' keeps its prompts and replies in the run: give out=")
-    return LLMJudge.from_environment(folder / "judge.jsonl")
+        raise DataError(NO_LOG)
+    return CachedJudge(LLMJudge.from_environment(folder / "judge.jsonl"))
 
 
 def scored(

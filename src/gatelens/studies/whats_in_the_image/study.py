@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -12,20 +11,23 @@ from pydantic import Field, field_validator
 
 from gatelens.data import Dataset
 from gatelens.data.prompts import PAPER_DESCRIBE_PROMPT
-from gatelens.measures.judge import Judge
+from gatelens.errors import DataError
+from gatelens.measures.judge import Judge, LLMJudge
 from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
+from gatelens.plots.card import Block, Card, Checks, Text, token_card
 from gatelens.runs import Run, fingerprint
 from gatelens.studies.options import AtLeastOne, CountsExamples, Says
+from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
-from gatelens.studies.study import Drawn, Study, StudyOptions, run_study
+from gatelens.studies.study import Drawn, Study, StudyOptions
 from gatelens.studies.whats_in_the_image import compressed_context, descriptions, knockouts
 from gatelens.studies.whats_in_the_image.configurations import FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
 from gatelens.studies.whats_in_the_image.planted import planted_in
 from gatelens.studies.whats_in_the_image.questions import draw_questions
-from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, CachedJudge, llm_judge
-from gatelens.studies.whats_in_the_image.verdict import verdict
+from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, NO_LOG, CachedJudge
+from gatelens.studies.whats_in_the_image.verdict import TONES, verdict
 
 PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own) and longest description
     "data": (None, 60),
@@ -86,16 +88,15 @@ class WhatsInTheImageOptions(StudyOptions):
         Says("a whole number, 0 or more"),
     ] = None
     keep: Annotated[
-        Sequence[float],
+        list[float] | tuple[float, ...],
         Field(description="Shares of image tokens the compressed context keeps, beside none and all."),
     ] = (0.02, 0.05)
     judge: Annotated[
-        str | Judge,
+        str | Judge | CachedJudge,
         Field(
-            description="Who finds the objects: offline (a list of words), llm (the endpoint in the environment) or a "
+            description="Who finds the objects: offline (a list of words), llm (GATELENS_JUDGE_URL, _MODEL, _KEY) or a "
             "judge of your own."
         ),
-        Says("'offline', 'llm' or a judge of your own"),
     ] = "offline"
     vocabulary: Annotated[
         Vocabulary | None,
@@ -125,14 +126,16 @@ class WhatsInTheImageOptions(StudyOptions):
                 )
         return tuple(keep)
 
-    @field_validator("judge")
+    @field_validator("judge", mode="before")
     @classmethod
-    def _asked_once(cls, judge: str | Judge) -> str | CachedJudge:
-        if not isinstance(judge, str):
-            return judge if isinstance(judge, CachedJudge) else CachedJudge(judge)
-        if judge not in ("offline", "llm"):
-            raise ValueError(f"no judge {judge!r}")
-        return judge
+    def _asked_once(cls, judge: Any) -> str | CachedJudge:
+        if judge == "llm":
+            LLMJudge.from_environment(os.devnull)  # raises where the environment names no endpoint
+        if judge in ("offline", "llm") or isinstance(judge, CachedJudge):
+            return judge
+        if isinstance(judge, Judge):
+            return CachedJudge(judge)
+        raise ValueError("give 'offline', 'llm' or a judge of your own")
 
     def capped(self, limit: int | None) -> WhatsInTheImageOptions:
         """With at most ``limit`` pictures, described or asked about."""
@@ -147,9 +150,10 @@ class WhatsInTheImageOptions(StudyOptions):
         """Most new tokens of a description."""
         return self.max_new_tokens or PRESETS[self.preset][1]
 
+    @property
     def judge_name(self) -> str:
         """What the manifest calls the judge."""
-        return self.judge if isinstance(self.judge, str) else type(self.judge.judge).__name__
+        return type(self.judge.judge).__name__ if isinstance(self.judge, CachedJudge) else str(self.judge)
 
 
 def draw(data: Dataset, options: WhatsInTheImageOptions) -> Drawn:
@@ -175,7 +179,7 @@ def settings(
         "n": len(described),
         "prompt": described[0].prompt,
         "max_new_tokens": options.longest,
-        "judge": options.judge_name(),
+        "judge": options.judge_name,
         "vocabulary": fingerprint(vocabulary.names),
     }
 
@@ -196,8 +200,34 @@ def comparable(run: Run) -> pd.DataFrame:
     return pd.concat([table, trade.assign(how="compressed context", metric="accuracy")], ignore_index=True)
 
 
+def summary(run: Run) -> list[str]:
+    """Verdict and, of an organism, whether it comes out as planted."""
+    said = run.json("verdict")
+    lines = [said["headline"], said["sentence"]]
+    if said["planted"] is not None and said["planted"]["accordingly"] is not None:
+        come = "come" if said["planted"]["accordingly"] else "do not come"
+        lines.append(f"what was planted in this model is known: the configurations {come} out accordingly")
+    return lines
+
+
+def closing(run: Run) -> list[Card]:
+    """What was planted, where it is known, and who is where in one prompt."""
+    tokens = token_card(run.json("tokens"), "The first picture’s prompt")
+    planted = run.json("verdict")["planted"]
+    if planted is None:
+        return [tokens]
+    outcome = {True: ", and what came out: accordingly", False: ", and what came out: not accordingly", None: ""}
+    text = f"This model was made, and its answer is known: {planted['truth']}."
+    checks: Block = Checks([(check["holds"], check["text"]) for check in planted["checks"]])
+    if not planted["checks"]:
+        checks = Text("Too little was measured to compare with it.")
+    title = f"What was planted in this model{outcome[planted['accordingly']]}"
+    return [Card(title, [Text(text), checks]), tokens]
+
+
 STUDY = Study(
     name="whats-in-the-image",
+    title="what’s in the image?",
     about="Where is visual information stored and read? (Kaduri et al., arXiv 2411.17491)",
     options=WhatsInTheImageOptions,
     sections=(descriptions.SECTION, knockouts.SECTION, compressed_context.SECTION),
@@ -205,8 +235,11 @@ STUDY = Study(
     verdict=conclude,
     comparable=comparable,
     always=("descriptions", "knockouts"),
-    words=WORDS,
     settings=settings,
+    summary=summary,
+    tones=TONES,
+    words=lambda run: WORDS,
+    closing=closing,
 )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gatelens.data import Example
 from gatelens.engine import generate
-from gatelens.engine.decode import eos_ids
+from gatelens.engine.generation import eos_ids
 from gatelens.inputs import VLMInputs
 from gatelens.measures.localisation import ImageAttention, layer_bands, localise, paint, token_edges
 from gatelens.measures.objects import Vocabulary

@@ -1,0 +1,116 @@
+"""The clean run of a batch of prompts: what interventions start from instead of computing it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from gatelens.inputs import VLMInputs
+from gatelens.passes import HookedModel
+
+
+class SharedLayer(DynamicLayer):
+    """A layer's own keys and values, after ``n_shared`` positions that attention finds elsewhere."""
+
+    def __init__(self, n_shared: int) -> None:
+        super().__init__()
+        self.n_shared = n_shared
+        self.is_initialized: bool = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add the new positions; gives the layer's own ones only."""
+        if self.is_initialized:
+            return super().update(key_states, value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Positions before the next one, the shared ones among them."""
+        own = self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
+        return self.n_shared + own
+
+
+class CleanRun:
+    """Keys and values of every position, and the residual stream where runs will start again.
+
+    Args:
+        model: the model.
+        inputs: the prompts.
+        starts: (layer, position): runs will start again in this layer, from this position on.
+        every_position: whether the logits of every position are wanted (else those of the last).
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        inputs: VLMInputs,
+        starts: Iterable[tuple[int, int]],
+        every_position: bool = True,
+    ) -> None:
+        self.model, self.inputs = model, inputs
+        self.tensors = with_mask(inputs)
+        self.resid: dict[int, tuple[int, Tensor]] = {}
+        begin: dict[int, int] = {}
+        for layer, position in starts:
+            begin[layer] = min(position, begin.get(layer, position))
+        hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep(layer, p)) for layer, p in begin.items()]
+        watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
+        keep = {} if every_position else {"logits_to_keep": 1}
+        try:
+            self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
+        finally:
+            watch.remove()
+        self.shared: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _shape_of_output(self, block: Any, args: Any, out: Any) -> None:
+        self.in_tuples = isinstance(out, tuple)  # whether this family's layers give (hidden states,)
+
+    def _keep(self, layer: int, position: int) -> Any:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self.resid[layer] = (position, tensor[:, position:].clone())
+
+        return keep
+
+    def resid_pre(self, layer: int, position: int) -> Float[Tensor, "batch suffix d_model"]:
+        """The residual stream entering a layer, from a position on."""
+        first, tensor = self.resid[layer]
+        return tensor[:, position - first :]
+
+    def stacked(self, runs: int) -> dict[str, Tensor]:
+        """What stands at each position of the prompts (ids, mask, position ids), once for each run."""
+        out = {}
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            tensor = self.tensors[name]
+            out[name] = tensor.repeat(1, runs, 1) if tensor.ndim == 3 else tensor.repeat(runs, 1)
+        return out
+
+    def branch(self, position: int) -> DynamicCache:
+        """A cache that grows after ``position``; what stands before is shared."""
+        out = DynamicCache()
+        out.layers = [SharedLayer(position) for _ in self.shared]
+        return out
+
+    def keys_before(self, position: int) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values by layer of the positions before; None when there are none."""
+        return [(k[:, :, :position], v[:, :, :position]) for k, v in self.shared] if position else None
+
+    def fill_skipped(self, cache: DynamicCache, position: int, runs: int, start: int) -> None:
+        """Give the layers that were not run their clean keys and values, so that decoding finds them."""
+        for layer, (keys, values) in list(zip(cache.layers, self.shared, strict=True))[:start]:
+            layer.update(*(x[:, :, position:].repeat(runs, 1, 1, 1) for x in (keys, values)))
+
+
+def with_mask(inputs: VLMInputs) -> dict[str, Tensor]:
+    """The tensors of a batch; the attention mask is read off the token map where there is none."""
+    tensors = dict(inputs.tensors)
+    if "attention_mask" not in tensors:
+        tensors["attention_mask"] = (inputs.tokens.roles != 0).long().to(tensors["input_ids"].device)
+    return tensors

@@ -1,0 +1,122 @@
+"""The one decode loop: a pass over the prompts, then a pass for every new token on top of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.inputs import next_position_ids
+from gatelens.interventions.hooks import HookPair
+from gatelens.passes import HookedModel
+
+
+class Chooser(Protocol):
+    """Picks the next token of each example; ``finished`` once no further token is needed."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]: ...
+
+
+class Decoder:
+    """A batch of prompts and the KV cache that grows by one token of each at a time.
+
+    Args:
+        model: the model.
+        tensors: transformers' arguments for the prompts, ``attention_mask`` (over the cache and the prompts) and
+            ``position_ids`` among them.
+        past: the cache; every layer keeps every position, in order.
+        runs: the interventions that hold in every pass; None for no interventions.
+        raw_logits: give the logits of the unembedding, before a family masks some tokens out of them.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        tensors: dict[str, Any],
+        past: DynamicCache,
+        runs: StackedRuns | None = None,
+        raw_logits: bool = False,
+    ) -> None:
+        self.model, self.tensors, self.past, self.runs = model, tensors, past, runs
+        self.mask: Int[Tensor, "batch pos"] = tensors["attention_mask"]
+        self.n_prompt, self.n_new = self.mask.shape[1], 0
+        self._reading: list[HookPair] = [("unembed.hook_out", self._keep_raw)] if raw_logits else []
+        self._raw: Tensor | None = None
+
+    def prompt(self) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after the prompts. Raises InterventionError when a hook has not fired."""
+        self._at(0, self.n_prompt)
+        logits = self._forward({**self.tensors, "logits_to_keep": 1})
+        if self.runs is not None:
+            self.runs.check_fired()
+        return logits[:, -1]
+
+    def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
+        """Put a token after each example; the logits after it."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        position = self.n_prompt + self.n_new
+        self._at(position, position + 1)
+        tensors = {
+            "input_ids": tokens[:, None].to(self.mask.device),
+            "attention_mask": self.mask,
+            "position_ids": next_position_ids(self.tensors["position_ids"], self.n_new),
+        }
+        self.n_new += 1
+        return self._forward(tensors)[:, -1]
+
+    def _at(self, offset: int, stop: int) -> None:
+        if self.runs is not None:
+            self.runs.at(offset, stop)
+
+    def _forward(
+        self, tensors: dict[str, Any], first: Sequence[HookPair] = ()
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """One pass; the hooks of ``first`` act before all others."""
+        acting = nullcontext(list[HookPair]()) if self.runs is None else self.runs.acting()
+        with acting as pairs:
+            hooks = [*first, *pairs, *self._reading]
+            logits, _ = self.model.forward_step(tensors, hooks, past=self.past)
+        return logits if self._raw is None else self._raw
+
+    def _keep_raw(self, logits: Tensor, hook: Any) -> None:
+        self._raw = logits.clone()  # transformers goes on to write into the same tensor
+
+
+def decode(decoder: Decoder, choose: Chooser, max_new_tokens: int) -> Int[Tensor, "batch new"]:
+    """The tokens that are chosen one after the other, each read again before the next."""
+    new = [choose(decoder.prompt())]
+    while len(new) < max_new_tokens and not choose.finished:
+        new.append(choose(decoder.step(new[-1])))
+    return torch.stack(new, dim=1)
+
+
+class Greedy:
+    """Chooses the likeliest token, on the CPU; an example that has ended repeats its end-of-sequence token.
+
+    Attributes:
+        ended: which examples have ended; of one entry for all before the first choice.
+    """
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self._ends = torch.tensor(ends, dtype=torch.long)
+        self._last: Int[Tensor, " batch"] = torch.zeros(1, dtype=torch.long)
+        self.ended: Bool[Tensor, " batch"] = torch.zeros(1, dtype=torch.bool)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all examples have ended."""
+        return bool(self.ended.all())
+
+    def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+        self._last = torch.where(self.ended, self._last, logits.argmax(dim=-1).cpu())
+        self.ended = self.ended | torch.isin(self._last, self._ends)
+        return self._last

@@ -1,0 +1,153 @@
+"""Several runs on one batch of prompts, each computed in the cheapest exact way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatelens.engine.clean_run import CleanRun
+from gatelens.engine.decoding import Chooser, Decoder, decode
+from gatelens.engine.full_run import full_decoder, full_logits
+from gatelens.engine.memory import halving
+from gatelens.engine.plan import Part, Plan, Specs, make_plan
+from gatelens.engine.replay import Replay
+from gatelens.inputs import VLMInputs
+from gatelens.interventions.compile import as_interventions
+from gatelens.passes import HookedModel
+
+
+class RunBatch:
+    """Runs on one batch of prompts.
+
+    Args:
+        model: the model.
+        inputs: the prompts.
+        runs: the interventions of each run, perhaps none.
+        every_position: whether logits of every position are wanted, or those of the last.
+        max_new_tokens: how many tokens the runs will decode at most; 0 for logits alone.
+
+    Raises:
+        InterventionError: an intervention cannot act as written.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        inputs: VLMInputs,
+        runs: Sequence[Specs],
+        every_position: bool = True,
+        max_new_tokens: int = 0,
+    ) -> None:
+        self.model, self.inputs, self.runs = model, inputs, list(runs)
+        self.every_position, self.max_new_tokens = every_position, max_new_tokens
+        self.tokens = inputs.tokens.extend(max_new_tokens) if max_new_tokens else inputs.tokens
+        self.plan: Plan = make_plan(model, inputs, self.runs, self.tokens)
+        self._clean: CleanRun | None = None
+
+    @property
+    def clean(self) -> CleanRun:
+        """The clean run, made when it is first asked for."""
+        if self._clean is None:
+            starts = [(part.layer, part.position) for part in self.plan.parts]
+            self._clean = CleanRun(self.model, self.inputs, starts, self.every_position)
+        return self._clean
+
+    def each(self) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
+        """(number of the run, its logits), in the order they are ready.
+
+        With ``every_position`` the tensor is one buffer, written anew for each run: use it before the next one
+        comes. Without, it holds the last position alone, Float[batch, 1, d_vocab].
+        """
+        with torch.no_grad():
+            for i in self.plan.clean:
+                yield i, self.clean.logits.clone()
+            for i in self.plan.full:
+                logits = full_logits(self.model, self.inputs, self.runs[i])
+                # a copy of the last row: a view would keep the logits of every position alive
+                yield i, logits if self.every_position else logits[:, -1:].clone()
+            buffer = self._buffer() if self.plan.parts and self.every_position else None
+            for part in self.plan.parts:
+                for numbers, suffixes in halving(part.runs, partial(self._logits, part)):
+                    for i, suffix in zip(numbers, suffixes, strict=True):
+                        if buffer is None:
+                            yield i, suffix
+                            continue
+                        buffer[:, part.position :] = suffix
+                        version = buffer._version
+                        yield i, buffer
+                        if buffer._version != version:  # whoever read it also wrote into it
+                            buffer.copy_(self.clean.logits)
+                if buffer is not None:
+                    buffer[:, part.position :] = self.clean.logits[:, part.position :]
+
+    def decode(
+        self, new_chooser: Callable[[], Chooser], raw_logits: bool = False
+    ) -> list[Int[Tensor, "batch new"]]:
+        """New tokens of every prompt under every run.
+
+        Args:
+            new_chooser: makes what picks the tokens, of one run or of several stacked in the batch.
+            raw_logits: whether it sees logits of the unembedding, with no token masked out of them.
+        """
+        groups: list[tuple[tuple[int, ...], Part | None]] = [(part.runs, part) for part in self.plan.parts]
+        groups += [((i,), None) for i in (*self.plan.clean, *self.plan.full)]
+        token_ids: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for runs, part in groups:
+
+                def decode_some(numbers: tuple[int, ...], part: Part | None = part) -> Tensor:
+                    decoder = self._decoder(part, numbers, raw_logits)
+                    ids = decode(decoder, new_chooser(), self.max_new_tokens)
+                    return ids.view(len(numbers), -1, ids.shape[1])
+
+                for numbers, ids in halving(runs, decode_some):
+                    token_ids.update(zip(numbers, ids, strict=True))
+        return [token_ids[i] for i in range(len(self.runs))]
+
+    def _buffer(self) -> Tensor:
+        with torch.inference_mode(False):  # tensors made in that mode do not count what is written to them
+            return self.clean.logits.clone()
+
+    def _logits(self, part: Part, numbers: tuple[int, ...]) -> Float[Tensor, "run batch suffix d_vocab"]:
+        return self._replay(part, numbers).logits(last_only=not self.every_position)
+
+    def _decoder(self, part: Part | None, numbers: tuple[int, ...], raw_logits: bool) -> Decoder:
+        """Of runs of a part, or of a single run that shares nothing."""
+        if part is not None:
+            return self._replay(part, numbers, raw_logits)
+        specs = self.runs[numbers[0]]
+        return full_decoder(self.model, self.inputs, specs, self.max_new_tokens, raw_logits=raw_logits)
+
+    def _replay(self, part: Part, numbers: tuple[int, ...], raw_logits: bool = False) -> Replay:
+        part = dataclasses.replace(part, runs=numbers)
+        return Replay(self.clean, part, self.runs, self.tokens, raw_logits)
+
+
+@torch.no_grad()
+def last_logits(
+    model: HookedModel, inputs: VLMInputs, runs: Sequence[Any]
+) -> list[Float[Tensor, "batch d_vocab"]]:
+    """Logits at the last position under each of several runs; what they have in common is computed once.
+
+    Args:
+        model: the model.
+        inputs: the prompts.
+        runs: each an intervention, a (nested) list of them, or None.
+
+    Raises:
+        InterventionError: an intervention cannot act as written.
+    """
+    each = RunBatch(model, inputs, specs_of(runs), every_position=False).each()
+    last = {i: logits[:, -1] for i, logits in each}
+    return [last[i] for i in range(len(runs))]
+
+
+def specs_of(runs: Sequence[Any]) -> list[Specs]:
+    """Each run (an intervention, a nested list, None) as a flat list."""
+    return [as_interventions(one) for one in runs]

@@ -1,0 +1,134 @@
+"""What holds during the passes of runs that share a batch: knockouts inside attention, the rest as hooks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from gatelens.engine.cuts import Cuts, PatternCallback, apply_cuts, can_apply_cuts
+from gatelens.errors import InterventionError
+from gatelens.interventions.base import Intervention
+from gatelens.interventions.compile import compile_hooks
+from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
+from gatelens.interventions.knockouts import split_knockouts
+from gatelens.passes import HookedModel
+from gatelens.tokens import TokenMap
+
+
+class StackedRuns:
+    """Runs stacked one after the other in the batch, each under its own interventions.
+
+    Args:
+        model: the model.
+        runs: the interventions of each run.
+        tokens: who is where in the prompts, with generated positions when the runs decode.
+        shared: keys and values, by layer, that all runs read before their own.
+        shown_rows: rows (of a pass) whose attention ``see`` is shown, by layer.
+        see: shown these rows, where the decoder's attention can be watched.
+
+    Raises:
+        InterventionError: an intervention cannot act as written in this model.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        runs: Sequence[Sequence[Intervention]],
+        tokens: TokenMap,
+        shared: Sequence[tuple[Tensor, Tensor]] | None = None,
+        shown_rows: Callable[[int], range | None] | None = None,
+        see: PatternCallback | None = None,
+    ) -> None:
+        self.model = model
+        self.span = Span(0, tokens.n_pos)
+        self.cuts: Cuts | None = None
+        if can_apply_cuts(model):
+            split = [split_knockouts(run) for run in runs]
+            runs = [others for _, others in split]
+            knockouts = [mine for mine, _ in split]
+            self.cuts = Cuts(knockouts, tokens, model.cfg, self.span, shared, shown_rows, see)
+        self.compiled = [compile_for(model, run, tokens) for run in runs]
+        self.pairs = stack_hooks(self.compiled, tokens.batch_size)
+
+    def at(self, offset: int, stop: int) -> None:
+        """Say which positions the next pass computes."""
+        self.span.offset, self.span.stop = offset, stop
+        for compiled in self.compiled:
+            compiled.at(offset, stop)
+
+    @contextmanager
+    def acting(self) -> Iterator[list[HookPair]]:
+        """The hooks to pass on, while the knockouts hold and a discarded edit is an error."""
+        with strict_edits():
+            if self.cuts is None:
+                yield self.pairs
+            else:
+                with apply_cuts(self.model, self.cuts):
+                    yield self.pairs
+
+    def check_fired(self) -> None:
+        """Raise InterventionError if a hook has not fired so far."""
+        for compiled in self.compiled:
+            compiled.check_fired()
+
+
+def compile_for(model: HookedModel, interventions: Any, tokens: TokenMap) -> CompiledHooks:
+    """The hooks of the interventions for this model, its layers, heads and hook points checked.
+
+    Raises:
+        InterventionError: an intervention cannot act as written in this model.
+    """
+    compiled = compile_hooks(interventions, tokens, model.cfg)
+    compiled.check_names(model.bridge.hook_dict)
+    return compiled
+
+
+@contextmanager
+def strict_edits() -> Iterator[None]:
+    """Make TransformerLens' warning that an edit was discarded an error.
+
+    Some bridges let the wrapped module compute the attention and fire the hooks afterwards, for reading only.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "error", message=r"A hook on [\s\S]*returned a modified tensor", category=UserWarning
+        )
+        try:
+            yield
+        except UserWarning as warning:
+            if "returned a modified tensor" not in str(warning):
+                raise
+            raise InterventionError(
+                f"this model discards the edit ({str(warning).split(' returned')[0]}): its bridge lets the "
+                "wrapped module compute attention; patch, steer or ablate v or z there instead"
+            ) from None
+
+
+def stack_hooks(compiled: Sequence[CompiledHooks], n_prompts: int) -> list[HookPair]:
+    """One hook a point, which lets each run edit its own share of the batch."""
+    if len(compiled) == 1:
+        return compiled[0].pairs
+    by_name: dict[str, list[tuple[int, Any]]] = {}
+    for run, one in enumerate(compiled):
+        for name, function in one.pairs:
+            by_name.setdefault(name, []).append((run, function))
+    return [(name, _edit_shares(members, n_prompts)) for name, members in by_name.items()]
+
+
+def _edit_shares(members: list[tuple[int, Any]], n_prompts: int) -> Callable[..., Tensor | None]:
+    def edit(tensor: Tensor, hook: Any = None) -> Tensor | None:
+        edited: Tensor | None = None
+        for run, function in members:
+            share = slice(run * n_prompts, (run + 1) * n_prompts)
+            old = (tensor if edited is None else edited)[share]
+            new = function(old, hook=hook)
+            if new is not None and new is not old:
+                edited = tensor.clone() if edited is None else edited
+                edited[share] = new
+        return edited
+
+    return edit

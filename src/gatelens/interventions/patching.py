@@ -1,0 +1,170 @@
+"""Activation patching: put activations of another run in the place of this run's.
+
+Positions are paired by what they are, not by where they stand: the k-th position a selector names in this
+prompt takes the activation of the k-th position it names in the other, so prompts of different length can be
+patched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gatelens.errors import InterventionError
+from gatelens.interventions.base import Heads, Layers, as_indices, prompt_only, select
+from gatelens.interventions.cached import cached_values
+from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
+from gatelens.selectors import SelectorLike
+from gatelens.tokens import TokenMap
+
+
+class PatchPair(NamedTuple):
+    """One position and the position it is patched from."""
+
+    example: int
+    position: int
+    string: str
+    source_example: int
+    source_position: int
+    source_string: str
+
+
+class PatchPairs(list[PatchPair]):
+    """A list of :class:`PatchPair` that prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [
+            PatchPair._fields,
+            *[tuple(x if isinstance(x, int) else repr(x) for x in pair) for pair in self],
+        ]
+        text = [[str(cell) for cell in row] for row in rows]
+        widths = [max(len(row[i]) for row in text) for i in range(len(PatchPair._fields))]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in text
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Patch(SiteEdit):
+    """What :func:`patch` returns."""
+
+    cache: Any = field(default=None, kw_only=True, repr=False)
+    source: SelectorLike | None = field(default=None, kw_only=True)
+    broadcast: bool = field(default=False, kw_only=True, repr=False)
+
+    reach = SiteEdit.reach  # what it writes does not depend on this run
+
+    def places(self, tokens: TokenMap) -> Bool[Tensor, "batch pos"]:
+        return prompt_only(tokens, select(tokens, self.at, self))
+
+    def pairs(self, tokens: TokenMap) -> PatchPairs:
+        """Who is patched from whom, in the order it is done; prints as a table.
+
+        Raises:
+            InterventionError: the two selections do not pair up.
+        """
+        origin: TokenMap = self.cache.tokens
+        source = self.at if self.source is None else self.source
+        there = prompt_only(origin, select(origin, source, self))
+        here = self.places(tokens)
+        if origin.batch_size not in (1, tokens.batch_size):
+            raise InterventionError(
+                f"{self!r}: the cache holds {origin.batch_size} examples and the inputs "
+                f"{tokens.batch_size}; use equal batches, or a cache of one example for all"
+            )
+        pairs = PatchPairs()
+        for example in range(tokens.batch_size):
+            other = example if origin.batch_size > 1 else 0
+            targets = here[example].nonzero()[:, 0].tolist()
+            sources = there[other].nonzero()[:, 0].tolist()
+            if self.broadcast and len(sources) == 1:
+                sources = sources * len(targets)
+            if len(targets) != len(sources):
+                hint = (
+                    "pass broadcast=True to use it for all"
+                    if len(sources) == 1
+                    else "give source= a selector that names as many"
+                )
+                raise InterventionError(
+                    f"{self!r}: in example {example} at={self.at!r} selects {len(targets)} positions and "
+                    f"source={source!r} selects {len(sources)} in the cached prompt; {hint}"
+                )
+            pairs.extend(
+                PatchPair(example, p, tokens.strings[example][p], other, s, origin.strings[other][s])
+                for p, s in zip(targets, sources, strict=True)
+            )
+        return pairs
+
+    def prepare(self, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+        """(example, position) in the cache's prompts, for each pair."""
+        pairs = self.pairs(tokens)
+        return (
+            torch.tensor([pair.source_example for pair in pairs]),
+            torch.tensor([pair.source_position for pair in pairs]),
+        )
+
+    def new_values(
+        self,
+        old: Float[Tensor, "n ..."],
+        layer: int,
+        prepared: tuple[Tensor, Tensor],
+        edited: EditedPositions,
+    ) -> Float[Tensor, "n ..."]:
+        example, position = (index.to(edited.number.device)[edited.number] for index in prepared)
+        values = cached_values(self.cache, self.site, layer, example, position, self)
+        if values.shape != old.shape:
+            raise InterventionError(
+                f"{self!r}: the cached activation holds {tuple(values.shape[1:])} a position, this model's "
+                f"{tuple(old.shape[1:])}; patch between runs of one model"
+            )
+        return values
+
+
+def patch(
+    cache: Any,
+    at: SelectorLike,
+    site: Site = "resid_pre",
+    layers: Layers = None,
+    heads: Heads = None,
+    source: SelectorLike | None = None,
+    broadcast: bool = False,
+) -> Patch:
+    """Replace activations at ``at`` by those of another run, position for position by their place in the
+    selection.
+
+    Only prompt positions are paired; generated ones are never patched.
+
+    Args:
+        cache: from ``model.run_with_cache(other_inputs)``; of one example (used for every example of the
+            batch) or of as many as the batch (row by row). It needs the site's hook points in its
+            ``names_filter``.
+        at: selector of the positions to overwrite.
+        site: see :mod:`gatelens.interventions.sites`.
+        layers: which blocks; None is all of them.
+        heads: at ``q``, ``z`` (query heads), ``k``, ``v`` (key-value heads): only those.
+        source: selector in the cached prompt; None is the same as ``at``.
+        broadcast: let a single source position serve every position of ``at``.
+
+    Raises:
+        InterventionError: unknown site; a cache without ``.tokens``. When run: selections of different size,
+            or an activation the cache does not hold.
+    """
+    check_site(site)
+    if getattr(cache, "tokens", None) is None:
+        raise InterventionError(
+            f"patch needs a cache that knows its tokens, this {type(cache).__name__} has no .tokens; take "
+            "it from model.run_with_cache(inputs)"
+        )
+    return Patch(
+        at,
+        site,
+        cache=cache,
+        source=source,
+        broadcast=broadcast,
+        layers=as_indices(layers, "layers"),
+        heads=as_indices(heads, "heads"),
+    )

@@ -1,0 +1,93 @@
+"""Steering: add a direction to the activations at chosen positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.errors import InterventionError
+from gatelens.interventions.base import Heads, Layers, as_indices
+from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
+from gatelens.selectors import SelectorLike
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steer(SiteEdit):
+    """What :func:`steer` returns."""
+
+    direction: Tensor | Mapping[int, Tensor] = field(kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
+
+    reach = SiteEdit.reach  # each position is edited by itself
+
+    def new_values(
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: None, edited: EditedPositions
+    ) -> Float[Tensor, "n ..."]:
+        direction = self.direction
+        if isinstance(direction, Mapping):
+            if layer not in direction:
+                raise InterventionError(
+                    f"{self!r}: direction has no vector for layer {layer}, it has {list(direction)}"
+                )
+            direction = direction[layer]
+        return old + self.scale * spread(direction, old, edited, self)
+
+
+def steer(
+    direction: Float[Tensor, " ..."] | Mapping[int, Tensor],
+    at: SelectorLike,
+    site: Site = "resid_pre",
+    layers: Layers = None,
+    scale: float = 1.0,
+    normalize: bool = False,
+    heads: Heads = None,
+) -> Steer:
+    """Add ``scale * direction`` to the activations at ``at``.
+
+    Args:
+        direction: ``[d_model]``, ``[batch, d_model]``, or one of these for each layer in a dict; at ``q k v
+            z`` ``[d_head]`` or ``[n_heads, d_head]`` (with the batch in front, if one an example).
+        at: selector of the positions.
+        site: see :mod:`gatelens.interventions.sites`.
+        layers: which blocks; None is all of them, or the keys of a dict of directions.
+        scale: factor; with ``normalize`` it is the length of what is added, in units of the activation.
+        normalize: divide the direction by its Euclidean norm (over the last dimension) first.
+        heads: at ``q k v z``: only those heads.
+
+    Raises:
+        InterventionError: unknown site, or a direction that is no tensor, has length 0 with ``normalize``,
+            or does not fit the site (found when it is run).
+    """
+    check_site(site)
+    if isinstance(direction, Mapping):
+        layers = tuple(direction) if layers is None else layers
+        vectors: Any = {int(layer): _unit(vector, normalize) for layer, vector in direction.items()}
+    else:
+        vectors = _unit(direction, normalize)
+    return Steer(
+        at,
+        site,
+        direction=vectors,
+        scale=float(scale),
+        layers=as_indices(layers, "layers"),
+        heads=as_indices(heads, "heads"),
+    )
+
+
+def _unit(vector: Any, normalize: bool) -> Tensor:
+    if not isinstance(vector, Tensor):
+        raise InterventionError(
+            f"direction is a {type(vector).__name__}; give a tensor, or a dict of layer to tensor"
+        )
+    if not normalize:
+        return vector
+    length = vector.norm(dim=-1, keepdim=True)
+    if not (length > 0).all():
+        raise InterventionError(
+            "direction has length 0 and cannot be normalised; give another, or normalize=False"
+        )
+    return vector / length

@@ -1,0 +1,145 @@
+"""Forward passes with TransformerLens hooks that live as long as the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformers import DynamicCache
+
+from gatelens.bridge import towers
+from gatelens.errors import InputError, InterventionError, did_you_mean
+from gatelens.families import Family, Layout
+from gatelens.inputs import VLMInputs
+from gatelens.tokens import position_ids
+
+HookFn = Callable[..., Any]
+HookName = str | Callable[[str], bool]
+FwdHooks = Iterable[tuple[HookName, HookFn]]
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class HookedModel(Protocol):
+    """What a pass, an intervention's run and a checkpoint need of a model: :class:`gatelens.model.HookedVLM`."""
+
+    hf: Any
+    bridge: Any
+    cfg: Any
+    family: Family
+    layout: Layout
+    processor: Any
+    tokenizer: Any
+    hook_points: HookPoints
+    weight_names: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def forward_step(
+        self, tensors: dict[str, Any], fwd_hooks: FwdHooks = (), past: Any = None, use_cache: bool = False
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]: ...
+
+    def run_with_hooks(
+        self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
+    ) -> Float[Tensor, "batch pos d_vocab"]: ...
+
+    def inputs(self, input_ids: Int[Tensor, "batch pos"], **tensors: Any) -> VLMInputs: ...
+
+
+class HookPoints:
+    """The hook points of a model by TransformerLens' names.
+
+    Attributes:
+        by_name: all of them.
+        of_towers: those outside the decoder.
+        unread: the reason why an edit would change nothing, for points where that is so.
+    """
+
+    def __init__(self, bridge: Any, config: Any) -> None:
+        self._bridge = bridge
+        self.by_name: dict[str, HookPoint] = bridge.hook_dict
+        self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
+        self.unread: dict[str, str] = towers.unread_points(bridge, config)
+
+    def of_decoder(self) -> list[HookPoint]:
+        return [point for name, point in self.by_name.items() if name not in self.of_towers]
+
+    def resolve(self, name: HookName) -> list[tuple[str, HookPoint]]:
+        """The points of a name or of a predicate on names, each once, with the name it was found by.
+
+        Raises:
+            InterventionError: no point has this name.
+        """
+        if isinstance(name, str):
+            if name not in self.by_name:
+                raise InterventionError(f"no hook '{name}' in this model{did_you_mean(name, self.by_name)}")
+            return [(name, self.by_name[name])]
+        chosen = {id(point): (spelled, point) for spelled, point in self.by_name.items() if name(spelled)}
+        return list(chosen.values())
+
+    def switch_of(self, name: str) -> str | None:
+        """What must be switched on before this point fires; None when it fires as it is."""
+        return self._bridge._gated_hook_reason(self.by_name[name].name or name)
+
+    def names(self, names_filter: NamesFilter) -> list[str]:
+        """The names a filter of ``run_with_cache`` asks for."""
+        if isinstance(names_filter, str):
+            return [names_filter]
+        if names_filter is not None and not callable(names_filter):
+            return list(names_filter)
+        wanted = [name for name in self.by_name if names_filter is None or names_filter(name)]
+        return [name for name in wanted if self.switch_of(name) is None]
+
+    @contextmanager
+    def hooked(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+        """Hooks that live as long as the block, also when it raises.
+
+        Raises:
+            InterventionError: an unknown name, a point that never fires, or an edit that would change nothing.
+        """
+        added: list[tuple[HookPoint, Any]] = []
+        try:
+            for name, fn in fwd_hooks:
+                for spelled, point in self.resolve(name):
+                    if (switch := self.switch_of(spelled)) is not None:
+                        raise InterventionError(
+                            f"hook '{spelled}' never fires: call model.bridge.set_{switch}(True) first"
+                        )
+                    reason = self.unread.get(spelled)
+                    hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
+                    added.append((point, point.add_hook(hook_fn)))
+            yield
+        finally:
+            for point, handle in added:
+                handle.hook.remove()
+                point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
+def forward_step(
+    model: HookedModel, tensors: dict[str, Any], past: Any = None, use_cache: bool = False
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+    """One forward pass: (logits, cache or None); see :meth:`gatelens.model.HookedVLM.forward_step`."""
+    kwargs = {name: value for name, value in tensors.items() if value is not None}
+    if "position_ids" not in kwargs and "attention_mask" in kwargs:
+        n_new = kwargs["input_ids"].shape[1]
+        kwargs["position_ids"] = position_ids(kwargs["attention_mask"])[:, -n_new:]
+        if model.family.complete is not None:
+            if past is not None and past.get_seq_length():
+                raise InputError(
+                    "position_ids are missing, and this family counts positions in its own way: "
+                    "go on from the prompt's with gatelens.inputs.next_position_ids"
+                )
+            kwargs |= model.family.complete(model.hf, kwargs)
+    use_cache = use_cache or past is not None
+    if use_cache and past is None:
+        past = DynamicCache()  # without sliding layers: hooks count rows and keys from the first position
+    out = model.hf(past_key_values=past, use_cache=use_cache, **kwargs)
+    return out.logits, out.past_key_values if use_cache else None

@@ -1,0 +1,27 @@
+"""The studies there are, by name; a study is listed here once."""
+
+from __future__ import annotations
+
+from gatelens.errors import OutputError
+from gatelens.runs import Run
+from gatelens.studies.gate_finder.study import STUDY as GATE_FINDER
+from gatelens.studies.gate_finetuning.study import STUDY as GATE_FINETUNING
+from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
+from gatelens.studies.study import Study
+from gatelens.studies.whats_in_the_image.study import STUDY as WHATS_IN_THE_IMAGE
+
+STUDIES = {s.name: s for s in (NARROW_GATE, WHATS_IN_THE_IMAGE, GATE_FINDER, GATE_FINETUNING)}
+
+
+def study_of(run: Run) -> Study:
+    """The study a run is of.
+
+    Raises:
+        OutputError: one that is not known here.
+    """
+    if run.study not in STUDIES:
+        known = ", ".join(repr(name) for name in STUDIES)
+        raise OutputError(
+            f"run {run.label} is of study {run.study!r}, whose report is not known; known: {known}"
+        )
+    return STUDIES[run.study]

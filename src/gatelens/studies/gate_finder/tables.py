@@ -1,0 +1,101 @@
+"""A gate search as tables: for a notebook, a terminal, and the comparison of two."""
+
+from __future__ import annotations
+
+import base64
+import html
+
+import pandas as pd
+
+from gatelens.plots.card import Table
+from gatelens.plots.numbers import cell, percent
+from gatelens.plots.style import png
+from gatelens.studies.gate_finder.figures import gate_figure
+from gatelens.studies.gate_finder.result import SearchResult
+
+SHOWN = 8
+GATE_MARK = "◆"
+
+
+def gate_table(result: SearchResult, most: int = SHOWN) -> pd.DataFrame:
+    """The strongest positions, one a row, with every measure as ``mean [low, high]``.
+
+    Ranked by the drop in log-probability under the first kind of knockout; positions of the gate are marked.
+    """
+    top = result.ranking().head(most).place
+    table = pd.DataFrame(
+        [
+            (GATE_MARK if place in result.gate else "", place.name, str(place.position), place.role)
+            for place in (result.places[p] for p in top)
+        ],
+        columns=["", "token", "position", "role"],
+        index=top,
+    )
+    for measure, part in result.measures.groupby("measure", sort=False):
+        texts = pd.Series([cell(r.mean, r.low, r.high) for r in part.itertuples()], index=part.place)
+        table[heading(str(measure))] = texts.reindex(top, fill_value="")
+    return table.reset_index(drop=True)
+
+
+def heading(measure: str) -> str:
+    """What a measure is called above its column."""
+    how, _, what = measure.partition(" ")
+    if how in ("zero", "mask"):
+        return f"{how}: {'accuracy' if what == 'accuracy' else 'nats'} lost"
+    return {"flipped": "patched: flips", "target overlap": "patched: overlap gained"}.get(measure, measure)
+
+
+def comparable(result: SearchResult) -> pd.DataFrame:
+    """What two searches can be compared in: ``how, metric, row, mean, low, high, n``.
+
+    The size of the smallest set that carries enough, the share that sets of 1, 2, 4, … positions take, and the
+    accuracy lost with each position after the picture, by its token.
+    """
+    share, half = percent(result.settings["part"]), result.settings["n"] - result.settings["n"] // 2
+    rows: list[tuple[str, str, str, float, float, float, int]] = []
+    for how, one in result.verdict["sets"].items():
+        if one["size"] is not None:
+            size = (float(one["size"]), float(one["low"]), float(one["high"]), half)
+            rows.append((how, "positions of the smallest set", f"that takes {share}", *size))
+        curve = result.curves[result.curves.how == how].sort_values("size")
+        for r in curve.itertuples():
+            if int(r.size).bit_count() == 1:
+                name = f"{r.size} position{'s' if r.size > 1 else ''}"
+                rows.append((how, "share taken by a set", name, r.share, r.low, r.high, half))
+        lost = result.measures[result.measures.measure == f"{how} accuracy"]
+        for r in lost.itertuples():
+            place = result.places[r.place]
+            if not place.in_picture:
+                rows.append((how, "accuracy lost", place.name, r.mean, r.low, r.high, r.n))
+    table = pd.DataFrame(rows, columns=["how", "metric", "row", "mean", "low", "high", "n"])
+    return table.drop_duplicates(["how", "metric", "row"])
+
+
+def as_text(result: SearchResult) -> str:
+    """Headline, sentence, evidence and the strongest positions."""
+    said = result.verdict
+    table = gate_table(result).drop(columns=["role"])
+    evidence = [f"  {e['kind']}: {e['says']}. {_capital(e['text'])}." for e in said["evidence"]]
+    title = f"The strongest of {len(result.places)} positions (mean [95 % interval]):"
+    shown = Table.from_frame(table, {column: column for column in table.columns}, title=title)
+    return "\n".join([f"{result.model}: {said['headline']}", said["sentence"], *evidence, "", str(shown)])
+
+
+def as_html(result: SearchResult) -> str:
+    """The same as a piece of a page, with the figure; everything put into it is escaped."""
+    said = {name: html.escape(result.verdict[name]) for name in ("headline", "sentence")}
+    evidence = "".join(
+        f"<li><b>{html.escape(e['kind'])}</b>: {html.escape(e['says'])}. {html.escape(_capital(e['text']))}.</li>"
+        for e in result.verdict["evidence"]
+    )
+    picture = base64.b64encode(png(gate_figure(result), dpi=110)).decode()
+    table = gate_table(result).to_html(index=False, border=0, justify="left")
+    return (
+        f"<div><h3>{html.escape(result.model)}: {said['headline']}</h3><p>{said['sentence']}</p><ul>{evidence}</ul>"
+        f"<img alt='{said['headline']}' style='max-width:100%' src='data:image/png;base64,{picture}'>"
+        f"<p>The strongest of {len(result.places)} positions, mean [95 % interval]:</p>{table}</div>"
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

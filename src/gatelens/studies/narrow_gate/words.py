@@ -1,0 +1,46 @@
+"""What the words on a report page mean; one paragraph each, shown under "How it was measured"."""
+
+from __future__ import annotations
+
+from gatelens.runs import Run
+from gatelens.studies.narrow_gate.knockout_table import METRICS, RESTRICTED
+
+ALWAYS_SAID = ("X → text", "interval", "verdict")
+
+METHOD = {
+    "knockout zero": (
+        "The attention to the cut tokens is set to 0 after the softmax, and the row is not renormalised "
+        "(the paper's code)."
+    ),
+    "knockout mask": (
+        "The attention scores of the cut tokens are −∞ before the softmax, so that the row renormalises."
+    ),
+    "X → text": (
+        "Text positions after the gate cannot read X, in any layer or head, also while generating. The gate "
+        "itself goes on reading the image. Image means the image tokens with their start and row-break "
+        "markers."
+    ),
+    METRICS["class"]: "The most likely next token, of the whole vocabulary, is the label's first token.",
+    RESTRICTED: "The same, when only the class names' first tokens compete.",
+    METRICS["vqa"]: (
+        "Greedy answer of at most {vqa} tokens; with ten annotators the VQA v2 formula, else an exact match "
+        "with an accepted answer, both normalised as in the VQA evaluation."
+    ),
+    METRICS["caption"]: (
+        "Greedy caption of at most {caption} tokens; CIDEr-D as the COCO caption evaluation computes it, its "
+        "factor 10 included (1.00 is often written 100), words split by a plain tokeniser."
+    ),
+    "interval": "Percentile bootstrap over examples, 95 %. It has no width where all examples score alike.",
+    "verdict": (
+        "Of the difference between the unmodified model and the floor (gate and image both cut; for classes "
+        "at least chance), the share each knockout removes. Narrow: the gate's share lies above 50 %, the "
+        "image tokens' below, and they are more than 25 points apart, intervals considered; distributed: the "
+        "reverse. It needs 20 examples a task and a difference of at least 0.1. Shares can leave 0–100 %, "
+        "as a knockout can do better or worse than the unmodified model or the floor."
+    ),
+}
+
+
+def words(run: Run) -> dict[str, str]:
+    """The terms that every report of this study explains."""
+    return {term: METHOD[term] for term in ALWAYS_SAID}

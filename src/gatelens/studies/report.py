@@ -1,0 +1,63 @@
+"""The report of a run: its verdict, the cards of its sections, and how it was measured, drawn from its tables alone."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from gatelens.errors import DataError
+from gatelens.plots import page
+from gatelens.runs import Run
+from gatelens.studies.study import Study
+
+
+def page_of(study: Study, run: Run) -> page.Page:
+    """What the report shows.
+
+    Raises:
+        OutputError: the run lacks a finished table.
+    """
+    settings, said = run.settings, run.json("verdict")
+    lead: list[str | tuple[str, str]] = [f"gatelens · {study.title}"]
+    lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
+    sections = [s for s in study.sections if s.name in settings["sections"]]
+    return page.Page(
+        title=f"{said['headline']} · {settings['model']}",
+        lead=[*lead, run.manifest["created"][:10]],
+        verdicts=[page.Verdict.from_json(said, study.tones)],
+        cards=[*(card for s in sections for card in s.page(run)), *study.closing(run)],
+        method=study.words(run),
+        facts=page.facts(run.manifest, run.seconds()),
+        absent=run.json("absent") if run.has("absent") else [],
+    )
+
+
+def write_report(study: Study, run: Run) -> None:
+    """Draw the figures of a run (``figures/*.png``) and write ``report.html`` beside its tables.
+
+    Raises:
+        OutputError: the run lacks a finished table.
+    """
+    shown = page_of(study, run)
+    charts = page.draw_charts(shown)
+    for name, data in charts.items():
+        run.save_file(f"figures/{name}", ".png", data)
+    run.save_file("report", ".html", page.render(shown, charts).encode())
+
+
+def figure(study: Study, run: Run, name: str, dark: bool = False) -> Figure:
+    """One figure of a run's report, drawn from its tables.
+
+    Args:
+        study: the run's.
+        run: a finished run, also one in memory.
+        name: as its file in ``figures/`` is called, without the suffix.
+        dark: draw on dark ground.
+
+    Raises:
+        DataError: the report has no such figure; the message lists those it has.
+        OutputError: the run lacks a finished table.
+    """
+    charts = page_of(study, run).charts()
+    if name not in charts:
+        raise DataError(f"run {run.label} has no figure {name!r}; it has {', '.join(charts)}")
+    return charts[name].draw(dark)

@@ -1,0 +1,199 @@
+"""Runs a study: its sections in order, each batch measured where the executor does it and saved one by one.
+
+Options and sections are checked first, then the data is drawn, then the model is loaded and the run opened. What is
+there already is not measured again. Tables, evidence, verdict and report are made anew from what was measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from gatelens.data import Dataset
+from gatelens.errors import GatelensError
+from gatelens.files import check_writable
+from gatelens.model import HookedVLM
+from gatelens.runs import Run
+from gatelens.studies.examples import auto_batch_size
+from gatelens.studies.executors import Executor, Here
+from gatelens.studies.identity import (
+    data_fingerprint,
+    model_fingerprint,
+    model_name,
+    provenance,
+    resolve_data,
+    resolve_model,
+)
+from gatelens.studies.options import checked
+from gatelens.studies.report import write_report
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup
+from gatelens.studies.study import Chosen, Study
+
+
+def run_study(
+    study: Study,
+    model: HookedVLM | str,
+    data: Dataset | str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    sections: Chosen = None,
+    name: str | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+    executor: Executor | None = None,
+    **options: Any,
+) -> Run:
+    """Run a study, or finish one that was cut short in the same folder.
+
+    Args:
+        study: what to run.
+        model: a model or its name.
+        data: a data set, its name or a folder (see :func:`gatelens.data.load`).
+        out: folder of the run; None keeps everything in memory and draws no report.
+        sections: None for all, names, or names with options, ``{"all": {}, "patching": {"n_pairs": 20}}``.
+        name: what the run calls the model; None is its own name.
+        skip_bad: leave bad rows of data given by name out, and list them in the manifest, instead of stopping.
+        device, dtype: where to load a model given by name.
+        progress: show a progress bar.
+        executor: measures the batches; None does it in this process.
+        options: of the study.
+
+    Raises:
+        DataError: an unknown option or section, a value it cannot have, or data without what the study needs.
+        OutputError: ``out`` can't be written or holds other settings (before any compute).
+    """
+    asked = checked(study.options, options)
+    asked = asked.capped(asked.limit)
+    chosen = study.chosen(sections, asked.limit)
+    if out is not None:
+        check_writable(out)
+    source = resolve_data(
+        data, skip_bad
+    )  # before the model, which takes longer to load than bad data to find
+    drawn = study.draw(source, asked)
+    called = name or model_name(model)
+    vlm = resolve_model(model, **{k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None})
+    drawn = study.ask(vlm, drawn, asked)
+    everything = [e for examples in drawn.values() for e in examples]
+    size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
+    settings = {
+        "model": called,
+        "weights": model_fingerprint(vlm),
+        "data": source.name,
+        "examples": data_fingerprint(everything),
+        "n": {task: len(examples) for task, examples in drawn.items()},
+        **asked.settings(),
+        "batch_size": size,
+        "dtype": str(vlm.dtype),
+        "sections": {section: given.settings() for section, given in chosen.items()},
+        **study.settings(vlm, source, drawn, asked),
+    }
+    settings.pop("limit")  # it is in the numbers of examples already
+    info = {
+        "device": str(vlm.device),
+        "model_class": type(vlm.hf).__name__,
+        "n_layers": int(vlm.cfg.n_layers),
+        **provenance(source),
+    }
+    run = Run.open(out, study=study.name, settings=settings, info=info)
+    setup = Setup(vlm, source, drawn, asked, chosen, size, run)
+    try:
+        measure_sections(study, setup, executor or Here(vlm), progress)
+    except GatelensError:
+        run.withdraw()
+        raise
+    if out is not None:
+        write_report(study, run)
+    return run
+
+
+def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:
+    """Measure the chosen sections of a study in order, and store their tables and the verdict."""
+    run = setup.run
+    sections = [s for s in study.sections if s.name in setup.sections]
+    absent: dict[str, str] = {}
+    with Progress(progress) as bar:
+        for section in sections:  # what can be planned now makes the time left meaningful
+            if not section.reads:
+                bar.expect(section.name, _unmeasured(section, setup, Measured()))
+        for section in sections:
+            try:
+                measured = measure_section(section, setup, executor, bar)
+            except Absent as reason:
+                absent[section.name] = str(reason)
+                continue
+            for table, value in section.conclude(setup, measured).items():
+                run.save(table, value)
+    run.note(**provenance(setup.data))  # sections may have drawn further examples
+    run.save("absent", [f"{s.name} ({absent[s.name]})" for s in sections if s.name in absent])
+    evidence = [e for s in sections if s.name not in absent for e in s.evidence(run)]
+    run.save("verdict", dict(study.verdict(run, evidence)))
+
+
+def _unmeasured(section: Section, setup: Setup, measured: Measured) -> list[Batch]:
+    try:
+        batches = section.batches(setup, measured)
+    except Absent:
+        return []
+    return [b for b in batches if not setup.run.has_batch(section.name, b.name)]
+
+
+def measure_section(
+    section: Section, setup: Setup, executor: Executor, bar: Progress | None = None
+) -> Measured:
+    """All batches of a section, those of later rounds planned from what the earlier ones gave.
+
+    Raises:
+        Absent: the section cannot be measured on this model or data.
+    """
+    run, measured, bar = setup.run, Measured(), bar or Progress(False)
+    while True:
+        batches = section.batches(setup, measured)
+        new = [b for b in batches if b.name not in measured]
+        if not new:
+            return measured.ordered(batches)
+        missing = [b for b in new if not run.has_batch(section.name, b.name)]
+        bar.expect(section.name, missing)
+        bar.say(section.name)
+        for batch, tables, seconds in executor.run(section.measure, missing):
+            run.save_batch(section.name, batch.name, tables, seconds)
+            bar.step(section.name, batch)
+        for batch in new:
+            measured.add(batch, run.batch(section.name, batch.name))
+
+
+class Progress:
+    """A bar with the time left over all sections of a study; it grows when a section plans further batches."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._expected: set[tuple[str, str]] = set()
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left]"
+        self._bar = tqdm(total=0, disable=not enabled, bar_format=form, dynamic_ncols=True)
+
+    def expect(self, section: str, batches: Sequence[Batch]) -> None:
+        """These batches are to be measured."""
+        for batch in batches:
+            if (section, batch.name) not in self._expected:
+                self._expected.add((section, batch.name))
+                self._bar.total += batch.units
+        self._bar.refresh()
+
+    def step(self, section: str, batch: Batch) -> None:
+        """A batch is measured."""
+        self.say(section)
+        self._bar.update(batch.units)
+
+    def say(self, what: str) -> None:
+        """What is being measured now."""
+        self._bar.set_description_str(what.replace("_", " "), refresh=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

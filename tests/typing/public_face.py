@@ -1,0 +1,33 @@
+"""What mypy accepts of the public face and what it refuses; checked by mypy alone, which warns of a useless ignore."""
+
+import torch
+
+import gatelens as gl
+
+mask = torch.zeros(1, 4, dtype=torch.bool)
+direction = torch.zeros(8)
+selection = gl.Selection.parse("image") - "last_image"
+
+gl.knockout("text - gate", "image | gate", layers=range(2))
+gl.knockout(selection, ~selection | "gate")
+gl.knockout(mask, [0, 1])
+gl.ablate(selection, site="resid_pre", layers=[3], with_="mean", over="image")
+gl.steer(direction, at="gate")
+gl.metrics.prob(3)
+gl.metrics.prob("dog")  # type: ignore[arg-type]
+
+gl.knockout(5, "image")  # type: ignore[arg-type]
+gl.knockout("text", object())  # type: ignore[arg-type]
+gl.ablate(at=None)  # type: ignore[arg-type]
+gl.steer(direction, at=3)  # type: ignore[arg-type]
+
+
+def tokens_take_selectors(tokens: gl.TokenMap) -> None:
+    tokens.mask(selection)
+    tokens.positions("image")
+    tokens.mask(1.5)  # type: ignore[arg-type]
+
+
+def models_take_selectors(model: gl.HookedVLM, inputs: gl.VLMInputs) -> None:
+    model.run_with_cache(inputs, positions="gate | last")
+    model.run_with_cache(inputs, positions=7)  # type: ignore[arg-type]
