@@ -227,8 +227,8 @@ def _blocks(
     name, title = ("knockout", "") if only else (f"knockout_{how}", f"Knockout {how}")
     blocks: list[Block] = [
         Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption),
-        Table.of_means(table[table.scope != FROM], corner="attention cut", title=title, controls=[NONE]),
-        Table.of_means(
+        Table.from_means(table[table.scope != FROM], corner="attention cut", title=title, controls=[NONE]),
+        Table.from_means(
             table[table.scope == FROM], corner="attention cut", count=False, fold="Every point of the curve"
         ),
     ]

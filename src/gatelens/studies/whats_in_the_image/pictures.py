@@ -110,10 +110,8 @@ def _joined(named: Sequence[tuple[str, Any]], example: Example, folder: Path | N
     shape = (example.image.height, example.image.width)
     out: dict[str, np.ndarray] = {}
     for name, given in named:
-        if isinstance(given, (str, Path)):
-            mask = _read(given, example, folder)
-        else:
-            mask = np.asarray(given, dtype=bool)
+        is_file = isinstance(given, (str, Path))
+        mask = _read(given, example, folder) if is_file else np.asarray(given, dtype=bool)
         if mask.shape != shape:
             raise DataError(
                 f"example {example.id!r}: the mask of {name!r} is {mask.shape}, its picture {shape} (height, width)"
