@@ -22,8 +22,8 @@ from gatelens.data.prompts import CAPTION_PROMPT
 from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
 from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
-from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 from gatelens.measures.answers import normalise_answer, vqa_accuracy
+from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 from gatelens.model import HookedVLM
 from gatelens.roles import Role
 from gatelens.selectors import SelectorLike
@@ -142,7 +142,9 @@ class _Asker:
         """All questions."""
         return sum(len(p.questions) for p in self.pictures)
 
-    def context(self, described: Described, keep: float, always: SelectorLike, among: SelectorLike) -> pd.DataFrame:
+    def context(
+        self, described: Described, keep: float, always: SelectorLike, among: SelectorLike
+    ) -> pd.DataFrame:
         """Answers from a compressed context."""
         context = described.compress(keep, always, among)
         questions = [[self.joint + q.text for q in p.questions] for p in self.pictures]

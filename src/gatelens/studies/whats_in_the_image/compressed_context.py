@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from gatelens.errors import InterventionError
-from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores, yes_or_no
 from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores, yes_or_no
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Cell, Chart, Table
 from gatelens.plots.curve import curve, label_points, reference
@@ -247,7 +247,7 @@ def trade_off_figure(trade: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         axes.margins(x=0.08)
         axes.set_ylabel("accuracy")
         axes.grid(axis="y")
-        legend_below(figure, 2)
+        legend_below(figure)
     return figure
 
 

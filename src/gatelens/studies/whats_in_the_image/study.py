@@ -216,7 +216,11 @@ def closing(run: Run) -> list[Card]:
     planted = run.json("verdict")["planted"]
     if planted is None:
         return [tokens]
-    outcome = {True: ", and what came out: accordingly", False: ", and what came out: not accordingly", None: ""}
+    outcome = {
+        True: ", and what came out: accordingly",
+        False: ", and what came out: not accordingly",
+        None: "",
+    }
     text = f"This model was made, and its answer is known: {planted['truth']}."
     checks: Block = Checks([(check["holds"], check["text"]) for check in planted["checks"]])
     if not planted["checks"]:
@@ -258,7 +262,7 @@ def whats_in_the_image(
         out: folder of the run; None keeps the tables in memory and draws no report.
         options: of the study (:class:`WhatsInTheImageOptions`: ``how``, ``first_token``, ``preset``, ``prompt``,
             ``n``, ``keep``, ``judge``, ``limit``, ``seed``…) and of the runner
-            (:func:`gatelens.studies.study.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
+            (:func:`gatelens.studies.runner.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
             ``progress``, ``executor``). With ``judge="llm"`` prompts and replies are kept in ``judge.jsonl`` of
             ``out``.
 
@@ -271,8 +275,6 @@ def whats_in_the_image(
         OutputError: ``out`` can't be written or holds other settings (before any compute).
         DataError: the data has no pictures to describe, or an option makes no sense.
     """
-    if options.get("judge") == "llm":
-        llm_judge(
-            None if out is None else Path(out).expanduser()
-        )  # its settings are checked before the model loads
+    if out is None and options.get("judge") == "llm":
+        raise DataError(NO_LOG)
     return run_study(STUDY, model, data, out, **options)
