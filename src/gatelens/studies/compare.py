@@ -75,11 +75,12 @@ def compare_html(a: Run, b: Run) -> str:
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
     cards.append(Card("Settings that differ", [settings]))
     models = [run.settings.get("model", "?") for run in (a, b)]
+    names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
         Verdict.from_json(
             run.json("verdict") | {"evidence": ()}, study_of(run).tones, f"{side} · {model} · {run.label}"
         )
-        for side, model, run in zip("AB", models, (a, b), strict=True)
+        for about, run in zip(names, (a, b), strict=True)
     ]
     method = {
         "interval": "Under each mean its 95 % bootstrap interval.",

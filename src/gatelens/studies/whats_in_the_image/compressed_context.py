@@ -247,7 +247,7 @@ def trade_off_figure(trade: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         axes.margins(x=0.08)
         axes.set_ylabel("accuracy")
         axes.grid(axis="y")
-        legend_below(figure, 2)
+        legend_below(figure)
     return figure
 
 

@@ -293,27 +293,25 @@ def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFig
         places: the table ``localisation``.
         dark: draw on dark ground.
     """
-    line = places.sort_values("first", ignore_index=True)
+    line = places.sort_values("first")
+    single = bool((line["first"] == line["last"]).all())
+    layers = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(line["first"], line["last"], strict=True)]
     parts = []
     for name, chance in (("hit", "chance"), ("near", "chance_near")):
         band = {"mean": line[name], "low": line[f"{name}_low"], "high": line[f"{name}_high"]}
-        parts += [pd.DataFrame({"place": line.index, "what": name, **band})]
-        parts += [pd.DataFrame({"place": line.index, "what": chance, "mean": line[chance]})]
+        parts.append(pd.DataFrame({"layers": layers, "what": name, **band}))
+        parts.append(pd.DataFrame({"layers": layers, "what": chance, "mean": line[chance]}))
     hit, near = "maximum on the object", "maximum on the object or near it"
     series = [
-        SeriesStyle("hit", hit, "image", marker="o"),
-        SeriesStyle("chance", f"chance: {hit}", "image", line=":", marker="", band=False),
+        SeriesStyle("hit", hit, "image"),
         SeriesStyle("near", near, "neutral", marker="s"),
+        SeriesStyle("chance", f"chance: {hit}", "image", line=":", marker="", band=False),
         SeriesStyle("chance_near", f"chance: {near}", "neutral", line=":", marker="", band=False),
     ]
-    single = bool((line["first"] == line["last"]).all())
-    figure = curves(
-        pd.concat(parts, ignore_index=True), series, by="what", x="place", ylabel="share of named objects",
-        ylim=(0, 1.04), xlabel="layer" if single else "layers, attention averaged", legend_columns=2, dark=dark,
+    return curves(
+        pd.concat(parts, ignore_index=True), series, by="what", x="layers", dark=dark,
+        xlabel="layer" if single else "layers, attention averaged", ylabel="share of named objects",
     )  # fmt: skip
-    names = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(line["first"], line["last"], strict=True)]
-    figure.axes[0].set_xticks(line.index, names)
-    return figure
 
 
 SECTION = Section(

@@ -14,12 +14,12 @@ import pandas as pd
 
 from gatelens.data import Example
 from gatelens.engine import generate_many
-from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Chart, Table, Text
 from gatelens.plots.curve import curves
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle, palette
+from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import prepare
 from gatelens.studies.options import How, kinds_of_knockout
@@ -269,13 +269,11 @@ def knockout_curves(
     Raises:
         DataError: the table has no such ``how``.
     """
-    part = table[(table.how == how) & (table.metric == F1)]
-    if part.empty:
-        raise DataError(f"the knockout table has no F1 with how={how!r}")
+    part = rows_with(table[table.metric == F1], "how", how, "knockout table of F1")
     line = part[part.scope.isin([ALL, FROM])].rename(columns={"start": "layer"})
     figure = curves(
         line, SERIES, by="path", references=_references(chance), title="Cut from layer l to the last",
-        xlabel="first layer of the cut, l  (0: all layers)", ylabel=F1, ylim=(-0.02, 1.13), legend_columns=2,
+        xlabel="first layer of the cut, l  (0: all layers)", ylabel=F1, ylim=(-0.02, 1.13),
         dark=dark,
     )  # fmt: skip
     if window is not None:
@@ -306,7 +304,7 @@ def window_bars(
     labels = {WITHIN: f"only in\nlayers {layers}", OUTSIDE: f"in all but\nlayers {layers}"}
     return bars(
         part, groups="scope", by="path", series=SERIES, references=_references(chance), labels=labels,
-        title="Cut there, or elsewhere", label=F1, top=1.08, values=True, horizontal=False, dark=dark,
+        title="Cut there, or elsewhere", value_label=F1, top=1.08, values=True, horizontal=False, dark=dark,
     )  # fmt: skip
 
 

@@ -110,8 +110,7 @@ def _joined(named: Sequence[tuple[str, Any]], example: Example, folder: Path | N
     shape = (example.image.height, example.image.width)
     out: dict[str, np.ndarray] = {}
     for name, given in named:
-        is_file = isinstance(given, (str, Path))
-        mask = _read(given, example, folder) if is_file else np.asarray(given, dtype=bool)
+        mask = _read(given, example, folder)
         if mask.shape != shape:
             raise DataError(
                 f"example {example.id!r}: the mask of {name!r} is {mask.shape}, its picture {shape} (height, width)"
@@ -120,8 +119,11 @@ def _joined(named: Sequence[tuple[str, Any]], example: Example, folder: Path | N
     return out
 
 
-def _read(file: str | Path, example: Example, folder: Path | None) -> np.ndarray:
-    path = (folder or Path()) / file
+def _read(given: Any, example: Example, folder: Path | None) -> np.ndarray:
+    """An array, or what is in its file."""
+    if not isinstance(given, (str, Path)):
+        return np.asarray(given, dtype=bool)
+    path = (folder or Path()) / given
     try:
         with Image.open(path) as opened:
             return np.asarray(opened.convert("L")) > 0

@@ -261,7 +261,7 @@ def whats_in_the_image(
         out: folder of the run; None keeps the tables in memory and draws no report.
         options: of the study (:class:`WhatsInTheImageOptions`: ``how``, ``first_token``, ``preset``, ``prompt``,
             ``n``, ``keep``, ``judge``, ``limit``, ``seed``…) and of the runner
-            (:func:`gatelens.studies.study.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
+            (:func:`gatelens.studies.runner.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
             ``progress``, ``executor``). With ``judge="llm"`` prompts and replies are kept in ``judge.jsonl`` of
             ``out``.
 
@@ -274,8 +274,6 @@ def whats_in_the_image(
         OutputError: ``out`` can't be written or holds other settings (before any compute).
         DataError: the data has no pictures to describe, or an option makes no sense.
     """
-    if options.get("judge") == "llm":
-        llm_judge(
-            None if out is None else Path(out).expanduser()
-        )  # its settings are checked before the model loads
+    if out is None and options.get("judge") == "llm":
+        raise DataError(NO_LOG)
     return run_study(STUDY, model, data, out, **options)
