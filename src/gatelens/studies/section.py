@@ -85,6 +85,7 @@ class Setup:
         sections: the options of each chosen section.
         size: examples in a batch.
         run: read for the tables of sections before this one.
+        progress: whether progress is shown.
     """
 
     model: HookedVLM
@@ -94,6 +95,7 @@ class Setup:
     sections: Mapping[str, Options]
     size: int
     run: Run
+    progress: bool = False
 
     @property
     def n_layers(self) -> int:

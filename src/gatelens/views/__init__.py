@@ -8,8 +8,8 @@ from __future__ import annotations
 from gatelens.plots.heads import HeadsView, heads
 from gatelens.plots.overlay import overlay
 from gatelens.views.compare import compare, compare_html
-from gatelens.views.gate_finder.figures import gate_figure
-from gatelens.views.gate_finder.tables import gate_table
+from gatelens.studies.gate_finder.figures import gate_figure
+from gatelens.studies.gate_finder.tables import gate_table
 from gatelens.views.narrow_gate.attention import attention_shares
 from gatelens.views.narrow_gate.knockouts import knockout_bars
 from gatelens.views.narrow_gate.patching import patching_curve
