@@ -13,11 +13,9 @@ from gatelens.runs import Run
 from gatelens.views import gate_finetuning
 from gatelens.views.gate_finder import report as gate_finder
 from gatelens.views.narrow_gate import report as narrow_gate
-from gatelens.views.whats_in_the_image import report as whats_in_the_image
 
 PAGES: dict[str, ModuleType] = {
     "narrow-gate": narrow_gate,
-    "whats-in-the-image": whats_in_the_image,
     "gate-finetuning": gate_finetuning,
     "find-gate": gate_finder,
 }
