@@ -64,7 +64,7 @@ class Verdict:
 
         Args:
             said: ``verdict, headline, sentence`` and, where there is any, ``evidence`` (a list of ``kind, says,
-                text``) and ``disagree`` (a list of kinds).
+                text`` and perhaps a ``link``) and ``disagree`` (a list of kinds).
             tones: colour by what a verdict or a piece of evidence says; others are ``mixed``.
             about: what it is about, where a page has several.
         """
@@ -75,6 +75,7 @@ class Verdict:
                 f"{one['text']}.",
                 tones.get(one["says"], "mixed"),
                 one["kind"] in said.get("disagree", ()),
+                one.get("link", ""),
             )
             for one in said.get("evidence", ())
         ]

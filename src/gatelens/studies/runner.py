@@ -101,7 +101,7 @@ def run_study(
         **provenance(source),
     }
     run = Run.open(out, study=study.name, settings=settings, info=info)
-    setup = Setup(vlm, source, drawn, asked, chosen, size, run)
+    setup = Setup(vlm, source, drawn, asked, chosen, size, run, progress)
     try:
         measure_sections(study, setup, executor or Here(vlm), progress)
     except GatelensError:

@@ -82,18 +82,20 @@ class Setup:
         model, data: the study's.
         drawn: the examples of each task, drawn once for all sections.
         options: the study's.
-        sections: the options of each chosen section.
+        sections: the options of each chosen section, an instance of its class.
         size: examples in a batch.
         run: read for the tables of sections before this one.
+        progress: whether progress is shown.
     """
 
     model: HookedVLM
     data: Dataset
     drawn: Mapping[str, Sequence[Example]]
     options: Any
-    sections: Mapping[str, Options]
+    sections: Mapping[str, Any]
     size: int
     run: Run
+    progress: bool = False
 
     @property
     def n_layers(self) -> int:

@@ -1,6 +1,6 @@
 """What is measured of the places: each measurement is a batch of work, with the function that does it.
 
-``CleanAnswers`` and ``CutAnswers`` are answers with nothing and with sets of places cut, ``PatchedAnswers`` those with
+``VaryingInputs`` tells the picture; ``CutAnswers`` are answers with sets of places cut, ``PatchedAnswers`` those with
 another picture's residual stream; ``AttentionReceived`` and ``ClassOverlap`` look at the unmodified model;
 ``CutOrder`` chooses in which order places are cut.
 """
@@ -54,57 +54,59 @@ class VaryingInputs(Prompts):
 
 @dataclass(frozen=True)
 class PlacedPrompts(Prompts):
-    """Some of the examples, the candidates of a gate in them, and the tokens of the right answers."""
+    """Some of the examples, and the candidates of a gate in them.
+
+    Attributes:
+        places: the candidates.
+        tokens: first tokens of the class names.
+        labels: the right one of each example, as a number into ``tokens``.
+    """
 
     places: tuple[Place, ...]
-    answers: tuple[int, ...]
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
 
     def located(self, model: HookedVLM) -> LocatedPrompts:
         """The prompts, ready to run."""
         return locate(model, self.examples, self.places)
 
-    def outcomes(self, logits: Sequence[Float[Tensor, "batch d_vocab"]]) -> pd.DataFrame:
-        """``set, example, right, log_prob`` of the answers under each set."""
-        wanted = torch.tensor(self.answers)
-        tables = []
-        for number, one in enumerate(logits):
-            values = one.float().cpu()
-            log_prob = values.log_softmax(-1).gather(1, wanted[:, None])[:, 0].double()
-            log_prob = log_prob.clamp_min(LEAST_LOG_PROB)
-            right = (values.argmax(-1) == wanted).double()
-            columns = {"right": right.numpy(), "log_prob": log_prob.numpy()}
-            tables.append(pd.DataFrame({"set": number, "example": self.numbers, **columns}))
+    def answers(
+        self,
+        model: HookedVLM,
+        prompts: LocatedPrompts,
+        sets: Sequence[Iterable[int]],
+        how: How,
+        spare: Iterable[int] = (),
+    ) -> pd.DataFrame:
+        """Answers when each set is cut: ``set, example, right, log_prob``, and the log-probability of each class by
+        its number."""
+        runs = [knockouts(prompts, self.places, one, how, spare) for one in sets]
+        wanted, tables = torch.tensor(self.tokens)[list(self.labels)], []
+        for number, logits in enumerate(last_logits(model, prompts.inputs, runs)):
+            values = logits.float().cpu()
+            classes = values.log_softmax(-1)[:, list(self.tokens)].double().clamp_min(LEAST_LOG_PROB)
+            table = pd.DataFrame(classes.numpy(), columns=[str(c) for c in range(len(self.tokens))])
+            right = (values.argmax(-1) == wanted).double().numpy()
+            log_prob = classes.gather(1, torch.tensor(self.labels)[:, None])[:, 0].numpy()
+            facts = {"set": number, "example": self.numbers, "right": right, "log_prob": log_prob}
+            tables.append(table.assign(**facts))
         return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True)
-class CleanAnswers(PlacedPrompts):
-    """Answers with nothing cut; ``tokens`` are the first ones of the class names."""
-
-    tokens: tuple[int, ...]
-
-    def measure(self, model: HookedVLM) -> Tables:
-        """``outcomes`` of one set, and ``labels``: the log-probability of each class by example."""
-        logits = last_logits(model, self.located(model).inputs, [None])
-        labels = logits[0].float().cpu().log_softmax(-1)[:, list(self.tokens)].double()
-        columns = [str(token) for token in self.tokens]
-        table = pd.DataFrame(labels.numpy(), columns=columns).assign(example=self.numbers)
-        return {"outcomes": self.outcomes(logits), "labels": table}
-
-
-@dataclass(frozen=True)
 class CutAnswers(PlacedPrompts):
-    """Answers when nothing after the picture reads the places of a set; ``spare`` places go on reading."""
+    """Answers when nothing after the picture reads the places of a set; ``spare`` places go on reading.
+
+    The empty set is the unmodified model.
+    """
 
     how: How
     sets: Sequence[Sequence[int]]
     spare: tuple[int, ...] = ()
 
     def measure(self, model: HookedVLM) -> Tables:
-        """``outcomes``."""
-        prompts = self.located(model)
-        runs = [knockouts(prompts, self.places, one, self.how, self.spare) for one in self.sets]
-        return {"outcomes": self.outcomes(last_logits(model, prompts.inputs, runs))}
+        """``answers``: see :meth:`PlacedPrompts.answers`."""
+        return {"answers": self.answers(model, self.located(model), self.sets, self.how, self.spare)}
 
 
 def knockouts(
@@ -210,7 +212,7 @@ class AttentionReceived(PlacedPrompts):
     """The attention each place gets from the positions after the picture that can read it, all heads."""
 
     def measure(self, model: HookedVLM) -> Tables:
-        """``attention``: ``example, place, share``, and ``layers``: ``layer, place, total``.
+        """``attention``: ``example, place, value``, and ``layers``: ``layer, place, total``.
 
         The mean attention a place gets over the rows that can read it (NG's f_j), as a share of what all candidates
         get: the mean over layers, and the sum over examples.
@@ -235,7 +237,7 @@ class AttentionReceived(PlacedPrompts):
         share = torch.where(total > 0, mean / total.clamp_min(1e-30), mean).double()
         row, place = (columns >= 0).nonzero(as_tuple=True)
         numbers = np.array(self.numbers)[row.numpy()]
-        table = {"example": numbers, "place": place.numpy(), "share": share.mean(1)[row, place].numpy()}
+        table = {"example": numbers, "place": place.numpy(), "value": share.mean(1)[row, place].numpy()}
         layers = pd.DataFrame(share.sum(0).numpy(), columns=list(places)).rename_axis("layer").reset_index()
         return {
             "attention": pd.DataFrame(table),
@@ -255,26 +257,25 @@ class ClassOverlap(Batch):
 
     Attributes:
         parts: all examples.
-        labels: the class of each, in the order of their numbers.
         layers: at whose entry.
         k: neighbours.
     """
 
     parts: Sequence[PlacedPrompts]
-    labels: tuple[int, ...]
     layers: tuple[int, ...]
     k: int
 
     def measure(self, model: HookedVLM) -> Tables:
         """``overlap``: ``place, layer, example, value``, χ with the labels at the place's best of these layers."""
-        n, n_places = len(self.labels), len(self.parts[0].places)
+        n, n_places = sum(len(part.numbers) for part in self.parts), len(self.parts[0].places)
         streams = torch.zeros(len(self.layers), n_places, n, int(model.cfg.d_model))
-        has = torch.zeros(n_places, n, dtype=torch.bool)
+        has, labels = torch.zeros(n_places, n, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
         for part in self.parts:
             prompts, numbers = part.located(model), list(part.numbers)
             streams[:, :, numbers] = _streams(model, prompts, self.layers).permute(0, 2, 1, 3)
             has[:, numbers] = (prompts.columns >= 0).T
-        labels, tables = torch.tensor(self.labels), []
+            labels[numbers] = torch.tensor(part.labels)
+        tables = []
         for p in range(n_places):
             if int(has[p].sum()) <= self.k:
                 continue
@@ -332,12 +333,9 @@ class CutOrder(Batch):
         located = [part.located(model) for part in self.parts]
 
         def log_probs(sets: Sequence[Sequence[int]]) -> Float[np.ndarray, "set example"]:
-            tables = []
-            for part, prompts in zip(self.parts, located, strict=True):
-                runs = [knockouts(prompts, part.places, one, self.how) for one in sets]
-                tables.append(part.outcomes(last_logits(model, prompts.inputs, runs)))
-            outcomes = pd.concat(tables).pivot(index="set", columns="example", values="log_prob")
-            return outcomes.to_numpy()
+            parts = zip(self.parts, located, strict=True)
+            answers = pd.concat([part.answers(model, prompts, sets, self.how) for part, prompts in parts])
+            return answers.pivot(index="set", columns="example", values="log_prob").to_numpy()
 
         def carried(sets: Sequence[Sequence[int]]) -> list[bool]:
             shares = share_removed(

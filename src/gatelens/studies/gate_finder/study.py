@@ -22,6 +22,7 @@ from gatelens.studies.examples import draw
 from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.result import SearchResult
+from gatelens.studies.gate_finder.state import why_not
 from gatelens.studies.gate_finder.tables import as_html, as_text, comparable
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, NOTHING
 from gatelens.studies.options import AtLeastOne
@@ -110,7 +111,7 @@ def draw_examples(data: Dataset, options: FindGateOptions) -> Drawn:
     examples = draw(data, "class", options.n, options.seed)
     if options.prompt is not None:
         examples = [dataclasses.replace(e, prompt=options.prompt) for e in examples]
-    reason = search.why_not(examples)
+    reason = why_not(examples)
     if reason is not None:
         raise DataError(f"find_gate: data {data.name!r} {reason}; give one prompt with prompt=, or raise n")
     return {"class": examples}

@@ -3,38 +3,196 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import Field
 
-from gatelens.checkpoints import put_weights, weights
+from gatelens.data import Dataset, Example, load
 from gatelens.data.base import kind
+from gatelens.data.folder import Folder
 from gatelens.errors import DataError
-from gatelens.runs import Run, check_writable
-from gatelens.studies.common import (
-    data_fingerprint,
-    draw,
-    model_fingerprint,
-    model_name,
-    provenance,
-    resolve_data,
-    resolve_model,
-)
-from gatelens.studies.gate_finetuning import summary
-from gatelens.studies.gate_finetuning.stages import CONTROL, Stage, check_apart, stages
-from gatelens.studies.narrow_gate.study import narrow_gate
-from gatelens.training import fine_tune
+from gatelens.model import HookedVLM
+from gatelens.plots.numbers import percent
+from gatelens.runs import Run
+from gatelens.studies.examples import draw
+from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, TITLES
+from gatelens.studies.identity import resolve_data
+from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
+from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED
+from gatelens.studies.options import AtLeastOne, Count, Says, checked
+from gatelens.studies.runner import run_study
+from gatelens.studies.section import Evidence
+from gatelens.studies.study import Drawn, Study, StudyOptions
 
-if TYPE_CHECKING:
-    from gatelens.data import Dataset, Example
-    from gatelens.model import HookedVLM
-
-STUDY = "gate-finetuning"
 TRAINED = ("class", "vqa", "caption")
 SECTIONS = ("knockouts", "attention", "patching")
+SMALL = 1e8  # parameters: below, the learning rate is higher
+
+
+class GateFinetuningOptions(StudyOptions):
+    """How the model is trained, and what is measured before and after."""
+
+    train_data: Annotated[
+        str | Dataset | None, Field(description="Trained on. Default: the train split of the data.")
+    ] = None
+    n_train: Annotated[
+        AtLeastOne,
+        Field(description="Training examples, half of them questions, the others classes and captions."),
+    ] = 12_000
+    steps: Annotated[AtLeastOne, Field(description="Steps with the gate masked from the text.")] = 1500
+    swap_steps: Annotated[
+        Count, Field(description="Further steps in which the text reads another picture's gate.")
+    ] = 0
+    control: Annotated[bool, Field(description="Also train as long with nothing cut.")] = False
+    batch_size: Annotated[AtLeastOne, Field(description="Training examples of a step.")] = 32
+    lr: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Learning rate of AdamW. Default: 1e-3 for small models, 1e-5 for large.",
+        ),
+        Says("a number above 0"),
+    ] = None
+    parameters: Annotated[
+        str | None,
+        Field(description="Regular expression: train only the parameters whose names it finds."),
+    ] = None
+    measured: Annotated[
+        dict[str, Any] | None,
+        Field(description="Further arguments of the narrow-gate study, the same in all its runs."),
+    ] = None
+
+    def inner(self) -> dict[str, Any]:
+        """Arguments of the narrow-gate study."""
+        limit = {} if self.limit is None else {"limit": self.limit}
+        return {"sections": list(SECTIONS), "seed": self.seed, **limit, **(self.measured or {})}
+
+
+def draw_training(data: Dataset, options: GateFinetuningOptions) -> Drawn:
+    """Training examples: half questions, a quarter classes, a quarter captions; what is lacking the others fill.
+
+    Raises:
+        DataError: there are none, or an example is both trained on and measured on.
+    """
+    teacher = training_data(data, options.train_data)
+    tasks = [t for wanted in TRAINED for t in teacher.tasks if kind(t) == wanted]
+    if not tasks:
+        raise DataError(f"data {teacher.name!r} has none of the tasks {', '.join(TRAINED)} to learn from")
+    weight = {t: 2 if kind(t) == "vqa" else 1 for t in tasks}
+    share = options.n_train / sum(weight.values())
+    drawn = {t: draw(teacher, t, max(1, int(weight[t] * share)), options.seed) for t in tasks}
+    both = {e.id for learned in drawn.values() for e in learned} & _measured_ids(data, options)
+    if both:
+        raise DataError(
+            f"data {data.name!r}: example {min(both)!r} is both trained on and measured on; give train_data= of "
+            "another split"
+        )
+    return drawn
+
+
+def training_data(data: Dataset | str, train_data: Dataset | str | None) -> Dataset:
+    """What is trained on: the data set named, or the split ``train`` of the other.
+
+    Raises:
+        DataError: a folder, which has no splits.
+    """
+    if train_data is not None:
+        return resolve_data(train_data)
+    name = data if isinstance(data, str) else data.name
+    if isinstance(data, Folder) or Path(name).is_dir():
+        raise DataError(f"data {name!r} is a folder, which has no split to train on; give train_data=")
+    return load(name, split="train")
+
+
+def _measured_ids(data: Dataset, options: GateFinetuningOptions) -> set[str]:
+    given = {k: v for k, v in options.inner().items() if k in NARROW_GATE.options.model_fields}
+    asked = checked(NARROW_GATE.options, given)
+    drawn: dict[str, list[Example]] = NARROW_GATE.draw(data, asked.capped(asked.limit))
+    return {e.id for examples in drawn.values() for e in examples}
+
+
+def _settings(
+    model: HookedVLM, data: Dataset, drawn: Drawn, options: GateFinetuningOptions
+) -> Mapping[str, Any]:
+    small = sum(p.numel() for p in model.hf.parameters()) < SMALL
+    return {
+        "train_data": training_data(data, options.train_data).name,
+        "lr": (1e-3 if small else 1e-5) if options.lr is None else options.lr,
+        "measured": options.inner(),
+    }
+
+
+def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
+    """``headline``, ``sentence``, and by stage its verdict: before, and after each training."""
+    shares, stages = run.table("shares"), run.json("stages")
+    first = shares[shares.how == shares.how.iloc[0]]
+    last = [s for s in stages if s["name"] != CONTROL][-1]
+    headline = f"{stages[0]['headline']} → {_called(last, first[first.stage == last['name']])}"
+    return {
+        "verdict": last["verdict"],
+        "headline": headline,
+        "sentence": " ".join(_removed(s, first[first.stage == s["name"]]) for s in stages),
+        "evidence": [_stage_evidence(s) for s in stages],
+        "stages": stages,
+    }
+
+
+def _called(stage: dict[str, Any], rows: pd.DataFrame) -> str:
+    """The verdict's headline; "mixed" by its reason, where all tasks have the same."""
+    usable = rows[rows.verdict != INCONCLUSIVE]
+    if stage["verdict"] == MIXED and len(usable) and usable.why.str.startswith(EITHER).all():
+        return EITHER
+    return str(stage["headline"])
+
+
+def _removed(stage: dict[str, Any], rows: pd.DataFrame) -> str:
+    """What cutting the gate removes, and how often another picture's gate wins."""
+    name = stage["name"]
+    title = {BEFORE: "Before", CONTROL: TITLES[CONTROL]}.get(name, f"After “{name}”")
+    usable = rows[rows.verdict != INCONCLUSIVE]
+    parts = [
+        f"{percent(r.gate)} of {r.metric} (image tokens {percent(r.image)})" for r in usable.itertuples()
+    ]
+    text = (
+        f"{title}, cutting the gate removes {', '.join(parts)}."
+        if parts
+        else f"{title}: nothing can be said."
+    )
+    if stage["flips"] is None:
+        return text
+    where = "at the best layer" if stage["flips"] > 0 else "in any layer"
+    return f"{text} Another picture's gate flips {percent(stage['flips'])} of predictions {where}."
+
+
+def _stage_evidence(stage: dict[str, Any]) -> Evidence:
+    ended = "" if stage["loss"] is None else f"training ended at {stage['loss']:.3f} nats a token. "
+    name = stage["name"]
+    return {
+        "kind": TITLES[name],
+        "says": stage["verdict"],
+        "text": ended + stage["sentence"].removesuffix("."),
+        "link": f"{name}/report.html" if name == BEFORE else f"{name}/study/report.html",
+    }
+
+
+STUDY = Study(
+    name="gate-finetuning",
+    title="fine-tuning away the gate",
+    about="Fine-tune with the gate masked, so that the text learns to read the image itself; before and after.",
+    options=GateFinetuningOptions,
+    sections=(SECTION,),
+    draw=draw_training,
+    verdict=conclude,
+    comparable=lambda run: run.table("knockout").assign(row=lambda t: t.stage + ": " + t.row),
+    settings=_settings,
+    tones=NARROW_GATE.tones,
+    lead={"model": "model", "data": "data"},
+    words=NARROW_GATE.words,
+)
 
 
 def finetune_gate(
@@ -43,18 +201,7 @@ def finetune_gate(
     out: str | os.PathLike[str] = "runs/gate-finetuning",
     *,
     train_data: Dataset | str | None = None,
-    n_train: int = 12_000,
-    steps: int = 1500,
-    swap_steps: int = 0,
-    control: bool = False,
-    batch_size: int = 32,
-    lr: float | None = None,
-    parameters: str | None = None,
-    seed: int = 0,
-    measured: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Run:
     """Fine-tune the gate away, before and after; a run cut short in the same folder goes on.
 
@@ -67,19 +214,16 @@ def finetune_gate(
     4. *control*: with ``control``, the model given is trained as long with nothing cut.
 
     After each training the study runs again, and the weights are kept in ``out/STAGE/model`` as a checkpoint of
-    transformers. A model passed as an object has its own weights back at the end.
+    transformers. The model has its own weights back at the end.
 
     Args:
         model: a model or its name.
         data: measured on; see :func:`gatelens.data.load`.
         out: folder of the run.
         train_data: trained on; None is the split ``train`` of the data set named by ``data``.
-        n_train: training examples, half of them questions, the others classes and captions, as far as there are.
-        steps, swap_steps, batch_size, lr: of AdamW; ``lr`` None is 1e-3 below 100 million parameters, else 1e-5.
-        parameters: regular expression: train only the parameters whose names it finds.
-        seed: draws examples and batches.
-        measured: further arguments of :func:`gatelens.studies.narrow_gate`, the same in all runs; by default the
-            sections knockouts, attention and patching.
+        options: of the study (:class:`GateFinetuningOptions`: ``steps``, ``swap_steps``, ``control``, ``n_train``,
+            ``batch_size``, ``lr``, ``parameters``, ``seed``, ``measured``…) and of the runner
+            (:func:`gatelens.studies.runner.run_study`: ``device``, ``dtype``, ``progress``…).
 
     Returns:
         The run: tables ``knockout``, ``shares``, ``loss``, each with a ``stage``, and ``run.json("verdict")``.
@@ -88,116 +232,5 @@ def finetune_gate(
         DataError: no training data, or an example both trained on and measured on.
         OutputError: ``out`` can't be written or holds other settings.
     """
-    folder = check_writable(out)
-    if steps < 1 or swap_steps < 0:
-        raise DataError(
-            f"steps={steps}, swap_steps={swap_steps}: give at least 1 step and no negative number"
-        )
-    if seed < 0 or n_train < 1 or not (lr is None or 0 < lr < float("inf")):
-        raise DataError(
-            f"seed={seed}, n_train={n_train}, lr={lr}: give a seed from 0 on, 1 example or more, lr above 0"
-        )
-    given = not isinstance(model, str)
-    options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
-    source, teacher = resolve_data(data), _training_data(data, train_data)
-    learned = _draw(teacher, n_train, seed)
-    study = {"sections": list(SECTIONS), "seed": seed, "progress": progress, **(measured or {})}
-    vlm = resolve_model(model, **options)
-    if lr is None:
-        lr = 1e-3 if sum(p.numel() for p in vlm.hf.parameters()) < 1e8 else 1e-5
-    named = model_name(model)
-    settings = {
-        "model": named, "weights": model_fingerprint(vlm), "data": source.name, "train_data": teacher.name,
-        "trained_on": data_fingerprint(learned), "n_train": len(learned), "steps": steps, "swap_steps": swap_steps,
-        "control": control, "batch_size": batch_size, "lr": lr, "parameters": parameters, "seed": seed,
-        "measured": {k: v for k, v in study.items() if k != "progress"},
-    }  # fmt: skip
-    run = Run.open(
-        folder, study=STUDY, settings=settings, info={"device": str(vlm.device), **provenance(source)}
-    )
-    runs = {summary.BEFORE: narrow_gate(vlm, source, folder / summary.BEFORE, name=named, **study)}
-    check_apart(learned, list(runs[summary.BEFORE].table("predictions").id.unique()), source.name)
-    losses: dict[str, pd.DataFrame] = {}
-    training = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "parameters": parameters,
-        "seed": seed,
-        "progress": progress,
-    }
-    with own_weights(vlm, restore=given or control) as put_back:
-        for stage in stages(swap_steps > 0, control):
-            if not stage.goes_on and losses:
-                put_back()
-            n = {"swapped": swap_steps, CONTROL: steps + swap_steps}.get(stage.name, steps)
-            losses[stage.name] = _train(vlm, stage, learned, folder / stage.name, n, training)
-            after = f"{named}, after “{stage.name}”"
-            runs[stage.name] = narrow_gate(vlm, source, folder / stage.name / "study", name=after, **study)
-    _conclude(run, runs, losses)
-    return run
-
-
-def _train(
-    model: HookedVLM,
-    stage: Stage,
-    examples: list[Example],
-    folder: Path,
-    steps: int,
-    training: dict[str, Any],
-) -> pd.DataFrame:
-    lr = training["lr"] / (2 if stage.goes_on else 1)  # what has been learned need not be shaken up again
-    log = fine_tune(
-        model, examples, stage.holds, out=folder / "training", steps=steps, **{**training, "lr": lr}
-    )
-    if not (folder / "model").exists():
-        model.save_pretrained(folder / "model")
-    return log
-
-
-def _conclude(run: Run, runs: Mapping[str, Run], losses: Mapping[str, pd.DataFrame]) -> None:
-    run.save_table("knockout", summary.knockouts(runs))
-    shares = summary.shares(runs)
-    run.save_table("shares", shares)
-    run.save_table(
-        "loss", pd.concat([log.assign(stage=name) for name, log in losses.items()], ignore_index=True)
-    )
-    run.save_json("verdict", summary.conclusion(runs, shares, losses))
-    # As in every study, the last act is to have itself drawn.
-    from gatelens.views.report import write_report
-
-    write_report(run)
-
-
-@contextmanager
-def own_weights(model: HookedVLM, restore: bool) -> Iterator[Any]:
-    """Keep the weights on the CPU while the block lasts; yields what puts them back, as is done at its end."""
-    kept = {k: v.cpu().clone() for k, v in weights(model).items()} if restore else None
-
-    def put_back() -> None:
-        if kept is not None:
-            put_weights(model, kept)
-
-    try:
-        yield put_back
-    finally:
-        put_back()
-
-
-def _training_data(data: Dataset | str, train_data: Dataset | str | None) -> Dataset:
-    from gatelens.data import load
-
-    if train_data is not None:
-        return resolve_data(train_data)
-    name = data if isinstance(data, str) else data.name
-    if Path(name).is_dir():
-        raise DataError(f"data {name!r} is a folder, which has no split to train on; give train_data=")
-    return load(name, split="train")
-
-
-def _draw(data: Dataset, n: int, seed: int) -> list[Example]:
-    """Half questions, a quarter classes, a quarter captions; what a data set lacks the others fill."""
-    tasks = [t for wanted in TRAINED for t in data.tasks if kind(t) == wanted]
-    if not tasks:
-        raise DataError(f"data {data.name!r} has none of the tasks {', '.join(TRAINED)} to learn from")
-    weight = {t: 2 if kind(t) == "vqa" else 1 for t in tasks}
-    return [e for t in tasks for e in draw(data, t, max(1, n * weight[t] // sum(weight.values())), seed)]
+    source = resolve_data(data)
+    return run_study(STUDY, model, source, out, train_data=training_data(data, train_data), **options)

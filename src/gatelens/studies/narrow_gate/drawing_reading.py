@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,20 +10,18 @@ from PIL import Image
 
 from gatelens.data import prompts, scenes
 from gatelens.engine import last_logits
-from gatelens.studies.common import Labels, chunks
-
-if TYPE_CHECKING:
-    from gatelens.model import HookedVLM
+from gatelens.inputs import VLMInputs
+from gatelens.interventions.base import Intervention
+from gatelens.model import HookedVLM
+from gatelens.studies.examples import Labels, consecutive
 
 RGB = tuple[int, int, int]
 COLOR_QUESTION = "what color is the shape behind the {}?"
 SHAPE_QUESTION = "what shape is behind the {}?"
 NOTHING = ""  # what the pixels say where no colour of the palette fills enough of them
 FEWEST_PIXELS = 32
-PLATE_RADIUS, BACKGROUND_RADIUS = (
-    60.0,
-    28.0,
-)  # Euclidean, in 0 .. 255 RGB; the palettes' colours lie farther apart
+# Euclidean, in 0 .. 255 RGB; the palettes' colours lie farther apart
+PLATE_RADIUS, BACKGROUND_RADIUS = 60.0, 28.0
 
 
 def commonest(image: Image.Image) -> RGB:
@@ -63,15 +60,15 @@ def read_back(
 ) -> pd.DataFrame:
     """``read_class, read_color, read_shape``: the model's answers about each picture, the likeliest of the possible
     ones. Colour and shape are asked of the class it named."""
-    found = []
-    for _, _, part in chunks(pictures, size):
+    tables = []
+    for _, _, part in consecutive(pictures, size):
         name = answers(model, part, [prompts.CLASS_PROMPT] * len(part), classes, labels)
         said = [name]
         for question, words in ((COLOR_QUESTION, scenes.COLORS), (SHAPE_QUESTION, scenes.SHAPES)):
             texts = [prompts.QUESTION_PROMPT.format(question=question.format(n)) for n in name]
             said.append(answers(model, part, texts, list(words), labels))
-        found.append(pd.DataFrame(dict(zip(("read_class", "read_color", "read_shape"), said, strict=True))))
-    return pd.concat(found, ignore_index=True)
+        tables.append(pd.DataFrame(dict(zip(("read_class", "read_color", "read_shape"), said, strict=True))))
+    return pd.concat(tables, ignore_index=True)
 
 
 def answers(
@@ -83,6 +80,18 @@ def answers(
 ) -> list[str]:
     """The likeliest of some words as the continuation of ``<image>`` and each text."""
     inputs = model.prepare(images=list(pictures), text=[f"<image>{text}" for text in texts])
-    (logits,) = last_logits(model, inputs, [[]])
-    ids = [labels.first_token(texts[0], word) for word in words]
+    return likeliest(model, inputs, texts[0], words, labels)
+
+
+def likeliest(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    text: str,
+    words: Sequence[str],
+    labels: Labels,
+    interventions: Sequence[Intervention] = (),
+) -> list[str]:
+    """The likeliest of some words after each prompt; ``text`` is what one of them ends with."""
+    (logits,) = last_logits(model, inputs, [interventions])
+    ids = [labels.first_token(text, word) for word in words]
     return [words[i] for i in logits[:, ids].argmax(-1).tolist()]

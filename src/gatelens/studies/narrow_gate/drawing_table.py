@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from gatelens.data import scenes
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import summary
 
 NONE, NO_PICTURE = "none", "no picture before"
 # measure: (what is compared, with what); "colour" by pixels unless the measure says that it is read
@@ -32,17 +31,16 @@ def summarise(drawings: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
 
     A measure is left out where it means nothing: the colour asked where none was, an answer where none was taken.
     """
-    rows = []
-    for (prompt, row), part in drawings.groupby(["prompt", "row"], sort=False):
+    hits = []
+    for (prompt, _), part in drawings.groupby(["prompt", "row"], sort=False):
         for measure, (left, right) in MEASURES.items():
             if measure in ONLY_WHERE_ASKED and prompt != "colour asked":
                 continue
             if measure.startswith("says") and not part[left].astype(bool).all():
                 continue
-            hits = (part[left] == part[right]).to_numpy(dtype=np.float64)
-            low, high = bootstrap_interval(hits, n_boot=n_boot, seed=seed)
-            rows.append((prompt, row, measure, hits.mean(), low, high, len(hits)))
-    return pd.DataFrame(rows, columns=["prompt", "row", "measure", "mean", "low", "high", "n"])
+            hits.append(part[["prompt", "row"]].assign(measure=measure, hit=part[left] == part[right]))
+    every = pd.concat(hits, ignore_index=True)
+    return summary(every, ["prompt", "row", "measure"], "hit", None, n_boot=n_boot, seed=seed)
 
 
 def chance(measure: str) -> float:

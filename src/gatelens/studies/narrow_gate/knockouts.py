@@ -171,7 +171,7 @@ def page(run: Run) -> list[card.Card]:
         drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
         title = f"Knockout {how}" if len(hows) > 1 else ""
         blocks.append(
-            card.Table.of_means(
+            card.Table.from_means(
                 part, corner="attention cut", names=drawn, controls=(table.FLOOR,), title=title
             )
         )

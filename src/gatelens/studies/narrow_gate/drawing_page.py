@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from gatelens.plots import card
-from gatelens.plots.numbers import percent
-from gatelens.plots.style import NotebookFigure as Figure
-from gatelens.plots.style import Palette, styled
+from gatelens.plots.bars import bars
+from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
+from gatelens.plots.numbers import MISSING, percent_cell
+from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, chance
 
@@ -54,27 +55,25 @@ WORDS = {
 }
 
 
-def cards(run: Run) -> list[card.Card]:
-    """Pictures, tables and bars, where the model drew."""
-    if not run.done("drawing"):
-        return []
+def cards(run: Run) -> list[Card]:
+    """Pictures, tables and bars."""
     table, drawn = run.table("drawing"), run.json("drawing_pictures")
-    blocks: list[card.Block] = [
-        card.Chart("drawing", lambda dark: drawing_bars(table, dark), finding(table)),
+    blocks: list[Block] = [
+        Chart("drawing", partial(drawing_bars, table), caption(table)),
         pictures(drawn),
-        *(shares(table, prompt) for prompt in dict.fromkeys(table.prompt)),
+        *(shares(table, prompt) for prompt in table.prompt.unique()),
         said(table),
     ]
-    return [card.Card("Drawing after a picture", blocks, WORDS)]
+    return [Card("Drawing after a picture", blocks, WORDS)]
 
 
-def finding(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame) -> str:
     """What the numbers come to, in sentences; each comparison holds only where the 95 % intervals are apart."""
     part = table[table.prompt == "colour asked"].set_index(["row", "measure"])
 
     def share(row: str, measure: str) -> str:
         one = part.loc[(row, measure)]
-        return f"{percent(one['mean'])} [{percent(one.low)}, {percent(one.high)}]"
+        return percent_cell(one["mean"], one.low, one.high)
 
     def apart(a: str, b: str, measure: str) -> bool:
         x, y = part.loc[(a, measure)], part.loc[(b, measure)]
@@ -82,7 +81,7 @@ def finding(table: pd.DataFrame) -> str:
 
     n = int(part.n.max())
     text = (
-        f"Of {n} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked for; behind a "
+        f"Of {n} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked for; after a "
         f"picture of something else {share(NONE, BROKEN)}"
     )
     text += ": the picture breaks drawing. " if apart(NONE, NO_PICTURE, BROKEN) else ". "
@@ -99,82 +98,73 @@ def finding(table: pd.DataFrame) -> str:
     return text + ". Whiskers: 95 % bootstrap interval over drawings; dashed: chance."
 
 
-def pictures(drawn: dict[str, Any]) -> card.Pictures:
-    """The first drawings of the run under every row; nobody picked them."""
+def pictures(drawn: dict[str, Any]) -> Pictures:
+    """The first drawings of the run under every row; not chosen by what they show."""
     heads = ["", *(f"“{p['text']}”" for p in drawn["prompts"])]
     rows: list[tuple[str, list[tuple[str, str]]]] = [
         ("the prompt’s picture", [(uri, "") for uri in drawn["pictures"]])
     ]
     rows += [(one["row"], [(uri, "") for uri in one["drawn"]]) for one in drawn["rows"]]
-    return card.Pictures(heads, rows, "The first drawings of the run, not chosen.")
+    return Pictures(heads, rows, "The first drawings of the run, not chosen.")
 
 
-def shares(table: pd.DataFrame, prompt: str) -> card.Table:
+def shares(table: pd.DataFrame, prompt: str) -> Table:
     """One way of asking: rows are interventions, columns what the drawings show."""
     part = table[table.prompt == prompt]
     measures = [m for m in IN_TABLE if m in set(part.measure)]
     heads = ["what is cut or changed", *measures]
-    rows = [
-        [name, *(_cell(part, name, measure) for measure in measures)] for name in dict.fromkeys(part["row"])
-    ]
+    rows = [[name, *(_cell(part, name, measure) for measure in measures)] for name in part["row"].unique()]
     title = f"Drawings, {prompt} (n = {int(part.n.max())})"
-    return card.Table(heads, rows, f"Asked like “{EXAMPLE[prompt]}”", title, (NO_PICTURE,))
+    return Table(heads, rows, f"Asked like “{EXAMPLE[prompt]}”", title, (NO_PICTURE,))
 
 
-def said(table: pd.DataFrame) -> card.Table:
+def said(table: pd.DataFrame) -> Table:
     """What the model says of the picture under the same edits."""
     part = table[table.measure.isin(SAYS) & (table.prompt == table.prompt.iloc[0])]
-    rows = [[name, *(_cell(part, name, m) for m in SAYS)] for name in dict.fromkeys(part["row"])]
+    rows = [[name, *(_cell(part, name, m) for m in SAYS)] for name in part["row"].unique()]
     caption = (
         "The same edits while the model says the plate's colour in the prompt's picture: an edit that turns what is "
         "said but not what is drawn acts on the words' path alone."
     )
-    return card.Table(["what is cut or changed", *SAYS], rows, caption, "Said, not drawn")
+    return Table(["what is cut or changed", *SAYS], rows, caption, "Said, not drawn")
 
 
-def _cell(part: pd.DataFrame, row: str, measure: str) -> str | tuple[str, str]:
-    found = part[(part["row"] == row) & (part.measure == measure)]
-    if found.empty:
-        return "–"
-    one = found.iloc[0]
-    return f"{one['mean']:.2f}", f"{one.low:.2f} – {one.high:.2f}"
+def _cell(part: pd.DataFrame, row: str, measure: str) -> Cell:
+    rows = part[(part["row"] == row) & (part.measure == measure)]
+    return MISSING if rows.empty else mean_cell(rows.iloc[0])
 
 
-def drawing_bars(table: pd.DataFrame, dark: bool = False) -> Figure:
+def drawing_bars(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     """One panel a measure, one bar an intervention, whiskers the 95 % interval, chance dashed.
 
     Args:
         table: ``prompt, row, measure, mean, low, high, n`` as a study's ``drawing`` table.
         dark: draw on dark ground.
     """
-    names = list(dict.fromkeys(table["row"]))
-    with styled(dark) as p:
-        figure = Figure(figsize=(9.6, 0.34 * len(names) + 1.4), layout="constrained")
-        panels = figure.subplots(1, len(PANELS), sharey=True)
-        for axes, (prompt, measure) in zip(panels, PANELS, strict=True):
-            part = table[(table.prompt == prompt) & (table.measure == measure)]
-            one = part.set_index("row").reindex(names)
-            y = range(len(names))
-            axes.barh(y, one["mean"], color=[_color(name, p) for name in names], height=0.68)
-            whiskers = [(one["mean"] - one.low).clip(lower=0), (one.high - one["mean"]).clip(lower=0)]
-            axes.errorbar(one["mean"], y, xerr=whiskers, fmt="none", ecolor=p.ink, elinewidth=1, capsize=2)
-            axes.axvline(chance(measure), color=p.soft, linewidth=1, linestyle="--")
-            axes.set_xlim(0, 1.04)
-            axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.set_title(f"{measure}\n“{EXAMPLE[prompt].replace(' on', chr(10) + 'on')}”", fontsize=7.8)
-            axes.tick_params(left=False)
-            axes.spines["left"].set_visible(False)
-            axes.grid(axis="x")
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].invert_yaxis()
-    return figure
+    titles = {
+        f"{prompt}: {measure}": f"{measure}\n“{EXAMPLE[prompt].replace(' on', chr(10) + 'on')}”"
+        for prompt, measure in PANELS
+    }
+    named = table.assign(panel=table.prompt + ": " + table.measure)
+    shown = pd.concat([named[named.panel == panel] for panel in titles])
+    levels = {f"{prompt}: {measure}": chance(measure) for prompt, measure in PANELS}
+    return bars(
+        shown,
+        groups="row",
+        panels="panel",
+        colors={row: _color(row) for row in table["row"].unique()},
+        references=[ReferenceLine(levels, "chance", "--")],
+        titles=titles,
+        top=1.04,
+        dark=dark,
+    )
 
 
-def _color(name: str, p: Palette) -> str:
+def _color(name: str) -> str:
     if name in (NONE, NO_PICTURE):
-        return p.neutral
+        return "neutral"
     if name.startswith("gate + image"):
-        return p.third
+        return "third"
     if name.startswith("image"):
-        return p.image
-    return p.faint if name.startswith("random") else p.gate
+        return "image"
+    return "faint" if name.startswith("random") else "gate"
