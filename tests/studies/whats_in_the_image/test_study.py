@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gatelens.studies.common import prepare
 from PIL import Image
 
 from gatelens.data import Example, load
@@ -20,7 +21,6 @@ from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import whats_in_the_image
-from gatelens.studies.common import prepare
 from gatelens.studies.whats_in_the_image import configurations as wi
 from gatelens.studies.whats_in_the_image import descriptions as words
 from gatelens.studies.whats_in_the_image import scores
