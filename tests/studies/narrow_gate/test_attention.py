@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from case import cases
+from gatelens.studies.common import prepare
 from PIL import Image
 
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.model import HookedVLM
-from gatelens.studies.common import prepare
 from gatelens.studies.narrow_gate.attention import listed, note_places, place_name
 from section_helpers import context_of, run_sections
 from study_helpers import TinyData

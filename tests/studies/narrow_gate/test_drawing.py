@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from gatelens.studies.common import Labels, Progress
+from gatelens.studies.narrow_gate.section import Context
 from PIL import Image
 
 import gatelens as gl
 from gatelens.picture_drawing import draw_pictures
 from gatelens.runs import Run
-from gatelens.studies.common import Labels, Progress
 from gatelens.studies.narrow_gate import drawing, drawing_reading, drawing_table
-from gatelens.studies.narrow_gate.section import Context
 from study_helpers import TinyData
 
 N = 2

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from case import cases
+from gatelens.studies.common import prepare
 
 from gatelens.measures import linear_probe
 from gatelens.model import HookedVLM
-from gatelens.studies.common import prepare
 from gatelens.studies.narrow_gate import meaning
 from section_helpers import context_of, run_sections
 from study_helpers import TinyData

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gatelens.studies.common import prepare
 
 from gatelens import data
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.common import prepare
 from gatelens.studies.narrow_gate import progressive
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from study_helpers import TinyData

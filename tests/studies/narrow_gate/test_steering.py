@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from gatelens.studies.common import Labels, Progress, draw, inference, prepare
+from gatelens.studies.narrow_gate.section import Context
+from gatelens.studies.narrow_gate.sections import BY_NAME
 from safetensors import safe_open
 from safetensors.torch import load
 
@@ -15,10 +18,7 @@ import gatelens as gl
 from gatelens.data import load as load_data
 from gatelens.errors import DataError
 from gatelens.runs import Run
-from gatelens.studies.common import Labels, Progress, draw, inference, prepare
 from gatelens.studies.narrow_gate import steering_fit
-from gatelens.studies.narrow_gate.section import Context
-from gatelens.studies.narrow_gate.sections import BY_NAME
 from gatelens.studies.narrow_gate.steering import SECTION, doses_of, unconcerned
 from gatelens.studies.narrow_gate.steering_table import (
     content_words,

@@ -9,11 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from gatelens.errors import DataError
-from gatelens.model import HookedVLM
 from gatelens.studies.common import Labels, prepare
-from gatelens.studies.narrow_gate.class_pairs import by_class
 from gatelens.studies.narrow_gate.steering_fit import (
     Item,
     answers,
@@ -27,6 +23,10 @@ from gatelens.studies.narrow_gate.steering_fit import (
     random_like,
 )
 from gatelens.studies.narrow_gate.steering_push import MEANS, OTHER, RANDOM, REFERENCE, Pushes
+
+from gatelens.errors import DataError
+from gatelens.model import HookedVLM
+from gatelens.studies.narrow_gate.class_pairs import by_class
 from study_helpers import TinyData
 from tiny_models import make_llava_processor
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gatelens.studies.common import prepare
 
 from gatelens.errors import DataError, InterventionError, OutputError
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.common import prepare
 from gatelens.studies.narrow_gate import knockout_table
 from gatelens.views import render_report
 from study_helpers import ROWS, TinyData
