@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gatelens.studies.common import prepare
+from gatelens.studies.gate_finder.setup import Setup
 
 from gate_search_helpers import made_up
 from gatelens.runs import Run
 from gatelens.studies import find_gate, narrow_gate
-from gatelens.studies.common import prepare
 from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.studies.gate_finder.search import Search
-from gatelens.studies.gate_finder.setup import Setup
 from gatelens.studies.gate_finder.verdict import gate_verdict
 from gatelens.studies.narrow_gate.finder import evidence, finder_evidence, gate_places
 from study_helpers import TinyData

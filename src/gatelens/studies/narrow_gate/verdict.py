@@ -39,8 +39,8 @@ def task_verdicts(
     """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the
     verdict.
 
-    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high, verdict,
-    why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser scores in a
+    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
+    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser scores in a
     task, below which its floor cannot lie.
     """
     rows = []

@@ -14,9 +14,8 @@ import gatelens as gl
 from gatelens.errors import DataError
 from gatelens.interventions import hook_name
 from gatelens.measures.overlap import distribution_overlap
-from gatelens.studies import narrow_gate
-from gatelens.studies.common import Labels, prepare
-from gatelens.studies.narrow_gate.patching import (
+from gatelens.studies.examples import Labels, prepare
+from gatelens.studies.narrow_gate.patching.section import (
     attention_input_evidence,
     best_layer,
     class_table,
@@ -24,6 +23,7 @@ from gatelens.studies.narrow_gate.patching import (
     patch_layers,
     summarise_patching,
 )
+from gatelens.studies.narrow_gate.study import narrow_gate
 from study_helpers import TinyData
 
 

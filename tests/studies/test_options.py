@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatelens.errors import DataError, OutputError
-from gatelens.studies import narrow_gate
+from gatelens.studies.narrow_gate.study import narrow_gate
 from gatelens.studies.narrow_gate.option_values import check_value
 from gatelens.studies.narrow_gate.sections import SECTIONS, chosen
 from study_helpers import TinyData
@@ -99,6 +99,6 @@ def test_pairs_nobody_drew_leave_no_folder(tiny_chameleon: Any, tmp_path: Path) 
 def test_one_class_alone_has_nothing_to_patch(tiny_chameleon: Any) -> None:
     data = TinyData(n=4, tasks=("class",), classes=("dog",))
     run = narrow_gate(tiny_chameleon, data, None, sections="patching,steering,meaning", **SMALL)
-    assert run.done("verdict") and not run.done("patching")
+    assert run.has("verdict") and not run.has("patching")
     with pytest.raises(DataError, match="no picture of 'cat'"):
         narrow_gate(tiny_chameleon, data, None, sections={"patching": {"pairs": "dog-cat"}}, **SMALL)
