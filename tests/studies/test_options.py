@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from gatelens.errors import DataError, OutputError
-from gatelens.studies.narrow_gate.study import narrow_gate
 from gatelens.studies.narrow_gate.option_values import check_value
 from gatelens.studies.narrow_gate.sections import SECTIONS, chosen
+
+from gatelens.errors import DataError, OutputError
+from gatelens.studies import narrow_gate
 from study_helpers import TinyData
 
 SMALL = {"batch_size": 6, "caption_tokens": 2, "vqa_tokens": 2, "n_boot": 20, "progress": False}

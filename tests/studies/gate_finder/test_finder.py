@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from gatelens.studies.gate_finder.attention import add_attention
+from gatelens.studies.gate_finder.knockouts import clean_run, knockouts
+from gatelens.studies.gate_finder.overlap import add_overlap
+from gatelens.studies.gate_finder.patching import draw_pairs, patched
+from gatelens.studies.gate_finder.rows import Rows
+from gatelens.studies.gate_finder.setup import Setup
 
 import gatelens as gl
 from gatelens.cli import main
 from gatelens.errors import DataError
 from gatelens.roles import Role
 from gatelens.studies import find_gate
-from gatelens.studies.gate_finder.attention import add_attention
-from gatelens.studies.gate_finder.knockouts import clean_run, knockouts
-from gatelens.studies.gate_finder.overlap import add_overlap
-from gatelens.studies.gate_finder.patching import draw_pairs, patched
 from gatelens.studies.gate_finder.places import find_places
 from gatelens.studies.gate_finder.result import GateSearch
-from gatelens.studies.gate_finder.rows import Rows
-from gatelens.studies.gate_finder.setup import Setup
 from study_helpers import TinyData
 
 SMALL: dict[str, Any] = {"n": 48, "n_pairs": 24, "n_boot": 300, "progress": False}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from gatelens.studies.gate_finetuning.summary import conclusion
 from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.studies import finetune_gate
-from gatelens.studies.gate_finetuning.summary import conclusion
 from study_helpers import TinyData, synthetic_run
 from tiny_models import make_chameleon_processor
 
@@ -104,6 +104,7 @@ def test_a_finished_run_is_not_trained_again(
     model: HookedVLM, finished: gl.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gatelens.training import loop as module
+
     monkeypatch.setattr(module, "loss_of", lambda *_: pytest.fail("trained again"))
     again = finetune_gate(model, TinyData(), finished.path, train_data=TrainingData(), **SMALL)
     assert again.table("knockout").equals(finished.table("knockout"))

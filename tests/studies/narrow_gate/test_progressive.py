@@ -14,10 +14,10 @@ from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots.style import png
 from gatelens.runs import Run
+from gatelens.studies import narrow_gate
 from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import progressive
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
-from gatelens.studies.narrow_gate.study import narrow_gate
 from study_helpers import TinyData
 
 QUICK: dict[str, Any] = {"n_caption": 0, "n_boot": 50, "random_repeats": 1, "progress": False}

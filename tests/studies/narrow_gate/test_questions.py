@@ -19,9 +19,9 @@ from gatelens.model import HookedVLM
 from gatelens.plots import card
 from gatelens.plots.style import png
 from gatelens.runs import Run
+from gatelens.studies import narrow_gate
 from gatelens.studies.narrow_gate import questions
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
-from gatelens.studies.narrow_gate.study import narrow_gate
 from study_helpers import TinyData, picture
 
 QUICK: dict[str, Any] = {"n_class": 0, "n_caption": 0, "n_boot": 100, "random_repeats": 1, "progress": False}

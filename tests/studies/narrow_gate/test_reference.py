@@ -11,8 +11,8 @@ import pytest
 import paper_copies as copies
 from gatelens.cli import main
 from gatelens.runs import Run
+from gatelens.studies import narrow_gate
 from gatelens.studies.narrow_gate.reference import TABLE_1, reference_for
-from gatelens.studies.narrow_gate.study import narrow_gate
 from gatelens.views import render_report
 from study_helpers import synthetic_run
 

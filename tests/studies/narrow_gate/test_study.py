@@ -12,9 +12,9 @@ import torch
 
 from gatelens.errors import DataError, InterventionError, OutputError
 from gatelens.runs import Run
+from gatelens.studies import narrow_gate
 from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import knockout_table
-from gatelens.studies.narrow_gate.study import narrow_gate
 from gatelens.views import render_report
 from study_helpers import ROWS, TinyData
 

@@ -66,7 +66,7 @@ def _strongest(result: SearchResult) -> Table:
         f"({result.settings['how'][0]}){marked}. Small: 95 % bootstrap intervals. Positions of blocks of the "
         "picture that do nothing as a whole were not cut and patched one by one."
     )
-    return Table.of_means(
+    return Table.from_means(
         part,
         rows="place",
         columns="measure",

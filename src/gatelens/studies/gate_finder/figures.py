@@ -180,6 +180,5 @@ def gate_layers(result: SearchResult, dark: bool = False) -> NotebookFigure:
         references=[ReferenceLine(joint, "answers, patched in all layers")],
         title=f"Patching {who if len(who) < 70 else who[:69] + '…'}, one layer at a time",
         ylim=(min(-0.02, float(result.layers.low.min())), 1.04),
-        size=(9, 3.4),
         dark=dark,
     )

@@ -190,7 +190,7 @@ def page(run: Run) -> list[Card]:
     names: dict[str, Cell] = {
         f"{stage} {row}": (TITLES.get(stage, stage), row) for stage in first.stage.unique() for row in SHOWN
     }
-    numbers = Table.of_means(first, rows="cell", names=names, count=False)
+    numbers = Table.from_means(first, rows="cell", names=names, count=False)
     return [Card("What is left when a path is cut", [compared, numbers]), Card("The training", [curve])]
 
 
@@ -239,7 +239,6 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         x="step",
         ylabel="nats a token",
         ylim=None,
-        size=(9, 3.2),
         dark=dark,
     )
     figure.axes[0].set_yscale("log")

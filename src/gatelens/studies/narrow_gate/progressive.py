@@ -319,7 +319,6 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
         ],
         titles={FROM: "cut from layer l to the last", WINDOW: f"cut in {alone} alone"},
         xlabel="layer l",
-        legend_columns=4,
         dark=dark,
     )
 

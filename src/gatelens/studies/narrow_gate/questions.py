@@ -333,10 +333,9 @@ def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = Fals
         ],
         labels=labels,
         title="Answers by kind of question with a path cut",
-        label="VQA accuracy",
+        value_label="VQA accuracy",
         top=1.05,
         horizontal=False,
-        legend_columns=5,
         dark=dark,
     )
 

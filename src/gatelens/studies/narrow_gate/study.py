@@ -57,7 +57,7 @@ class NarrowGateOptions(StudyOptions):
 
     @field_validator("random_repeats")
     @classmethod
-    def _by_kind(cls, value: int | dict[str, int]) -> int | dict[str, int]:
+    def _by_kind(cls, value: int | dict[str, int]) -> int | Mapping[str, int]:
         return check_repeats(value)
 
     def longest(self, task: str) -> int:

@@ -14,6 +14,7 @@ import gatelens as gl
 from gatelens.errors import DataError
 from gatelens.interventions import hook_name
 from gatelens.measures.overlap import distribution_overlap
+from gatelens.studies import narrow_gate
 from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate.patching.section import (
     attention_input_evidence,
@@ -23,7 +24,6 @@ from gatelens.studies.narrow_gate.patching.section import (
     patch_layers,
     summarise_patching,
 )
-from gatelens.studies.narrow_gate.study import narrow_gate
 from study_helpers import TinyData
 
 

@@ -94,7 +94,6 @@ def patching_curve(
         by="measure",
         references=[ReferenceLine(level, "overlap of the two clean answers", "-.")],
         title=title,
-        legend_columns=2,
         dark=dark,
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gatelens.data.base import Dataset
+from gatelens.data.combined import CombinedDataset
 from gatelens.data.easy_vqa import EasyVqa
 from gatelens.data.emoji_scenes import EmojiScenes
 from gatelens.data.folder import Folder
 from gatelens.data.hub import ENTRIES, HubDataset
-from gatelens.data.several import Several
 from gatelens.errors import DataError
 
 NAMES = ("emoji-scenes", "easy-vqa", *ENTRIES)
@@ -39,7 +39,7 @@ def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> 
         return Folder(text, skip_bad)
     if "," in text:
         parts = [part.strip() for part in text.split(",")]
-        return Several([load(part, split, skip_bad) for part in parts if part])
+        return CombinedDataset([load(part, split, skip_bad) for part in parts if part])
     known, _, where = text.partition(":")
     if known in ENTRIES:
         if ":" in text and not where:

@@ -11,19 +11,7 @@ from gatelens.plots.card import Block, Card, Cell, Table, Text
 from gatelens.plots.numbers import cell, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
-from gatelens.studies.gate_finder.result import STUDY, GateSearch
-from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1
-from gatelens.views.gate_finder.tables import comparable
-
-# the colour of what a verdict says; all others are mixed
-TONES = {
-    "narrow": "gate",
-    "stored": "gate",
-    "distributed": "image",
-    "direct": "image",
-    "inconclusive": "none",
-    "note": "none",
-}
+from gatelens.studies.catalogue import study_of
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
@@ -35,13 +23,12 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
     Raises:
         OutputError: the runs are of different studies, or have no finished table or no cell in common.
     """
-    if a.manifest["study"] != b.manifest["study"]:
-        raise OutputError(
-            f"cannot compare a run of {a.manifest['study']!r} with one of {b.manifest['study']!r}"
-        )
+    if a.study != b.study:
+        raise OutputError(f"cannot compare a run of {a.study!r} with one of {b.study!r}")
+    cells = study_of(a).comparable
     keys = ["how", "metric", "row"]
     values = ["mean", "low", "high", "n"]
-    both = _cells(a)[keys + values].merge(_cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
+    both = cells(a)[keys + values].merge(cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
     if both.empty:
         raise OutputError(
             f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
@@ -51,22 +38,9 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
     return both
 
 
-def _cells(run: Run) -> pd.DataFrame:
-    """The numbers of a run that can be compared: ``how, metric, row, mean, low, high, n``."""
-    if run.manifest["study"] == STUDY:
-        return comparable(GateSearch.from_run(run))
-    table = run.table("knockout")
-    if "path" in table.columns:  # precision and recall would only say again what F1 does
-        table = table[table.metric.isin([F1, AGAINST_TRUTH])]
-    if not run.done("trade_off"):
-        return table
-    trade = run.table("trade_off").rename(columns={"context": "row", "accuracy": "mean", "n_questions": "n"})
-    return pd.concat([table, trade.assign(how="compressed context", metric="accuracy")], ignore_index=True)
-
-
 def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
     """``(setting, in a, in b)`` where they differ."""
-    left, right = a.manifest["settings"], b.manifest["settings"]
+    left, right = a.settings, b.settings
     return [(k, left.get(k), right.get(k)) for k in {**left, **right} if left.get(k) != right.get(k)]
 
 
@@ -100,10 +74,13 @@ def compare_html(a: Run, b: Run) -> str:
     different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
     cards.append(Card("Settings that differ", [settings]))
-    models = [run.manifest["settings"].get("model", "?") for run in (a, b)]
+    models = [run.settings.get("model", "?") for run in (a, b)]
+    names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
-        Verdict.from_json({**run.json("verdict"), "evidence": ()}, TONES, f"{side} · {model} · {run.label}")
-        for side, model, run in zip("AB", models, (a, b), strict=True)
+        Verdict.from_json(
+            run.json("verdict") | {"evidence": ()}, study_of(run).tones, f"{side} · {model} · {run.label}"
+        )
+        for about, run in zip(names, (a, b), strict=True)
     ]
     method = {
         "interval": "Under each mean its 95 % bootstrap interval.",

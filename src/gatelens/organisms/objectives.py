@@ -23,7 +23,7 @@ IMAGE_WEIGHT = 0.02
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class NativeLessons:
+class NativeObjective:
     """Chameleon documents: pictures as codes, image -> text and text -> image in every step."""
 
     def __init__(self, model: Any, processor: Any, n_scenes: int, codec_folder: Path):
@@ -97,7 +97,7 @@ class NativeLessons:
         return torch.from_numpy(np.where(replaced, rng.choice(self.scene_ids.ravel(), size=ids.shape), ids))
 
 
-class LlavaLessons:
+class LlavaObjective:
     """LLaVA documents: pictures as pixels through the tower; only text is predicted."""
 
     def __init__(self, model: Any, processor: Any, n_scenes: int):

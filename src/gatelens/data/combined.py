@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gatelens.data.base import Dataset, Example
+from gatelens.data.base import Dataset, Example, check_task
 from gatelens.errors import DataError
 
 
-class Several:
+class CombinedDataset:
     """Data sets side by side. A task only one of them has keeps its name; one that several have is named after
     each of them: ``caption (flickr30k)``, ``caption (coco)``.
 
@@ -56,7 +56,6 @@ class Several:
         Raises:
             DataError: no part has the task.
         """
-        if task not in self._sources:
-            raise DataError(f"{self.name} has no task {task!r}; it has {', '.join(self.tasks)}")
+        check_task(self.name, task, self.tasks)
         name, part = self._sources[task]
         return part.examples(name, limit, seed)
