@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from case import cases
-from gatelens.studies.common import prepare
 from PIL import Image
 
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.model import HookedVLM
-from gatelens.studies.narrow_gate.attention import listed, note_places, place_name
-from section_helpers import context_of, run_sections
+from gatelens.studies.examples import prepare
+from gatelens.studies.narrow_gate.attention import section as attention
+from gatelens.studies.narrow_gate.attention.section import listed, note_places, place_name
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.section import Absent
+from section_helpers import run_sections, setup_of
 from study_helpers import TinyData
 
 
@@ -24,10 +27,10 @@ class Larger(TinyData):
     """The same in 24x24 pixels: three rows of patches of 8x8, two row breaks between them."""
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
-        found = super().examples(task, limit, seed)
-        for e in found:
+        examples = super().examples(task, limit, seed)
+        for e in examples:
             e.image = e.image.resize((24, 24), Image.Resampling.NEAREST)
-        return found
+        return examples
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,12 @@ def pixtral() -> HookedVLM:
 
 @pytest.fixture(scope="module")
 def rows(pixtral: HookedVLM) -> Any:
-    return run_sections(context_of(pixtral, Larger(n=6), {"attention": {}}, size=4))
+    return run_sections(STUDY, setup_of(STUDY, pixtral, Larger(n=6), {"attention": {}}, size=4))
 
 
 def by_hand(model: Any, examples: list[Any]) -> dict[tuple[int, str, int], float]:
     """f_j of every layer and position from whole patterns, example by example."""
-    found: dict[tuple[int, str, int], float] = {}
+    shares: dict[tuple[int, str, int], float] = {}
     for e in examples:
         inputs = prepare(model, [e])
         _, cache = model.run_with_cache(inputs, lambda name: name.endswith("attn.hook_pattern"))
@@ -59,8 +62,8 @@ def by_hand(model: Any, examples: list[Any]) -> dict[tuple[int, str, int], float
                 if kind in count:
                     count[kind] += 1
                 key = (layer, kind, count.get(kind, -1))
-                found[key] = found.get(key, 0.0) + float(f[j]) / len(examples)
-    return found
+                shares[key] = shares.get(key, 0.0) + float(f[j]) / len(examples)
+    return shares
 
 
 def test_every_row_break_has_a_row_of_its_own(pixtral: Any, rows: Any) -> None:
@@ -87,16 +90,16 @@ class Mixed(Larger):
     """Every other picture in 16x16 pixels: two rows of two patches."""
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
-        found = super().examples(task, limit, seed)
-        for e in found[::2]:
+        examples = super().examples(task, limit, seed)
+        for e in examples[::2]:
             e.image = e.image.resize((16, 16), Image.Resampling.NEAREST)
-        return found
+        return examples
 
 
 def test_pictures_of_two_sizes_in_a_batch(pixtral: Any) -> None:
     data = Mixed(n=24)
     options = {"attention": {"n": 6}, "modality_gap": {"n": 20}, "meaning": {"folds": 2, "layers": 1}}
-    run = run_sections(context_of(pixtral, data, options, size=4))
+    run = run_sections(STUDY, setup_of(STUDY, pixtral, data, options, size=4))
     wanted = by_hand(pixtral, data.examples("vqa")[:6])
     table = run.table("attention")
     got = table.set_index(["layer", "kind", "index"]).share.to_dict()
@@ -153,7 +156,7 @@ def test_a_gate_that_is_a_word_has_no_name_of_its_own(tiny_llava: Any) -> None:
 @pytest.mark.parametrize("family", ["llava", "chameleon"])
 def test_families_without_row_breaks(family: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
-    run = run_sections(context_of(model, TinyData(n=4), {"attention": {"n": 4}}))
+    run = run_sections(STUDY, setup_of(STUDY, model, TinyData(n=4), {"attention": {"n": 4}}))
     wanted = by_hand(model, TinyData(n=4).examples("vqa"))
     got = run.table("attention").set_index(["layer", "kind", "index"]).share.to_dict()
     assert got.keys() == wanted.keys()
@@ -163,8 +166,10 @@ def test_families_without_row_breaks(family: str, request: pytest.FixtureRequest
 
 
 def test_nothing_asked_is_nothing_made(tiny_llava: Any) -> None:
-    run = run_sections(context_of(tiny_llava, TinyData(n=4), {"attention": {"n": 0}}))
-    assert not run.done("attention") and not run.done("attention_positions")
+    setup = setup_of(STUDY, tiny_llava, TinyData(n=4), {"attention": {"n": 0}})
+    with pytest.raises(Absent, match="no examples"):
+        run_sections(STUDY, setup)
+    assert not setup.run.has("attention") and not setup.run.has("attention_positions")
 
 
 def test_slots_of_a_real_prompt(pixtral: Any) -> None:
@@ -184,8 +189,6 @@ def test_slots_of_a_real_prompt(pixtral: Any) -> None:
 
 def test_no_batch_is_padded(tiny_llava: HookedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding brings a mask of position × position for every example, which fused attention does without."""
-    from gatelens.studies.narrow_gate import attention
-
     seen = []
 
     def watched(*args: Any) -> Any:
@@ -194,6 +197,6 @@ def test_no_batch_is_padded(tiny_llava: HookedVLM, monkeypatch: pytest.MonkeyPat
         return inputs
 
     monkeypatch.setattr(attention, "prepare", watched)
-    run_sections(context_of(tiny_llava, TinyData(), {"attention": {}}, size=4))
+    run_sections(STUDY, setup_of(STUDY, tiny_llava, TinyData(), {"attention": {}}, size=4))
     assert sum(len(mask) for mask in seen) == 12 and len({mask.shape[1] for mask in seen}) == 2
     assert all(bool(mask.all()) for mask in seen)

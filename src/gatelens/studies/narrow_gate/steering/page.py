@@ -13,8 +13,8 @@ from gatelens.plots.curve import SHARE, curve, layer_axis
 from gatelens.plots.numbers import MISSING
 from gatelens.plots.style import NotebookFigure, Palette, legend_below, styled
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.steering_directions import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
-from gatelens.studies.narrow_gate.steering_table import (
+from gatelens.studies.narrow_gate.steering.directions import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
+from gatelens.studies.narrow_gate.steering.table import (
     ALL,
     CAPTION_KEPT,
     CAPTION_SUCCESS,

@@ -12,7 +12,7 @@ import pandas as pd
 from gatelens.measures.captions import caption_words
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.studies.narrow_gate.class_pairs import pair_name
-from gatelens.studies.narrow_gate.steering_directions import MEANS, NOTHING, RANDOM, REFERENCE
+from gatelens.studies.narrow_gate.steering.directions import MEANS, NOTHING, RANDOM, REFERENCE
 
 ALL = "all"
 SUCCESS, KEPT, ELSEWHERE = "success", "base kept", "elsewhere"

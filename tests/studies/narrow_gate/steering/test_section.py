@@ -8,18 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from gatelens.studies.common import Labels, Progress, draw, inference, prepare
 from gatelens.studies.narrow_gate.section import Context
 from gatelens.studies.narrow_gate.sections import BY_NAME
-from safetensors import safe_open
-from safetensors.torch import load
-
-import gatelens as gl
-from gatelens.data import load as load_data
-from gatelens.errors import DataError
-from gatelens.runs import Run
-from gatelens.studies.narrow_gate import steering_fit
-from gatelens.studies.narrow_gate.steering import SECTION, doses_of, unconcerned
 from gatelens.studies.narrow_gate.steering_table import (
     content_words,
     evidence,
@@ -29,6 +19,16 @@ from gatelens.studies.narrow_gate.steering_table import (
     wording_of,
     words_kept,
 )
+from safetensors import safe_open
+from safetensors.torch import load
+
+import gatelens as gl
+from gatelens.data import load as load_data
+from gatelens.errors import DataError
+from gatelens.runs import Run
+from gatelens.studies.examples import Labels, Progress, draw, inference, prepare
+from gatelens.studies.narrow_gate import steering_fit
+from gatelens.studies.narrow_gate.steering import SECTION, doses_of, unconcerned
 from study_helpers import TinyData
 
 OPTIONS = {"n_pairs": 3, "n": 2, "n_caption": 3, "n_vqa": 4, "n_random": 2, "doses": [0.5, 1, 4]}
@@ -148,8 +148,8 @@ def run_of(once: tuple[float, float], best: tuple[float, float], at_last: float,
     rows.append(("all", 5, 1.0, "class means, last position", "success", at_last, 0.0, 1.0, n))
     columns = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
     run = Run.open(None, study="narrow-gate", settings={})
-    run.save_table("steering", pd.DataFrame(rows, columns=columns))
-    run.save_table("steering_layers", pd.DataFrame({"layer": [1, 2], "n_fit": [n_fit, n_fit]}))
+    run.save("steering", pd.DataFrame(rows, columns=columns))
+    run.save("steering_layers", pd.DataFrame({"layer": [1, 2], "n_fit": [n_fit, n_fit]}))
     return run
 
 
@@ -177,7 +177,7 @@ def test_evidence_says_what_is_missing() -> None:
     for n, text in ((50, "without a random direction"), (7, "only 7 pictures are answered rightly")):
         run = run_of((0.7, 0.9), (0.7, 0.9), 0.9, n, 15)
         rows = [("all", 1, 0.0, "none", "success", 0.0, 0.0, 0.0, n)]
-        run.save_table("steering", pd.DataFrame(rows, columns=columns))
+        run.save("steering", pd.DataFrame(rows, columns=columns))
         (said,) = evidence(run)
         assert said["says"] == "inconclusive" and text in said["text"]
 
@@ -292,9 +292,9 @@ def test_absent_without_what_it_needs(tiny_llava: Any) -> None:
     for data in (TinyData(tasks=("vqa",)), TinyData(n=8), TinyData(n=24, classes=("dog",))):
         run = steer_alone(tiny_llava, data)
         assert run.tables() == [] and evidence(run) == []
-    assert not steer_alone(tiny_llava, TinyData(n=24), n=0).done("steering")
+    assert not steer_alone(tiny_llava, TinyData(n=24), n=0).has("steering")
     bare = steer_alone(tiny_llava, TinyData(n=24, tasks=("class",)))  # nothing answered rightly
-    assert bare.done("steering") and [e["says"] for e in evidence(bare)] == ["inconclusive"]
+    assert bare.has("steering") and [e["says"] for e in evidence(bare)] == ["inconclusive"]
     with pytest.raises(DataError, match="'lion'"):
         steer_alone(tiny_llava, TinyData(n=24), pairs="lion-dog")
 

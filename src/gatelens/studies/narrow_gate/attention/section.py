@@ -23,7 +23,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.runs import Run
 from gatelens.studies.examples import prepare
-from gatelens.studies.narrow_gate.attention_figures import attention_positions, attention_shares
+from gatelens.studies.narrow_gate.attention.figures import attention_positions, attention_shares
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.verdict import attention_evidence
 from gatelens.studies.options import Examples, NonNegative, Options

@@ -1,6 +1,6 @@
 """Section *steering*: a direction added at the gate makes the answer another class. What else does it change?
 
-The directions are differences of class means (:mod:`.steering_directions`), fitted on one half of the pictures and
+The directions are differences of class means (:mod:`.directions`), fitted on one half of the pictures and
 added to the other half's gate in the layer that the fitting half chose, at doses from a quarter to four times the
 difference. Beside them stand pushes of the same length in random directions and in the direction of another pair of
 classes, and the price: captions of the same pictures without the class's name, and questions that concern neither
@@ -28,7 +28,7 @@ from gatelens.plots.pictures import picture_uri
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate.class_pairs import AskedPairs, ClassPair, Every, layers_visited, pair_name
-from gatelens.studies.narrow_gate.steering_directions import (
+from gatelens.studies.narrow_gate.steering.directions import (
     MEANS,
     NOTHING,
     OTHER,
@@ -47,8 +47,8 @@ from gatelens.studies.narrow_gate.steering_directions import (
     halves,
     layer_scores,
 )
-from gatelens.studies.narrow_gate.steering_page import cards
-from gatelens.studies.narrow_gate.steering_table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
+from gatelens.studies.narrow_gate.steering.page import cards
+from gatelens.studies.narrow_gate.steering.table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, FEWEST, FLIPS, INCONCLUSIVE, MIXED, NARROW
 from gatelens.studies.options import Count, Examples, Options, Says
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
@@ -226,7 +226,7 @@ def measure(model: HookedVLM, batch: Fit | Steer) -> Tables:
 
 
 def steer_pictures(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
-    """``direction, repeat, dose, right`` (unsteered), and :func:`.steering_directions.answers`."""
+    """``direction, repeat, dose, right`` (unsteered), and :func:`.directions.answers`."""
     ways = pushes.ways([MEANS, RANDOM, OTHER, REFERENCE])
     runs = [pushes.run(way, [item.pair for item in batch.items]) for way in ways]
     inputs, labels = prepare(model, [item.example for item in batch.items], batch.start), Labels(model)

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.common import Labels, Progress
 from gatelens.studies.narrow_gate.section import Context
 from PIL import Image
 
 import gatelens as gl
 from gatelens.picture_drawing import draw_pictures
 from gatelens.runs import Run
+from gatelens.studies.examples import Labels, Progress
 from gatelens.studies.narrow_gate import drawing, drawing_reading, drawing_table
 from study_helpers import TinyData
 
@@ -26,7 +26,7 @@ def pool() -> list[Any]:
     return gl.data.load("emoji-scenes").examples("class", limit=80, seed=0)
 
 
-def context_of(model: Any, data: Any, pool: Any, n: int = N) -> Context:
+def setup_of(STUDY, model: Any, data: Any, pool: Any, n: int = N) -> Context:
     settings = {"seed": 0, "n_boot": 50, "sections": {"drawing": {"n": n}}}
     run = Run.open(None, study="narrow-gate", settings=settings)
     return Context(model, data, {"class": pool}, ("zero",), 64, run, Labels(model), Progress(0, False))
@@ -96,7 +96,7 @@ def test_shares_by_hand() -> None:
 
 def test_color_means_by_hand(pool: list[Any]) -> None:
     model = gl.HookedVLM.from_pretrained("organism:gated")
-    context = context_of(model, gl.data.load("emoji-scenes"), pool)
+    context = setup_of(STUDY, model, gl.data.load("emoji-scenes"), pool)
     means = drawing.color_means(context, pool[:12], layer=3)
     red = [e for e in pool[:12] if drawing.thing(e).color == "red"]
     gates = []
@@ -109,7 +109,7 @@ def test_color_means_by_hand(pool: list[Any]) -> None:
 
 def test_the_section_is_what_drawing_by_hand_gives(pool: list[Any]) -> None:
     model = gl.HookedVLM.from_pretrained("organism:gated")
-    context = context_of(model, gl.data.load("emoji-scenes"), pool)
+    context = setup_of(STUDY, model, gl.data.load("emoji-scenes"), pool)
     with torch.inference_mode():
         (piece,) = drawing.pieces(context)
         drawing.conclude(context, [piece.compute()])
@@ -143,9 +143,9 @@ def test_the_section_is_what_drawing_by_hand_gives(pool: list[Any]) -> None:
 def test_who_cannot_draw_has_no_section(pool: list[Any], tiny_chameleon: Any) -> None:
     data = gl.data.load("emoji-scenes")
     llava = gl.HookedVLM.from_pretrained("organism:llava")
-    assert drawing.pieces(context_of(llava, data, pool)) == []
-    assert drawing.pieces(context_of(tiny_chameleon, data, pool)) == []  # tokens, but no picture decoder
-    assert drawing.pieces(context_of(tiny_chameleon, TinyData(), TinyData().examples("class"))) == []
+    assert drawing.pieces(setup_of(STUDY, llava, data, pool)) == []
+    assert drawing.pieces(setup_of(STUDY, tiny_chameleon, data, pool)) == []  # tokens, but no picture decoder
+    assert drawing.pieces(setup_of(STUDY, tiny_chameleon, TinyData(), TinyData().examples("class"))) == []
     gated = SimpleNamespace()  # nothing of the model is touched when nothing is asked for
     assert drawing.pieces(context_of_nothing(gated, data, pool)) == []
 

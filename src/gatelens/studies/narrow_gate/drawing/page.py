@@ -12,7 +12,7 @@ from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_
 from gatelens.plots.numbers import MISSING, percent_cell
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, chance
+from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, chance
 
 BROKEN, FOLLOWS = "class asked", "background of the picture"
 IN_TABLE = (

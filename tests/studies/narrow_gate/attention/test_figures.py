@@ -13,7 +13,8 @@ from gatelens.measures import standing_out
 from gatelens.plots import card
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.views.narrow_gate import attention
+from gatelens.studies.narrow_gate.attention.figures import attention_shares
+from gatelens.studies.narrow_gate.attention.section import page
 
 SHARES = {("boi", -1): 0.05, ("gate", -1): 0.3, ("row_break", 0): 0.02, ("row_break", 1): 0.13}
 
@@ -58,15 +59,15 @@ def run() -> Run:
     ]
     settings = {"sections": {"attention": {"n": 9, "least": 0.01, "times": 2.0}}}
     run = Run.open(None, study="narrow-gate", settings=settings)
-    run.save_table("attention", table)
+    run.save("attention", table)
     head = ["layer", "group", "share", "low", "high", "positions", "n"]
-    run.save_table("attention_groups", pd.DataFrame(groups, columns=head))
-    run.save_table("attention_positions", found)
+    run.save("attention_groups", pd.DataFrame(groups, columns=head))
+    run.save("attention_positions", found)
     return run
 
 
 def blocks(run: Run) -> dict[str, Any]:
-    (found,) = attention.cards(run)
+    (found,) = page(run)
     return {b.name if isinstance(b, card.Chart) else "table": b for b in found.blocks}
 
 
@@ -77,7 +78,7 @@ def test_what_stands_out_is_listed(run: Run) -> None:
     even = 1 / 28
     assert [row[4] for row in table.rows] == [f"{0.3 / even:.1f}", f"{0.23 / even:.1f}"]
     assert "28 positions take more than 1 %" in table.caption and "2 of them stand out" in table.caption
-    (found,) = attention.cards(run)
+    (found,) = page(run)
     assert "2 times the even share" in found.words["stands out"]
 
 
@@ -114,13 +115,8 @@ def test_positions_are_drawn_in_order_and_named_as_written(run: Run, dark: bool)
     assert dict(mpl.rcParams) == before
 
 
-def test_runs_without_the_newer_tables_are_drawn_as_before(run: Run) -> None:
-    older = Run.open(None, study="narrow-gate", settings={})
-    assert attention.cards(older) == []
+def test_without_groups_the_bars_are_the_kinds(run: Run) -> None:
     table = run.table("attention")[["layer", "kind", "index", "share", "se", "image_side_mass", "n"]]
-    older.save_table("attention", table)
-    (found,) = attention.cards(older)
-    assert [b.name for b in found.blocks] == ["attention"]
-    upper = found.blocks[0].draw(False).axes[0]
+    upper = attention_shares(table).axes[0]
     total = np.sum([[bar.get_height() for bar in bars] for bars in upper.containers], axis=0)
     assert total == pytest.approx(1)

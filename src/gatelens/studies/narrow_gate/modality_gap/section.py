@@ -34,7 +34,7 @@ from gatelens.runs import Run
 from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate.asking import as_asked, turned_kinds
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
-from gatelens.studies.narrow_gate.modality_gap_figures import cosine_by_layer, homogeneity_by_layer
+from gatelens.studies.narrow_gate.modality_gap.figures import cosine_by_layer, homogeneity_by_layer
 from gatelens.studies.options import Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 from gatelens.tokens import TokenMap

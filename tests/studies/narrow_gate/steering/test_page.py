@@ -10,7 +10,7 @@ import pytest
 from gatelens.plots.card import Chart, Pictures, Table
 from gatelens.plots.style import palette, png
 from gatelens.runs import Run
-from gatelens.views.narrow_gate.steering import cards, dose_curve
+from gatelens.studies.narrow_gate.steering.page import cards, dose_curve
 
 COLUMNS = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
 
@@ -40,8 +40,8 @@ def layers() -> pd.DataFrame:
 @pytest.fixture
 def run() -> Run:
     run = Run.open(None, study="narrow-gate", settings={})
-    run.save_table("steering", table())
-    run.save_table("steering_layers", layers())
+    run.save("steering", table())
+    run.save("steering_layers", layers())
     return run
 
 
@@ -83,16 +83,15 @@ def test_card(run: Run) -> None:
 
 def test_captions_stand_under_their_dose(run: Run) -> None:
     example = {"id": "x", "pair": ["cat", "dog"], "picture": "data:image/png;base64,AA"}
-    run.save_json("steering_examples", [{**example, "captions": [[0.0, "a cat"], [1.0, "a dog"]]}])
+    run.save("steering_examples", [{**example, "captions": [[0.0, "a cat"], [1.0, "a dog"]]}])
     pictures = cards(run)[0].blocks[2]
     assert isinstance(pictures, Pictures)
     assert list(pictures.header) == ["direction", "unsteered", "dose 1"]
     assert pictures.rows == [("cat → dog", [("data:image/png;base64,AA", "a cat"), ("", "a dog")])]
 
 
-def test_absent() -> None:
+def test_nothing_to_show_where_nothing_was_answered_rightly() -> None:
     run = Run.open(None, study="narrow-gate", settings={})
-    assert cards(run) == []
-    run.save_table("steering", table()[:0])
-    run.save_table("steering_layers", layers())
+    run.save("steering", table()[:0])
+    run.save("steering_layers", layers())
     assert cards(run) == []

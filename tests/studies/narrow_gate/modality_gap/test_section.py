@@ -11,8 +11,10 @@ from case import cases
 
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
-from gatelens.studies.narrow_gate import modality_gap
-from section_helpers import context_of, run_sections
+from gatelens.studies.narrow_gate.modality_gap import section as modality_gap
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.section import Absent, Measured
+from section_helpers import run_sections, setup_of
 from study_helpers import TinyData
 
 
@@ -45,7 +47,7 @@ def test_positions_are_drawn_by_number(tiny_llava: Any) -> None:
 
 
 def test_cosines_are_those_of_plain_hidden_states(tiny: HookedVLM, oracle: Any) -> None:
-    run = run_sections(context_of(tiny, TinyData(n=12), {"modality_gap": {"n": 12}}))
+    run = run_sections(STUDY, setup_of(STUDY, tiny, TinyData(n=12), {"modality_gap": {"n": 12}}))
     table = run.table("modality_gap").set_index(["layer", "pair"])
     examples = TinyData(n=12).examples("caption")
     image, text = [[] for _ in range(3)], [[] for _ in range(3)]
@@ -93,19 +95,19 @@ def test_two_heaps_and_one() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = 0.3 * torch.randn(2, 150, 12, generator=generator)
     axes = torch.eye(12)
-    spreads, histogram, apart = modality_gap.measure(noise[0] + 3 * axes[0], noise[1] + 3 * axes[1])
+    spreads, histogram, apart = modality_gap.compare(noise[0] + 3 * axes[0], noise[1] + 3 * axes[1])
     assert (
         apart is not None and apart["homogeneity"] > 0.99 and apart["clusters"] >= 2 and apart["chance"] < 0.1
     )
     median = {row["pair"]: row["median"] for row in spreads}
     assert median["image-text"] < 0.2 and min(median["image-image"], median["text-text"]) > 0.8
     assert sum(row["share"] for row in histogram) == pytest.approx(3)
-    _, _, mixed = modality_gap.measure(noise[0] + 3 * axes[0], noise[1] + 3 * axes[0])
+    _, _, mixed = modality_gap.compare(noise[0] + 3 * axes[0], noise[1] + 3 * axes[0])
     assert mixed is not None and mixed["homogeneity"] < 0.15
 
 
 def test_too_few_points_have_cosines_but_no_clusters(tiny_llava: Any) -> None:
-    run = run_sections(context_of(tiny_llava, TinyData(n=6), {"modality_gap": {"n": 6}}))
+    run = run_sections(STUDY, setup_of(STUDY, tiny_llava, TinyData(n=6), {"modality_gap": {"n": 6}}))
     assert len(run.table("modality_gap")) == 4 * 3
     assert run.table("modality_clusters").empty
 
@@ -114,15 +116,17 @@ def test_rows_of_pictures_and_other_tasks() -> None:
     case = cases()["pixtral"]
     model = HookedVLM.from_module(case.model(), case.processor())
     data = TinyData(n=24, tasks=("class",))
-    run = run_sections(context_of(model, data, {"modality_gap": {"n": 20}}, size=8))
+    run = run_sections(STUDY, setup_of(STUDY, model, data, {"modality_gap": {"n": 20}}, size=8))
     assert run.table("modality_gap").n.max() == 400
     assert run.table("modality_clusters").homogeneity.between(0, 1).all()
     assert len(run.table("modality_clusters")) >= 3
 
 
 def test_more_are_drawn_than_the_study_wants(tiny_llava: Any) -> None:
-    context = context_of(tiny_llava, TinyData(n=12), {"modality_gap": {"n": 9}})
-    context.drawn["caption"] = context.drawn["caption"][:3]  # type: ignore[index]
-    assert len(modality_gap.samples(context)) == 9
-    none = context_of(tiny_llava, TinyData(n=12), {"modality_gap": {"n": 0}})
-    assert modality_gap.pieces(none) == []
+    data = TinyData(n=12)
+    drawn = {"caption": data.examples("caption")[:3]}
+    setup = setup_of(STUDY, tiny_llava, data, {"modality_gap": {"n": 9}}, drawn=drawn)
+    assert len(modality_gap.samples(setup)) == 9
+    none = setup_of(STUDY, tiny_llava, data, {"modality_gap": {"n": 0}})
+    with pytest.raises(Absent, match="two samples"):
+        modality_gap.batches(none, Measured())

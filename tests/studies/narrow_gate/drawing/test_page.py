@@ -9,8 +9,8 @@ import pytest
 
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE
-from gatelens.views.narrow_gate import drawing
+from gatelens.studies.narrow_gate.drawing import page as drawing
+from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE
 
 GATE, IMAGE, ALL = drawing.GATE_TEXT, drawing.IMAGE_TEXT, drawing.ALL_TEXT
 FOLLOWS_IMAGE = {  # class asked, background of the picture
@@ -34,9 +34,9 @@ def table_of(means: dict[str, tuple[float, float]]) -> pd.DataFrame:
 @pytest.fixture
 def run() -> Any:
     run = Run.open(None, study="narrow-gate", settings={})
-    run.save_table("drawing", table_of(FOLLOWS_IMAGE))
+    run.save("drawing", table_of(FOLLOWS_IMAGE))
     uri = "data:image/png;base64,AAAA"
-    run.save_json(
+    run.save(
         "drawing_pictures",
         {
             "prompts": [{"prompt": "colour asked", "case": 0, "text": "draw a fox on a red circle."}],
@@ -48,14 +48,14 @@ def run() -> Any:
 
 
 def test_the_sentence_follows_the_numbers() -> None:
-    said = drawing.finding(table_of(FOLLOWS_IMAGE))
+    said = drawing.caption(table_of(FOLLOWS_IMAGE))
     assert "the picture breaks drawing" in said
     assert (
         "with the gate cut off from text and drawing 98\u00a0% [88\u00a0%, 100\u00a0%], no different" in said
     )
     assert "with the image tokens cut off from text and drawing 50\u00a0% [40\u00a0%, 60\u00a0%]." in said
     assert "60\u00a0% [50\u00a0%, 70\u00a0%] show the class asked for again" in said
-    said = drawing.finding(table_of(FOLLOWS_NOTHING))
+    said = drawing.caption(table_of(FOLLOWS_NOTHING))
     assert "breaks" not in said and "no influence is seen" in said
 
 
@@ -74,7 +74,3 @@ def test_bars_are_the_means(run: Any) -> None:
     panels = drawing.drawing_bars(run.table("drawing")).axes
     assert [bar.get_width() for bar in panels[0].patches] == [mean for mean, _ in FOLLOWS_IMAGE.values()]
     assert [bar.get_width() for bar in panels[3].patches] == [mean for _, mean in FOLLOWS_IMAGE.values()]
-
-
-def test_no_table_no_card() -> None:
-    assert drawing.cards(Run.open(None, study="narrow-gate", settings={})) == []

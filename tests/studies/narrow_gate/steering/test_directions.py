@@ -9,9 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.common import Labels, prepare
-from gatelens.studies.narrow_gate.steering_fit import (
+
+from gatelens.errors import DataError
+from gatelens.model import HookedVLM
+from gatelens.studies.examples import Labels, prepare
+from gatelens.studies.narrow_gate.class_pairs import by_class
+from gatelens.studies.narrow_gate.steering.directions import (
+    MEANS,
+    OTHER,
+    RANDOM,
+    REFERENCE,
     Item,
+    Pushes,
     answers,
     chosen_layer,
     directions_at,
@@ -22,11 +31,6 @@ from gatelens.studies.narrow_gate.steering_fit import (
     push,
     random_like,
 )
-from gatelens.studies.narrow_gate.steering_push import MEANS, OTHER, RANDOM, REFERENCE, Pushes
-
-from gatelens.errors import DataError
-from gatelens.model import HookedVLM
-from gatelens.studies.narrow_gate.class_pairs import by_class
 from study_helpers import TinyData
 from tiny_models import make_llava_processor
 

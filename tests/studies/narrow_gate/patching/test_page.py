@@ -12,7 +12,13 @@ from matplotlib.colors import to_rgb
 
 from gatelens.plots.style import palette, png
 from gatelens.runs import Run
-from gatelens.views.narrow_gate.patching import CUMULATIVE, _classes_caption, cards, class_map, patching_curve
+from gatelens.studies.narrow_gate.patching.page import (
+    CUMULATIVE,
+    _classes_caption,
+    cards,
+    class_map,
+    patching_curve,
+)
 
 COLUMNS = ["layer", "measure", "mean", "low", "high", "n"]
 
@@ -61,15 +67,14 @@ def test_map_shows_the_table(dark: bool) -> None:
 
 def test_cards(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "r", study="narrow-gate", settings={})
-    assert cards(run) == []
-    run.save_table("patching", table())
-    assert [b.name for b in cards(run)[0].blocks] == ["patching"]
-    run.save_table("patching_attention", table())
-    run.save_table("patching_classes", classes())
-    found = cards(run)[0].blocks
-    assert [b.name for b in found] == ["patching", "patching_attention", "patching_classes"]
-    assert "4 to 6 pairs" in found[2].caption and "layer 1" in found[2].caption
-    run.save_table("patching_classes", classes()[:1])  # a single pair makes no map
+    run.save("patching", table())
+    run.save("patching_attention", table())
+    assert [b.name for b in cards(run)[0].blocks] == ["patching", "patching_attention"]
+    run.save("patching_classes", classes())
+    charts = cards(run)[0].blocks
+    assert [b.name for b in charts] == ["patching", "patching_attention", "patching_classes"]
+    assert "4 to 6 pairs" in charts[2].caption and "layer 1" in charts[2].caption
+    run.save("patching_classes", classes()[:1])  # a single pair makes no map
     assert len(cards(run)[0].blocks) == 2
 
 

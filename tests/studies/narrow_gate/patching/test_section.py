@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.common import Labels, prepare
 
 import gatelens as gl
 from gatelens.errors import DataError
 from gatelens.interventions import hook_name
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.studies import narrow_gate
-from gatelens.studies.narrow_gate.patching import (
+from gatelens.studies.examples import Labels, prepare
+from gatelens.studies.narrow_gate.patching.section import (
     attention_input_evidence,
     best_layer,
     class_table,

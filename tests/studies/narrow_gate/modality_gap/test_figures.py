@@ -8,8 +8,7 @@ import torch
 
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate import modality_gap as section
-from gatelens.views.narrow_gate import modality_gap
+from gatelens.studies.narrow_gate.modality_gap.section import compare, page
 
 
 def run_of(clusters: bool = True) -> Run:
@@ -19,21 +18,21 @@ def run_of(clusters: bool = True) -> Run:
         noise = torch.randn(2, 60, 8, generator=generator)
         noise[0, :, 0] += 4
         noise[1, :, layer] += 4
-        s, h, c = section.measure(noise[0], noise[1])
+        s, h, c = compare(noise[0], noise[1])
         spreads += [{"layer": layer, **row} for row in s]
         histogram += [{"layer": layer, **row} for row in h]
         heaps += [{"layer": layer, **(c or {})}]
     run = Run.open(None, study="narrow-gate", settings={})
-    run.save_table("modality_gap", pd.DataFrame(spreads))
-    run.save_table("modality_gap_histogram", pd.DataFrame(histogram))
-    run.save_table("modality_clusters", pd.DataFrame(heaps)[: 3 if clusters else 0])
+    run.save("modality_gap", pd.DataFrame(spreads))
+    run.save("modality_gap_histogram", pd.DataFrame(histogram))
+    run.save("modality_clusters", pd.DataFrame(heaps)[: 3 if clusters else 0])
     return run
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_lines_are_the_tables(dark: bool) -> None:
     run = run_of()
-    (found,) = modality_gap.cards(run)
+    (found,) = page(run)
     drawn = {b.name: b.draw(dark) for b in found.blocks}  # type: ignore[union-attr]
     table = run.table("modality_gap")
     lines = {line.get_label(): list(line.get_ydata()) for line in drawn["modality_gap"].axes[0].lines}
@@ -50,7 +49,7 @@ def test_lines_are_the_tables(dark: bool) -> None:
 
 def test_captions_name_the_layers() -> None:
     run = run_of()
-    (found,) = modality_gap.cards(run)
+    (found,) = page(run)
     gap, clusters = (b.caption for b in found.blocks)  # type: ignore[union-attr]
     assert "highest in layer 0" in gap  # where both heaps lie on one axis
     assert "3,600 pairs" in gap
@@ -60,6 +59,6 @@ def test_captions_name_the_layers() -> None:
 
 
 def test_what_is_not_there_is_not_drawn() -> None:
-    (found,) = modality_gap.cards(run_of(clusters=False))
-    assert [b.name for b in found.blocks] == ["modality_gap"]  # type: ignore[union-attr]
-    assert modality_gap.cards(Run.open(None, study="narrow-gate", settings={})) == []
+    (one,) = page(run_of(clusters=False))
+    assert [b.name for b in one.blocks] == ["modality_gap"]  # type: ignore[union-attr]
+    assert set(one.words) == {"modality gap"}

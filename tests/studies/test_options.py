@@ -99,6 +99,6 @@ def test_pairs_nobody_drew_leave_no_folder(tiny_chameleon: Any, tmp_path: Path) 
 def test_one_class_alone_has_nothing_to_patch(tiny_chameleon: Any) -> None:
     data = TinyData(n=4, tasks=("class",), classes=("dog",))
     run = narrow_gate(tiny_chameleon, data, None, sections="patching,steering,meaning", **SMALL)
-    assert run.done("verdict") and not run.done("patching")
+    assert run.has("verdict") and not run.has("patching")
     with pytest.raises(DataError, match="no picture of 'cat'"):
         narrow_gate(tiny_chameleon, data, None, sections={"patching": {"pairs": "dog-cat"}}, **SMALL)

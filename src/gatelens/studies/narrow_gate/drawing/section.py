@@ -28,8 +28,8 @@ from gatelens.model import HookedVLM
 from gatelens.picture_drawing import GUIDANCE, TEMPERATURE, decoder
 from gatelens.plots.pictures import picture_uri
 from gatelens.studies.examples import Labels, consecutive, prepare
-from gatelens.studies.narrow_gate import drawing_reading as reading
-from gatelens.studies.narrow_gate.drawing_cases import (
+from gatelens.studies.narrow_gate.drawing import reading
+from gatelens.studies.narrow_gate.drawing.cases import (
     Case,
     image_of,
     make_cases,
@@ -37,8 +37,8 @@ from gatelens.studies.narrow_gate.drawing_cases import (
     unseen,
     with_directions,
 )
-from gatelens.studies.narrow_gate.drawing_page import cards
-from gatelens.studies.narrow_gate.drawing_table import NO_PICTURE, NONE, summarise
+from gatelens.studies.narrow_gate.drawing.page import cards
+from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, summarise
 from gatelens.studies.options import Examples, How, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 
