@@ -130,7 +130,6 @@ def synthetic_pairs(kind: str, layers: int = 6) -> Any:
 
 def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
     """A finished run of made-up numbers, without any model; its report too where it has a folder."""
-    import pandas as pd
 
     from gatelens.plots.pictures import picture_uri
     from gatelens.runs import Run
