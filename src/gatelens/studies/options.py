@@ -58,8 +58,7 @@ class Options(BaseModel):
         counts = {
             name: min(value, limit)
             for name, field in type(self).model_fields.items()
-            if _mark(field, CountsExamples)
-            and (value := getattr(self, name)) is not None
+            if _mark(field, CountsExamples) and (value := getattr(self, name)) is not None
         }
         return self.model_copy(update=counts)
 
