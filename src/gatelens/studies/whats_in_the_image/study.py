@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from gatelens.data import Dataset
 from gatelens.data.prompts import PAPER_DESCRIBE_PROMPT
+from gatelens.errors import DataError
 from gatelens.measures.judge import Judge, LLMJudge
 from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
@@ -25,7 +26,7 @@ from gatelens.studies.whats_in_the_image.configurations import FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
 from gatelens.studies.whats_in_the_image.planted import planted_in
 from gatelens.studies.whats_in_the_image.questions import draw_questions
-from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, CachedJudge
+from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, NO_LOG, CachedJudge
 from gatelens.studies.whats_in_the_image.verdict import TONES, verdict
 
 PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own) and longest description
