@@ -12,9 +12,9 @@ from gatelens.studies.catalogue import study_of
 from gatelens.studies.compare import compare, compare_html
 from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.tables import gate_table
-from gatelens.studies.narrow_gate.attention_figures import attention_shares
+from gatelens.studies.narrow_gate.attention.figures import attention_shares
 from gatelens.studies.narrow_gate.knockouts import knockout_bars
-from gatelens.studies.narrow_gate.patching import patching_curve
+from gatelens.studies.narrow_gate.patching.page import patching_curve
 
 __all__ = [
     "HeadsView",

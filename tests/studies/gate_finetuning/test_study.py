@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from gatelens.studies.gate_finetuning.summary import conclusion
 from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.studies import finetune_gate
-from gatelens.studies.gate_finetuning.summary import conclusion
 from study_helpers import TinyData, synthetic_run
 from tiny_models import make_chameleon_processor
 

@@ -19,7 +19,7 @@ from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.common import Labels
+from gatelens.studies.examples import Labels
 from gatelens.studies.narrow_gate.asking import turned_kinds
 from gatelens.studies.presets import preset
 from study_helpers import ROWS, TinyData
