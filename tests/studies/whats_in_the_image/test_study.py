@@ -116,6 +116,7 @@ def test_user_errors(tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     fails(DataError, "no <image>", prompt="describe")
     fails(DataError, "limit=0", limit=0)
     fails(DataError, "keep=5", keep=(5,))
+    fails(DataError, "keep='x'", keep="x")
     fails(DataError, "judge='me'", judge="me")
     fails(DataError, "give out=", judge="llm")
     fails(DataError, "option judge=5: give 'offline'", judge=5)

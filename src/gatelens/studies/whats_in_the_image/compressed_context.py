@@ -214,12 +214,7 @@ def _mme_block(scores: pd.DataFrame) -> Table:
 
 
 def trade_off_figure(trade: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Accuracy of answers from contexts of several sizes, by the tokens they keep.
-
-    Args:
-        trade: the table ``trade_off``.
-        dark: draw on dark ground.
-    """
+    """Accuracy of answers from contexts of several sizes, by the tokens they keep."""
     line = trade[trade.keep.notna() & (trade.context != AFRESH)].sort_values("tokens")
     with styled(dark) as p:
         figure = NotebookFigure(figsize=(9, 3.8), layout="constrained")

@@ -255,14 +255,7 @@ def _references(chance: float | None) -> list[ReferenceLine]:
 def knockout_curves(
     table: pd.DataFrame, chance: float | None, window: Mapping[str, Any] | None, how: str, dark: bool = False
 ) -> NotebookFigure:
-    """Object F1 when a path is cut from layer l on; the window is shaded.
-
-    Args:
-        table: the table ``knockout``.
-        chance: F1 of another picture's description; None draws no line.
-        window: ``start, stop`` of the window; None shades nothing.
-        how: which kind of knockout.
-        dark: draw on dark ground.
+    """Object F1 when a path is cut from layer l on, with the window shaded and ``chance`` as a line.
 
     Raises:
         DataError: the table has no such ``how``.
@@ -287,12 +280,6 @@ def window_bars(
     table: pd.DataFrame, chance: float | None, window: Mapping[str, Any], dark: bool = False
 ) -> NotebookFigure:
     """Object F1 when a path is cut only within the window, and everywhere else.
-
-    Args:
-        table: the table ``knockout`` of one kind of knockout.
-        chance: F1 of another picture's description; None draws no line.
-        window: ``start, stop`` of the window.
-        dark: draw on dark ground.
 
     Raises:
         DataError: nothing was cut in or around a window.
