@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gatelens.runs import Run
 from gatelens.studies.executors import Here
 from gatelens.studies.options import checked
-from gatelens.studies.section import Setup
 from gatelens.studies.runner import measure_section
+from gatelens.studies.section import Setup
 from gatelens.studies.study import Study
 
 
@@ -19,12 +19,17 @@ def setup_of(
     data: Any,
     sections: Mapping[str, Mapping[str, Any]],
     size: int = 5,
+    drawn: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> Setup:
-    """What sections plan from; their options are their defaults but for those given, as are the study's."""
+    """What sections plan from; their options are their defaults but for those given, as are the study's.
+
+    ``drawn``: the examples of each task; without, all the data have.
+    """
     asked = checked(study.options, {"seed": 0, "n_boot": 50, **options})
     chosen = {name: checked(study.section(name).options, given, name) for name, given in sections.items()}
-    drawn = {task: data.examples(task) for task in data.tasks}
+    if drawn is None:
+        drawn = {task: data.examples(task) for task in data.tasks}
     settings = {"model": "tiny", "data": data.name, **asked.settings()}
     settings["sections"] = {name: given.settings() for name, given in chosen.items()}
     run = Run.open(
@@ -39,4 +44,12 @@ def run_section(study: Study, name: str, setup: Setup) -> Run:
     measured = measure_section(section, setup, Here(setup.model))
     for table, value in section.conclude(setup, measured).items():
         setup.run.save(table, value)
+    return setup.run
+
+
+def run_sections(study: Study, setup: Setup) -> Run:
+    """All sections of the setup, in the study's order."""
+    for section in study.sections:
+        if section.name in setup.sections:
+            run_section(study, section.name, setup)
     return setup.run

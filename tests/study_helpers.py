@@ -99,21 +99,51 @@ def synthetic_predictions(kind: str, n: int = 200, how: str = "zero") -> Any:
     return pd.DataFrame(rows, columns=columns)
 
 
-def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
-    """A finished run of made-up numbers, without any model."""
+def synthetic_attention(kind: str, layers: int = 6) -> Any:
+    """Shares of every position of an image side of 64 tokens, as a study's table ``attention``."""
     import pandas as pd
 
+    rows = []
+    for layer in range(layers):
+        gate = (0.45 - 0.04 * layer) if kind == "narrow" else 0.04
+        image = (0.97 - gate) / 64
+        places = [("boi", -1, 0.03, "start of image <racm3:break>", 0)]
+        places += [("image", i, image, f"image token {i}", 1 + i) for i in range(64)]
+        places += [("gate", -1, gate, "gate <eoss>", 65)]
+        rows += [(layer, *place[:3], 0.01, 0.6, 200, 200, "", -1, -1, -1, place[4], place[3]) for place in places]
+    columns = ["layer", "kind", "index", "share", "se", "image_side_mass", "n", "held"]
+    return pd.DataFrame(rows, columns=[*columns, "token", "row", "col", "tile", "order", "name"])
+
+
+def synthetic_pairs(kind: str, layers: int = 6) -> Any:
+    """Patched pairs of pictures as a study stores them, without what is right of them."""
+    import pandas as pd
+
+    rng, rows = np.random.default_rng(1), []
+    for pair in range(60):
+        for layer in range(-1, layers):
+            moved = 0.0 if layer < 0 or kind != "narrow" else max(0.0, 0.95 - 0.2 * max(0, layer - 2))
+            base = min(1.0, max(0.05, 1 - moved + 0.02 * rng.random()))
+            rows.append((pair, layer, base, max(0.06, moved), True, bool(rng.random() < moved)))
+    return pd.DataFrame(rows, columns=["pair", "layer", "base", "target", "flippable", "flipped"])
+
+
+def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
+    """A finished run of made-up numbers, without any model; its report too where it has a folder."""
+
+    from gatelens.plots.pictures import picture_uri
     from gatelens.runs import Run
-    from gatelens.studies.common import data_uri
+    from gatelens.studies.narrow_gate.attention.section import listed
     from gatelens.studies.narrow_gate.knockout_table import summarise
-    from gatelens.studies.narrow_gate.patching import summarise_patching
+    from gatelens.studies.narrow_gate.patching.section import summarise_patching
+    from gatelens.studies.narrow_gate.study import STUDY
     from gatelens.studies.narrow_gate.verdict import (
         attention_evidence,
         patching_evidence,
         task_verdicts,
         verdict,
     )
-    from gatelens.views.report import write_report
+    from gatelens.studies.report import write_report
 
     settings = {
         "model": model or f"organism:{kind}",
@@ -121,47 +151,45 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
         "how": "zero",
         "seed": 0,
         "max_new_tokens": {"vqa": 20, "caption": 60},
+        "sections": {
+            "knockouts": {},
+            "attention": {"n": 200, "least": 0.01, "times": 2.0},
+            "patching": {"n_pairs": 60},
+        },
     }
     run = Run.open(path, study="narrow-gate", settings=settings)
     predictions = synthetic_predictions(kind, n)
-    run.save_table("predictions", predictions)
-    run.save_table("knockout", summarise(predictions, 200, 0))
+    run.save("predictions", predictions)
+    run.save("knockout", summarise(predictions, 200, 0))
     tasks = task_verdicts(predictions, 20, 200, 0)
-    run.save_table("tasks", tasks)
-    narrow, layers = kind == "narrow", 6
-    rows = []
-    for layer in range(layers):
-        gate = (0.45 - 0.04 * layer) if narrow else 0.04
-        rows += [(layer, "boi", -1, 0.03, np.nan, 0.6, 200), (layer, "gate", -1, gate, 0.01, 0.6, 200)]
-        rows += [(layer, "image", i, (0.97 - gate) / 64, 0.01, 0.6, 200) for i in range(64)]
-    attention = pd.DataFrame(rows, columns=["layer", "kind", "index", "share", "se", "image_side_mass", "n"])
-    run.save_table("attention", attention)
-    rng, rows = np.random.default_rng(1), []
-    for pair in range(60):
-        for layer in range(-1, layers):
-            moved = 0.0 if layer < 0 or not narrow else max(0.0, 0.95 - 0.2 * max(0, layer - 2))
-            base = min(1.0, max(0.05, 1 - moved + 0.02 * rng.random()))
-            rows.append((pair, layer, base, max(0.06, moved), True, bool(rng.random() < moved)))
-    pairs = pd.DataFrame(rows, columns=["pair", "layer", "base", "target", "flippable", "flipped"])
-    run.save_table("patching", summarise_patching(pairs, 200, 0))
-    further = attention_evidence(attention) + patching_evidence(run.table("patching"))
-    run.save_json("verdict", verdict(tasks, further, "<eoss>"))
-    run.save_json(
-        "tokens",
-        {
-            "header": ["role", "positions", "n", "tokens", "grid"],
-            "rows": [
-                ["system", "0", "1", "<s>", ""],
-                ["boi[0]", "1", "1", "<racm3:break>", ""],
-                ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens, picture of 64x64 pixels"],
-                ["eoi[0]", "66", "1", "<eoss>", ""],
-                ["query", "67–70", "4", "This animal is a", ""],
-            ],
-            "gate": {"string": "<eoss>", "literal": True, "position": 66},
-            "prompt": "<image>This animal is a",
-            "n_image": 64,
-        },
-    )
+    run.save("tasks", tasks)
+    attention = synthetic_attention(kind)
+    run.save("attention", attention)
+    image = attention.kind == "image"
+    group = attention.kind.where(~image, "internal_image").mask(image & (attention["index"] == 63), "last_image")
+    groups = attention.assign(group=group).groupby(["layer", "group"], as_index=False)
+    groups = groups.agg(share=("share", "sum"), positions=("share", "size"), n=("n", "first"))
+    run.save("attention_groups", groups.assign(low=groups.share, high=groups.share))
+    run.save("attention_positions", listed(attention, 0.01, 2.0))
+    patching = summarise_patching(synthetic_pairs(kind), 200, 0)
+    run.save("patching", patching)
+    run.save("patching_attention", patching)
+    further = attention_evidence(attention) + patching_evidence(patching)
+    run.save("verdict", verdict(tasks, further, "<eoss>"))
+    tokens = {
+        "header": ["role", "positions", "n", "tokens", "grid"],
+        "rows": [
+            ["system", "0", "1", "<s>", ""],
+            ["boi[0]", "1", "1", "<racm3:break>", ""],
+            ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens, picture of 64x64 pixels"],
+            ["eoi[0]", "66", "1", "<eoss>", ""],
+            ["query", "67–70", "4", "This animal is a", ""],
+        ],
+        "gate": {"string": "<eoss>", "literal": True, "position": 66},
+        "prompt": "<image>This animal is a",
+        "n_image": 64,
+    }
+    run.save("tokens", tokens)
     examples = []
     for task, prompt in (
         ("vqa", "<image>What color is the dog?"),
@@ -175,10 +203,11 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
                 "id": f"{task}-0",
                 "prompt": prompt,
                 "answers": ["dog"],
-                "picture": data_uri(picture("dog", 0, 64)),
+                "picture": picture_uri(picture("dog", 0, 64)),
                 "rows": part[["row", "prediction", "score"]].to_dict("records"),
             }
         )
-    run.save_json("examples", examples)
-    write_report(run)
+    run.save("examples", examples)
+    if path is not None:
+        write_report(STUDY, run)
     return run

@@ -22,10 +22,10 @@ from PIL import Image
 import paper_copies as copies
 from gatelens import data
 from gatelens.data.hub import ENTRIES, HubDataset, coco_objects
-from gatelens.data.hub.entries import MME_SUBSETS
-from gatelens.data.hub.places import from_hub
 from gatelens.data.hub.rows import ParquetRows, StreamedRows
+from gatelens.data.hub.sources import from_hub
 from gatelens.errors import DataError
+from gatelens.measures.mme import SUBSETS
 
 VQA_PROMPT = "<image>What is thing 3?\nAnswer the question using a single word or phrase. Answer:"
 CAPTION_PROMPT = "<image>Provide a one-sentence caption for the provided image."
@@ -136,7 +136,7 @@ def test_mme_names_its_subsets(place: Path) -> None:
     few = opened(place, "mme").examples("vqa", 4, 42)  # two subsets, both questions of a picture of each
     assert few[0].meta["pair"] == few[1].meta["pair"] and few[2].meta["pair"] == few[3].meta["pair"]
     assert len({e.meta["category"] for e in few}) == 2 and {e.answers for e in few[:2]} == {("Yes",), ("No",)}
-    assert len(set(MME_SUBSETS)) == 14 and {e.meta["category"] for e in found} < set(MME_SUBSETS)
+    assert len(set(SUBSETS)) == 14 and {e.meta["category"] for e in found} < set(SUBSETS)
 
 
 # -- reading no more than is asked for ---------------------------------------------------------------------------

@@ -13,11 +13,12 @@ from gatelens.cli.options import app
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Render a run's figures and report again, from its tables."""
-    from gatelens.runs import Run, check_writable
+    from gatelens.files import check_writable
+    from gatelens.runs import Run
 
     run = Run.load(folder)
     check_writable(folder)
-    from gatelens.views.report import write_report
+    from gatelens.views import write_report
 
     write_report(run)
     typer.echo(f"report: {folder / 'report.html'}")
@@ -32,12 +33,13 @@ def compare(
     ] = None,
 ) -> None:
     """Two runs side by side."""
-    from gatelens.runs import Run, check_writable, write_atomic
+    from gatelens.files import check_writable, write_atomic
+    from gatelens.runs import Run
 
     first, second = Run.load(a), Run.load(b)
     if out is not None:
         check_writable(out.parent)
-    from gatelens.views.compare import compare_html, compare_text
+    from gatelens.studies.compare import compare_html, compare_text
 
     typer.echo(compare_text(first, second))
     if out is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from gatelens.errors import DataError
 
 TASKS = ("class", "vqa", "caption", "draw")
 
@@ -58,3 +60,22 @@ class Dataset(Protocol):
             DataError: the data set does not have this task, or an example lacks something.
         """
         ...
+
+
+def check_task(name: str, task: str, tasks: Sequence[str]) -> None:
+    """Raises DataError, with the tasks there are, when the data set ``name`` does not have this one."""
+    if task not in tasks:
+        raise DataError(f"{name} has no task {task!r}; it has {', '.join(tasks)}")
+
+
+def check_split(name: str, split: str) -> None:
+    """Raises DataError when the split is neither ``train`` nor ``test``."""
+    if split not in ("train", "test"):
+        raise DataError(f"{name} has no split {split!r}; use 'train' or 'test'")
+
+
+def note_bad_row(skipped: list[dict[str, Any]], name: str, row: int, why: str) -> None:
+    """List a row that the data set ``name`` leaves out, once however often it is met."""
+    bad_row = {"data": name, "row": row, "why": why}
+    if bad_row not in skipped:
+        skipped.append(bad_row)

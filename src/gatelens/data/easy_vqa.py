@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example
+from gatelens.data.base import Example, check_split, check_task
 from gatelens.errors import DataError
 from gatelens.inputs import load_image
 
@@ -21,8 +21,7 @@ class EasyVqa:
             import easy_vqa
         except ImportError:
             raise DataError("easy-vqa is not installed; run: pip install 'gatelens[data]'") from None
-        if split not in ("train", "test"):
-            raise DataError(f"easy-vqa has no split {split!r}; use 'train' or 'test'")
+        check_split(self.name, split)
         self.split = split
         train = split == "train"
         self._paths = easy_vqa.get_train_image_paths() if train else easy_vqa.get_test_image_paths()
@@ -36,8 +35,7 @@ class EasyVqa:
         Raises:
             DataError: any task but ``vqa``.
         """
-        if task != "vqa":
-            raise DataError(f"easy-vqa has no task {task!r}; it has vqa")
+        check_task(self.name, task, self.tasks)
         n = len(self._questions)
         chosen = np.random.default_rng(seed).permutation(n)[: n if limit is None else limit]
         return [self._example(int(i)) for i in chosen]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatelens.data import prompts, scenes
-from gatelens.data.base import TASKS, Example
-from gatelens.errors import DataError
+from gatelens.data.base import TASKS, Example, check_split, check_task
 
 DEFAULT_LIMIT = 500
 
@@ -25,8 +24,7 @@ class EmojiScenes:
     classes: tuple[str, ...] = scenes.CLASSES
 
     def __init__(self, split: str = "test"):
-        if split not in ("train", "test"):
-            raise DataError(f"emoji-scenes has no split {split!r}; use 'train' or 'test'")
+        check_split(self.name, split)
         self.split = split
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
@@ -41,8 +39,7 @@ class EmojiScenes:
             "caption": _caption,
             "draw": _draw,
         }
-        if task not in makers:
-            raise DataError(f"emoji-scenes has no task {task!r}; it has {', '.join(self.tasks)}")
+        check_task(self.name, task, self.tasks)
         one_object = 1 if task in ("class", "draw") else None
         examples = []
         for i in range(DEFAULT_LIMIT if limit is None else limit):

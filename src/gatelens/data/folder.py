@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example
+from gatelens.data.base import Example, note_bad_row
 from gatelens.data.json_lines import read_json_lines, read_text
 from gatelens.errors import DataError, InputError
 from gatelens.inputs import load_image
@@ -75,9 +75,7 @@ class Folder:
         except DataError as error:
             if not self.skip_bad:
                 raise
-            bad_row = {"data": self.name, "row": number, "why": str(error)}
-            if bad_row not in self.skipped:
-                self.skipped.append(bad_row)
+            note_bad_row(self.skipped, self.name, number, str(error))
             return None
 
     def _check(self, number: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def draw(
 ) -> Drawing:
     """One picture a prompt; each step is the same as running the grown prompt again under the interventions.
 
-    The begin-of-image marker is put behind a prompt that does not end with it: it is position ``last``, whose row
+    The begin-of-image marker is put after a prompt that does not end with it: it is position ``last``, whose row
     draws the first image token. Drawn tokens have role ``generated``, so ``queries="last | generated"`` is the
     whole drawing. Only image tokens compete.
 
@@ -119,7 +119,7 @@ def canvas(model: HookedModel) -> tuple[int, int]:
         raise ModelError(f"{model!r} cannot draw: its vocabulary has no image tokens; use a native model")
     if drawn.rows is None or drawn.cols is None or model.layout.boi_id is None:
         raise ModelError(
-            f"{model!r} cannot draw here: its pictures have no fixed grid behind a begin-of-image marker; generate "
+            f"{model!r} cannot draw here: its pictures have no fixed grid after a begin-of-image marker; generate "
             "with transformers and give the ids to model.inputs"
         )
     return drawn.rows, drawn.cols

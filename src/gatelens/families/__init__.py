@@ -83,7 +83,8 @@ def adapted(architecture: str, family: Family) -> Iterator[None]:
 def family_of(architecture: str, config: Any = None) -> Family:
     """The family of a transformers class name, and of this config where the class has several.
 
-    Raises ModelError naming what is supported.
+    Raises:
+        ModelError: there is none; the message names what is supported.
     """
     for family in _SPECIAL.get(architecture, {}).values():
         if config is not None and family.when is not None and family.when(config):

@@ -59,7 +59,11 @@ class ChameleonArchitectureAdapter(LlamaArchitectureAdapter):
 
 
 def layout(config: Any, processor: Any = None) -> Layout:
-    """Image tokens of a Chameleon checkpoint. Raises ModelError when its vocabulary map is missing."""
+    """Image tokens of a Chameleon checkpoint.
+
+    Raises:
+        ModelError: its vocabulary map is missing.
+    """
     vocabulary = config.vocabulary_map or {}
     if "<image>" not in vocabulary:
         raise ModelError(

@@ -41,7 +41,11 @@ class RowsWithBreaks:
 
 
 def layout(config: Any, processor: Any = None) -> Layout:
-    """Image tokens of an Emu3 checkpoint. Raises ModelError when its vocabulary map is missing."""
+    """Image tokens of an Emu3 checkpoint.
+
+    Raises:
+        ModelError: its vocabulary map is missing.
+    """
     vocabulary = config.vocabulary_map or {}
     for name in ("<image>", END_OF_ROW):
         if name not in vocabulary:

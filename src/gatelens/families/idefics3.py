@@ -42,7 +42,11 @@ class Tiles:
     marker_id: int
 
     def __call__(self, picture: Picture) -> PicturePlan:
-        """Raises InputError when the placeholders make no such tiles."""
+        """The tiles, and the whole picture after them.
+
+        Raises:
+            InputError: the placeholders make no such tiles.
+        """
         rows, cols = self.shape(picture.ids)
         size = picture.size or (max(cols, 1) * self.pixels, max(rows, 1) * self.pixels)
         whole = Geometry(size)
@@ -51,7 +55,11 @@ class Tiles:
         return chain([*parts, *overview])
 
     def shape(self, ids: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, columns) of tiles, (0, 0) for a picture in one piece. Raises InputError."""
+        """(rows, columns) of tiles, (0, 0) for a picture in one piece.
+
+        Raises:
+            InputError: the placeholders make no such tiles.
+        """
         stretches = [(token, list(same)) for token, same in groupby(ids, self.placeholder_id.__eq__)]
         lengths = {len(same) for token, same in stretches if token}
         if lengths != {self.side**2}:

@@ -25,7 +25,11 @@ class OpenTowerArchitectureAdapter(Mistral3ArchitectureAdapter):
 
 
 def layout(config: Any, processor: Any = None) -> Layout:
-    """Image tokens of a Mistral 3 checkpoint. Raises ModelError as Pixtral's."""
+    """Image tokens of a Mistral 3 checkpoint.
+
+    Raises:
+        ModelError: as for Pixtral's.
+    """
     return pixtral.layout(config, processor, merge=config.spatial_merge_size)
 
 

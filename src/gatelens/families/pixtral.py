@@ -70,7 +70,11 @@ class MarkedRows:
     placeholder_id: int
 
     def __call__(self, picture: Picture) -> PicturePlan:
-        """Raises InputError when the rows differ in length."""
+        """A grid of the rows between the markers.
+
+        Raises:
+            InputError: the rows differ in length.
+        """
         lengths = [
             len(list(same)) for token, same in groupby(picture.ids, self.placeholder_id.__eq__) if token
         ]
@@ -94,7 +98,8 @@ def process(side: int, processor: Any, pictures: Pictures, texts: list[str]) -> 
 def layout(config: Any, processor: Any = None, merge: int = 1) -> Layout:
     """Image tokens of a checkpoint with Pixtral's tower; ``merge`` x ``merge`` patches make a token.
 
-    Raises ModelError when there is no tokenizer and the vocabulary is not Mistral's.
+    Raises:
+        ModelError: there is no tokenizer and the vocabulary is not Mistral's.
     """
     tokenizer, image_id = getattr(processor, "tokenizer", None), config.image_token_id
     known = PUBLISHED if tokenizer is None and image_id == PUBLISHED[PLACEHOLDER] else {}

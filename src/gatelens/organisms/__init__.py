@@ -1,12 +1,13 @@
 """Model organisms: small VLMs of the real transformers classes whose answer is known, and how they were trained.
 
 Their folders are in ``weights/``, each with its card. The recipes, readable top to bottom, are ``train_codec``,
-``train`` (with ``recipes`` and ``lessons``) and ``measure``; ``draw`` lets a native organism draw.
+``train`` (with ``recipes`` and ``objectives``) and ``measure``; ``draw`` lets a native organism draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 

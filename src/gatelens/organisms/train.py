@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from gatelens.organisms import build, routes
-from gatelens.organisms.lessons import LlavaLessons, NativeLessons
+from gatelens.organisms.objectives import LlavaObjective, NativeObjective
 from gatelens.organisms.recipes import RECIPES, Recipe, stage_of
 
 LATE = 0.45  # share of the steps after which questions outnumber captions
@@ -38,11 +38,11 @@ def main() -> None:
     make = build.chameleon if recipe.native else build.llava
     model, processor = make(recipe.seed)
     model.set_attn_implementation(routes.ATTENTION)
-    lessons: NativeLessons | LlavaLessons
+    objective: NativeObjective | LlavaObjective
     if recipe.native:
-        lessons = NativeLessons(model, processor, args.n_scenes, args.codec)
+        objective = NativeObjective(model, processor, args.n_scenes, args.codec)
     else:
-        lessons = LlavaLessons(model, processor, args.n_scenes)
+        objective = LlavaObjective(model, processor, args.n_scenes)
     trained = {name: p for name, p in model.named_parameters() if "vqmodel" not in name}
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
@@ -50,7 +50,7 @@ def main() -> None:
     first = _resume(args.out, model, optimizer)
     n_trained = sum(p.numel() for p in trained.values())
     print(f"{args.organism}: {n_trained:,} trained parameters, from step {first}", flush=True)
-    for step in _steps(args, recipe, lessons, optimizer, list(trained.values()), first):
+    for step in _steps(args, recipe, objective, optimizer, list(trained.values()), first):
         _save(args.out, model, processor, optimizer, step, vars(args))
 
 
@@ -81,7 +81,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Opt
 def _steps(
     args: argparse.Namespace,
     recipe: Recipe,
-    lessons: NativeLessons | LlavaLessons,
+    objective: NativeObjective | LlavaObjective,
     optimizer: torch.optim.Optimizer,
     trained: list[nn.Parameter],
     first: int,
@@ -98,7 +98,7 @@ def _steps(
         route = recipe.route(step / args.steps)
         # Matrix products in bfloat16, which is faster on a CPU that has such instructions.
         with torch.autocast("cpu", torch.bfloat16):
-            loss, read_loss = lessons.loss(rng, generator, route, step / args.steps >= LATE, stage)
+            loss, read_loss = objective.loss(rng, generator, route, step / args.steps >= LATE, stage)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

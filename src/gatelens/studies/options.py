@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from gatelens.errors import DataError, InterventionError, did_you_mean
 
@@ -90,10 +91,21 @@ def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
             raise InterventionError(
                 f"how={value!r} is no kind of knockout; choose 'zero', 'mask' or 'both'"
             ) from None
-        marks = kind.model_fields[name].metadata if name in kind.model_fields else []
-        says = next((f"give {mark.text}" for mark in marks if isinstance(mark, Says)), None)
-        reason = says or first["msg"].removeprefix("Value error, ")
+        says = _says(kind.model_fields[name]) if name in kind.model_fields else ""
+        reason = f"give {says}" if says else first["msg"].removeprefix("Value error, ")
         raise DataError(f"option {where}{name}={value!r}: {reason}") from None
+
+
+def _says(field: FieldInfo) -> str:
+    """What an option may be, as its marks say; of one that may be left out, as the marks beside null say."""
+    for mark in field.metadata:
+        if isinstance(mark, Says):
+            return mark.text
+    for choice in get_args(field.annotation):
+        for mark in getattr(choice, "__metadata__", ()):
+            if isinstance(mark, Says):
+                return f"{mark.text}, or null"
+    return ""
 
 
 def check_known(what: str, name: str, known: Iterable[str]) -> None:

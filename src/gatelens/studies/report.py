@@ -31,6 +31,15 @@ def page_of(study: Study, run: Run) -> page.Page:
     )
 
 
+def render_report(study: Study, run: Run) -> str:
+    """The report as one HTML page.
+
+    Raises:
+        OutputError: the run lacks a finished table.
+    """
+    return page.render(page_of(study, run))
+
+
 def write_report(study: Study, run: Run) -> None:
     """Draw the figures of a run (``figures/*.png``) and write ``report.html`` beside its tables.
 

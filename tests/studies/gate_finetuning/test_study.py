@@ -104,6 +104,7 @@ def test_a_finished_run_is_not_trained_again(
     model: HookedVLM, finished: gl.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gatelens.training import loop as module
+
     monkeypatch.setattr(module, "loss_of", lambda *_: pytest.fail("trained again"))
     again = finetune_gate(model, TinyData(), finished.path, train_data=TrainingData(), **SMALL)
     assert again.table("knockout").equals(finished.table("knockout"))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from cases import pixtral
-from gatelens.studies.common import Labels
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +19,7 @@ from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
+from gatelens.studies.examples import Labels
 from gatelens.studies.narrow_gate.asking import turned_kinds
 from gatelens.studies.presets import preset
 from study_helpers import ROWS, TinyData

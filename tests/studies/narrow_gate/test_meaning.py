@@ -9,12 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from case import cases
-from gatelens.studies.common import prepare
 
 from gatelens.measures import linear_probe
 from gatelens.model import HookedVLM
+from gatelens.plots.style import png
+from gatelens.runs import Run
+from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import meaning
-from section_helpers import context_of, run_sections
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.section import Absent, Measured
+from section_helpers import run_sections, setup_of
 from study_helpers import TinyData
 
 
@@ -22,8 +26,8 @@ def test_the_stream_is_that_of_plain_hidden_states(tiny: HookedVLM, oracle: Any)
     """Prompts of two lengths in one batch: padding must not leak into a mean."""
     examples = TinyData(n=4).examples("vqa")
     further = [("token five", "image", 5)]
-    found = meaning.residual_stream(tiny, examples, 0, further)
-    assert list(found) == [*meaning.PLACES, "token five"]
+    stream = meaning.residual_stream(tiny, examples, 0, further)
+    assert list(stream) == [*meaning.PLACES, "token five"]
     for b, e in enumerate(examples):
         inputs = prepare(tiny, [e])
         with torch.no_grad():
@@ -39,8 +43,8 @@ def test_the_stream_is_that_of_plain_hidden_states(tiny: HookedVLM, oracle: Any)
         }
         for place, positions in where.items():
             wanted = torch.stack([states[layer][0, positions].mean(0) for layer in range(3)])
-            torch.testing.assert_close(found[place][b, :3], wanted, atol=1e-4, rtol=1e-4)
-            assert found[place].shape == (4, 4, 32)
+            torch.testing.assert_close(stream[place][b, :3], wanted, atol=1e-4, rtol=1e-4)
+            assert stream[place].shape == (4, 4, 32)
 
 
 def planted(n: int = 80) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -57,7 +61,7 @@ def planted(n: int = 80) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 def measured() -> pd.DataFrame:
     stream, labels = planted()
-    table = meaning.measure(stream, labels, k=30, folds=4, probed=[0, 1], n_boot=200, seed=0)
+    table = meaning.readable(stream, labels, k=30, folds=4, probed=[0, 1], n_boot=200, seed=0)
     return table.set_index(["place", "layer", "measure"])
 
 
@@ -95,7 +99,7 @@ def test_overlap_is_brute_force_and_small_classes_cap_it() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0] * 30 + [1] * 3)
     x = torch.randn(33, 1, 5, generator=generator)
-    table = meaning.measure({"gate": x}, labels, k=30, folds=5, probed=[0], n_boot=20, seed=0)
+    table = meaning.readable({"gate": x}, labels, k=30, folds=5, probed=[0], n_boot=20, seed=0)
     distance = torch.cdist(x[:, 0], x[:, 0]).fill_diagonal_(float("inf"))
     near = distance.argsort(-1)[:, :3]
     wanted = (labels[near] == labels[:, None]).float().mean()
@@ -107,7 +111,9 @@ def test_overlap_is_brute_force_and_small_classes_cap_it() -> None:
 
 def test_a_study_of_a_tiny_model(tiny_chameleon: Any) -> None:
     data = TinyData(n=24)
-    run = run_sections(context_of(tiny_chameleon, data, {"meaning": {"folds": 2, "layers": 2}}, size=10))
+    run = run_sections(
+        STUDY, setup_of(STUDY, tiny_chameleon, data, {"meaning": {"folds": 2, "layers": 2}}, size=10)
+    )
     table = run.table("meaning")
     assert list(dict.fromkeys(table.place)) == list(meaning.PLACES)
     assert set(table[table.measure == "probe"].layer) == {0, 3}
@@ -124,12 +130,11 @@ def test_what_stands_out_becomes_a_place() -> None:
     model = HookedVLM.from_module(case.model(), case.processor())
     data = TinyData(n=24)
     wanted = {"attention": {"times": 0.0, "least": 0.001}, "meaning": {"folds": 2, "layers": 1, "extra": 3}}
-    context = context_of(model, data, wanted, size=12)
-    run = run_sections(context)
+    run = run_sections(STUDY, setup_of(STUDY, model, data, wanted, size=12))
     positions = run.table("attention_positions")
     top = positions[positions.stands_out & positions.kind.isin(["image", "row_break"])].head(3)
     further = list(zip(top.name, top.kind, top["index"], strict=True))
-    assert meaning.standing_out(context) == further
+    assert meaning.standing_out(run, 3) == further
     # those that are a place already (the first and last image token) are not there twice
     mine = [name for name, kind, index in further if (kind, index) not in (("image", 0), ("image", 3))]
     assert list(dict.fromkeys(run.table("meaning").place)) == [*meaning.PLACES, *mine]
@@ -139,13 +144,14 @@ def test_what_stands_out_becomes_a_place() -> None:
 def test_places_that_are_not_there_or_one_and_the_same(tiny_llava: Any) -> None:
     image = TinyData().examples("class")[0].image
     ends_with_the_gate = prepare(tiny_llava, [SimpleNamespace(image=image, prompt="<image>this")]).tokens
-    found = meaning.places(ends_with_the_gate, [("none", "row_break", 0), ("again", "image", 15)])
-    assert list(found) == [name for name in meaning.PLACES if name != "last prompt position"]
+    shown = meaning.places(ends_with_the_gate, [("none", "row_break", 0), ("again", "image", 15)])
+    assert list(shown) == [name for name in meaning.PLACES if name != "last prompt position"]
 
 
 def test_without_classes_there_is_nothing(tiny_llava: Any) -> None:
     for data in (TinyData(tasks=("vqa",)), TinyData(classes=("dog",)), TinyData(n=4)):
-        assert meaning.pieces(context_of(tiny_llava, data, {"meaning": {}})) == []
+        with pytest.raises(Absent, match="several examples each"):
+            meaning.batches(setup_of(STUDY, tiny_llava, data, {"meaning": {}}), Measured())
 
 
 @pytest.mark.parametrize(
@@ -164,3 +170,55 @@ def test_a_looser_probe_predicts_the_same_also_without_gradients() -> None:
             (x + 3 * stream["noise"][:, 1]).clone(), labels.clone(), tolerance=meaning.TOLERANCE
         )
     assert torch.equal(exact.correct, loose.correct)
+
+
+@pytest.fixture(scope="module")
+def by_place() -> pd.DataFrame:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    stream = {
+        place: torch.randn(60, 3, 6, generator=generator)
+        for place in [*meaning.PLACES, "image token 7", "row break 2"]
+    }
+    stream["gate"][:, 1:, :3] += 9 * torch.eye(3)[labels][:, None]
+    return meaning.readable(stream, labels, k=30, folds=3, probed=[0, 2], n_boot=20, seed=0)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_lines_are_the_table(by_place: pd.DataFrame, dark: bool) -> None:
+    table = by_place
+    figure = meaning.class_by_layer(table, dark)
+    for axes, name in zip(figure.axes, meaning.PANELS, strict=True):
+        mine = table[table.measure == name]
+        lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+        assert set(lines) == set(mine.place)
+        for place, line in lines.items():
+            part = mine[mine.place == place]
+            assert list(line.get_xdata()) == part.layer.tolist()
+            assert list(line.get_ydata()) == part["mean"].tolist()
+    assert png(figure).startswith(b"\x89PNG")
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert sorted(labels) == sorted(set(table.place))
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines.values()}
+    assert len(looks) == len(lines)  # no two places look alike
+
+
+def test_the_card_says_where_it_is_highest(by_place: pd.DataFrame) -> None:
+    run = Run.open(None, study="narrow-gate", settings={"sections": {"meaning": {"folds": 3}}})
+    table = by_place
+    run.save("meaning", table)
+    (card,) = meaning.page(run)
+    (figure,) = card.blocks
+    gate = table[(table.place == "gate") & (table.measure == "overlap")].set_index("layer")["mean"]
+    assert gate.idxmax() in (1, 2)
+    assert f"At the gate it is highest in layer {gate.idxmax()} ({gate.max():.2f}" in figure.caption  # type: ignore[union-attr]
+    assert "6 nearest neighbours" in card.words["neighbourhood overlap"]  # a tenth of 60
+    assert "3-fold" in card.words["linear probe"]
+
+
+def test_without_a_probe_there_is_one_panel_less(by_place: pd.DataFrame) -> None:
+    figure = meaning.class_by_layer(by_place[by_place.measure != "probe"])
+    assert [a.get_title(loc="left") for a in figure.axes] == [
+        "Neighbours of the same class",
+        "Neighbours shared with the gate",
+    ]

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.common import prepare
 
 from gatelens import data
 from gatelens.errors import DataError
 from gatelens.model import HookedVLM
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
+from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import progressive
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from study_helpers import TinyData
@@ -130,8 +131,8 @@ def made_up(means: dict[str, list[float]], starts: list[int], n_layers: int, n: 
 def test_carriers_by_hand() -> None:
     """Drops 1, 1, 0.5, 0 of layers 0 to 3 on: layers 1 and 2 add a half each; from 3 on nothing is lost."""
     answers = made_up({"gate": [0.0, 0.0, 0.5, 1.0], "image": [1.0, 1.0, 1.0, 1.0]}, [0, 1, 2, 3], 4)
-    found = progressive.carriers(progressive.summarise(answers, 200, 0)).set_index("keys")
-    gate, image = found.loc["gate"], found.loc["image"]
+    carried = progressive.carriers(progressive.summarise(answers, 200, 0)).set_index("keys")
+    gate, image = carried.loc["gate"], carried.loc["image"]
     assert (gate["drop"], gate["first"], gate["last"], gate.free_from, gate.free_most) == (1.0, 1, 2, 3, 0.0)
     assert (image["drop"], image["first"], image["last"], image.free_from) == (0.0, -1, -1, 0)
 
@@ -154,4 +155,62 @@ def test_absent_without_its_tasks(tiny_llava: HookedVLM) -> None:
         n_boot=20,
         progress=False,
     )
-    assert not run.done("progressive")
+    assert not run.has("progressive")
+
+
+def curve_scores(how: str = "zero", width: int = 1, n: int = 40) -> pd.DataFrame:
+    """The gate matters in the second of four starts only, the image never."""
+    last = 4 * width - 1
+    points = [("none", "none", -1, -1, 1.0), ("gate + image", "from", 0, last, 0.1)]
+    for keys, from_, window in (
+        ("gate", (0.1, 0.1, 1.0, 1.0), (1.0, 0.4, 1.0, 1.0)),
+        ("image", (1.0,) * 4, (1.0,) * 4),
+    ):
+        points += [(keys, "from", i * width, last, m) for i, m in enumerate(from_)]
+        points += [(keys, "window", i * width, (i + 1) * width - 1, m) for i, m in enumerate(window)]
+    rows = [(how, "class", *p[:4], f"e{i}", float(i < round(p[4] * n))) for p in points for i in range(n)]
+    return pd.DataFrame(rows, columns=["how", "task", "keys", "way", "layer", "last", "id", "score"])
+
+
+def stored(scores: pd.DataFrame) -> Run:
+    run = Run.open(None, study="narrow-gate", settings={})
+    curve = progressive.summarise(scores, 100, 0)
+    run.save("progressive", curve)
+    run.save("progressive_layers", progressive.carriers(curve))
+    return run
+
+
+def test_lines_are_the_table() -> None:
+    table = stored(curve_scores()).table("progressive")
+    for dark in (False, True):
+        figure = progressive.progressive_curves(table, dark=dark)
+        left, right = figure.axes
+        lines = {str(line.get_label()): list(line.get_ydata()) for line in left.lines}
+        assert lines["gate → text"] == [0.1, 0.1, 1.0, 1.0]
+        assert lines["image → text"] == [1.0] * 4
+        assert lines["unmodified"] == [1.0, 1.0]
+        assert lines["floor: both cut in every layer"] == [0.1, 0.1]
+        assert list(right.lines[0].get_ydata()) == [1.0, 0.4, 1.0, 1.0]
+        assert png(figure).startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="how='mask'"):
+        progressive.progressive_curves(table, "mask")
+
+
+def test_the_sentence_is_computed() -> None:
+    (block,) = progressive.page(stored(curve_scores()))[0].blocks
+    assert (
+        "Class accuracy, gate → text: cutting every layer costs 0.90; layer 1 carries 90 % of it, and cutting from "
+        "layer 2 on costs nothing measurable any more (at most 0.00, the upper end of its interval)."
+        in block.caption
+    )
+    assert "image → text: cutting every layer costs nothing measurable (0.00 [0.00, 0.00])" in block.caption
+    (wide,) = progressive.page(stored(curve_scores(width=8)))[0].blocks
+    assert "layers 8–15 carry 90 % of it, and cutting from layer 16 on" in wide.caption
+    assert "cut in 8 layers alone" in wide.caption
+
+
+def test_a_figure_for_every_kind_of_knockout() -> None:
+    run = stored(pd.concat([curve_scores("zero"), curve_scores("mask")]))
+    (one,) = progressive.page(run)
+    assert [b.name for b in one.blocks] == ["progressive_zero", "progressive_mask"]
+    assert all(png(b.draw(False)).startswith(b"\x89PNG") for b in one.blocks)

@@ -14,7 +14,10 @@ import pytest
 import gatelens as gl
 import paper_copies as copies
 from gatelens import data
+from gatelens.errors import DataError
 from gatelens.model import HookedVLM
+from gatelens.plots import card
+from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
 from gatelens.studies.narrow_gate import questions
@@ -102,9 +105,9 @@ def test_further_questions_come_from_the_rest_of_the_data() -> None:
     source = Finite(200)
     drawn = source.examples("vqa", 40, 0)
     rare = {e.id for e in drawn if e.meta["kind"] == "rare"}
-    found = questions.further(source, "vqa", drawn, None, 8, 100, 0)
-    assert {e.meta["kind"] for e in found} == {"rare"}
-    ids = [e.id for e in found]
+    more = questions.further(source, "vqa", drawn, None, 8, 100, 0)
+    assert {e.meta["kind"] for e in more} == {"rare"}
+    ids = [e.id for e in more]
     assert len(ids) == len(set(ids)) == 8 - len(rare)
     assert not rare & set(ids)
     # there are 20 rare ones in all: asked for more, it gives all of them and stops
@@ -142,8 +145,8 @@ def test_kinds_of_the_papers_data(tmp_path: Path) -> None:
         (questions.kind_of(e, "question_type") == "how many") == (questions.kind_of(e) == "number")
         for e in drawn
     )
-    found = questions.further(source, "vqa", drawn, None, 10, 100, 0)
-    counts = Counter(questions.kind_of(e) for e in [*drawn, *found])
+    more = questions.further(source, "vqa", drawn, None, 10, 100, 0)
+    counts = Counter(questions.kind_of(e) for e in [*drawn, *more])
     assert counts["number"] == 10  # all there are, though a bad row was left out on the way
     copies.write(tmp_path / "mme/data/test-00000-of-00001.parquet", copies.mme())
     mme = data.load(f"mme:{tmp_path / 'mme'}").examples("vqa")
@@ -172,8 +175,8 @@ def made_up(means: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
 def concluded(answers: pd.DataFrame) -> Run:
     run = Run.open(None, study="narrow-gate", settings={})
     table = questions.summarise(answers, 200, 0)
-    run.save_table("question_kinds", table)
-    run.save_table("question_kinds_shares", questions.shares(answers, table, 200, 0))
+    run.save("question_kinds", table)
+    run.save("question_kinds_shares", questions.shares(answers, table, 200, 0))
     return run
 
 
@@ -184,11 +187,11 @@ def test_shares_by_hand() -> None:
         "side": {NONE: 0.3, GATE: 0.25, IMAGE: 0.3, FLOOR: 0.25},
     }
     run = concluded(made_up(means))
-    found = run.table("question_kinds_shares").set_index("kind")
-    assert found.chance.unique() == pytest.approx([1 / 40])
-    assert (found.loc["count", "gate"], found.loc["count", "image"]) == (1.0, 0.0)
-    assert (found.loc["relation", "gate"], found.loc["relation", "image"]) == pytest.approx((0.0, 1.0))
-    assert dict(found.verdict) == {"count": "narrow", "relation": "distributed", "side": "inconclusive"}
+    shares = run.table("question_kinds_shares").set_index("kind")
+    assert shares.chance.unique() == pytest.approx([1 / 40])
+    assert (shares.loc["count", "gate"], shares.loc["count", "image"]) == (1.0, 0.0)
+    assert (shares.loc["relation", "gate"], shares.loc["relation", "image"]) == pytest.approx((0.0, 1.0))
+    assert dict(shares.verdict) == {"count": "narrow", "relation": "distributed", "side": "inconclusive"}
     assert questions.evidence(run)[0]["says"] == "mixed"
     without = concluded(made_up({k: v for k, v in means.items() if k != "relation"}))
     assert questions.evidence(without)[0]["says"] == "narrow"
@@ -208,5 +211,77 @@ def test_absent_where_data_name_no_kinds(tiny_llava: HookedVLM) -> None:
     run = narrow_gate(
         tiny_llava, TinyData(tasks=("vqa",), n=4), sections=["questions"], vqa_tokens=2, **QUICK
     )
-    assert not run.done("question_kinds")
-    assert questions.evidence(run) == []
+    assert not run.has("question_kinds") and run.json("absent")
+    assert all(e["kind"] != "by kind of question" for e in run.json("verdict")["evidence"])
+
+
+MEANS = {
+    "count": {NONE: 1.0, GATE: 0.2, IMAGE: 1.0, FLOOR: 0.2},
+    "relation": {NONE: 0.8, GATE: 0.8, IMAGE: 0.1, FLOOR: 0.1},
+    "side": {NONE: 0.3, GATE: 0.25, IMAGE: 0.3, FLOOR: 0.25},
+}
+
+
+def stored(means: dict[str, dict[str, float]], hows: tuple[str, ...] = ("zero",), n: int = 40) -> Run:
+    rows = [
+        (how, "vqa", kind, row, f"{kind}{i}", float(i < round(mean * n)), ["yes" if i < n / 5 else f"no {i}"])
+        for how in hows
+        for kind, by_row in means.items()
+        for row, mean in by_row.items()
+        for i in range(n)
+    ]
+    answers = pd.DataFrame(rows, columns=["how", "task", "kind", "row", "id", "score", "answers"])
+    run = Run.open(None, study="narrow-gate", settings={})
+    table = questions.summarise(answers, 100, 0)
+    run.save("question_kinds", table)
+    run.save("question_kinds_shares", questions.shares(answers, table, 100, 0))
+    return run
+
+
+def test_bars_are_the_table() -> None:
+    table = stored(MEANS).table("question_kinds")
+    for dark in (False, True):
+        figure = questions.question_bars(table, dark=dark)
+        (axes,) = figure.axes
+        heights = [round(bar.get_height(), 6) for bar in axes.patches]
+        assert heights == [MEANS[kind][row] for row in (NONE, GATE, IMAGE, FLOOR) for kind in MEANS]
+        guesses = [path.vertices[0, 1] for path in axes.collections[-1].get_paths()]
+        assert guesses == pytest.approx([0.2] * 3)
+        assert [t.get_text() for t in axes.get_xticklabels()] == [f"{kind}\nn = 40" for kind in MEANS]
+        assert png(figure).startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="how='mask'"):
+        questions.question_bars(table, "mask")
+
+
+def test_table_and_caption() -> None:
+    (one,) = questions.page(stored(MEANS))
+    figure, table = one.blocks
+    assert isinstance(figure, card.Chart)
+    assert isinstance(table, card.Table)
+    assert "The gate carries most of what the picture is worth to count." in figure.caption
+    assert (
+        "The image tokens themselves carry most of what the picture is worth to relation." in figure.caption
+    )
+    assert "Nothing can be said of side." in figure.caption
+    assert "Neither" not in figure.caption
+    rows = {row[0][0]: row for row in table.rows}
+    assert [cell[0] for cell in rows["count"][1:5]] == ["1.00", "0.20", "1.00", "0.20"]
+    assert rows["count"][5] == "0.20"  # the blind guess
+    # the floor of 0.1 is below the blind guess: (0.8 − 0.1) / (0.8 − 0.2)
+    assert [cell[0] for cell in rows["relation"][6:8]] == ["0\u00a0%", "117\u00a0%"]
+    assert rows["side"][6:] == ["–", "–", "inconclusive"]
+    assert table.caption.startswith("Side: the unmodified VQA accuracy 0.30 is too near the floor")
+    assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_many_kinds_and_both_knockouts() -> None:
+    many = {f"a_kind_with_a_long_name {i}": MEANS["count"] for i in range(20)}
+    (one,) = questions.page(stored(many, ("zero", "mask"), 5))
+    assert [b.name for b in one.blocks if isinstance(b, card.Chart)] == [
+        "question_kinds_zero",
+        "question_kinds_mask",
+    ]
+    assert "The figure shows the 8 kinds with the most questions, the table all 20." in one.blocks[0].caption
+    (axes,) = one.blocks[0].draw(False).axes
+    assert len(axes.get_xticklabels()) == 8
+    assert [len(b.rows) for b in one.blocks if isinstance(b, card.Table)] == [20, 20]

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.common import prepare
 
 from gatelens.errors import DataError, InterventionError, OutputError
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
+from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import knockout_table
 from gatelens.views import render_report
 from study_helpers import ROWS, TinyData
@@ -150,7 +150,7 @@ def test_both_kinds_and_missing_tasks(tiny_chameleon: Any) -> None:
     table = run.table("knockout")
     assert list(dict.fromkeys(table.how)) == ["zero", "mask"]
     assert set(table.metric) == {"VQA accuracy"}
-    assert not run.done("patching")
+    assert not run.has("patching")
     assert run.json("tokens")["gate"]["string"] == "<eoss>"
 
 

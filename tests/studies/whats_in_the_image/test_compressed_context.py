@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,28 @@ import pandas as pd
 import pytest
 
 import gatelens as gl
-from gatelens.data import load
+from gatelens.data import Example, load
 from gatelens.engine.compression import compress
 from gatelens.errors import DataError, InterventionError
-from gatelens.studies.whats_in_the_image.compressed_context import (
+from gatelens.measures.mme import yes_or_no
+from gatelens.plots.page import render
+from gatelens.studies.report import page_of
+from gatelens.studies.whats_in_the_image.answers import (
     AFRESH,
     FULL,
     REPROMPT,
+    answer_all,
+    context_name,
+    summarise,
+)
+from gatelens.studies.whats_in_the_image.questions import (
     Asked,
     Question,
-    answer_all,
     by_picture,
-    named,
+    draw_questions,
     scene_questions,
-    summarise,
-    trade_off,
 )
+from gatelens.studies.whats_in_the_image.study import STUDY, whats_in_the_image
 from study_helpers import TinyData, picture
 
 PROMPT = "<image> it shows"
@@ -42,12 +49,18 @@ def asked() -> list[Asked]:
     ]
 
 
+def trade_off(
+    model: Any, pictures: list[Asked], keeps: tuple[float, ...], n_boot: int = 50, **settings: Any
+) -> pd.DataFrame:
+    return summarise(answer_all(model, pictures, keeps, **settings), n_boot)
+
+
 def test_names() -> None:
-    assert [named(k) for k in (1.0, 0.05, 0.025, 0.0)] == [FULL, "K = 5 %", "K = 2.5 %", "query only"]
+    assert [context_name(k) for k in (1.0, 0.05, 0.025, 0.0)] == [FULL, "K = 5 %", "K = 2.5 %", "query only"]
 
 
 def test_scenes_are_those_of_the_data_set() -> None:
-    mine, theirs = scene_questions(6, seed=3), load("emoji-scenes").examples("vqa", 6, seed=3)
+    mine, theirs = by_picture(scene_questions(6, seed=3)), load("emoji-scenes").examples("vqa", 6, seed=3)
     for a, e in zip(mine, theirs, strict=True):
         assert np.array_equal(np.asarray(a.image), np.asarray(e.image))
         assert "<image>" + a.questions[0].text == e.prompt and a.questions[0].answers == e.answers
@@ -83,7 +96,7 @@ def test_every_context_answers_every_question(tiny_llava: Any) -> None:
     assert (table.groupby("context").size() == 5).all()
     inputs = tiny_llava.prepare([[p.image] for p in pictures], [PROMPT] * 2)
     for keep in (1.0, 0.25, 0.0):
-        part = table[table.context == named(keep)]
+        part = table[table.context == context_name(keep)]
         context = compress(tiny_llava, inputs, keep, max_new_tokens=4)
         want = context.answer([[" " + q.text for q in p.questions] for p in pictures], max_new_tokens=3).texts
         assert part.prediction.tolist() == [t.strip() for one in want for t in one]
@@ -148,9 +161,9 @@ def test_the_interval_of_the_difference_is_paired() -> None:
 
 def test_what_cannot_be_compared(tiny_llava: Any) -> None:
     with pytest.raises(DataError, match="each with at least one question"):
-        trade_off(tiny_llava, [])
+        answer_all(tiny_llava, [])
     with pytest.raises(DataError, match="each with at least one question"):
-        trade_off(tiny_llava, [Asked("a", picture("red", 0), ())])
+        answer_all(tiny_llava, [Asked("a", picture("red", 0), ())])
     with pytest.raises(InterventionError, match="no 'K = 100 %'"):
         summarise(synthetic({"query only": [0] * 6}))
 
@@ -161,7 +174,12 @@ def test_what_a_prompt_holds_without_its_picture(name: str) -> None:
     """Where text reaches the picture only through the gate, the kept gate is all a question needs."""
     model = gl.HookedVLM.from_pretrained(f"organism:{name}")
     table = trade_off(
-        model, scene_questions(24, seed=5), (0.5, 0.0), n_boot=400, describe_tokens=40, others=False
+        model,
+        by_picture(scene_questions(24, seed=5)),
+        (0.5, 0.0),
+        n_boot=400,
+        describe_tokens=40,
+        others=False,
     ).set_index("context")
     half, none = table.loc["K = 50 %"], table.loc["query only"]
     assert table.loc[FULL].accuracy > 0.5
@@ -179,7 +197,7 @@ def test_what_a_prompt_holds_without_its_picture(name: str) -> None:
 def test_the_gate_is_what_is_kept() -> None:
     """Without the literal end-of-image token the gated organism's "query only" knows less."""
     model = gl.HookedVLM.from_pretrained("organism:gated")
-    pictures = scene_questions(24, seed=5)
+    pictures = by_picture(scene_questions(24, seed=5))
     settings: dict[str, Any] = {"describe_tokens": 40, "others": False}
     kept = trade_off(model, pictures, (0.0,), n_boot=200, **settings).set_index("context")
     gone = trade_off(model, pictures, (0.0,), n_boot=200, always="system | query", **settings).set_index(
@@ -187,3 +205,47 @@ def test_the_gate_is_what_is_kept() -> None:
     )
     assert gone.loc["query only"].accuracy < kept.loc["query only"].accuracy - 0.1
     assert gone.loc["query only"].tokens == kept.loc["query only"].tokens - 2
+
+
+def test_scenes_with_the_same_pixels_are_asked_apart() -> None:
+    asked = by_picture(scene_questions(60))
+    assert len(asked) == 60
+    assert len({a.image.tobytes() for a in asked}) < 60
+
+
+def test_questions_drawn_are_those_of_so_many_pictures() -> None:
+    data = TinyData(n=12)
+    assert draw_questions(data, 0, 0) == []
+    assert draw_questions(TinyData(tasks=("caption",)), 5, 0) == []
+    assert len(by_picture(draw_questions(data, 5, 0))) == 5
+    assert len(by_picture(draw_questions(load("emoji-scenes"), 3, 0))) == 3
+
+
+def test_mme_in_pairs(tiny_llava: Any, tmp_path: Path) -> None:
+    """A data set with MME's pairs is asked whole, scored by its rule, and shown beside the reported numbers."""
+
+    class Paired(TinyData):
+        def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
+            if task != "vqa":
+                return super().examples(task, limit, seed)
+            return [
+                Example(picture("dog", i), f"<image>is it {w} ?", (answer,), "vqa", f"{i}{w}", meta=meta)
+                for i in range(4)
+                for w, answer in (("dog", "yes"), ("cat", "no"))
+                for meta in ({"category": ("existence", "color")[i % 2], "pair": f"{i}"},)
+            ]
+
+    run = whats_in_the_image(
+        tiny_llava, Paired(n=3), tmp_path / "m", batch_size=6, max_new_tokens=5, n_boot=50, progress=False
+    )
+    table = run.table("mme")
+    assert set(table.subset) == {"existence", "color", "all", "mean of subsets"}
+    assert set(table[table.subset == "all"].n_questions) == {8}
+    answers = run.table("answers").query("context == 'K = 100 %'")
+    right = [yes_or_no(p) == w for p, w in zip(answers.prediction, 4 * ["yes", "no"], strict=True)]
+    acc = table[(table.context == "K = 100 %") & (table.subset == "all")].acc.item()
+    assert acc == pytest.approx(np.mean(right))
+    assert acc == pytest.approx(run.table("trade_off").query("context == 'K = 100 %'").accuracy.item())
+    html = render(page_of(STUDY, run))
+    assert "84.83 / 70.60" in html
+    assert "61.03 / 28.45" in html

@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gatelens.data.base import Example
+from gatelens.data.base import Example, check_task, note_bad_row
 from gatelens.data.hub import coco_objects
 from gatelens.data.hub.entries import ENTRIES, Entry
 from gatelens.data.hub.fields import synonyms
-from gatelens.data.hub.order import in_turn, sampled
+from gatelens.data.hub.order import round_robin, sample_rows
 from gatelens.data.hub.pictures import LazyExample, decoded, picture_source
-from gatelens.data.hub.places import from_disk, from_hub
 from gatelens.data.hub.rows import Row, Rows
+from gatelens.data.hub.sources import from_disk, from_hub
 from gatelens.errors import DataError
 
 _NO_LABEL = (None, -1, "")
@@ -66,8 +66,7 @@ class HubDataset:
         Raises:
             DataError: another task; or a row is bad (named) and bad rows are not to be skipped.
         """
-        if task != self.entry.task:
-            raise DataError(f"{self.name} has no task {task!r}; it has {self.entry.task}")
+        check_task(self.name, task, self.tasks)
         order = self._order(limit, seed)
         needed = list(dict.fromkeys(c for names in self._columns.values() for c in names))
         examples: dict[int, Example] = {}
@@ -140,17 +139,17 @@ class HubDataset:
             # A row without label is bad, not of another class: it stays in, as a class of its own.
             groups = {n: None if label in _NO_LABEL else label for n, label in enumerate(self._labels)}
             rows = [n for n, group in groups.items() if group is None or group in self._label_names]
-            return [rows[i] for i in in_turn([groups[n] for n in rows], rows, seed)][:limit]
+            return [rows[i] for i in round_robin([groups[n] for n in rows], rows, seed)][:limit]
         if limit is not None and entry.order == "subsets":
             subsets = self._column("category")
             pictures = self._column("id") if self._columns["id"] else range(len(subsets))
-            return in_turn(subsets, pictures, seed)[:limit]
+            return round_robin(subsets, pictures, seed)[:limit]
         if limit is not None and entry.order == "first":
             return range(
                 limit
             )  # reading ends at the last row; counting them all would cost a streamed set a pass
         total = len(self.rows)
-        return range(total) if limit is None else sampled(total, limit, entry.n, seed)
+        return range(total) if limit is None else sample_rows(total, limit, entry.n, seed)
 
     @cached_property
     def _labels(self) -> list[Any]:
@@ -206,9 +205,7 @@ class HubDataset:
                 f"{self.name} row {number} of {self.split} in {self.where} (counted from 0): {why}; fix it, or skip "
                 "bad rows with --skip-bad (skip_bad=True)"
             )
-        bad_row = {"data": self.name, "row": number, "why": why}
-        if bad_row not in self.skipped:
-            self.skipped.append(bad_row)
+        note_bad_row(self.skipped, self.name, number, why)
         return None
 
     def _example(self, number: int, row: Row) -> Example:

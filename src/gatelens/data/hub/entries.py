@@ -172,7 +172,3 @@ COCO_OBJECTS = Entry(
 )
 
 ENTRIES: Mapping[str, Entry] = {e.name: e for e in (VQAV2, FLICKR30K, COCO, IMAGENET, MME, COCO_OBJECTS)}
-MME_SUBSETS = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-    "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
-)  # fmt: skip

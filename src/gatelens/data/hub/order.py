@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def sampled(total: int, limit: int, paper_n: int, seed: int) -> list[int]:
+def sample_rows(total: int, limit: int, paper_n: int, seed: int) -> list[int]:
     """``limit`` rows as the narrow-gate paper's code draws them: ``random.sample(range(total), n)``.
 
     Its start depends on n only where n is a large part of the whole, so the paper's n is drawn even when fewer are
@@ -16,7 +16,7 @@ def sampled(total: int, limit: int, paper_n: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(total), min(total, max(limit, paper_n)))[:limit]
 
 
-def in_turn(groups: Iterable[Any], units: Iterable[Any], seed: int) -> list[int]:
+def round_robin(groups: Iterable[Any], units: Iterable[Any], seed: int) -> list[int]:
     """Row numbers, one unit of every group in turn, each group's units shuffled by the seed.
 
     Args:

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -24,32 +24,13 @@ from gatelens.hub_errors import hub_reason, one_line
 Row = dict[str, Any]
 
 
-class Rows(Protocol):
-    """A table: its columns, what its numbers stand for, and its rows by number."""
-
-    base: Path | None  # the folder in which pictures that the rows name may lie
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def features(self) -> Any:
-        """The table's ``datasets.Features``, or None when nothing says."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def column(self, name: str) -> list[Any]:
-        """One column whole, nothing else read."""
-        ...
-
-    def read(self, wanted: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-        """The wanted rows, in rising order, each with its number."""
-        ...
-
-
 class ParquetRows:
-    """Rows of Parquet files, local paths or anything fsspec opens (``hf://…``), as one table."""
+    """Rows of Parquet files, local paths or anything fsspec opens (``hf://…``), as one table.
+
+    Attributes:
+        base: the folder in which pictures that the rows name may lie.
+        features: the table's ``datasets.Features``, or None when nothing says.
+    """
 
     def __init__(self, files: Sequence[str], label: str, base: Path | None = None, features: Any = None):
         self.files, self.label, self.base = list(files), label, base
@@ -71,10 +52,12 @@ class ParquetRows:
         return sum(self._file(i).metadata.num_rows for i in range(len(self.files)))
 
     def column(self, name: str) -> list[Any]:
+        """One column whole, nothing else read."""
         parts = (self._file(i).read(columns=[name]).column(name) for i in range(len(self.files)))
         return [value for part in parts for value in part.to_pylist()]
 
     def read(self, wanted: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+        """The wanted rows, in rising order, each with its number."""
         remaining = sorted(set(wanted), reverse=True)
         start = 0
         for i in range(len(self.files)):
@@ -157,6 +140,9 @@ class StreamedRows:
         chosen = set(wanted)
         rows = islice(self._table, max(chosen, default=-1) + 1)
         return ((i, row) for i, row in enumerate(rows) if i in chosen)
+
+
+Rows = ParquetRows | IndexedRows | StreamedRows
 
 
 def undecoded(table: Any) -> Any:

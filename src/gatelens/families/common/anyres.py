@@ -60,7 +60,11 @@ class AnyRes:
     lone: bool = False
 
     def __call__(self, picture: Picture) -> PicturePlan:
-        """Raises InputError when nothing tells the size of the picture."""
+        """The overview, and the rows of the tiles after it.
+
+        Raises:
+            InputError: nothing tells the size of the picture.
+        """
         size = self._size(picture)
         count = picture.tensors.get(COUNT) if self.lone else None
         n, whole = self.side // self.patch, (self.side, self.side)

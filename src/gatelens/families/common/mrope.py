@@ -29,7 +29,11 @@ class MergedPatches:
     merge: int
 
     def __call__(self, picture: Picture) -> PicturePlan:
-        """Raises InputError without the picture's row of ``image_grid_thw``, or when it is of a video."""
+        """A grid as large as the picture's row of ``image_grid_thw`` says.
+
+        Raises:
+            InputError: there is no such row, or it is of a video.
+        """
         if GRID not in picture.tensors:
             raise InputError(f"placeholders without {GRID}: give it with pixel_values, one row a picture")
         time, height, width = (int(n) for n in picture.tensors[GRID])
@@ -55,8 +59,10 @@ def process_by_grid(placeholder: str) -> Callable[[Any, list[list[Any]], list[st
 def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """``mm_token_type_ids`` [batch, pos] and ``position_ids`` [3, batch, pos] by the model's own rule.
 
-    The caller's position ids are kept where they have streams. Raises InputError for video, and for pictures
-    with nothing between them, which that rule takes for one picture.
+    The caller's position ids are kept where they have streams.
+
+    Raises:
+        InputError: for video, and for pictures with nothing between them, which that rule takes for one picture.
     """
     if any("video" in name for name in tensors):
         raise InputError("video is not supported: give pictures")

@@ -51,7 +51,10 @@ def prepare_batch(
     """``input_ids`` and ``attention_mask`` of a left-padded batch, and ``extra`` as it came.
 
     The i-th ``placeholder`` of all prompts, in order, becomes ``expansions[i]``, which may hold the
-    placeholder itself any number of times. Raises InputError when their numbers differ.
+    placeholder itself any number of times.
+
+    Raises:
+        InputError: there are not as many placeholders as expansions.
     """
     n_written = sum(text.count(placeholder) for text in texts)
     if n_written != len(expansions):

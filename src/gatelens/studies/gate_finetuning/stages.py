@@ -230,7 +230,7 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         loss: ``stage, step, loss`` as the study's ``loss`` table; nats a token.
         dark: draw on dark ground.
     """
-    group = [loss.stage, loss.step // AVERAGED]
+    group = [loss.stage, (loss.step // AVERAGED).rename("part")]
     means = loss.groupby(group, sort=False)[["step", "loss"]].mean().reset_index(level="stage")
     colors = {MASKED: "gate", SWAPPED: "third", CONTROL: "neutral"}
     figure = curves(

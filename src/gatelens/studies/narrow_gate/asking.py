@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
-
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM
 
 KINDS = ("class", "vqa", "caption")
 # a class prompt is the beginning of a sentence, which the model is to go on with: it is never a turn
@@ -38,10 +35,10 @@ def as_asked(
         ModelError: the tokenizer's chat template leaves the prompt out.
     """
     return {
-        task: [dataclasses.replace(e, prompt=model.as_turn(e.prompt)) for e in found]
+        task: [dataclasses.replace(e, prompt=model.as_turn(e.prompt)) for e in examples]
         if kind(task) in turned
-        else list(found)
-        for task, found in drawn.items()
+        else list(examples)
+        for task, examples in drawn.items()
     }
 
 

@@ -37,7 +37,6 @@ AskedPairs = Annotated[
 ]
 Every = Annotated[
     AtLeastOne | None,
-    Says("a whole number, 1 or more, or null"),
     Field(description="Layers between two. Default: all, or every fourth from 24 layers on."),
 ]
 DEEP = 24  # layers from which not every one is visited, as in the paper, which takes every fourth

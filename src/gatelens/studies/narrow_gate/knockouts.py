@@ -22,6 +22,7 @@ from gatelens.plots.bars import bars
 from gatelens.plots.numbers import number
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure
+from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
@@ -171,7 +172,7 @@ def page(run: Run) -> list[card.Card]:
         drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
         title = f"Knockout {how}" if len(hows) > 1 else ""
         blocks.append(
-            card.Table.of_means(
+            card.Table.from_means(
                 part, corner="attention cut", names=drawn, controls=(table.FLOOR,), title=title
             )
         )
@@ -198,14 +199,9 @@ def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = F
     Raises:
         DataError: the table has no such ``how``.
     """
-    kinds = list(knockout.how.unique())
-    how = how or (kinds[0] if kinds else "none")
+    part = rows_with(knockout, "how", how, "the knockout table")
     # restricted accuracy stands in the table; a panel of its own would only crowd the figure
-    part = knockout[(knockout.how == how) & (knockout.metric != table.RESTRICTED)]
-    if part.empty:
-        raise DataError(
-            f"the knockout table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
-        )
+    part = part[part.metric != table.RESTRICTED]
     tops = {m: 1.0 if "accuracy" in m else max(float(g.high.max()), 0.05) for m, g in part.groupby("metric")}
     titles = {m: f"{m}  (n = {int(g.n.max())})" for m, g in part.groupby("metric")}
     colors = {table.NONE: "neutral", table.GATE: "gate", table.IMAGE: "image"}

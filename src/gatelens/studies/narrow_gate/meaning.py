@@ -316,7 +316,6 @@ def class_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         references=[ReferenceLine(levels.chance.to_dict()), ReferenceLine(most.to_dict(), line="--")],
         titles=PANELS,
         ylabel="share",
-        size=(9.6, 3.9),
         dark=dark,
     )
 

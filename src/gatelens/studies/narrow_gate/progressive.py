@@ -28,6 +28,7 @@ from gatelens.plots.card import Card, Chart
 from gatelens.plots.curve import curves
 from gatelens.plots.numbers import number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate import knockout_table as rows
@@ -118,11 +119,11 @@ def points(n_layers: int, window: int | None = None, step: int | None = None) ->
         raise DataError(
             f"section 'progressive': window={window}, step={step} do not fit {n_layers} layers; use 1..{n_layers}"
         )
-    found = [Point(UNCUT, UNCUT, -1, range(0)), Point(BOTH, FROM, 0, range(n_layers))]
+    every = [Point(UNCUT, UNCUT, -1, range(0)), Point(BOTH, FROM, 0, range(n_layers))]
     for keys in KEYS:
-        found += [Point(keys, FROM, s, range(s, n_layers)) for s in range(0, n_layers, stride)]
-        found += [Point(keys, WINDOW, span[0], span) for span in layer_windows(n_layers, width, stride)]
-    return found
+        every += [Point(keys, FROM, s, range(s, n_layers)) for s in range(0, n_layers, stride)]
+        every += [Point(keys, WINDOW, span[0], span) for span in layer_windows(n_layers, width, stride)]
+    return every
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
@@ -182,7 +183,7 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
     ``layer … last`` are cut; ``drop`` is the unmodified score minus this one, its interval paired by example (95 %,
     as all).
     """
-    found = []
+    lines = []
     for (how, task), group in answers.groupby(["how", "task"], sort=False):
         clean = group[group["keys"] == UNCUT].set_index("id").score
         for (keys, way, layer), part in group.groupby(["keys", "way", "layer"], sort=False):
@@ -191,9 +192,9 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
             intervals = [bootstrap_interval(v, n_boot=n_boot, seed=seed) for v in (values, drop)]
             numbers = (values.mean(), *intervals[0], drop.mean(), *intervals[1], len(values))
             place = (how, task, rows.metric_of(task), keys, way, int(layer), int(part["last"].iloc[0]))
-            found.append((*place, *numbers))
+            lines.append((*place, *numbers))
     first = ["how", "task", "metric", "keys", "way", "layer", "last"]
-    return pd.DataFrame(found, columns=[*first, "mean", "low", "high", "drop", "drop_low", "drop_high", "n"])
+    return pd.DataFrame(lines, columns=[*first, "mean", "low", "high", "drop", "drop_low", "drop_high", "n"])
 
 
 def carriers(curve: pd.DataFrame) -> pd.DataFrame:
@@ -297,13 +298,7 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
     Raises:
         DataError: the table has no such ``how``.
     """
-    kinds = list(table.how.unique())
-    how = how or (kinds[0] if kinds else "none")
-    part = table[table.how == how]
-    if part.empty:
-        raise DataError(
-            f"the progressive table has no rows with how={how!r} (it has: {', '.join(kinds) or 'none'})"
-        )
+    part = rows_with(table, "how", how, "the progressive table")
     width = _width(part)
     alone = "layer l" if width == 1 else f"layers l to l + {width - 1}"
     levels = {
@@ -324,7 +319,6 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
         ],
         titles={FROM: "cut from layer l to the last", WINDOW: f"cut in {alone} alone"},
         xlabel="layer l",
-        legend_columns=4,
         dark=dark,
     )
 

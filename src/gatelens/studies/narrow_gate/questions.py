@@ -19,7 +19,6 @@ import pandas as pd
 from pydantic import Field
 
 from gatelens.data import Dataset, Example
-from gatelens.errors import DataError
 from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
@@ -27,12 +26,13 @@ from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
 from gatelens.plots.numbers import MISSING, number, percent
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
+from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, table_rows
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, task_verdicts
-from gatelens.studies.options import Examples, Options, kinds_of_knockout
+from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
@@ -69,7 +69,9 @@ class QuestionsOptions(Options):
     n: Annotated[Examples, Field(description="Further questions, at most.")] = 600
     n_per_kind: Annotated[Examples, Field(description="Questions of each kind that are wanted.")] = 100
     by: Annotated[
-        str | None, Field(description="The fact of a question that is its kind. Default: kind or category.")
+        str | None,
+        Says("a name, or null"),
+        Field(description="The fact of a question that is its kind. Default: kind or category."),
     ] = None
 
 
@@ -309,13 +311,7 @@ def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = Fals
     Raises:
         DataError: the table has no such ``how``.
     """
-    hows = list(table.how.unique())
-    how = how or (hows[0] if hows else "none")
-    part = table[table.how == how]
-    if part.empty:
-        raise DataError(
-            f"the table of question kinds has no rows with how={how!r} (it has: {', '.join(hows) or 'none'})"
-        )
+    part = rows_with(table, "how", how, "the table of question kinds")
     part = part.assign(name=_names(part))
     groups = part[part.row == NONE].nlargest(MOST_GROUPS, "n").sort_index()
     labels = {
@@ -337,10 +333,9 @@ def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = Fals
         ],
         labels=labels,
         title="Answers by kind of question with a path cut",
-        label="VQA accuracy",
+        value_label="VQA accuracy",
         top=1.05,
         horizontal=False,
-        legend_columns=5,
         dark=dark,
     )
 

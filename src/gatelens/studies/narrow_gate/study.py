@@ -14,19 +14,13 @@ from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies.examples import draw
-from gatelens.studies.narrow_gate import (
-    attention,
-    drawing,
-    finder,
-    knockouts,
-    meaning,
-    modality_gap,
-    patching,
-    progressive,
-    questions,
-    steering,
-)
+from gatelens.studies.narrow_gate import finder, knockouts, meaning, progressive, questions
 from gatelens.studies.narrow_gate.asking import REPEATS, as_asked, check_repeats, turned_kinds
+from gatelens.studies.narrow_gate.attention import section as attention
+from gatelens.studies.narrow_gate.drawing import section as drawing
+from gatelens.studies.narrow_gate.modality_gap import section as modality_gap
+from gatelens.studies.narrow_gate.patching import section as patching
+from gatelens.studies.narrow_gate.steering import section as steering
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
 from gatelens.studies.narrow_gate.words import words
 from gatelens.studies.options import AtLeastOne, Examples
@@ -63,7 +57,7 @@ class NarrowGateOptions(StudyOptions):
 
     @field_validator("random_repeats")
     @classmethod
-    def _by_kind(cls, value: int | dict[str, int]) -> int | dict[str, int]:
+    def _by_kind(cls, value: int | dict[str, int]) -> int | Mapping[str, int]:
         return check_repeats(value)
 
     def longest(self, task: str) -> int:

@@ -39,10 +39,9 @@ def task_verdicts(
     """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the
     verdict.
 
-    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low,
-    image_high,
-    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser
-    scores in a task, below which its floor cannot lie.
+    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
+    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser scores in a
+    task, below which its floor cannot lie.
     """
     rows = []
     for (how, task), part in predictions.groupby(["how", "task"], sort=False):
@@ -127,14 +126,12 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
         gate: what the gate token is called in the sentence.
 
     Returns:
-        ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``evidence``
-        (list of
+        ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``evidence`` (list of
         ``kind, says, text``), ``disagree`` (kinds), ``how``.
     """
     how = str(tasks.how.iloc[0]) if len(tasks) else "none"
     first = tasks[tasks.how == how] if len(tasks) else tasks
-    found = list(first.verdict) if len(tasks) else []
-    usable = [v for v in found if v != INCONCLUSIVE]
+    usable = [v for v in (first.verdict if len(tasks) else ()) if v != INCONCLUSIVE]
     overall = MIXED
     if not usable:
         overall = INCONCLUSIVE

@@ -1,324 +1,262 @@
-"""What a compressed context costs and saves: questions answered from it, beside the full context.
+"""Section *compressed_context*: questions answered from a few of a picture's keys and values.
 
-Of every picture a description prompt is run once (:mod:`gatelens.engine.compression`); then all its questions are
-answered from contexts of several sizes. Two more rows stand beside them, neither compressed: ``asked afresh``
-puts each question into a prompt of its own with the picture, as one would without any of this, and
-``description re-prompt`` puts it after the description's words, without the picture (Kaduri et al. 2025).
+The description prompt runs once; each layer keeps the prompt without the image and the K % of image tokens that the
+description attends to most, and questions are answered from that. MME's are asked in pairs, with its ACC and ACC+.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
-from gatelens.data import scenes
-from gatelens.data.base import TASKS
-from gatelens.data.prompts import CAPTION_PROMPT, QUESTION_PROMPT
-from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
-from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
-from gatelens.errors import DataError, InterventionError
-from gatelens.measures.answers import normalise_answer, vqa_accuracy
-from gatelens.measures.stats import bootstrap_replicates
-from gatelens.roles import Role
-from gatelens.selectors import SelectorLike
-from gatelens.studies.common import Progress, chunks
+from gatelens.errors import InterventionError
+from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores, yes_or_no
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Block, Card, Cell, Chart, Table
+from gatelens.plots.curve import curve, label_points, reference
+from gatelens.plots.numbers import MISSING, number, percent, signed, span
+from gatelens.plots.style import NotebookFigure, legend_below, styled
+from gatelens.runs import Run
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.whats_in_the_image.answers import AFRESH, FULL, REPROMPT, answer_all, summarise
+from gatelens.studies.whats_in_the_image.questions import Asked, are_paired, by_picture
+from gatelens.studies.whats_in_the_image.verdict import NOTE
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+UNITS = 8  # of a batch, in those of a batch under one knockout: for the progress bar
+REPORTED = {FULL: REPORTED_COMPRESSED_CONTEXT["full"], **REPORTED_COMPRESSED_CONTEXT}
 
-    from gatelens.data import Example
-    from gatelens.model import HookedVLM
-
-KEEPS = (1.0, 0.05, 0.02, 0.0)
-AFRESH, REPROMPT, FULL = "asked afresh", "description re-prompt", "K = 100 %"
-Score = Callable[[str, Sequence[str]], float]
+TRADE_OFF = (
+    "The description prompt runs once; each layer keeps the prompt without the image and the K % of image tokens that "
+    "the description attended to most, at their original positions; questions are answered from what is kept. Query "
+    "only keeps no image token."
+)
+MME = (
+    "ACC: questions answered rightly; ACC+: pictures with both questions answered rightly; means over the subsets "
+    "asked. Chance is 50 and 25."
+)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked after the description prompt, its accepted answers, and its kind."""
+class QuestionBatch(Batch):
+    """Pictures and their questions.
 
-    text: str
-    answers: tuple[str, ...]
-    kind: str = ""
+    Attributes:
+        pictures: what is asked about each.
+        keeps: shares of image tokens.
+        prompt: has the picture described.
+        describe_tokens: the longest description.
+        paired: MME's questions, scored by its rule.
+    """
 
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A picture and all that is asked about it."""
-
-    id: str
-    image: Image
-    questions: tuple[Question, ...]
-
-
-def scene_questions(n: int, split: str = "test", seed: int = 0) -> list[Asked]:
-    """``n`` emoji scenes, those of the task ``vqa``, each with one question of every kind."""
-    out = []
-    for i in range(n):
-        scene = scenes.scene(split, seed * len(TASKS) + TASKS.index("vqa"), i)
-        found = scenes.questions(scene, np.random.default_rng([seed, i]))
-        questions = tuple(Question(QUESTION_PROMPT.format(question=q), (a,), kind) for kind, q, a in found)
-        out.append(Asked(f"{split}-{seed}-{i}", scene.image, questions))
-    return out
+    pictures: Sequence[Asked]
+    keeps: Sequence[float]
+    prompt: str
+    describe_tokens: int
+    paired: bool
 
 
-def by_picture(examples: Iterable[Example], n: int | None = None) -> list[Asked]:
-    """Questions of any data set put together by their picture: the first ``n`` pictures.
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """All pictures that are asked about."""
+    options, questions = setup.options, setup.drawn["questions"]
+    if not questions:
+        raise Absent(f"data {setup.data.name!r} has no questions to ask")
+    keeps = [1.0, *sorted(options.keep, reverse=True), 0.0]
+    prompt, paired = setup.drawn["pictures"][0].prompt, are_paired(questions)
+    return [
+        QuestionBatch(f"{number:04d}", part, keeps, prompt, options.longest, paired, units=UNITS)
+        for number, _, part in setup.batched(by_picture(questions))
+    ]
 
-    Pictures are the same whose pixels are; a question is the prompt without its ``<image>``.
+
+def measure(model: HookedVLM, batch: QuestionBatch) -> Tables:
+    """``answers``: see :func:`gatelens.studies.whats_in_the_image.answers.answer_all`; ``pairs`` of MME: ``context,
+    subset, picture, prediction, answer``.
 
     Raises:
-        DataError: an example without a picture or answers, or one that shows several.
+        Absent: some families' attention leaves no room for a compressed context.
     """
-    found: dict[str, Asked] = {}
-    for e in examples:
-        if e.image is None or not e.answers or e.prompt.count("<image>") != 1:
-            raise DataError(f"example {e.id!r} is no question about one picture: give vqa examples")
-        pixels = hashlib.sha256(e.image.tobytes()).hexdigest()
-        question = Question(e.prompt.replace("<image>", "").strip(), e.answers, str(e.meta.get("kind", "")))
-        if pixels in found:
-            old = found[pixels]
-            found[pixels] = dataclasses.replace(old, questions=(*old.questions, question))
-        elif n is None or len(found) < n:
-            found[pixels] = Asked(e.id, e.image, (question,))
-    return list(found.values())
+    try:
+        answers = answer_all(
+            model,
+            batch.pictures,
+            batch.keeps,
+            batch.prompt,
+            batch.describe_tokens,
+            score=mme_score if batch.paired else vqa_accuracy,
+        )
+    except InterventionError as error:
+        raise Absent(str(error)) from error
+    if not batch.paired:
+        return {"answers": answers}
+    right = {(p.id, q.kind, q.text): q.answers[0] for p in batch.pictures for q in p.questions}
+    pairs = answers.rename(columns={"kind": "subset"})
+    pairs["answer"] = [right[k] for k in zip(pairs.picture, pairs.subset, pairs.question, strict=True)]
+    return {"answers": answers, "pairs": pairs[["context", "subset", "picture", "prediction", "answer"]]}
 
 
-def trade_off(
-    model: HookedVLM,
-    pictures: Sequence[Asked],
-    keeps: Sequence[float] = KEEPS,
-    n_boot: int = 1000,
-    seed: int = 0,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Accuracy, tokens, bytes and time of contexts of several sizes.
+def mme_score(answer: str, accepted: Sequence[str]) -> float:
+    """1 where the answer is the right one of yes and no, by MME's rule."""
+    return float(yes_or_no(answer) == yes_or_no(accepted[0]))
+
+
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``answers`` and ``trade_off``; ``mme`` where the questions are MME's."""
+    n_boot, seed = setup.options.n_boot, setup.options.seed
+    answers, pairs = measured.table("answers"), measured.table("pairs")
+    tables = {"answers": answers, "trade_off": summarise(answers, n_boot, seed)}
+    if len(pairs):
+        tables["mme"] = mme_table(pairs, n_boot, seed)
+    return tables
+
+
+def mme_table(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme_scores` after ``context``.
 
     Args:
-        model: the model.
-        pictures: from :func:`scene_questions` or :func:`by_picture`.
-        keeps: shares of image tokens; the full context is always among them.
-        n_boot, seed: of the 95 % bootstrap intervals, which draw pictures with all their questions.
-        settings: of :func:`answer_all`.
-
-    Returns:
-        See :func:`summarise`.
+        pairs: ``context, subset, picture, prediction, answer``.
+        n_boot, seed: of the intervals.
     """
-    return summarise(answer_all(model, pictures, keeps, **settings), n_boot, seed)
+    tables = []
+    for name, part in pairs.groupby("context", sort=False):
+        table = mme_scores(part.drop(columns="context"), n_boot, seed)
+        table.insert(0, "context", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
-def answer_all(
-    model: HookedVLM,
-    pictures: Sequence[Asked],
-    keeps: Sequence[float] = KEEPS,
-    prompt: str = "<image>" + CAPTION_PROMPT,
-    describe_tokens: int = DESCRIPTION_TOKENS,
-    max_new_tokens: int = 20,
-    always: SelectorLike = ALWAYS,
-    among: SelectorLike = AMONG,
-    others: bool = True,
-    batch_size: int = 16,
-    score: Score = vqa_accuracy,
-    joint: str = " ",
-    chat: bool = False,
-    progress: bool = False,
-) -> pd.DataFrame:
-    """Every question answered from every context.
-
-    Args:
-        prompt: what has the picture described; questions follow it after ``joint``.
-        describe_tokens, max_new_tokens: the longest description and answer.
-        always, among: selectors of what every context keeps, and of what is ranked.
-        others: whether to ask afresh and after the description's words as well.
-        batch_size: pictures at once.
-        score: (answer, accepted answers) to a number from 0 to 1.
-        chat: whether ``prompt`` becomes a user turn; questions are appended as they are.
-
-    Returns:
-        One row a context, picture and question: ``context, keep, picture, kind, question, prediction, score,
-        tokens, nbytes, seconds, seconds_before``. ``tokens`` and ``nbytes``: what the question finds in the
-        cache. ``seconds``: of the answer, a batch's time shared alike; ``seconds_before``: of the prompt and,
-        where the context takes one, of its description, shared alike among the picture's questions.
-
-    Raises:
-        DataError: no pictures, or one without questions.
-    """
-    if not pictures or not all(p.questions for p in pictures):
-        raise DataError("compressed context: give pictures, each with at least one question")
-    shares = list(dict.fromkeys([1.0, *(float(k) for k in keeps)]))
-    parts: list[pd.DataFrame] = []
-    with torch.inference_mode(), Progress(len(pictures), progress) as bar:
-        for _, _, some in chunks(pictures, batch_size):
-            inputs = model.prepare([[p.image] for p in some], [prompt] * len(some), chat=chat)
-            bare = describe(model, inputs, 0)
-            run = _Batch(model, some, max_new_tokens, score, joint, bare)
-            told = (
-                describe(model, inputs, describe_tokens) if others or any(0 < k < 1 for k in shares) else bare
-            )
-            if others:
-                parts.append(run.afresh())
-            parts += [run.context(told if 0 < k < 1 else bare, k, always, among) for k in shares]
-            if others:
-                parts.append(run.reprompt(told))
-            bar.step("compressed context", len(some))
-    table = pd.concat(parts, ignore_index=True)
-    order = {name: i for i, name in enumerate(dict.fromkeys([AFRESH, *map(named, shares), REPROMPT]))}
-    return table.sort_values("context", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+def evidence(run: Run) -> list[Evidence]:
+    """What is left of the accuracy when only some of the context is kept; it decides nothing."""
+    if not run.has("trade_off"):
+        return []
+    trade = run.table("trade_off")
+    full = trade[trade.keep == 1].iloc[-1]
+    parts = [
+        f"{r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}] from {r.context} ({r.tokens:.0f} tokens)"
+        for r in trade[trade.keep < 1].itertuples()
+    ]
+    text = (
+        f"questions are answered with accuracy {full.accuracy:.2f} from the full context ({full.tokens:.0f} tokens), "
+        f"{', '.join(parts)} (n = {int(full.n_questions)})"
+    )
+    return [{"kind": "compressed context", "says": NOTE, "text": text}]
 
 
-class _Batch:
-    """The questions of a few pictures."""
-
-    def __init__(
-        self,
-        model: HookedVLM,
-        some: Sequence[Asked],
-        max_new_tokens: int,
-        score: Score,
-        joint: str,
-        bare: Described,
-    ) -> None:
-        self.model, self.some, self.max_new_tokens, self.score = model, some, max_new_tokens, score
-        self.joint, self.n = joint, sum(len(p.questions) for p in some)
-        full = bare.compress(1.0)
-        self.per_token = full.nbytes[0] // full.n_kept[0]  # bytes of keys and values, in every context alike
-
-    def context(
-        self, described: Described, keep: float, always: SelectorLike, among: SelectorLike
-    ) -> pd.DataFrame:
-        """Answers from a compressed context."""
-        context = described.compress(keep, always, among)
-        asked = [[self.joint + q.text for q in p.questions] for p in self.some]
-        answers = context.answer(asked, self.max_new_tokens)
-        tokens = [n for n, p in zip(context.n_kept, self.some, strict=True) for _ in p.questions]
-        texts = [text for one in answers.texts for text in one]
-        before = (described.seconds + context.seconds) / self.n
-        return self._table(named(keep), keep, texts, tokens, answers.seconds, before)
-
-    def afresh(self) -> pd.DataFrame:
-        """Each question in a prompt of its own, with the picture."""
-        return self._prompts(
-            AFRESH, 1.0, [["<image>" + q.text for q in p.questions] for p in self.some], True
-        )
-
-    def reprompt(self, described: Described) -> pd.DataFrame:
-        """Each question after the description's words."""
-        assert described.description is not None
-        texts = [text.strip() for text in described.description.texts]
-        prompts = [
-            [f"{text}{self.joint}{q.text}" for q in p.questions]
-            for text, p in zip(texts, self.some, strict=True)
-        ]
-        return self._prompts(REPROMPT, float("nan"), prompts, False, described.seconds / self.n)
-
-    def _prompts(
-        self, name: str, keep: float, prompts: list[list[str]], pictured: bool, before: float = 0.0
-    ) -> pd.DataFrame:
-        flat = [text for one in prompts for text in one]
-        images = [[p.image] for p in self.some for _ in p.questions] if pictured else None
-        inputs = self.model.prepare(images, flat)
-        began = time.perf_counter()
-        texts = self.model.generate(inputs, max_new_tokens=self.max_new_tokens)
-        seconds = time.perf_counter() - began
-        asked = [q.text for p in self.some for q in p.questions]
-        own = [len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in asked]
-        whole = (inputs.tokens.roles != Role.PAD).sum(dim=1).tolist()
-        tokens = [a - b for a, b in zip(whole, own, strict=True)]
-        return self._table(name, keep, texts, tokens, seconds, before)
-
-    def _table(
-        self, name: str, keep: float, texts: list[str], tokens: list[int], seconds: float, before: float
-    ) -> pd.DataFrame:
-        rows = [(p.id, q) for p in self.some for q in p.questions]
-        return pd.DataFrame(
-            {
-                "context": name,
-                "keep": keep,
-                "picture": [picture for picture, _ in rows],
-                "kind": [q.kind for _, q in rows],
-                "question": [q.text for _, q in rows],
-                "prediction": [text.strip() for text in texts],
-                "score": [self.score(t, q.answers) for t, (_, q) in zip(texts, rows, strict=True)],
-                "tokens": tokens,
-                "nbytes": [n * self.per_token for n in tokens],
-                "seconds": seconds / self.n,
-                "seconds_before": before,
-            }
-        )
+def page(run: Run) -> list[Card]:
+    """The trade-off, and MME's scores beside those of the paper."""
+    if not run.has("trade_off"):
+        return []
+    trade = run.table("trade_off")
+    full = trade[trade.context == FULL].iloc[0]
+    caption = (
+        f"{int(full.n_questions)} questions about {int(full.n_pictures)} pictures, answered after the description "
+        "prompt from what is kept of it. Times are of this machine, and grow with the length of the answers."
+    )
+    chart = Chart("trade_off", lambda dark: trade_off_figure(trade, dark), caption)
+    blocks: list[Block] = [chart, _trade_off_block(trade)]
+    words = {"compressed context": TRADE_OFF}
+    if run.has("mme"):
+        blocks.append(_mme_block(run.table("mme")))
+        words["MME"] = MME
+    return [Card("A compressed context", blocks, words)]
 
 
-def named(keep: float) -> str:
-    """How a context is called."""
-    return "query only" if keep == 0 else f"K = {100 * keep:g} %"
+def _trade_off_block(trade: pd.DataFrame) -> Table:
+    full = trade[trade.context == FULL].iloc[0]
+    columns = {
+        "context": "context",
+        "accuracy": "accuracy",
+        "difference": "to full",
+        "same_answer": "same answer\nas full",
+        "tokens": "tokens",
+        "memory": "memory",
+        "seconds": "time an\nanswer",
+    }
+    table = trade.assign(
+        accuracy=[(number(r.accuracy), span(r.low, r.high)) for r in trade.itertuples()],
+        difference=["" if r.context == FULL else signed(r.difference) for r in trade.itertuples()],
+        memory=trade["nbytes"] / full["nbytes"],  # a Series has an attribute of that name
+    )
+    return Table.from_frame(
+        table,
+        columns,
+        {
+            "same_answer": percent,
+            "tokens": lambda n: f"{n:.0f}",
+            "memory": percent,
+            "seconds": lambda seconds: f"{1000 * seconds:.1f} ms",
+        },
+        controls=[AFRESH, REPROMPT],
+    )
 
 
-def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """The trade-off, one row a context.
-
-    Args:
-        answers: from :func:`answer_all`.
-        n_boot, seed: of the intervals. Pictures are drawn, with all their questions.
-
-    Returns:
-        ``context, keep, accuracy, low, high, difference, difference_low, difference_high`` (to the full
-        context after the same prompt, on the same drawn pictures), ``same_answer`` (share of answers equal to
-        the full context's), ``tokens, nbytes`` (means over questions), ``seconds`` and ``seconds_before`` (an
-        answer), ``n_pictures, n_questions``. Read bytes as ``row["nbytes"]``: pandas gives ``row.nbytes`` a
-        meaning of its own. A context that is answered badly may take longer, its answers having no end.
-
-    Raises:
-        InterventionError: no full context among the answers.
-    """
-    if FULL not in set(answers.context):
-        raise InterventionError(f"the answers hold no {FULL!r} to compare with: answer with keeps=1.0 too")
-    full = answers[answers.context == FULL].reset_index(drop=True)
-    of_picture = full.groupby("picture", sort=False).score.agg(["sum", "size"])
-    rows = []
-    for name, part in answers.groupby("context", sort=False):
-        part = part.reset_index(drop=True)
-        right = part.groupby("picture", sort=False).score.sum().loc[of_picture.index]
-        columns = (
-            right.to_numpy(float),
-            of_picture["sum"].to_numpy(float),
-            of_picture["size"].to_numpy(float),
-        )
-        drawn = bootstrap_replicates(_accuracy, columns[0], columns[2], n_boot=n_boot, seed=seed)
-        apart = bootstrap_replicates(_apart, *columns, n_boot=n_boot, seed=seed)
-        same = part.prediction.map(normalise_answer) == full.prediction.map(normalise_answer)
+def _mme_block(scores: pd.DataFrame) -> Table:
+    """ACC and ACC+ of every context, beside what the paper reports for its model."""
+    rows: list[list[Cell]] = []
+    for r in scores[scores.subset == MEAN].itertuples():
+        reported = REPORTED.get(r.context)
         rows.append(
-            {
-                "context": name,
-                "keep": part.keep.iloc[0],
-                "accuracy": part.score.mean(),
-                "low": np.percentile(drawn, 2.5),
-                "high": np.percentile(drawn, 97.5),
-                "difference": part.score.mean() - full.score.mean(),
-                "difference_low": np.percentile(apart, 2.5),
-                "difference_high": np.percentile(apart, 97.5),
-                "same_answer": same.mean(),
-                "tokens": part.tokens.mean(),
-                "nbytes": part["nbytes"].mean(),
-                "seconds": part.seconds.mean(),
-                "seconds_before": part.seconds_before.mean(),
-                "n_pictures": len(of_picture),
-                "n_questions": len(part),
-            }
+            [
+                r.context,
+                (f"{100 * r.acc:.2f}", span(100 * r.acc_low, 100 * r.acc_high, 1)),
+                (f"{100 * r.acc_plus:.2f}", span(100 * r.acc_plus_low, 100 * r.acc_plus_high, 1)),
+                f"{reported[0]:.2f} / {reported[1]:.2f}" if reported else MISSING,
+            ]
         )
-    return pd.DataFrame(rows)
+    header = ["context", "ACC", "ACC+", "reported for InternVL2-76B\nACC / ACC+"]
+    return Table(header, rows, title="MME")
 
 
-def _accuracy(right: np.ndarray, n: np.ndarray) -> np.ndarray:
-    return right.sum(axis=-1) / n.sum(axis=-1)
+def trade_off_figure(trade: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """Accuracy of answers from contexts of several sizes, by the tokens they keep.
+
+    Args:
+        trade: the table ``trade_off``.
+        dark: draw on dark ground.
+    """
+    line = trade[trade.keep.notna() & (trade.context != AFRESH)].sort_values("tokens")
+    with styled(dark) as p:
+        figure = NotebookFigure(figsize=(9, 3.8), layout="constrained")
+        axes = figure.subplots()
+        curve(
+            axes, line.tokens, line.accuracy, line.low, line.high,
+            color=p.image, label="kept of the context", marker="o",
+        )  # fmt: skip
+        for r in trade[trade.context == REPROMPT].itertuples():
+            whiskers = [[max(0.0, r.accuracy - r.low)], [max(0.0, r.high - r.accuracy)]]
+            axes.errorbar(
+                [r.tokens], [r.accuracy], yerr=whiskers, fmt="D", color=p.third, markersize=5, capsize=2.5,
+                elinewidth=1, label="the description’s words in place of the picture",
+            )  # fmt: skip
+        for r in trade[trade.context == AFRESH].itertuples():
+            label = "each question in a prompt of its own, with the picture"
+            reference(axes, r.accuracy, label, color=p.soft)
+        texts = [f"{r.context}\n{number(r.accuracy)}" for r in line.itertuples()]
+        below = [i % 2 == 0 for i in range(len(line))]  # in turn below and above: neighbours may stand close
+        label_points(axes, line.tokens, line.accuracy, texts, color=p.soft, below=below)
+        axes.set_xscale("log")
+        ticks = list(dict.fromkeys(round(t) for t in line.tokens))
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("tokens in the cache")
+        low, high = float(trade.low.min()), max(float(trade.high.max()), float(trade.accuracy.max()))
+        axes.set_ylim(max(0.0, low - 0.16), min(1.12, high + 0.12))
+        axes.margins(x=0.08)
+        axes.set_ylabel("accuracy")
+        axes.grid(axis="y")
+        legend_below(figure)
+    return figure
 
 
-def _apart(right: np.ndarray, full: np.ndarray, n: np.ndarray) -> np.ndarray:
-    return (right - full).sum(axis=-1) / n.sum(axis=-1)
+SECTION = Section(
+    "compressed_context",
+    "questions answered from a few of the image tokens",
+    batches,
+    measure,
+    conclude,
+    evidence=evidence,
+    page=page,
+)

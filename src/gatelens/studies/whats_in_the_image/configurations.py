@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from gatelens.errors import DataError, InterventionError
+from gatelens.interventions import knockout
+from gatelens.studies.options import How
 
 FirstToken = Literal["sees", "blocked"]
-How = Literal["mask", "zero"]
 
 NONE = "none"
 GENERATED, QUERY, BOTH = "image → generated", "image → query", "image → both"
@@ -44,13 +44,13 @@ class Configuration:
     @property
     def name(self) -> str:
         """The row's name in tables."""
-        span = f"{self.start}–{self.stop - 1}" if self.stop - self.start > 1 else f"{self.start}"
+        layers = span(self.start, self.stop)
         where = {
             NO_LAYERS: "",
             ALL: ", all layers",
             FROM: f", from layer {self.start} on",
-            WITHIN: f", only in layers {span}",
-            OUTSIDE: f", in all layers but {span}",
+            WITHIN: f", only in layers {layers}",
+            OUTSIDE: f", in all layers but {layers}",
         }[self.scope]
         return self.path + where
 
@@ -60,16 +60,23 @@ class Configuration:
             return [layer for layer in range(n_layers) if not self.start <= layer < self.stop]
         return list(range(self.start, self.stop))
 
+    def specs(self, n_layers: int, how: How, first_token: FirstToken) -> list[Any]:
+        """Its interventions; none for the unmodified model."""
+        if self.path == NONE:
+            return []
+        rows = rows_of(self.path, first_token)
+        return [knockout(queries=rows, keys=IMAGE_SIDE, layers=self.layers(n_layers), how=how)]
 
-def no_knockout() -> Configuration:
-    """The unmodified model."""
-    return Configuration(NONE, NO_LAYERS, 0, 0)
+
+def span(start: int, stop: int) -> str:
+    """Layers ``start`` to ``stop`` − 1, as text: ``2–3``, or ``2``."""
+    return f"{start}–{stop - 1}" if stop - start > 1 else f"{start}"
 
 
 def by_start(n_layers: int, starts: Sequence[int]) -> list[Configuration]:
     """Every path cut in all layers, and from each of ``starts`` on."""
-    whole = [Configuration(path, ALL, 0, n_layers) for path in PATHS]
-    return whole + [Configuration(path, FROM, start, n_layers) for path in PATHS for start in starts]
+    everywhere = [Configuration(path, ALL, 0, n_layers) for path in PATHS]
+    return everywhere + [Configuration(path, FROM, start, n_layers) for path in PATHS for start in starts]
 
 
 def by_window(n_layers: int, start: int, stop: int) -> list[Configuration]:
@@ -88,31 +95,3 @@ def rows_of(path: str, first_token: FirstToken) -> str:
     """Selector of the rows that lose the image under a path."""
     generated = "generated" if first_token == "sees" else "last | generated"
     return {GENERATED: generated, QUERY: QUERY_ROWS, BOTH: f"{QUERY_ROWS} | generated"}[path]
-
-
-def specs(configuration: Configuration, n_layers: int, how: How, first_token: FirstToken) -> list[Any]:
-    """The interventions of a configuration; none for the unmodified model."""
-    from gatelens.interventions import knockout
-
-    if configuration.path == NONE:
-        return []
-    rows = rows_of(configuration.path, first_token)
-    return [knockout(queries=rows, keys=IMAGE_SIDE, layers=configuration.layers(n_layers), how=how)]
-
-
-def check_words(how: str, first_token: str) -> tuple[How, ...]:
-    """The kinds of knockout to run, the paper's first.
-
-    Raises:
-        InterventionError: unknown kind.
-        DataError: unknown policy for the first generated token.
-    """
-    kinds: dict[str, tuple[How, ...]] = {"mask": ("mask",), "zero": ("zero",), "both": ("mask", "zero")}
-    if how not in kinds:
-        raise InterventionError(f"how={how!r} is no kind of knockout; choose 'mask', 'zero' or 'both'")
-    if first_token not in get_args(FirstToken):
-        raise DataError(
-            f"first_token={first_token!r} is unknown; say 'sees' (the first generated token still sees the image, "
-            "as in the paper) or 'blocked'"
-        )
-    return kinds[how]

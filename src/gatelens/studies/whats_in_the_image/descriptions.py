@@ -1,211 +1,318 @@
-"""The unmodified descriptions, and where in the picture each of their words looked.
+"""Section *descriptions*: what the unmodified model writes, and where the rows that write it look.
 
-A word is written by the row before it: the prompt's last row writes the first token, a generated row the one after
-itself. So the attention of a word is that of the rows that write its tokens.
+Attention by token type (Fig. 1 of the paper), and whether the word of an object looks at that object.
 """
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from gatelens.engine import generate
-from gatelens.engine.generation import eos_ids
-from gatelens.measures.localisation import ImageAttention, layer_bands, localise, paint, token_edges
+from gatelens.data import Example
 from gatelens.measures.objects import Vocabulary
-from gatelens.measures.token_types import TokenTypeShare
-from gatelens.studies.common import data_uri
+from gatelens.measures.stats import summary
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Block, Card, Chart, Html, Text
+from gatelens.plots.curve import curves
+from gatelens.plots.numbers import number, percent, percent_cell
+from gatelens.plots.pictures import picture_uri
+from gatelens.plots.style import NotebookFigure, SeriesStyle
+from gatelens.runs import Run
+from gatelens.studies.examples import prepare
+from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.whats_in_the_image.pictures import (
+    Masks,
+    Segmenter,
+    mask_box,
+    masks_of,
+    objects_in,
+    segmented,
+    vocabulary_of,
+)
+from gatelens.studies.whats_in_the_image.verdict import NOTE
+from gatelens.studies.whats_in_the_image.word_widget import shown_example
+from gatelens.studies.whats_in_the_image.words import band_name, describe
 
-if TYPE_CHECKING:
-    from gatelens.data import Example
-    from gatelens.inputs import VLMInputs
-    from gatelens.model import HookedVLM
-    from gatelens.tokens import TokenMap
+SHOWN = 6  # pictures in the report, the first drawn
+PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image
+VISIBLE = 0.005  # a part of the query tokens has a curve of its own where it gets more attention than this
+EVEN = "if every position were looked at alike"
+BANDS = ["first", "last"]  # layers of a band, both included
 
-MOST_CELLS = 36  # along one side of the map a page shows
-BYTES_SHOWN = 270_000  # of attention for one picture on a page
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
+LOOKING = (
+    "The first pictures drawn, not picked by what they show. Point at a word of the description, tap it, or move "
+    "with the arrow keys: the picture stays bright where the row that wrote the word looked, and the brightest place "
+    "is outlined. Underlined words name an object."
+)
+LOCALISATION = (
+    "Attention of the rows that write an object's word on the image tokens, mean over heads, painted on the tokens' "
+    "own places in the picture. A hit is the share of the maximum's pixels that lie in the object's mask; near counts "
+    "pixels around it, as far as the paper's 40 in a picture of 640. Chance is what a map without any preference "
+    "scores."
+)
 
 
 @dataclass(frozen=True)
-class Description:
-    """A description of one picture: its text, and the new tokens up to the end of sequence."""
-
-    text: str
-    ids: list[int]
-
-
-@dataclass(frozen=True)
-class Described:
-    """The descriptions of one batch.
+class PictureBatch(Batch):
+    """Pictures to be described.
 
     Attributes:
-        texts: one an example.
-        attention: of the rows that wrote each token, on the image tokens.
-        types: the token-type table of the batch, empty when no description has a second token.
+        start: number of the first picture in the study.
+        examples: pictures and prompts.
+        max_new_tokens: the longest description.
+        vocabulary: the objects to look for.
+        folder: where files of masks are.
+        segmenter: gives masks where the data has none.
+        shown: ids of the pictures in the report.
     """
 
-    texts: list[Description]
-    attention: ImageAttention
-    types: pd.DataFrame
+    start: int
+    examples: Sequence[Example]
+    max_new_tokens: int
+    vocabulary: Vocabulary
+    folder: Path | None
+    segmenter: Segmenter | None
+    shown: frozenset[str]
 
 
-def describe(model: HookedVLM, inputs: VLMInputs, max_new_tokens: int) -> Described:
-    """Unmodified greedy descriptions of one batch, watched while they are written."""
-    n_layers = int(model.cfg.n_layers)
-    attention, share = ImageAttention(inputs.tokens, n_layers), TokenTypeShare(n_layers)
-    count = share.see(inputs.tokens)
-
-    def see(layer: int, pattern: Float[Tensor, "batch head 1 key"], position: int) -> None:
-        attention(layer, pattern, position)
-        count(layer, pattern, position)
-
-    out = generate(model, inputs, max_new_tokens=max_new_tokens, see=see)
-    share.add(out.tokens)
-    types = share.table() if int(share.n_pictures.min()) else pd.DataFrame()
-    ends = set(eos_ids(model))
-    texts = []
-    for text, row in zip(out.texts, out.token_ids.tolist(), strict=True):
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        texts.append(Description(text, row[:stop]))
-    return Described(texts, attention, types)
-
-
-def pooled_types(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Token-type tables of batches as one: means and standard errors over all pictures."""
-    whole = pd.concat([t for t in tables if len(t)] or [pd.DataFrame()], ignore_index=True)
-    if whole.empty:
-        return pd.DataFrame(columns=["layer", "kind", "share", "se", "even", "n", "n_rows"])
-    rows = []
-    for (layer, kind), part in whole.groupby(["layer", "kind"], sort=False):
-        n = part.n.sum()
-        share = float((part.share * part.n).sum() / n)
-        square = float(((part.se**2 * part.n + part.share**2) * part.n).sum() / n)
-        se = (max(0.0, square - share**2) / n) ** 0.5
-        even = float((part.even * part.n).sum() / n)
-        rows.append((int(layer), kind, share, se, even, int(n), int(part.n_rows.sum())))
-    return pd.DataFrame(rows, columns=["layer", "kind", "share", "se", "even", "n", "n_rows"])
-
-
-class Words:
-    """The words of a description, and the rows that wrote them."""
-
-    def __init__(self, description: Description, decode: Callable[[list[int]], str]) -> None:
-        # what stands between special tokens or spaces may differ from the text by the ends alone
-        self.text = decode(description.ids) if description.ids else ""
-        self._edges = token_edges(description.ids, decode) if description.ids else [0]
-        self.spans = [(m.start(), m.end()) for m in _WORD.finditer(self.text) if self.rows(*m.span())]
-
-    def rows(self, start: int, stop: int) -> list[int]:
-        """Numbers of the new tokens that spell ``text[start:stop]``: the rows that write them have the same."""
-        pairs = enumerate(zip(self._edges, self._edges[1:], strict=False))
-        return [k for k, (a, b) in pairs if b > a and a < stop and b > start]
-
-
-def localisation_rows(
-    words: Words,
-    attention: ImageAttention,
-    tokens: TokenMap,
-    example: int,
-    vocabulary: Vocabulary,
-    masks: Mapping[str, np.ndarray],
-) -> list[pd.DataFrame]:
-    """One table (a row a band of layers) for the first mention of every named object that has a mask."""
-    bands = layer_bands(attention.n_layers)
-    out, seen = [], set()
-    for mention in vocabulary.mentions(words.text):
-        if mention.name in seen or mention.name not in masks or not masks[mention.name].any():
-            continue
-        seen.add(mention.name)
-        looked = attention.of(example, words.rows(mention.start, mention.stop))
-        table = localise(looked, tokens, masks[mention.name], example, bands=bands)
-        table.insert(0, "object", mention.name)
-        out.append(table)
-    return out
-
-
-def looking(
-    words: Words,
-    attention: ImageAttention,
-    tokens: TokenMap,
-    example: int,
-    picture: Example,
-    vocabulary: Vocabulary,
-    masks: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
-    """What a page needs to show where every word looked.
-
-    ``bands``: names of "all layers" and of bands of layers; ``grid`` (columns, rows); ``words``: ``text``, the text
-    ``before`` it, the ``object`` it names, ``values`` (base64 of bytes [band, row, column], each band's maximum is
-    255) and ``mass`` (share of all attention that goes to the image, by band); ``marks``: box of each object's mask,
-    0 to 1.
-    """
-    size = tokens.image_sizes[example][0]
-    where = tokens.positions("image[0]", example)
-    boxes, tiles = tokens.box[example, where], tokens.tile[example, where]
-    grid = _grid(boxes, size)
-    scaled = boxes * torch.tensor([grid[0] / size[0], grid[1] / size[1]] * 2)
-    spans = words.spans
-    most = max(1, BYTES_SHOWN // max(1, len(spans) * grid[0] * grid[1]))
-    parts = layer_bands(attention.n_layers, most - 1) if most > 2 else []
-    bands = [range(attention.n_layers), *parts]
-    mentions = vocabulary.mentions(words.text)
-    shown, end = [], 0
-    for start, stop in spans:
-        looked = attention.of(example, words.rows(start, stop))
-        values = torch.stack([looked[list(band)].mean(0) for band in bands])
-        heat = paint(values, scaled, grid, tiles)
-        peak = heat.max(axis=(1, 2), keepdims=True)
-        level = np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
-        named = next((m.name for m in mentions if m.start < stop and start < m.stop), "")
-        shown.append(
-            {
-                "text": words.text[start:stop],
-                "before": words.text[end:start],
-                "object": named,
-                "values": base64.b64encode((255 * level).round().astype(np.uint8).tobytes()).decode(),
-                "mass": [round(float(m), 3) for m in values.sum(-1)],
-            }
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """All pictures."""
+    options, drawn = setup.options, setup.drawn["pictures"]
+    vocabulary = options.vocabulary or vocabulary_of(setup.data, drawn)
+    folder, shown = getattr(setup.data, "path", None), frozenset(e.id for e in drawn[:SHOWN])
+    return [
+        PictureBatch(
+            f"{number:04d}", start, part, options.longest, vocabulary, folder, options.segmenter, shown
         )
-        end = stop
-    assert picture.image is not None
+        for number, start, part in setup.batched_by_length(drawn)
+    ]
+
+
+def measure(model: HookedVLM, batch: PictureBatch) -> Tables:
+    """``texts``: ``id, text``; ``types``: attention by token type; ``hits``: localisation of every named object;
+    ``maps``: ``id, map`` (JSON) of the pictures in the report."""
+    written = describe(model, prepare(model, batch.examples, batch.start), batch.max_new_tokens)
+    hits, maps = [], []
+    for i, e in enumerate(batch.examples):
+        masks = _masks(batch, e, written.words[i].text)
+        hits += [table.assign(id=e.id) for table in written.localised(i, batch.vocabulary, masks)]
+        if e.id in batch.shown:
+            marks = {name: mask_box(mask) for name, mask in masks.items() if mask.any()}
+            maps.append((e.id, json.dumps({**written.word_maps(i, batch.vocabulary), "marks": marks})))
     return {
-        "id": picture.id,
-        "prompt": picture.prompt,
-        "picture": data_uri(picture.image, 320),
-        "grid": list(grid),
-        "bands": ["all layers", *(_band_name(band) for band in parts)],
-        "words": shown,
-        "after": words.text[end:],
-        "marks": {name: _box(mask) for name, mask in masks.items() if mask.any()},
+        "texts": pd.DataFrame({"id": [e.id for e in batch.examples], "text": written.texts}),
+        "types": written.types,
+        "hits": pd.concat(hits, ignore_index=True) if hits else pd.DataFrame(),
+        "maps": pd.DataFrame(maps, columns=["id", "map"]),
     }
 
 
-def _grid(boxes: Float[Tensor, "token 4"], size: tuple[int, int]) -> tuple[int, int]:
-    """Columns and rows of a map about as fine as the image tokens."""
-    placed = boxes[~boxes.isnan().any(-1)]
-    out = []
-    for low, high, length in ((0, 2, size[0]), (1, 3, size[1])):
-        side = float((placed[:, high] - placed[:, low]).median()) if len(placed) else float(length)
-        out.append(int(min(MOST_CELLS, max(1, round(length / max(side, 1e-6))))))
-    return out[0], out[1]
+def _masks(batch: PictureBatch, example: Example, text: str) -> Masks:
+    """The data's masks, else those of the segmenter for the objects a text names."""
+    masks = masks_of(example, batch.folder)
+    if masks or batch.segmenter is None:
+        return masks
+    names = batch.vocabulary.objects(text)
+    return segmented(batch.segmenter, example, names) if names else {}
 
 
-def _band_name(band: range) -> str:
-    return f"layer {band[0]}" if len(band) == 1 else f"layers {band[0]}–{band[-1]}"
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``descriptions``, ``token_types`` and, where a named object has a mask, ``localisation``; ``tokens`` and
+    ``examples`` of the report."""
+    options, drawn = setup.options, setup.drawn["pictures"]
+    tokens = prepare(setup.model, drawn[:1]).tokens.show()
+    maps = measured.table("maps").set_index("id")["map"]
+    tables: dict[str, Any] = {
+        "descriptions": measured.table("texts"),
+        "token_types": pooled_types(measured.table("types")),
+        "tokens": {
+            "header": list(tokens.header[1:]),
+            "rows": [list(r[1:]) for r in tokens.rows],
+            "prompt": drawn[0].prompt,
+        },
+        "examples": [{**_shown(e), **json.loads(maps[e.id])} for e in drawn[:SHOWN]],
+    }
+    hits = measured.table("hits")
+    if len(hits):
+        tables["localisation"] = localisation_table(hits, options.n_boot, options.seed)
+    return tables
 
 
-def _box(mask: np.ndarray) -> list[float]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = mask.shape
-    edges = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
-    return [round(float(e), 4) for e in edges]
+def _shown(example: Example) -> dict[str, Any]:
+    """A picture of the report, and what is in it."""
+    assert example.image is not None
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "picture": picture_uri(example.image, 320, enlarge=True),
+        "truth": objects_in(example),
+    }
+
+
+def pooled_types(types: pd.DataFrame) -> pd.DataFrame:
+    """Token-type tables of batches, one under the other, as one: means and standard errors over all pictures."""
+    columns = ["layer", "kind", "share", "se", "even", "n", "n_rows"]
+    if types.empty:
+        return pd.DataFrame(columns=columns)
+    sums = types.assign(
+        share=types.share * types.n,
+        square=(types.se**2 * types.n + types.share**2) * types.n,
+        even=types.even * types.n,
+    )
+    sums = sums.groupby(["layer", "kind"], sort=False, as_index=False)[
+        ["share", "square", "even", "n", "n_rows"]
+    ].sum()
+    share = sums.share / sums.n
+    variance = (sums.square / sums.n - share**2).clip(lower=0)
+    return sums.assign(share=share, se=np.sqrt(variance / sums.n), even=sums.even / sums.n)[columns]
+
+
+def localisation_table(hits: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """Means over named objects, by band of layers, with bootstrap intervals over objects.
+
+    Columns ``first, last, hit, hit_low, hit_high, chance, near, near_low, near_high, chance_near, mass, n``.
+    """
+    table = hits.groupby(BANDS, as_index=False)[["chance", "chance_near", "mass"]].mean()
+    for name in ("hit", "near"):
+        names = (name, f"{name}_low", f"{name}_high")
+        means = summary(hits, BANDS, name, unit=None, names=names, n_boot=n_boot, seed=seed)
+        table = table.merge(means, on=[*BANDS, "n"] if "n" in table else BANDS)
+    numbers = ["hit", "hit_low", "hit_high", "chance", "near", "near_low", "near_high", "chance_near"]
+    return table[[*BANDS, *numbers, "mass", "n"]]
+
+
+def by_paper(types: pd.DataFrame) -> pd.DataFrame:
+    """The token-type table with the paper's three kinds: ``layer, kind (image, query, generated), share, even``."""
+    kinds = types.kind.where(~types.kind.isin(PROMPT_KINDS), "query")
+    return types.assign(kind=kinds).groupby(["layer", "kind"], as_index=False)[["share", "even"]].sum()
+
+
+def evidence(run: Run) -> list[Evidence]:
+    """Where the text looks; it decides nothing."""
+    notes = []
+    types = run.table("token_types")
+    if len(types):
+        image = by_paper(types).query("kind == 'image'").set_index("layer")
+        peak = int(image.share.idxmax())
+        text = (
+            f"generated tokens give the image {percent(image.share.mean())} of their attention on average over layers "
+            f"({percent(image.even.mean())} if every position were looked at alike), most in layer {peak} "
+            f"({percent(image.share.max())}). Attention shows where text looks, not what it uses"
+        )
+        notes.append({"kind": "attention by token type", "says": NOTE, "text": text})
+    if run.has("localisation"):
+        best = _best(run.table("localisation"))
+        text = (
+            "the word of a named object looks hardest at a point of that object in "
+            f"{percent_cell(best.hit, best.hit_low, best.hit_high)} of {int(best.n)} cases in "
+            f"{_band(best)}, the best; chance is {percent(best.chance)}"
+        )
+        notes.append({"kind": "localisation", "says": NOTE, "text": text})
+    return notes
+
+
+def _best(places: pd.DataFrame) -> pd.Series:
+    """The layers in which words look at their objects best."""
+    return places.loc[places.hit.idxmax()]
+
+
+def _band(row: pd.Series) -> str:
+    return band_name(int(row["first"]), int(row["last"]))
+
+
+def page(run: Run) -> list[Card]:
+    """Where each word looked, attention by token type, and localisation."""
+    cards = [_looking_card(run)]
+    types = run.table("token_types")
+    if len(types):
+        caption = (
+            "Attention of the rows at generated positions, mean over heads, then over the rows of a picture, then over "
+            f"{int(types.n.max())} pictures. Dotted: what each kind would get if all positions were looked at alike."
+        )
+        chart = Chart("token_types", lambda dark: token_types_figure(types, dark), caption)
+        cards.append(Card("Where generated tokens look", [chart]))
+    title, blocks = "Do words look at their objects?", list[Block]()
+    if not run.has("localisation"):
+        blocks.append(Text("Not measured: no object that was named has a mask in this data."))
+        return [*cards, Card(title, blocks)]
+    places = run.table("localisation")
+    best = _best(places)
+    caption = (
+        f"Of {int(best.n)} words that name an object whose mask is known, how often the attention of the row that "
+        f"writes the word is greatest on that object. Best in {_band(best)}: {number(best.hit)}, where chance is "
+        f"{number(best.chance)}."
+    )
+    blocks.append(Chart("localisation", lambda dark: localisation_figure(places, dark), caption))
+    return [
+        *cards,
+        Card(title, blocks, {"localisation": LOCALISATION}),
+    ]
+
+
+def _looking_card(run: Run) -> Card:
+    band = _band(_best(run.table("localisation"))) if run.has("localisation") else ""
+    predictions = run.table("predictions") if run.has("predictions") else pd.DataFrame()
+    examples = [shown_example(example, predictions, band) for example in run.json("examples")]
+    widget = Html.from_template("look.html.j2", styles=["look.css"], scripts=["look.js"], examples=examples)
+    return Card("Where each word looked", [Text(LOOKING), widget], framed=False)
+
+
+def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """Where the generated tokens' attention goes, by layer (Fig. 1 of the paper)."""
+    kinds = by_paper(types).rename(columns={"share": "mean"})
+    even = kinds.assign(kind=kinds.kind + ", even", mean=kinds.even)
+    parts = types[types.kind.isin(["system", "markers"])].rename(columns={"share": "mean"})
+    parts = parts.groupby("kind").filter(lambda part: part["mean"].max() > VISIBLE)
+    series = [
+        SeriesStyle("image", "image tokens", "image", marker="o"),
+        SeriesStyle("query", "query tokens: the prompt without the image", "gate", marker="s"),
+        SeriesStyle("generated", "generated tokens", "third", marker="^"),
+        SeriesStyle("system", "of the query tokens: before the image", "gate", line="--", marker=""),
+        SeriesStyle("markers", "of these: image markers", "gate", line="-.", marker=""),
+        *(
+            SeriesStyle(f"{kind}, even", EVEN, color, line=":", marker="")
+            for kind, color in (("image", "image"), ("query", "gate"), ("generated", "third"))
+        ),
+    ]
+    table = pd.concat([kinds, parts, even], ignore_index=True)
+    return curves(table, series, by="kind", ylabel="share of attention", ylim=(0, 1), dark=dark)
+
+
+def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """How often an object's word looks hardest at a point of the object, by layers, with chance beside it."""
+    line = places.sort_values("first")
+    single = bool((line["first"] == line["last"]).all())
+    layers = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(line["first"], line["last"], strict=True)]
+    parts = []
+    for name, chance in (("hit", "chance"), ("near", "chance_near")):
+        band = {"mean": line[name], "low": line[f"{name}_low"], "high": line[f"{name}_high"]}
+        parts.append(pd.DataFrame({"layers": layers, "what": name, **band}))
+        parts.append(pd.DataFrame({"layers": layers, "what": chance, "mean": line[chance]}))
+    hit, near = "maximum on the object", "maximum on the object or near it"
+    series = [
+        SeriesStyle("hit", hit, "image"),
+        SeriesStyle("near", near, "neutral", marker="s"),
+        SeriesStyle("chance", f"chance: {hit}", "image", line=":", marker="", band=False),
+        SeriesStyle("chance_near", f"chance: {near}", "neutral", line=":", marker="", band=False),
+    ]
+    return curves(
+        pd.concat(parts, ignore_index=True), series, by="what", x="layers", dark=dark,
+        xlabel="layer" if single else "layers, attention averaged", ylabel="share of named objects",
+    )  # fmt: skip
+
+
+SECTION = Section(
+    "descriptions",
+    "what is written of each picture, and where the rows that write it look",
+    batches,
+    measure,
+    conclude,
+    evidence=evidence,
+    page=page,
+)

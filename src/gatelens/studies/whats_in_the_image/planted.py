@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gatelens.studies.whats_in_the_image.configurations import GENERATED, QUERY
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -27,19 +29,17 @@ _DIRECT = (
     "it was trained with the image tokens in sight of all text, {hidden} hidden in half of the documents and a random "
     "fifth of the image tokens hidden in half: the text learned to read the image tokens directly"
 )
-_GENERATED, _QUERY = "image → generated", "image → query"
-
 PLANTED = {
     "organism:gated": Planted(
         "it was trained so that text reaches the picture only through the end-of-image token, which is one of the "
         "prompt's tokens that are no image token",
         "query",
-        _QUERY,
-        _GENERATED,
+        QUERY,
+        GENERATED,
     ),
-    "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), "direct", _GENERATED, _QUERY),
+    "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), "direct", GENERATED, QUERY),
     "organism:llava": Planted(
-        _DIRECT.format(hidden="the first token after the image"), "direct", _GENERATED, _QUERY
+        _DIRECT.format(hidden="the first token after the image"), "direct", GENERATED, QUERY
     ),
 }
 

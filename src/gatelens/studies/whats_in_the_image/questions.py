@@ -1,81 +1,115 @@
-"""What is asked of the compressed context: the data's own questions, MME's in pairs with its ACC and ACC+."""
+"""The questions that are put to a compressed context: the data's own, by picture; MME's in pairs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import pandas as pd
+import numpy as np
+from PIL import Image
 
-from gatelens.data.base import kind
-from gatelens.measures.answers import vqa_accuracy
-from gatelens.measures.mme import MEAN, mme_scores, yes_or_no
-from gatelens.studies.whats_in_the_image.compressed_context import Asked, Score, by_picture, scene_questions
-
-if TYPE_CHECKING:
-    from gatelens.data import Dataset
+from gatelens.data import Dataset, Example, scenes
+from gatelens.data.base import TASKS, kind
+from gatelens.data.prompts import QUESTION_PROMPT
+from gatelens.errors import DataError
 
 PICTURES = 60  # asked about, where the data is not MME: that is asked whole
 QUESTIONS = 6  # drawn for each of them; several may be of one picture
 
 
-def questions(data: Dataset, n: int | None, seed: int) -> tuple[list[Asked], bool]:
-    """Pictures with all their questions, and whether they are MME's; none where the data asks nothing.
+@dataclass(frozen=True)
+class Question:
+    """What is asked after the description prompt, its accepted answers, and its kind."""
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A picture and all that is asked about it."""
+
+    id: str
+    image: Image.Image
+    questions: tuple[Question, ...]
+
+
+def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
+    """The questions of pictures; none where the data asks nothing.
 
     Args:
         data: the data set.
         n: at most so many pictures; None is all of MME, or 60 of any other.
         seed: draws them.
+
+    Raises:
+        DataError: an example that is no question about one picture.
     """
     task = next((t for t in data.tasks if kind(t) == "vqa"), None)
     if task is None or n == 0:
-        return [], False
+        return []
+    most = PICTURES if n is None else n
     if data.name == "emoji-scenes":
-        return scene_questions(PICTURES if n is None else n, getattr(data, "split", "test"), seed), False
-    paired = all("category" in e.meta and "pair" in e.meta for e in data.examples(task, limit=1, seed=seed))
-    if not paired:
-        most = PICTURES if n is None else n
-        return by_picture(data.examples(task, limit=QUESTIONS * most, seed=seed), most), False
-    examples = data.examples(task, limit=None, seed=seed)
-    marked = [dataclasses.replace(e, meta={**e.meta, "kind": e.meta["category"]}) for e in examples]
-    return by_picture(marked, n), True
+        return scene_questions(most, getattr(data, "split", "test"), seed)
+    if not are_paired(data.examples(task, limit=1, seed=seed)):
+        return _of_pictures(data.examples(task, limit=QUESTIONS * most, seed=seed), most)
+    pairs = data.examples(task, limit=None, seed=seed)
+    marked = [dataclasses.replace(e, meta={**e.meta, "kind": e.meta["category"]}) for e in pairs]
+    return _of_pictures(marked, n)
 
 
-def score(paired: bool) -> Score:
-    """How an answer is scored: by MME's rule, or as a VQA answer."""
-    return _yes_no if paired else vqa_accuracy
+def _of_pictures(examples: Sequence[Example], n: int | None) -> list[Example]:
+    """All questions about the first ``n`` pictures."""
+    return [e for same in _grouped(examples)[:n] for e in same]
 
 
-def _yes_no(answer: str, accepted: Sequence[str]) -> float:
-    return float(yes_or_no(answer) == yes_or_no(accepted[0]))
+def are_paired(examples: Sequence[Example]) -> bool:
+    """Whether these are MME's questions, two a picture."""
+    return bool(examples) and all("category" in e.meta and "pair" in e.meta for e in examples)
 
 
-def mme_table(answers: pd.DataFrame, asked: Sequence[Asked], n_boot: int, seed: int) -> pd.DataFrame:
-    """ACC and ACC+ of MME's subsets for every context: :func:`gatelens.measures.mme.mme_scores` after ``context``.
+def scene_questions(n: int, split: str = "test", seed: int = 0) -> list[Example]:
+    """``n`` emoji scenes, those of the task ``vqa``, each with one question of every kind."""
+    examples = []
+    for i in range(n):
+        scene = scenes.scene(split, seed * len(TASKS) + TASKS.index("vqa"), i)
+        for asked, question, answer in scenes.questions(scene, np.random.default_rng([seed, i])):
+            prompt = "<image>" + QUESTION_PROMPT.format(question=question)
+            name = f"{split}-{seed}-{i}"
+            meta = {"kind": asked, "scene": name}  # two scenes may have the same pixels
+            examples.append(Example(scene.image, prompt, (answer,), "vqa", name, meta=meta))
+    return examples
 
-    Args:
-        answers: one row a context, picture and question, as :func:`.compressed_context.answer_all` gives them.
-        asked: the questions with their right answers.
-        n_boot, seed: of the intervals.
+
+def by_picture(examples: Iterable[Example], n: int | None = None) -> list[Asked]:
+    """Questions of any data set put together by their picture: the first ``n`` pictures.
+
+    Pictures are the same whose pixels are (scenes, whose number is); a question is the prompt without its ``<image>``.
+
+    Raises:
+        DataError: an example without a picture or answers, or one that shows several.
     """
-    right = {(p.id, q.kind, q.text): q.answers[0] for p in asked for q in p.questions}
-    parts = []
-    for name, part in answers.groupby("context", sort=False):
-        rows = pd.DataFrame(
-            {
-                "subset": part.kind,
-                "picture": part.picture,
-                "prediction": part.prediction,
-                "answer": [right[k] for k in zip(part.picture, part.kind, part.question, strict=True)],
-            }
-        )
-        table = mme_scores(rows, n_boot, seed)
-        table.insert(0, "context", name)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+    asked = []
+    for same in _grouped(examples)[:n]:
+        questions = [
+            Question(e.prompt.replace("<image>", "").strip(), tuple(e.answers), str(e.meta.get("kind", "")))
+            for e in same
+        ]
+        image = same[0].image
+        assert image is not None
+        asked.append(Asked(same[0].id, image, tuple(questions)))
+    return asked
 
 
-def mme_means(table: pd.DataFrame) -> pd.DataFrame:
-    """The row "mean of subsets" of every context."""
-    return table[table.subset == MEAN].reset_index(drop=True)
+def _grouped(examples: Iterable[Example]) -> list[list[Example]]:
+    """The examples about each picture, in the order in which the pictures first appear."""
+    groups: dict[str, list[Example]] = {}
+    for e in examples:
+        if e.image is None or not e.answers or e.prompt.count("<image>") != 1:
+            raise DataError(f"example {e.id!r} is no question about one picture: give vqa examples")
+        key = e.meta.get("scene") or hashlib.sha256(e.image.tobytes()).hexdigest()
+        groups.setdefault(key, []).append(e)
+    return list(groups.values())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gatelens.measures.judge import Judge
-from gatelens.measures.objects import ObjectScore, object_score
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.errors import DataError
+from gatelens.measures.judge import Judge, LLMJudge, OfflineJudge
+from gatelens.measures.objects import ObjectScore, Vocabulary, object_score
+from gatelens.measures.stats import summary
 from gatelens.measures.windows import best_window, effect_of_starts, smallest_window
 from gatelens.studies.whats_in_the_image.configurations import ALL, BOTH, FROM, NONE
 
@@ -21,44 +24,50 @@ F1, PRECISION, RECALL, AGAINST_TRUTH = (
     "object F1 against truth",
 )
 METRICS = {F1: "f1", PRECISION: "precision", RECALL: "recall", AGAINST_TRUTH: "f1_truth"}
+NO_LOG = "judge='llm' keeps its prompts and replies in the run: give out="
 OTHERS = 20  # other pictures whose descriptions stand for chance
 
 
-class Named:
-    """The objects a judge finds in a text, each text asked once; and how two texts match."""
+class CachedJudge:
+    """A judge that is asked once about each text and each pair of lists of objects."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
-        self._objects: dict[str, list[str]] = {}
-        self._scores: dict[tuple[str, str], ObjectScore] = {}
-
-    def objects(self, text: str) -> list[str]:
-        if text not in self._objects:
-            self._objects[text] = self.judge.objects(text)
-        return self._objects[text]
+        self.objects = cache(lambda text: tuple(judge.objects(text)))
+        self._n_common = cache(lambda a, b: len(judge.match(list(a), list(b))))
 
     def score(self, reference: str, candidate: str) -> ObjectScore:
-        """Score of a text against the objects of a reference text."""
-        key = (reference, candidate)
-        if key not in self._scores:
-            a, b = self.objects(reference), self.objects(candidate)
-            common = len(a) if reference == candidate else len(self.judge.match(a, b)) if a and b else 0
-            self._scores[key] = ObjectScore(len(a), len(b), common)
-        return self._scores[key]
+        """A text against the objects of a reference text, which matches itself whatever the judge says."""
+        a, b = self.objects(reference), self.objects(candidate)
+        common = len(a) if reference == candidate else self._n_common(a, b) if a and b else 0
+        return ObjectScore(len(a), len(b), common)
 
     def score_truth(self, truth: Sequence[str], candidate: str) -> ObjectScore:
-        """Score of a text against the objects that are in the picture."""
-        b = self.objects(candidate)
-        return ObjectScore(
-            len(set(truth)), len(b), len(self.judge.match(list(dict.fromkeys(truth)), b)) if b else 0
-        )
+        """A text against the objects that are in the picture."""
+        a, b = tuple(dict.fromkeys(truth)), self.objects(candidate)
+        return ObjectScore(len(a), len(b), self._n_common(a, b) if b else 0)
+
+
+def judge_of(judge: str | CachedJudge, folder: Path | None, vocabulary: Vocabulary) -> CachedJudge:
+    """The judge of a study's option: ``"offline"``, ``"llm"`` or one of the user's.
+
+    Raises:
+        DataError: there is no folder for the LLM's prompts and replies.
+    """
+    if isinstance(judge, CachedJudge):
+        return judge
+    if judge == "offline":
+        return CachedJudge(OfflineJudge(vocabulary))
+    if folder is None:
+        raise DataError(NO_LOG)
+    return CachedJudge(LLMJudge.from_environment(folder / "judge.jsonl"))
 
 
 def scored(
     texts: pd.DataFrame,
     descriptions: Mapping[str, str],
     truth: Mapping[str, Sequence[str] | None],
-    named: Named,
+    judge: CachedJudge,
 ) -> pd.DataFrame:
     """Texts under knockouts with their scores.
 
@@ -66,62 +75,52 @@ def scored(
         texts: ``id`` and ``text`` beside the columns of ``PLACE``.
         descriptions: the unmodified description of each picture.
         truth: the objects of each picture, None where they are not known.
-        named: the judge.
+        judge: says which objects a text names.
 
     Returns:
         The texts with ``objects`` (names with ``|`` between), ``n_reference, n_candidate, n_common, precision,
         recall, f1`` (missing where the unmodified description names no object), ``f1_truth`` (missing where the
         truth is not known) and ``chance``.
     """
-    chance = chance_of(descriptions, named)
     rows = []
-    for r in texts.itertuples():
-        score = named.score(descriptions[r.id], r.text)
-        against = truth.get(r.id)
-        known = float("nan") if against is None else named.score_truth(against, r.text).f1
+    for example_id, text in zip(texts.id, texts.text, strict=True):
+        score = judge.score(descriptions[example_id], text)
+        known = truth.get(example_id)
         usable = score.n_reference > 0
-        numbers = (score.precision, score.recall, score.f1) if usable else (float("nan"),) * 3
         rows.append(
-            (
-                "|".join(named.objects(r.text)),
-                score.n_reference,
-                score.n_candidate,
-                score.n_common,
-                *numbers,
-                known,
-            )
+            {
+                "objects": "|".join(judge.objects(text)),
+                "n_reference": score.n_reference,
+                "n_candidate": score.n_candidate,
+                "n_common": score.n_common,
+                "precision": score.precision if usable else np.nan,
+                "recall": score.recall if usable else np.nan,
+                "f1": score.f1 if usable else np.nan,
+                "f1_truth": np.nan if known is None else judge.score_truth(known, text).f1,
+            }
         )
-    columns = ["objects", "n_reference", "n_candidate", "n_common", "precision", "recall", "f1", "f1_truth"]
-    out = texts.reset_index(drop=True).join(pd.DataFrame(rows, columns=columns))
-    out["chance"] = out.id.map(chance)
-    return out
+    table = texts.reset_index(drop=True).join(pd.DataFrame(rows))
+    return table.assign(chance=table.id.map(chance_of(descriptions, judge)))
 
 
-def chance_of(descriptions: Mapping[str, str], named: Named) -> dict[str, float]:
+def chance_of(descriptions: Mapping[str, str], judge: CachedJudge) -> dict[str, float]:
     """F1 of other pictures' unmodified descriptions against each picture's own, by equal names.
 
     The others are the next ones in order, 20 at most, so that the number is the same every time.
     """
     ids = list(descriptions)
-    objects = [named.objects(descriptions[i]) for i in ids]
-    out = {}
+    objects = [judge.objects(descriptions[i]) for i in ids]
+    chance = {}
     for k, i in enumerate(ids):
         others = [objects[(k + d) % len(ids)] for d in range(1, min(OTHERS, len(ids) - 1) + 1)]
         scores = [object_score(objects[k], o).f1 for o in others]
-        out[i] = float(np.mean(np.nan_to_num(scores))) if scores else 0.0
-    return out
+        chance[i] = float(np.mean(np.nan_to_num(scores))) if scores else 0.0
+    return chance
 
 
 def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
     """The knockout table: the columns of ``PLACE``, then ``metric, mean, low, high, n``."""
-    rows = []
-    for place, part in predictions.groupby(PLACE, sort=False):
-        for metric, column in METRICS.items():
-            values = part[column].dropna().to_numpy(np.float64)
-            if len(values):
-                low, high = bootstrap_interval(values, n_boot=n_boot, seed=seed)
-                rows.append((*place, metric, values.mean(), low, high, len(values)))
-    return pd.DataFrame(rows, columns=[*PLACE, "metric", "mean", "low", "high", "n"])
+    return summary(predictions, PLACE, METRICS, n_boot=n_boot, seed=seed, missing="skip", measure="metric")
 
 
 def find_window(predictions: pd.DataFrame, how: str, n_layers: int) -> dict[str, object] | None:

@@ -10,13 +10,14 @@ the unmodified model, a knockout keeps ``(knocked out − floor) / (1 − floor)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gatelens.measures.stats import bootstrap_replicates
-from gatelens.plots.numbers import percent
+from gatelens.measures.stats import bootstrap_replicates, replicate_interval
+from gatelens.plots.numbers import percent, percent_cell
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
     BOTH,
@@ -26,8 +27,10 @@ from gatelens.studies.whats_in_the_image.configurations import (
     OUTSIDE,
     QUERY,
     WITHIN,
+    span,
 )
 from gatelens.studies.whats_in_the_image.planted import Planted
+from gatelens.studies.whats_in_the_image.scores import F1
 
 STORED, DIRECT, EITHER, NEEDED, MIXED, INCONCLUSIVE = (
     "stored",
@@ -50,6 +53,15 @@ HEADLINES = {
     MIXED: "mixed",
     INCONCLUSIVE: "inconclusive",
 }
+TONES = {  # colours of the page, by what a verdict or a piece of evidence says
+    STORED: "gate",
+    DIRECT: "image",
+    EITHER: "mixed",
+    NEEDED: "mixed",
+    MIXED: "mixed",
+    INCONCLUSIVE: "none",
+    NOTE: "none",
+}
 
 
 def kept_shares(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
@@ -65,55 +77,71 @@ def kept_shares(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFra
     """
     rows = []
     for how, part in predictions[predictions.path != NONE].groupby("how", sort=False):
-        whole = part[(part.scope == ALL) & part.f1.notna()]
-        wide = whole.pivot_table(index="id", columns="path", values="f1", sort=False)
-        chance = whole.groupby("id", sort=False).chance.first().reindex(wide.index)
-        row: dict[str, Any] = {"how": how, "n": len(wide)}
-        reason, draws = "", None
-        if len(wide) < FEWEST:
-            reason = f"only {len(wide)} unmodified descriptions name an object (at least {FEWEST} are needed)"
-        if len(wide):
-            columns = [wide[path].to_numpy(np.float64) for path in (GENERATED, QUERY, BOTH)]
-            columns.append(chance.to_numpy(np.float64))
-            row["floor"] = max(columns[2].mean(), columns[3].mean())
-            row["worth"] = 1 - row["floor"]
-            draws = _draws(columns, n_boot, seed)
-            if not reason and (row["worth"] < LEAST_WORTH or np.percentile(draws["worth"], 2.5) <= 0):
-                reason = f"without sight of the image F1 is still {row['floor']:.2f}: nothing to keep or lose"
-            for name, values in (("generated", columns[0]), ("query", columns[1])):
-                known = not reason and row["worth"] > 0
-                row[name] = (values.mean() - row["floor"]) / row["worth"] if known else float("nan")
-                low, high = np.percentile(draws[name], [2.5, 97.5]) if known else (float("nan"),) * 2
-                row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-        row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason or draws is None else _judge(row, draws)
-        rows.append(row)
+        cut = part[(part.scope == ALL) & part.f1.notna()]
+        scores = cut.pivot_table(index="id", columns="path", values="f1", sort=False)
+        chance = cut.groupby("id", sort=False).chance.first().reindex(scores.index)
+        rows.append({"how": how, "n": len(scores), **_kept(scores.assign(chance=chance), n_boot, seed)})
     return pd.DataFrame(rows)
+
+
+def _kept(scores: pd.DataFrame, n_boot: int, seed: int) -> dict[str, Any]:
+    """``floor … why`` of one kind of knockout.
+
+    Args:
+        scores: F1 of each picture by path, and ``chance``.
+        n_boot, seed: of the bootstrap.
+    """
+    reason = ""
+    if len(scores) < FEWEST:
+        reason = f"only {len(scores)} unmodified descriptions name an object (at least {FEWEST} are needed)"
+    if not len(scores):
+        return {"verdict": INCONCLUSIVE, "why": reason}
+    columns = [scores[name].to_numpy(np.float64) for name in (GENERATED, QUERY, BOTH, "chance")]
+    floor = max(columns[2].mean(), columns[3].mean())
+    worth = 1 - floor
+    row: dict[str, Any] = {"floor": floor, "worth": worth}
+    draws = _draws(columns, n_boot, seed)
+    if not reason and (worth < LEAST_WORTH or replicate_interval(draws["worth"])[0] <= 0):
+        reason = f"without sight of the image F1 is still {floor:.2f}: nothing to keep or lose"
+    for name, values in (("generated", columns[0]), ("query", columns[1])):
+        low = high = share = float("nan")
+        if not reason:
+            share = (values.mean() - floor) / worth
+            low, high = replicate_interval(draws[name])
+        row |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason else _judge(row, draws)
+    return row
 
 
 def _draws(columns: list[np.ndarray], n_boot: int, seed: int) -> dict[str, np.ndarray]:
     """Bootstrap replicates of the picture's worth and of both shares, on the same draws of pictures."""
 
-    def kept(index: int | None) -> np.ndarray:
-        def statistic(*drawn: np.ndarray) -> np.ndarray:
-            floor = np.maximum(drawn[2].mean(-1), drawn[3].mean(-1))
-            worth = 1 - floor
-            if index is None:
-                return worth
-            return (drawn[index].mean(-1) - floor) / np.where(np.abs(worth) < 1e-9, np.nan, worth)
+    def worth(generated: np.ndarray, query: np.ndarray, both: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        return 1 - np.maximum(both.mean(-1), chance.mean(-1))
 
-        return np.nan_to_num(bootstrap_replicates(statistic, *columns, n_boot=n_boot, seed=seed))
+    def kept(index: int) -> Callable[..., np.ndarray]:
+        def share(*drawn: np.ndarray) -> np.ndarray:
+            whole = worth(*drawn)
+            return (drawn[index].mean(-1) - (1 - whole)) / np.where(np.abs(whole) < 1e-9, np.nan, whole)
 
-    return {"worth": kept(None), "generated": kept(0), "query": kept(1)}
+        return share
+
+    statistics = {"worth": worth, "generated": kept(0), "query": kept(1)}
+    return {
+        name: np.nan_to_num(bootstrap_replicates(statistic, *columns, n_boot=n_boot, seed=seed))
+        for name, statistic in statistics.items()
+    }
 
 
 def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]:
-    apart = np.percentile(draws["generated"] - draws["query"], [2.5, 97.5])
-    if row["query_high"] < MOST and apart[0] > APART:
+    """The verdict of one kind of knockout, and why."""
+    apart_low, apart_high = replicate_interval(draws["generated"] - draws["query"])
+    if row["query_high"] < MOST and apart_low > APART:
         return (
             STORED,
             "what the query tokens cannot read is lost, what the generated ones cannot read much less",
         )
-    if row["generated_high"] < MOST and apart[1] < -APART:
+    if row["generated_high"] < MOST and apart_high < -APART:
         return (
             DIRECT,
             "what the generated tokens cannot read is lost, what the query tokens cannot read much less",
@@ -128,8 +156,8 @@ def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]
 def verdict(
     shares: pd.DataFrame,
     knockouts: pd.DataFrame,
-    window: dict[str, Any] | None,
-    notes: list[dict[str, str]],
+    window: Mapping[str, Any] | None,
+    notes: Sequence[Mapping[str, str]],
     planted: Planted | None,
 ) -> dict[str, Any]:
     """The verdict of the first ``how`` in words, with its evidence.
@@ -154,8 +182,8 @@ def verdict(
     evidence = [_knockout_evidence(row) for row in shares.to_dict("records")]
     for entry in evidence[1:]:
         entry["kind"] += ", the other kind"
-    table = knockouts[knockouts.how.isin([first["how"], NONE]) & (knockouts.metric == "object F1")]
-    evidence += _layer_evidence(table, window) + notes
+    table = knockouts[knockouts.how.isin([first["how"], NONE]) & (knockouts.metric == F1)]
+    evidence += [*_curve_evidence(table), *_window_evidence(table, window), *map(dict, notes)]
     decided = overall not in (MIXED, INCONCLUSIVE)
     disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, NOTE, INCONCLUSIVE)]
     sentence = _sentence(overall, first)
@@ -172,7 +200,7 @@ def verdict(
     }
 
 
-def _sentence(overall: str, row: dict[str, Any]) -> str:
+def _sentence(overall: str, row: Mapping[str, Any]) -> str:
     if overall == INCONCLUSIVE:
         return f"Nothing can be said: {row['why']}."
     opening = {
@@ -182,18 +210,17 @@ def _sentence(overall: str, row: dict[str, Any]) -> str:
         NEEDED: "The description draws on the query tokens and on the image tokens; neither is enough alone.",
         MIXED: "The two paths cannot be told apart.",
     }[overall]
-    generated, query = (_share(row, name) for name in ("generated", "query"))
     return (
-        f"{opening} Of what the picture is worth to the objects named, {generated} stay when generated tokens "
-        f"cannot see the image, and {query} when the query tokens cannot."
+        f"{opening} Of what the picture is worth to the objects named, {_share(row, 'generated')} stay when generated "
+        f"tokens cannot see the image, and {_share(row, 'query')} when the query tokens cannot."
     )
 
 
-def _share(row: dict[str, Any], name: str) -> str:
-    return f"{percent(row[name])} [{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
+def _share(row: Mapping[str, Any], name: str) -> str:
+    return percent_cell(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
+def _knockout_evidence(row: Mapping[str, Any]) -> dict[str, str]:
     kind = f"knockout ({row['how']}), all layers"
     if row["verdict"] == INCONCLUSIVE:
         return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
@@ -204,38 +231,43 @@ def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
     return {"kind": kind, "says": row["verdict"], "text": text}
 
 
-def _layer_evidence(table: pd.DataFrame, window: dict[str, Any] | None) -> list[dict[str, str]]:
-    """Which layers carry the flow, read off the curve and the window."""
-    out = []
+def _curve_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The layers in which F1 rises, and from which on little is read, off the image → both curve."""
     curve = table[(table.path == BOTH) & table.scope.isin([ALL, FROM])].sort_values("start")
-    if len(curve) > 1:
-        floor = float(curve["mean"].iloc[0])
-        enough = curve[curve["mean"] >= floor + 0.9 * (1 - floor)]
-        steepest = curve["mean"].diff().idxmax()
-        rise, after = curve["mean"].diff().max(), curve.loc[steepest]
-        text = f"with {BOTH} cut from layer l on, F1 rises most ({rise:+.2f}) as l reaches {int(after.start)}"
+    if len(curve) < 2:
+        return []
+    floor = float(curve["mean"].iloc[0])
+    enough = curve[curve["mean"] >= floor + 0.9 * (1 - floor)]
+    rises = curve["mean"].diff()
+    steepest = int(curve.start[rises.idxmax()])
+    text = f"with {BOTH} cut from layer l on, F1 rises most ({rises.max():+.2f}) as l reaches {steepest}"
+    if len(enough):
         text += (
             f"; cut from layer {int(enough.start.iloc[0])} on it is {enough['mean'].iloc[0]:.2f}, so that little of "
             "the picture is read there or later"
-            if len(enough)
-            else "; however late the cut begins, more than a tenth is lost: the last layers still read the picture"
         )
-        out.append({"kind": "layers", "says": NOTE, "text": text})
-    if window is not None:
-        inside, outside = (
-            table[(table.path == BOTH) & (table.scope == scope)]["mean"] for scope in (WITHIN, OUTSIDE)
+    else:
+        text += (
+            "; however late the cut begins, more than a tenth is lost: the last layers still read the picture"
         )
-        if len(inside) and len(outside):
-            span = f"{window['start']}–{window['stop'] - 1}"
-            text = (
-                f"layers {span} ({window['reason']}): with {BOTH} cut only there F1 is {inside.iloc[0]:.2f}, "
-                f"with it cut everywhere else {outside.iloc[0]:.2f}"
-            )
-            out.append({"kind": "the window", "says": NOTE, "text": text})
-    return out
+    return [{"kind": "layers", "says": NOTE, "text": text}]
 
 
-def _against_planted(planted: Planted, row: dict[str, Any]) -> dict[str, Any]:
+def _window_evidence(table: pd.DataFrame, window: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """F1 with the path cut only in the window, and everywhere else."""
+    inside, outside = (
+        table[(table.path == BOTH) & (table.scope == scope)]["mean"] for scope in (WITHIN, OUTSIDE)
+    )
+    if window is None or not len(inside) or not len(outside):
+        return []
+    text = (
+        f"layers {span(window['start'], window['stop'])} ({window['reason']}): with {BOTH} cut only there F1 is "
+        f"{inside.iloc[0]:.2f}, with it cut everywhere else {outside.iloc[0]:.2f}"
+    )
+    return [{"kind": "the window", "says": NOTE, "text": text}]
+
+
+def _against_planted(planted: Planted, row: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the configurations come out as what is known of the model demands."""
     if row["verdict"] == INCONCLUSIVE:
         return {"truth": planted.truth, "checks": [], "accordingly": None}

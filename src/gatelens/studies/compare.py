@@ -1,0 +1,108 @@
+"""Two runs of a study side by side: verdicts, the tables cell by cell, and the settings that differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from gatelens.errors import OutputError
+from gatelens.plots.card import Block, Card, Cell, Table, Text
+from gatelens.plots.numbers import cell, number, signed, span
+from gatelens.plots.page import Page, Verdict, render
+from gatelens.runs import Run
+from gatelens.studies.catalogue import study_of
+
+
+def compare(a: Run, b: Run) -> pd.DataFrame:
+    """The knockout tables (compressed contexts, sizes of gates) joined: ``how, metric, row, mean_a, low_a, high_a,
+    n_a, mean_b, …, difference, apart``.
+
+    ``difference`` is b − a; ``apart`` whether the two 95 % intervals do not overlap.
+
+    Raises:
+        OutputError: the runs are of different studies, or have no finished table or no cell in common.
+    """
+    if a.study != b.study:
+        raise OutputError(f"cannot compare a run of {a.study!r} with one of {b.study!r}")
+    cells = study_of(a).comparable
+    keys = ["how", "metric", "row"]
+    values = ["mean", "low", "high", "n"]
+    both = cells(a)[keys + values].merge(cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
+    if both.empty:
+        raise OutputError(
+            f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
+        )
+    both["difference"] = both.mean_b - both.mean_a
+    both["apart"] = (both.low_b > both.high_a) | (both.low_a > both.high_b)
+    return both
+
+
+def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
+    """``(setting, in a, in b)`` where they differ."""
+    left, right = a.settings, b.settings
+    return [(k, left.get(k), right.get(k)) for k in {**left, **right} if left.get(k) != right.get(k)]
+
+
+def compare_text(a: Run, b: Run) -> str:
+    """The comparison for a terminal."""
+    table = compare(a, b)
+    lines = [f"A  {a.label}: {_headline(a)}", f"B  {b.label}: {_headline(b)}", ""]
+    width = max(len(r) for r in table.row) + 2
+    for (how, metric), part in table.groupby(["how", "metric"], sort=False):
+        lines.append(f"{metric} ({how})")
+        lines.append(f"  {'':{width}}{'A':22}{'B':22}B − A")
+        for r in part.itertuples():
+            left, right = cell(r.mean_a, r.low_a, r.high_a), cell(r.mean_b, r.low_b, r.high_b)
+            difference = signed(r.difference) + (" *" if r.apart else "")
+            lines.append(f"  {r.row:{width}}{left:22}{right:22}{difference}")
+        lines.append("")
+    lines.append("* the 95 % intervals do not overlap")
+    different = setting_differences(a, b)
+    lines += (
+        [f"settings that differ: {', '.join(k for k, _, _ in different)}"] if different else ["same settings"]
+    )
+    return "\n".join(lines)
+
+
+def compare_html(a: Run, b: Run) -> str:
+    """The comparison as one HTML page that needs no network."""
+    cards = [
+        _card(how, metric, part)
+        for (how, metric), part in compare(a, b).groupby(["how", "metric"], sort=False)
+    ]
+    different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
+    settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
+    cards.append(Card("Settings that differ", [settings]))
+    models = [run.settings.get("model", "?") for run in (a, b)]
+    names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
+    verdicts = [
+        Verdict.from_json({**run.json("verdict"), "evidence": ()}, study_of(run).tones, name)
+        for name, run in zip(names, (a, b), strict=True)
+    ]
+    method = {
+        "interval": "Under each mean its 95 % bootstrap interval.",
+        "*": "The two intervals do not overlap.",
+    }
+    return render(Page(" and ".join(models), ["two runs compared"], verdicts, cards, method))
+
+
+def _card(how: str, metric: str, part: pd.DataFrame) -> Card:
+    """One metric, both runs side by side."""
+    is_knockout = how in ("zero", "mask")
+    counts = [f"{side}\nn = {int(part[f'n_{side.lower()}'].max())}" for side in "AB"]
+    rows: list[list[Cell]] = [
+        [
+            str(r.row),
+            (number(r.mean_a), span(r.low_a, r.high_a)),
+            (number(r.mean_b), span(r.low_b, r.high_b)),
+            f"{signed(r.difference)}{' *' if r.apart else ''}",
+        ]
+        for r in part.itertuples()
+    ]
+    title = f"{metric[0].upper()}{metric[1:]}, {'knockout ' if is_knockout else ''}{how}"
+    return Card(title, [Table(["attention cut" if is_knockout else "context", *counts, "B − A"], rows)])
+
+
+def _headline(run: Run) -> str:
+    return f"{run.json('verdict')['headline']} ({run.manifest['settings'].get('model', '?')})"

@@ -1,0 +1,1 @@
+"""Section *attention*: how the text divides its attention among the image side."""

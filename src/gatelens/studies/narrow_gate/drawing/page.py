@@ -1,0 +1,170 @@
+"""Drawing after a picture, on the page: the first drawings, shares and bars."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from gatelens.plots.bars import bars
+from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
+from gatelens.plots.numbers import MISSING, percent_cell
+from gatelens.plots.style import NotebookFigure, ReferenceLine
+from gatelens.runs import Run
+from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, chance
+
+BROKEN, FOLLOWS = "class asked", "background of the picture"
+IN_TABLE = (
+    "class asked",
+    "shape asked",
+    "colour asked",
+    "colour of the picture",
+    "background of the picture",
+    "colour of the target",
+)
+PANELS = (
+    ("colour asked", "class asked"),
+    ("colour asked", "colour asked"),
+    ("colour open", "colour of the picture"),
+    ("colour open", "background of the picture"),
+)
+EXAMPLE = {"colour asked": "draw a fox on a red circle.", "colour open": "draw a fox on a circle."}
+SAYS = ("says colour of the picture", "says colour of the target")
+ALL_TEXT, GATE_TEXT, IMAGE_TEXT = (f"{keys} → text + drawing" for keys in ("gate + image", "gate", "image"))
+WORDS = {
+    "X → drawing, X → text + drawing": (
+        "The drawn image tokens, and the row that draws the first one, cannot read X in any layer or head (−∞ before "
+        "the softmax; in the row marked zero 0 after it, without renormalising); text: the request's tokens after the "
+        "gate cannot either. Image means the image tokens of the prompt's picture with their start marker."
+    ),
+    "gate of another picture, steered, random": (
+        "The gate's residual stream, entering every layer, is that of another picture (the target); or the mean gate "
+        "of pictures with the target's colour minus that of pictures with the prompt's is added in the middle layer; "
+        "or a random direction of the same length."
+    ),
+    "asked, of the picture, of the target": (
+        "Class and shape are the model's own answers about the drawing, the likeliest of the possible ones. Colour is "
+        "by pixels: the plate colour that most pixels lie near. Background: the same with the backgrounds of the "
+        "pictures. Asked are always another class, colour and shape than the picture’s."
+    ),
+    "says": (
+        "The model is asked for the plate's colour in the prompt's picture, under the same edit. A cut row "
+        "renormalises, so that a model may then read the image tokens where it otherwise reads the gate."
+    ),
+}
+
+
+def cards(run: Run) -> list[Card]:
+    """Pictures, tables and bars."""
+    table, drawn = run.table("drawing"), run.json("drawing_pictures")
+    blocks: list[Block] = [
+        Chart("drawing", partial(drawing_bars, table), caption(table)),
+        pictures(drawn),
+        *(shares(table, prompt) for prompt in table.prompt.unique()),
+        said(table),
+    ]
+    return [Card("Drawing after a picture", blocks, WORDS)]
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What the numbers come to, in sentences; each comparison holds only where the 95 % intervals are apart."""
+    part = table[table.prompt == "colour asked"].set_index(["row", "measure"])
+
+    def share(row: str, measure: str) -> str:
+        one = part.loc[(row, measure)]
+        return percent_cell(one["mean"], one.low, one.high)
+
+    def apart(a: str, b: str, measure: str) -> bool:
+        x, y = part.loc[(a, measure)], part.loc[(b, measure)]
+        return bool(x.high < y.low or y.high < x.low)
+
+    n = int(part.n.max())
+    text = (
+        f"Of {n} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked for; after a "
+        f"picture of something else {share(NONE, BROKEN)}"
+    )
+    text += ": the picture breaks drawing. " if apart(NONE, NO_PICTURE, BROKEN) else ". "
+    text += f"{share(NONE, FOLLOWS)} have the background of that picture"
+    if not apart(NONE, NO_PICTURE, FOLLOWS):
+        return f"{text}, as without it ({share(NO_PICTURE, FOLLOWS)}): no influence is seen."
+    text += f" (without it {share(NO_PICTURE, FOLLOWS)})"
+    for row, what in ((GATE_TEXT, "the gate"), (IMAGE_TEXT, "the image tokens")):
+        moved = apart(row, NONE, FOLLOWS)
+        text += f"; with {what} cut off from text and drawing {share(row, FOLLOWS)}"
+        text += "" if moved else ", no different"
+    if apart(ALL_TEXT, NONE, BROKEN):
+        text += f". With both cut off, {share(ALL_TEXT, BROKEN)} show the class asked for again"
+    return text + ". Whiskers: 95 % bootstrap interval over drawings; dashed: chance."
+
+
+def pictures(drawn: dict[str, Any]) -> Pictures:
+    """The first drawings of the run under every row; not chosen by what they show."""
+    heads = ["", *(f"“{p['text']}”" for p in drawn["prompts"])]
+    rows: list[tuple[str, list[tuple[str, str]]]] = [
+        ("the prompt’s picture", [(uri, "") for uri in drawn["pictures"]])
+    ]
+    rows += [(one["row"], [(uri, "") for uri in one["drawn"]]) for one in drawn["rows"]]
+    return Pictures(heads, rows, "The first drawings of the run, not chosen.")
+
+
+def shares(table: pd.DataFrame, prompt: str) -> Table:
+    """One way of asking: rows are interventions, columns what the drawings show."""
+    part = table[table.prompt == prompt]
+    measures = [m for m in IN_TABLE if m in set(part.measure)]
+    heads = ["what is cut or changed", *measures]
+    rows = [[name, *(_cell(part, name, measure) for measure in measures)] for name in part["row"].unique()]
+    title = f"Drawings, {prompt} (n = {int(part.n.max())})"
+    return Table(heads, rows, f"Asked like “{EXAMPLE[prompt]}”", title, (NO_PICTURE,))
+
+
+def said(table: pd.DataFrame) -> Table:
+    """What the model says of the picture under the same edits."""
+    part = table[table.measure.isin(SAYS) & (table.prompt == table.prompt.iloc[0])]
+    rows = [[name, *(_cell(part, name, m) for m in SAYS)] for name in part["row"].unique()]
+    caption = (
+        "The same edits while the model says the plate's colour in the prompt's picture: an edit that turns what is "
+        "said but not what is drawn acts on the words' path alone."
+    )
+    return Table(["what is cut or changed", *SAYS], rows, caption, "Said, not drawn")
+
+
+def _cell(part: pd.DataFrame, row: str, measure: str) -> Cell:
+    rows = part[(part["row"] == row) & (part.measure == measure)]
+    return MISSING if rows.empty else mean_cell(rows.iloc[0])
+
+
+def drawing_bars(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """One panel a measure, one bar an intervention, whiskers the 95 % interval, chance dashed.
+
+    Args:
+        table: ``prompt, row, measure, mean, low, high, n`` as a study's ``drawing`` table.
+        dark: draw on dark ground.
+    """
+    titles = {
+        f"{prompt}: {measure}": f"{measure}\n“{EXAMPLE[prompt].replace(' on', chr(10) + 'on')}”"
+        for prompt, measure in PANELS
+    }
+    named = table.assign(panel=table.prompt + ": " + table.measure)
+    shown = pd.concat([named[named.panel == panel] for panel in titles])
+    levels = {f"{prompt}: {measure}": chance(measure) for prompt, measure in PANELS}
+    return bars(
+        shown,
+        groups="row",
+        panels="panel",
+        colors={row: _color(row) for row in table["row"].unique()},
+        references=[ReferenceLine(levels, "chance", "--")],
+        titles=titles,
+        top=1.04,
+        dark=dark,
+    )
+
+
+def _color(name: str) -> str:
+    if name in (NONE, NO_PICTURE):
+        return "neutral"
+    if name.startswith("gate + image"):
+        return "third"
+    if name.startswith("image"):
+        return "image"
+    return "faint" if name.startswith("random") else "gate"

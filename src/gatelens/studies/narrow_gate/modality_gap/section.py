@@ -1,0 +1,259 @@
+"""Section *modality gap*: how far image tokens stand from text tokens in the residual stream, by layer.
+
+As the paper measures it (NG, section 3): of every picture with its caption one image token and one text token are
+drawn; the median of |cos| over all pairs of an image and a text token, and the homogeneity by modality of the clusters
+that Advanced Density Peaks finds among all tokens. The paper has 10,000 samples of Flickr30k: ``n`` says how many.
+
+There is no evidence for the verdict in it. The gap says where the tokens lie, not how the text gets at the picture: a
+model whose text reads the image tokens directly can keep the two modalities apart (``organism:open`` has the same
+architecture and image codes as ``organism:gated``, and small cosines like it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from gatelens.data import Example
+from gatelens.data.base import kind
+from gatelens.errors import DataError
+from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
+from gatelens.measures.neighbours import distinct
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Card, Chart
+from gatelens.runs import Run
+from gatelens.studies.examples import draw
+from gatelens.studies.narrow_gate.asking import as_asked, turned_kinds
+from gatelens.studies.narrow_gate.knockout_table import QUERIES
+from gatelens.studies.narrow_gate.modality_gap.figures import cosine_by_layer, homogeneity_by_layer
+from gatelens.studies.options import Examples, Options
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.tokens import TokenMap
+
+PAIRS = ("image-text", "image-image", "text-text")
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+SHUFFLES = 20  # of the modality labels, for the homogeneity that clusters of these sizes have by chance
+CLUSTER_COLUMNS = ["layer", "homogeneity", "chance", "clusters", "dimension", "halo", "repeats", "n"]
+NEED = 17  # distinct points: the density estimate takes 16 neighbours
+
+
+WORDS = {
+    "modality gap": (
+        "One image token and one text token after the gate are drawn of every sample (a picture with its caption, "
+        "where the data has captions). |cos| is of their residual streams, over all pairs of an image and a text "
+        "token. Layer l is the input of block l; the last is the output of the last block."
+    ),
+    "homogeneity": (
+        "Of clusters by Advanced Density Peaks (Z = 1.65, k-NN density with k = 16, cosine distance, 128 neighbours, "
+        "intrinsic dimension by Gride, as in the paper): 1 if every cluster holds tokens of one modality only, 0 if "
+        "clusters say nothing of the modality. Equal vectors, common where tokens enter, are clustered once and "
+        "counted at their full number. By chance: the same clusters with the labels shuffled."
+    ),
+}
+
+
+class ModalityGapOptions(Options):
+    """Samples."""
+
+    n: Annotated[Examples, Field(description="Pictures with their text; the paper has 10,000.")] = 500
+
+
+@dataclass(frozen=True)
+class Samples(Batch):
+    """All samples, as clusters need the tokens of all of them at once.
+
+    Attributes:
+        parts: ``(number of the first, examples)``.
+        seed: draws one image and one text token of each.
+    """
+
+    parts: Sequence[tuple[int, Sequence[Example]]]
+    seed: int
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """One batch: two vectors a sample and layer are kept."""
+    examples = samples(setup)
+    if len(examples) < 2:
+        raise Absent("it needs two samples")
+    parts = [(start, part) for _, start, part in setup.batched(examples)]
+    return [Samples("all", parts, setup.options.seed, units=2 * len(parts))]
+
+
+def measure(model: HookedVLM, batch: Samples) -> Tables:
+    """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``, by layer."""
+    parts = [drawn_tokens(model, part, start, batch.seed) for start, part in batch.parts]
+    tokens = torch.cat(parts, dim=1)
+    del parts
+    spreads, histogram, clusters = [], [], []
+    for layer in range(tokens.shape[2]):
+        image, text = tokens[:, :, layer].to(model.device)
+        spread, bins, clustered = compare(image, text, batch.seed)
+        spreads += [{"layer": layer, **row} for row in spread]
+        histogram += [{"layer": layer, **row} for row in bins]
+        clusters += [{"layer": layer, **clustered}] if clustered else []
+    return {
+        "modality_gap": pd.DataFrame(spreads),
+        "modality_gap_histogram": pd.DataFrame(histogram),
+        "modality_clusters": pd.DataFrame(clusters, columns=CLUSTER_COLUMNS),
+    }
+
+
+def samples(setup: Setup) -> list[Example]:
+    """``n`` examples of the first task with captions, else of questions, else of classes; drawn on when the study
+    itself wants fewer of them."""
+    n = setup.sections["modality_gap"].n
+    for task, drawn in setup.examples("caption", "vqa", "class"):
+        if len(drawn) >= n:
+            return list(drawn[:n])
+        more = {task: draw(setup.data, task, n, setup.options.seed)}
+        return as_asked(setup.model, more, turned_kinds(setup.model, setup.options.chat))[task]
+    return []
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    """The prompts, with the first caption where there are captions: the text of a pair is then not the same few
+    words in every sample."""
+    return [f"{e.prompt} {e.answers[0]}" if kind(e.task) == "caption" else e.prompt for e in examples]
+
+
+def draw_positions(tokens: TokenMap, start: int, seed: int) -> Bool[Tensor, "batch pos"]:
+    """One image token and one text token after the gate of every example, drawn by its number.
+
+    Raises:
+        DataError: an example without an image token or without text after the gate.
+    """
+    out = torch.zeros(tokens.batch_size, tokens.n_pos, dtype=torch.bool)
+    masks = [tokens.mask("image"), tokens.mask(QUERIES)]
+    for b in range(tokens.batch_size):
+        rng = np.random.default_rng([seed, 31, start + b])
+        for name, mask in zip(("image token", "text after the gate"), masks, strict=True):
+            at = mask[b].nonzero().flatten()
+            if not len(at):
+                raise DataError(f"modality gap: example {start + b} has no {name}; leave it out")
+            out[b, at[int(rng.integers(len(at)))]] = True
+    return out
+
+
+def drawn_tokens(
+    model: HookedVLM, examples: Sequence[Example], start: int, seed: int
+) -> Float[Tensor, "modality example layer d_model"]:
+    """The residual stream of the drawn image (0) and text (1) tokens: ``resid_pre`` of every layer and, last,
+    ``resid_post`` of the last one; on the CPU, in the model's dtype. Nothing else is kept."""
+    last = int(model.cfg.n_layers) - 1
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [
+        f"blocks.{last}.hook_resid_post"
+    ]
+    inputs = model.prepare(images=[e.image for e in examples], text=texts(examples))
+    mask = draw_positions(inputs.tokens, start, seed)
+    _, cache = model.run_with_cache(inputs, names_filter=names, positions=mask, device="cpu")
+    kept = mask.nonzero()[:, 1].view(-1, 2)
+    image = inputs.tokens.mask("image").gather(1, kept).long().argmax(-1)
+    here = torch.arange(len(examples))
+    both = torch.stack([cache[name] for name in names], dim=2)  # [example, kept, layer, d_model]
+    return torch.stack([both[here, image], both[here, 1 - image]])
+
+
+def compare(
+    image: Float[Tensor, "example d_model"], text: Float[Tensor, "example d_model"], seed: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any] | None]:
+    """One layer: rows of ``modality_gap`` and of its histogram (without ``layer``), and the row of
+    ``modality_clusters``, None with fewer than 17 distinct points, of which no density can be taken."""
+    spreads, histogram = [], []
+    for pair, (a, b) in zip(PAIRS, ((image, text), (image, None), (text, None)), strict=True):
+        if len(a) < 2:
+            continue
+        s = cosine_spread(a, b, QUANTILES)
+        quantiles = {f"q{100 * q:02.0f}": value for q, value in s.quantiles.items()}
+        row = {"pair": pair, "median": s.median, **quantiles, "mean": s.mean, "signed_mean": s.signed_mean}
+        spreads.append({**row, "n": s.pairs})
+        edges = torch.linspace(0, 1, len(s.histogram) + 1).tolist()
+        shares = (s.histogram.double() / s.pairs).tolist()
+        histogram += [
+            {"pair": pair, "from": low, "to": high, "share": share}
+            for low, high, share in zip(edges, edges[1:], shares, strict=False)
+        ]
+    points = torch.cat([image, text]).float()
+    if len(distinct(points)[0]) < NEED:
+        return spreads, histogram, None
+    modality = torch.arange(2).repeat_interleave(len(image))
+    clustered = modality_clusters(points, modality)
+    generator = torch.Generator().manual_seed(seed)
+    chance = [
+        homogeneity(modality[torch.randperm(len(modality), generator=generator)], clustered.labels)
+        for _ in range(SHUFFLES)
+    ]
+    clusters = {
+        "homogeneity": clustered.homogeneity,
+        "chance": float(np.mean(chance)),
+        "clusters": clustered.n_clusters,
+        "dimension": clustered.dimension,
+        "halo": clustered.halo,
+        "repeats": clustered.repeats,
+        "n": len(points),
+    }
+    return spreads, histogram, clusters
+
+
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``."""
+    return measured["all"]
+
+
+def page(run: Run) -> list[Card]:
+    """The gap and the clusters."""
+    table, histogram, clusters = (
+        run.table(n) for n in ("modality_gap", "modality_gap_histogram", "modality_clusters")
+    )
+    charts = [Chart("modality_gap", partial(cosine_by_layer, table, histogram), _caption(table))]
+    words = {"modality gap": WORDS["modality gap"]}
+    if len(clusters):
+        draw_clusters = partial(homogeneity_by_layer, clusters)
+        charts.append(Chart("modality_clusters", draw_clusters, _clusters_caption(clusters)))
+        words["homogeneity"] = WORDS["homogeneity"]
+    return [Card("Image tokens and text tokens", charts, words)]
+
+
+def _caption(table: pd.DataFrame) -> str:
+    part = table[table.pair == "image-text"].set_index("layer")
+    top = part["median"].idxmax()
+    return (
+        f"How alike image and text tokens are, from {int(part.n.iloc[0]):,} pairs a layer: the median of |cos| is "
+        f"highest in layer {int(top)} ({part['median'].max():.2f}). Where the two kinds of tokens lie tells nothing of "
+        "the way between them, so the verdict does not use it. In the paper the medians of models trained on both "
+        "from the start stay near 0; in models built on a language model the two kinds come together in the middle "
+        "layers."
+    )
+
+
+def _clusters_caption(table: pd.DataFrame) -> str:
+    top, least = table.loc[table.homogeneity.idxmax()], table.loc[table.homogeneity.idxmin()]
+
+    def say(row: pd.Series) -> str:
+        count = int(row.clusters)
+        return f"in layer {int(row.layer)} ({row.homogeneity:.2f}, {count} cluster{'s' * (count != 1)})"
+
+    return (
+        f"Do clusters of the {int(table.n.iloc[0]):,} tokens hold one modality each? Most {say(top)}, least "
+        f"{say(least)}. The numbers in the figure count clusters."
+    )
+
+
+SECTION = Section(
+    "modality_gap",
+    "how far image tokens stand from text tokens, by layer",
+    batches,
+    measure,
+    conclude,
+    ModalityGapOptions,
+    page=page,
+)

@@ -1,0 +1,1 @@
+"""Section *patching*: the gate's activations taken from another picture."""

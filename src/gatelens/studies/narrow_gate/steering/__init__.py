@@ -1,0 +1,1 @@
+"""Section *steering*: a class direction added at the gate."""

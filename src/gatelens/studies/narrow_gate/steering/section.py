@@ -1,0 +1,386 @@
+"""Section *steering*: a direction added at the gate makes the answer another class. What else does it change?
+
+The directions are differences of class means (:mod:`.directions`), fitted on one half of the pictures and
+added to the other half's gate in the layer that the fitting half chose, at doses from a quarter to four times the
+difference. Beside them stand pushes of the same length in random directions and in the direction of another pair of
+classes, and the price: captions of the same pictures without the class's name, and questions that concern neither
+class. The same recipe at the last position shows that it works where the answer certainly is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import AfterValidator, Field
+from safetensors.torch import save
+
+from gatelens.data import Example
+from gatelens.engine import generate_many, last_logits
+from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.overlap import distribution_overlap
+from gatelens.model import HookedVLM
+from gatelens.plots.numbers import percent, percent_cell
+from gatelens.plots.pictures import picture_uri
+from gatelens.runs import Run
+from gatelens.studies.examples import Labels, prepare
+from gatelens.studies.narrow_gate.class_pairs import AskedPairs, ClassPair, Every, layers_visited, pair_name
+from gatelens.studies.narrow_gate.steering.directions import (
+    MEANS,
+    NOTHING,
+    OTHER,
+    PLACES,
+    RANDOM,
+    REFERENCE,
+    SITE,
+    Halves,
+    Item,
+    Pushes,
+    answers,
+    choose_pairs,
+    chosen_layer,
+    directions_at,
+    fit,
+    halves,
+    layer_scores,
+)
+from gatelens.studies.narrow_gate.steering.page import cards
+from gatelens.studies.narrow_gate.steering.table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
+from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, FEWEST, FLIPS, INCONCLUSIVE, MIXED, NARROW
+from gatelens.studies.options import Count, Examples, Options, Says
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+
+FIT = "fit"
+FEWEST_TO_FIT = 10  # pictures of a class, for a direction that turns little to mean anything
+SHOWN, SHOWN_DOSES = 4, (0.0, 0.5, 1.0, 2.0, 4.0)  # pictures on the page, and the doses of their captions
+
+
+def doses_of(asked: str | Sequence[float]) -> list[float]:
+    """The doses asked for, and 1 in any case, ascending.
+
+    Raises:
+        ValueError: a dose that is no number above 0.
+    """
+    try:
+        given = [float(x) for x in (asked.split(",") if isinstance(asked, str) else asked)]
+    except (TypeError, ValueError):
+        given = [-1.0]
+    if any(not 0 <= x < float("inf") for x in given):
+        raise ValueError("no doses")
+    return sorted({x for x in given if x} | {1.0})
+
+
+class SteeringOptions(Options):
+    """Pairs, pictures, pushes and layers."""
+
+    pairs: AskedPairs = None
+    n_pairs: Annotated[Examples, Field(description="Class pairs, where none are given.")] = 8
+    n: Annotated[Examples, Field(description="Pictures of each pair that are steered.")] = 12
+    n_caption: Annotated[Examples, Field(description="Pictures whose captions are steered.")] = 32
+    n_vqa: Annotated[Examples, Field(description="Questions that concern neither class.")] = 64
+    n_random: Annotated[Count, Field(description="Random directions of a pair.")] = 3
+    doses: Annotated[
+        Any,
+        AfterValidator(doses_of),
+        Says("numbers above 0, as [0.5, 1, 2]"),
+        Field(description="Multiples of the difference of class means; 1 is always among them."),
+    ] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    every: Every = None
+
+
+@dataclass(frozen=True)
+class Fit(Batch):
+    """One half of the pictures, on which the directions are fitted and their layer is chosen."""
+
+    pairs: Sequence[ClassPair]
+    split: Halves
+    every: int | None
+    size: int
+
+
+@dataclass(frozen=True)
+class Steer(Batch):
+    """Pictures or questions of the other half, each with the pair it is steered along.
+
+    Attributes:
+        kind: ``pictures`` (the class answer), ``captions`` or ``questions``.
+        start, items: what is asked; ``start`` numbers the first.
+        fitted: the directions, from the fit.
+        doses, n_random, seed: of the pushes.
+        prompt: of captions.
+        max_new_tokens: of a caption or an answer.
+    """
+
+    kind: str
+    start: int
+    items: Sequence[Item]
+    fitted: pd.DataFrame
+    doses: Sequence[float]
+    n_random: int
+    seed: int
+    prompt: str = ""
+    max_new_tokens: int = 1
+
+
+def batches(setup: Setup, measured: Measured) -> list[Batch]:
+    """The fit; then batches of pictures to steer, of their captions, and of questions."""
+    options: SteeringOptions = setup.sections["steering"]
+    seed, tasks = setup.options.seed, setup.examples("class")
+    if not tasks:
+        raise Absent("the data has no task class")
+    split = halves(tasks[0][1], seed, options.pairs)
+    pairs = choose_pairs(split, options.pairs, options.n_pairs, seed)
+    if not pairs or not options.n:
+        raise Absent("it needs two classes with four pictures each")
+    layers = layers_visited(setup.n_layers, options.every)
+    used = {name: split[name] for pair in pairs for name in pair}
+    work: list[Batch] = [Fit(FIT, pairs, used, options.every, setup.size, units=len(layers))]
+    if FIT not in measured:
+        return work
+    fitted = measured[FIT]["directions"]
+    turns = [split[base][1][: options.n] for base, _ in pairs]
+    items = [
+        Item(pair, turn[k])
+        for k in range(max(map(len, turns)))
+        for pair, turn in zip(pairs, turns, strict=True)
+        if k < len(turn)
+    ]
+    asked = [e for _, examples in setup.examples("vqa")[:1] for e in examples]
+    questions = unconcerned(asked, pairs, setup.data.classes)[: options.n_vqa]
+    return work + _steered(setup, options, fitted, items, questions)
+
+
+def _steered(
+    setup: Setup,
+    options: SteeringOptions,
+    fitted: pd.DataFrame,
+    items: Sequence[Item],
+    questions: Sequence[Item],
+) -> list[Batch]:
+    study, doses = setup.options, list(options.doses)
+    work: list[Batch] = [
+        Steer(
+            f"pictures-{i:04d}", "pictures", start, part, fitted, doses, options.n_random, study.seed, units=8
+        )
+        for i, start, part in setup.batched(items)
+    ]
+    captions = setup.examples("caption")
+    if captions:
+        prompt, longest = captions[0][1][0].prompt, study.caption_tokens
+        work += [
+            Steer(
+                f"captions-{i:04d}",
+                "captions",
+                start,
+                part,
+                fitted,
+                doses,
+                1,
+                study.seed,
+                prompt,
+                longest,
+                units=16,
+            )
+            for i, start, part in setup.batched(items[: options.n_caption])
+        ]
+    along = {item.example.id: item.pair for item in questions}
+    for i, start, some in setup.batched_by_length([q.example for q in questions]):
+        part = [Item(along[e.id], e) for e in some]
+        asked = Steer(f"questions-{i:04d}", "questions", start, part, fitted, doses, 1, study.seed, units=8)
+        work.append(replace(asked, max_new_tokens=study.vqa_tokens))
+    return work
+
+
+def unconcerned(
+    examples: Sequence[Example], pairs: Sequence[ClassPair], classes: Sequence[str]
+) -> list[Item]:
+    """Each question with a pair that it does not concern, pairs taking turns.
+
+    A question is left out where its answer is the name of a class, or where it names a class of every pair.
+    """
+    items: list[Item] = []
+    known = {name.lower() for name in classes}
+    for example in examples:
+        if known & {a.lower() for a in example.answers}:
+            continue
+        text = " ".join([example.prompt, *example.answers])
+        turn = len(items) % len(pairs)
+        for pair in [*pairs[turn:], *pairs[:turn]]:
+            if not any(names(text, one) for one in pair):
+                items.append(Item(pair, example))
+                break
+    return items
+
+
+def measure(model: HookedVLM, batch: Fit | Steer) -> Tables:
+    """``directions`` of the fit, else ``pictures``, ``captions`` or ``questions``."""
+    if isinstance(batch, Fit):
+        layers = layers_visited(int(model.cfg.n_layers), batch.every)
+        return {"directions": fit(model, batch.pairs, batch.split, layers, batch.size, Labels(model))}
+    steered = {"pictures": steer_pictures, "captions": steer_captions, "questions": steer_questions}
+    pushes = Pushes(batch.fitted, batch.doses, batch.n_random, batch.seed)
+    return {batch.kind: steered[batch.kind](model, pushes, batch)}
+
+
+def steer_pictures(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+    """``direction, repeat, dose, right`` (unsteered), and :func:`.directions.answers`."""
+    ways = pushes.ways([MEANS, RANDOM, OTHER, REFERENCE])
+    runs = [pushes.run(way, [item.pair for item in batch.items]) for way in ways]
+    inputs, labels = prepare(model, [item.example for item in batch.items], batch.start), Labels(model)
+    judged = [answers(batch.items, logits, labels) for logits in last_logits(model, inputs, [None, *runs])]
+    right = judged[0].is_base
+    tables = []
+    for (kind, repeat, dose), one in zip([(NOTHING, 0, 0.0), *ways], judged, strict=True):
+        told = one.assign(direction=kind, repeat=repeat, dose=dose, right=right)
+        # a pair that shares a class with every other has no control of this kind
+        there = [
+            kind == NOTHING or pushes.direction(kind, repeat, item.pair) is not None for item in batch.items
+        ]
+        tables.append(told[there])
+    return pd.concat(tables, ignore_index=True)
+
+
+def steer_captions(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+    """``id, base, target, direction, dose, caption``: the same pictures under the caption prompt."""
+    ways = pushes.ways([MEANS, RANDOM])
+    images = [item.example.image for item in batch.items]
+    inputs = model.prepare(images=images, text=[batch.prompt] * len(batch.items))
+    runs = [None, *(pushes.run(way, [item.pair for item in batch.items]) for way in ways)]
+    rows = []
+    for (kind, _, dose), said in zip(
+        [(NOTHING, 0, 0.0), *ways], generate_many(model, inputs, runs, batch.max_new_tokens), strict=True
+    ):
+        for item, text in zip(batch.items, said.texts, strict=True):
+            rows.append((item.example.id, *item.pair, kind, dose, text.strip()))
+    return pd.DataFrame(rows, columns=["id", "base", "target", "direction", "dose", "caption"])
+
+
+def steer_questions(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+    """``id, base, target, direction, dose, prediction, score, overlap``.
+
+    ``overlap``: Σ min(p, q) of the answer's first token with the unsteered one.
+    """
+    ways = pushes.ways([MEANS, RANDOM])
+    inputs = prepare(model, [item.example for item in batch.items], batch.start)
+    runs = [None, *(pushes.run(way, [item.pair for item in batch.items]) for way in ways)]
+    written = generate_many(model, inputs, runs, batch.max_new_tokens)
+    p = [x.float().softmax(-1).cpu() for x in last_logits(model, inputs, runs)]
+    rows = []
+    for (kind, _, dose), said, q in zip([(NOTHING, 0, 0.0), *ways], written, p, strict=True):
+        overlaps = distribution_overlap(p[0], q).tolist()
+        for item, text, overlap in zip(batch.items, said.texts, overlaps, strict=True):
+            score = vqa_accuracy(text, item.example.answers)
+            rows.append((item.example.id, *item.pair, kind, dose, text.strip(), score, overlap))
+    columns = ["id", "base", "target", "direction", "dose", "prediction", "score", "overlap"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
+    """``steering``, ``steering_layers``, the answers they are made of, ``steering_examples`` and the directions."""
+    n_boot, seed = setup.options.n_boot, setup.options.seed
+    fitted, pictures = measured[FIT]["directions"], measured.table("pictures")
+    layers = {place: chosen_layer(fitted, place) for place in PLACES}
+    tables: dict[str, Any] = {"steering_pictures": pictures}
+    captions, questions = measured.table("captions"), measured.table("questions")
+    if len(captions):
+        captions = score_captions(captions)
+        tables |= {"steering_captions": captions, "steering_examples": _examples(setup, captions)}
+    if len(questions):
+        tables["steering_questions"] = questions
+    tables["steering"] = summarise(
+        pictures,
+        captions if len(captions) else None,
+        questions if len(questions) else None,
+        layers,
+        n_boot,
+        seed,
+    )
+    scores = [layer_scores(fitted, place).assign(place=place) for place in PLACES]
+    scores = [s.assign(chosen=s.layer == layers[place]) for s, place in zip(scores, PLACES, strict=True)]
+    tables["steering_layers"] = pd.concat(scores, ignore_index=True)
+    tables["directions.safetensors"] = as_safetensors(fitted, layers["gate"])
+    return tables
+
+
+def _examples(setup: Setup, captions: pd.DataFrame) -> list[dict[str, object]]:
+    """The first picture of the first pairs with its captions by dose, for the page."""
+    images = {e.id: e.image for _, drawn in setup.examples("class")[:1] for e in drawn if e.image is not None}
+    mine = captions[captions.direction.isin((NOTHING, MEANS)) & captions.dose.isin(SHOWN_DOSES)]
+    first = captions.drop_duplicates(["base", "target"]).head(SHOWN)
+    shown: list[dict[str, object]] = []
+    for one in first.itertuples():
+        said = mine[(mine.id == one.id) & (mine.base == one.base) & (mine.target == one.target)]
+        shown.append(
+            {
+                "id": one.id,
+                "pair": [one.base, one.target],
+                "picture": picture_uri(images[one.id], 256, enlarge=True),
+                "captions": [[float(r.dose), r.caption] for r in said.sort_values("dose").itertuples()],
+            }
+        )
+    return shown
+
+
+def as_safetensors(fitted: pd.DataFrame, layer: int) -> bytes:
+    """The directions of the chosen layer by ``base-target``, Float[d_model]; the metadata says how to add them."""
+    tensors = {pair_name(pair): v for pair, v in directions_at(fitted, layer).items()}
+    how = {"at": "gate", "site": SITE, "layers": json.dumps([layer])}
+    return save(tensors, metadata=how)
+
+
+def evidence(run: Run) -> list[Evidence]:
+    """Narrow where the difference of means, added once at the gate, turns the answer; distributed where no dose
+    does although the same recipe works at the last position; nothing can be said where it works at neither, or
+    where it works a little with means of few pictures."""
+    kind = "steering the gate"
+    table = run.table("steering")
+    above = table[(table.pair == ALL) & (table.measure == ABOVE)].set_index("dose")
+    right = table[(table.pair == ALL) & (table.measure == SUCCESS)].n
+    n = 0 if right.empty else int(right.max())
+    if above.empty or n < FEWEST:
+        text = (
+            f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
+            if n < FEWEST
+            else "without a random direction there is nothing to compare with"
+        )
+        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
+    once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
+    at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]
+    note = ""
+    if once.low > FLIPS[1]:
+        says = NARROW
+    elif best.high < FLIPS[0]:
+        says = DISTRIBUTED if at_last > FLIPS[1] else INCONCLUSIVE
+        note = f"; at the last position the same recipe turns {percent(at_last)}"
+    else:
+        says = MIXED
+        n_fit = int(run.table("steering_layers").n_fit.min())
+        if n_fit < FEWEST_TO_FIT:
+            says = INCONCLUSIVE
+            note = f"; a class mean of {n_fit} pictures says little, at least {FEWEST_TO_FIT} are needed"
+    most = (
+        f"at best, dose {best.name:g}, in {percent(best['mean'])}"
+        if best["mean"] > 0
+        else f"no dose up to {above.index.max():g} turns more than that"
+    )
+    text = (
+        f"the difference of class means added at the gate in layer {int(once.layer)} turns the answer to the target "
+        f"class in {percent_cell(once['mean'], once.low, once.high)} of {int(once.n)} pictures more "
+        f"than a random push of its length does; {most}{note}"
+    )
+    return [{"kind": kind, "says": says, "text": text}]
+
+
+SECTION = Section(
+    "steering",
+    "a class direction added at the gate: what it turns, and what it costs",
+    batches,
+    measure,
+    conclude,
+    SteeringOptions,
+    evidence,
+    cards,
+)

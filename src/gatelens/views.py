@@ -1,0 +1,53 @@
+"""What one looks at: heads and overlays of a prompt, a run's figures and report, two runs side by side."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from gatelens.plots.heads import HeadsView, heads
+from gatelens.plots.overlay import overlay
+from gatelens.runs import Run
+from gatelens.studies import report
+from gatelens.studies.catalogue import study_of
+from gatelens.studies.compare import compare, compare_html
+from gatelens.studies.gate_finder.figures import gate_figure
+from gatelens.studies.gate_finder.tables import gate_table
+from gatelens.studies.narrow_gate.attention.figures import attention_shares
+from gatelens.studies.narrow_gate.knockouts import knockout_bars
+from gatelens.studies.narrow_gate.patching.page import patching_curve
+
+__all__ = [
+    "HeadsView",
+    "attention_shares",
+    "compare",
+    "compare_html",
+    "figure",
+    "gate_figure",
+    "gate_table",
+    "heads",
+    "knockout_bars",
+    "overlay",
+    "patching_curve",
+    "render_report",
+    "write_report",
+]
+
+
+def figure(run: Run, name: str, dark: bool = False) -> Figure:
+    """One figure of a run's report, drawn from its tables: ``gl.views.figure(run, "progressive")``.
+
+    Raises:
+        DataError: the report has no such figure; the message lists those it has.
+        OutputError: the run lacks a finished table, or is of an unknown study.
+    """
+    return report.figure(study_of(run), run, name, dark)
+
+
+def render_report(run: Run) -> str:
+    """The report of a run as one HTML page that needs no network. Raises as :func:`figure`."""
+    return report.render_report(study_of(run), run)
+
+
+def write_report(run: Run) -> None:
+    """Draw the figures of a run and write ``report.html`` beside its tables. Raises as :func:`figure`."""
+    report.write_report(study_of(run), run)

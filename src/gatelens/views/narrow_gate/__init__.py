@@ -1,1 +1,0 @@
-"""The narrow-gate study's page: its figures and words."""
