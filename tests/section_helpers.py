@@ -8,8 +8,8 @@ from typing import Any
 from gatelens.runs import Run
 from gatelens.studies.executors import Here
 from gatelens.studies.options import checked
-from gatelens.studies.section import Setup
 from gatelens.studies.runner import measure_section
+from gatelens.studies.section import Setup
 from gatelens.studies.study import Study
 
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from case import cases
-
-from gatelens.model import HookedVLM
 from gatelens.studies.gate_finder.knockouts import clean_run, cut
 from gatelens.studies.gate_finder.patching import draw_pairs, patched
 from gatelens.studies.gate_finder.setup import Setup
+
+from gatelens.model import HookedVLM
 
 CASES = cases()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gatelens.views.compare import compare
+from gatelens.views.gate_finder.figures import gate_figure, gate_layers
+from gatelens.views.gate_finder.tables import as_html, gate_table
 
 from gate_search_helpers import made_up
 from gatelens.cli import main
@@ -13,9 +16,6 @@ from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.result import GateSearch
 from gatelens.studies.gate_finder.verdict import gate_verdict
-from gatelens.views.compare import compare
-from gatelens.views.gate_finder.figures import gate_figure, gate_layers
-from gatelens.views.gate_finder.tables import as_html, gate_table
 
 
 def test_table_and_text_say_what_was_found() -> None:

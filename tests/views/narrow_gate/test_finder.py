@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gatelens.views.narrow_gate.finder import cards
+
 from gate_search_helpers import made_up
 from gatelens.plots import card
 from gatelens.runs import Run
-from gatelens.views.narrow_gate.finder import cards
 
 
 def run_of() -> Run:
