@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import torch
 
-from gatelens.studies.gate_finder.places import Place
-from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.engine import last_logits
+from gatelens.studies.examples import Labels, labels_of, prepare
+from gatelens.studies.gate_finder.measurements import CutAnswers, PatchedAnswers
+from gatelens.studies.gate_finder.places import Place, find_places, varying_inputs
+from gatelens.studies.gate_finder.study import GateSearch
 from gatelens.studies.gate_finder.verdict import gate_verdict
 
 HOWS = ("zero", "mask")
@@ -23,7 +27,7 @@ FACTS: dict[str, Any] = {
 def made_up(
     n_picture: int = 64, gate: int = 0, words: tuple[str, ...] = ("<eoss>", "this", "is"), **facts: Any
 ) -> Any:
-    """A search with numbers put in: the place ``gate`` behind the picture carries everything."""
+    """A search with numbers put in: the place ``gate`` after the picture carries everything."""
     places = [Place(i, "image", i, "<image>", 2 + i, True) for i in range(n_picture)]
     places += [Place(n_picture + i, "query", i, w, 2 + n_picture + i, False) for i, w in enumerate(words)]
     chosen = n_picture + gate
@@ -61,7 +65,7 @@ def made_up(
         "damage": [n_picture + 1],
     }  # fmt: skip
     sets = {how: dict(one) for how in HOWS}
-    settings = FACTS | {"n_picture": n_picture, "n_behind": len(words), "patched": [chosen]} | facts
+    settings = FACTS | {"n_picture": n_picture, "n_after": len(words), "patched": [chosen]} | facts
     sizes = [1, 2, 4, n_picture]
     curves = pd.concat(
         [
@@ -81,3 +85,53 @@ def made_up(
     return GateSearch(
         "made-up", "<image>this is", tuple(places), measures, blocks, curves, layers, settings, said
     )
+
+
+class Measurements:
+    """The measurements of the finder on examples a test holds, in batches of ``size``, without the search."""
+
+    def __init__(self, model: Any, examples: Any, size: int = 6) -> None:
+        labels = Labels(model)
+        ids = [labels.first_token(e.prompt, labels_of(e)[0]) for e in examples]
+        self.model, self.examples, self.tokens = model, examples, tuple(sorted(set(ids)))
+        self.labels = [self.tokens.index(i) for i in ids]
+        numbers = range(len(examples))
+        self.parts = [tuple(numbers[i : i + size]) for i in range(0, len(examples), size)]
+        tables = [
+            varying_inputs(model, [examples[i] for i in part], part, examples[0] if at else None)
+            for at, part in enumerate(self.parts)
+        ]
+        self.positions = pd.concat(tables, ignore_index=True)
+        self.layout = find_places(self.positions, len(examples))
+
+    def placed(self, numbers: Any) -> dict[str, Any]:
+        """What every batch of placed prompts holds."""
+        return {
+            "numbers": tuple(numbers), "examples": [self.examples[i] for i in numbers],
+            "places": self.layout.places, "tokens": self.tokens,
+            "labels": tuple(self.labels[i] for i in numbers),
+        }  # fmt: skip
+
+    def measured(self, kind: Any, table: str, **asked: Any) -> pd.DataFrame:
+        """One table of a measurement over all parts."""
+        batches = [kind(str(i), **self.placed(part), **asked) for i, part in enumerate(self.parts)]
+        return pd.concat([batch.measure(self.model)[table] for batch in batches], ignore_index=True)
+
+    def cut(self, how: Any, sets: Any) -> pd.DataFrame:
+        """Answers with sets of places cut."""
+        return self.measured(CutAnswers, "answers", how=how, sets=sets)
+
+    def patched(self, pairs: dict[int, int], sets: Any) -> pd.DataFrame:
+        """Answers with sets of places patched."""
+        sources = [self.examples[i] for i in pairs.values()]
+        return PatchedAnswers("0", **self.placed(pairs), sources=sources, sets=sets).measure(self.model)[
+            "moved"
+        ]
+
+    def answers(self) -> torch.Tensor:
+        """The unmodified answers' distributions."""
+        logits = [
+            last_logits(self.model, prepare(self.model, [self.examples[i] for i in part]), [None])[0]
+            for part in self.parts
+        ]
+        return torch.cat(logits).float().softmax(-1)

@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
 from gatelens.errors import InputError
 
 NAMES = ("narrow-gate", "whats-in-the-image", "find-gate", "gate-finetuning")
+SEARCH = "find-gate"  # also a command of its own, as its result can be printed without a folder
 Data = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +65,19 @@ class StudyGroup(TyperGroup):
         return typer.main.get_command(one)
 
 
+class RootGroup(TyperGroup):
+    """The commands of ``gatelens``, and the search for a gate."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), SEARCH]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name == SEARCH:
+            return StudyGroup(name="study").get_command(ctx, cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
+app.info.cls = RootGroup
 app.add_typer(
     typer.Typer(
         cls=StudyGroup, help="Run an experiment on any model.", no_args_is_help=True, callback=lambda: None
@@ -81,6 +96,8 @@ def study_command(name: str) -> Callable[..., None]:
         run_command(name, given)
 
     parameters = dict(COMMON)
+    if name == SEARCH:
+        parameters["out"] = (Out | None, None)
     for field, info in study.options.model_fields.items():
         kind = _command_line_type(info.annotation)
         if kind is not None:
@@ -123,10 +140,11 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     )
     left_out = run.manifest["info"].get("bad_rows_left_out")
     if left_out:
-        typer.echo(f"bad rows left out: {left_out['n']}, listed in {out / 'manifest.json'}")
+        typer.echo(f"bad rows left out: {left_out['n']}, listed in {Path(run.label) / 'manifest.json'}")
     for line in study.summary(run):
         typer.echo(line)
-    typer.echo(f"report: {out / 'report.html'}")
+    if out is not None:
+        typer.echo(f"report: {out / 'report.html'}")
 
 
 @app.command()

@@ -77,10 +77,8 @@ def compare_html(a: Run, b: Run) -> str:
     models = [run.settings.get("model", "?") for run in (a, b)]
     names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
-        Verdict.from_json(
-            run.json("verdict") | {"evidence": ()}, study_of(run).tones, f"{side} · {model} · {run.label}"
-        )
-        for about, run in zip(names, (a, b), strict=True)
+        Verdict.from_json({**run.json("verdict"), "evidence": ()}, study_of(run).tones, name)
+        for name, run in zip(names, (a, b), strict=True)
     ]
     method = {
         "interval": "Under each mean its 95 % bootstrap interval.",

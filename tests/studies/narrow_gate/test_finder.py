@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
+import pandas as pd
 import pytest
-from gatelens.studies.common import prepare
-from gatelens.studies.gate_finder.setup import Setup
 
-from gate_search_helpers import made_up
+from gate_search_helpers import Measurements, made_up
+from gatelens.data import load
+from gatelens.model import HookedVLM
+from gatelens.plots.card import Chart, Table
 from gatelens.runs import Run
-from gatelens.studies import find_gate, narrow_gate
-from gatelens.studies.gate_finder.result import GateSearch
-from gatelens.studies.gate_finder.search import Search
+from gatelens.studies.examples import prepare
+from gatelens.studies.gate_finder.result import SearchResult
+from gatelens.studies.gate_finder.study import STUDY, find_gate
 from gatelens.studies.gate_finder.verdict import gate_verdict
-from gatelens.studies.narrow_gate.finder import evidence, finder_evidence, gate_places
+from gatelens.studies.narrow_gate.finder import CALLED, SECTION, evidence, finder_evidence, page, search_of
+from gatelens.studies.section import Absent
+from section_helpers import run_section, setup_of
 from study_helpers import TinyData
 
+ALONE = dataclasses.replace(STUDY, name="narrow-gate", sections=(SECTION,), settings=lambda *_: {})
 OPTIONS: dict[str, Any] = {"n": 24, "n_pairs": 6}
-SMALL: dict[str, Any] = {"sections": {"finder": OPTIONS}, "n_boot": 50, "batch_size": 8, "progress": False}
 CLASSES = TinyData(n=24, tasks=("class",))
 
 
+def search(model: Any, data: TinyData = CLASSES) -> Run:
+    """The section alone, measured on a model the test holds."""
+    return run_section(ALONE, "finder", setup_of(ALONE, model, data, {"finder": OPTIONS}, 8, how="zero"))
+
+
 @pytest.fixture(scope="module")
-def finished(tiny_llava: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return narrow_gate(tiny_llava, CLASSES, tmp_path_factory.mktemp("runs") / "llava", **SMALL)
+def finished(tiny_llava: Any) -> Run:
+    return search(tiny_llava)
 
 
 def test_it_is_the_search_of_find_gate(finished: Run, tiny_llava: Any) -> None:
     alone = find_gate(
         tiny_llava, CLASSES, n=24, how="zero", n_pairs=6, n_boot=50, batch_size=8, progress=False
     )
-    stored = GateSearch.from_run(finished, "finder")
+    stored = search_of(finished)
+    assert stored is not None
     for name in ("measures", "blocks", "curves", "layers"):
-        assert getattr(stored, name).equals(getattr(alone, name)), name
+        pd.testing.assert_frame_equal(getattr(stored, name), getattr(alone, name))
     assert stored.places == alone.places
     assert repr(stored.verdict) == repr(alone.verdict)  # repr: a share of nothing is nan
-    assert {k: v for k, v in stored.settings.items() if k != "gate"}.items() <= alone.settings.items()
+    assert stored.settings.items() <= alone.settings.items()
     assert {f"finder_{n}" for n in ("places", "measures", "blocks", "curves", "layers")} <= set(
         finished.tables()
     )
@@ -46,16 +56,7 @@ def test_it_is_the_search_of_find_gate(finished: Run, tiny_llava: Any) -> None:
 def test_an_untrained_model_is_no_evidence(finished: Run) -> None:
     (said,) = evidence(finished)
     assert said["says"] == "inconclusive" and "no gate to look for" in said["text"]
-    assert said in finished.json("verdict")["evidence"]
     assert not said["text"].endswith(".")
-
-
-def test_a_finished_search_is_not_done_again(
-    finished: Run, tiny_llava: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Search, "run", lambda *_: pytest.fail("searched again"))
-    again = narrow_gate(tiny_llava, CLASSES, finished.path, **SMALL)
-    assert evidence(again) == evidence(finished)
 
 
 @pytest.mark.parametrize(("family", "token"), [("chameleon", "<eoss>"), ("llava", "this")])
@@ -64,15 +65,13 @@ def test_the_studys_gate_among_the_candidates(
 ) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
     examples = CLASSES.examples("class")
-    setup = Setup(model, examples, 0, 50, 8)
-    (gate,) = [setup.places.all[p] for p in gate_places(setup)]
+    layout = Measurements(model, examples).layout
+    (gate,) = [layout.places[p] for p in layout.gate]
     assert gate.token == token
     assert gate.position == prepare(model, examples[:1]).tokens.positions("gate")[0]
     short = [type(e)(**{**vars(e), "prompt": "<image>this animal"}) for e in examples]
-    if (
-        family == "llava"
-    ):  # a prompt of one word less still has its gate; of one word, the gate is what answers
-        assert len(gate_places(Setup(model, short, 0, 50, 8))) == 1
+    if family == "llava":  # a prompt of one word less still has its gate
+        assert len(Measurements(model, short).layout.gate) == 1
 
 
 def test_agreement_with_the_studys_gate() -> None:
@@ -92,7 +91,7 @@ def test_agreement_with_the_studys_gate() -> None:
     assert finder_evidence(other)["text"].endswith("the answering position itself")
 
 
-def resized(found: GateSearch, **changes: Any) -> GateSearch:
+def resized(found: Any, **changes: Any) -> SearchResult:
     sets = {how: {**one, **changes} for how, one in found.verdict["sets"].items()}
     found.verdict = gate_verdict(found.places, found.measures, sets, found.settings)
     found.settings["gate"] = [64]
@@ -134,30 +133,49 @@ class Same(TinyData):
         (Same(n=24, tasks=("class",)), "input is the same for every example"),
     ],
 )
-def test_what_cannot_be_searched_is_absent_and_says_why(
-    tiny_llava: Any, tmp_path: Path, data: TinyData, reason: str
-) -> None:
-    run = narrow_gate(tiny_llava, data, tmp_path / "r", vqa_tokens=1, **SMALL)
-    assert reason in run.json("finder")["why_not"]
-    assert evidence(run) == [] and not run.done("finder_measures")
-    page = (tmp_path / "r" / "report.html").read_text()
-    assert "Nothing was searched: " in page and reason in page
+def test_what_cannot_be_searched_is_absent_and_says_why(tiny_llava: Any, data: TinyData, reason: str) -> None:
+    with pytest.raises(Absent, match=reason):
+        search(tiny_llava, data)
 
 
-def test_a_run_without_the_section_says_nothing(tiny_llava: Any) -> None:
-    run = narrow_gate(tiny_llava, CLASSES, None, **{**SMALL, "sections": "knockouts"})
-    assert evidence(run) == [] and not run.done("finder")
+def stored(result: Any) -> Run:
+    """A run of the study that holds this search."""
+    run = Run.open(None, study="narrow-gate", settings={})
+    for name, value in result.stored().items():
+        run.save(CALLED[name], value)
+    return run
+
+
+def test_a_run_without_the_section_says_nothing() -> None:
+    run = Run.open(None, study="narrow-gate", settings={})
+    assert evidence(run) == [] and page(run) == []
+
+
+def test_the_card_shows_the_stored_search() -> None:
+    result = made_up(gate=1)
+    (one,) = page(stored(result))
+    figure, layers, table = one.blocks
+    assert isinstance(figure, Chart) and isinstance(layers, Chart) and isinstance(table, Table)
+    assert (figure.name, layers.name) == ("finder", "finder_layers")
+    assert figure.caption.startswith(result.verdict["sentence"])
+    assert len(figure.draw(False).axes) == 6 and len(layers.draw(True).axes) == 1
+    assert len(table.rows) == 12 and {len(row) for row in table.rows} == {len(table.header)}
+    assert table.rows[0][0] == ("◆ this", "position 67, query")
+    nats = list(table.header).index("zero:\nnats lost")
+    assert table.rows[0][nats] == ("0.80", "0.78 – 0.82")
+    assert "smallest set" in one.words
 
 
 @pytest.mark.organism
 def test_the_planted_gate_is_the_studys_gate() -> None:
+    model = HookedVLM.from_pretrained("organism:gated")
     sections = {"finder": {"n": 32, "n_pairs": 8, "refine": 1}}
-    run = narrow_gate(
-        "organism:gated", n_class=32, n_vqa=0, n_caption=0, sections=sections,
-        n_boot=200, random_repeats=1, progress=False,
-    )  # fmt: skip
+    data = load("emoji-scenes")
+    setup = setup_of(ALONE, model, data, sections, 32, how="zero", n_boot=200)
+    drawn = {"class": data.examples("class", 32, 0)}
+    run = run_section(ALONE, "finder", dataclasses.replace(setup, drawn=drawn))
     (said,) = evidence(run)
     assert said["says"] == "narrow", said
     assert "<eoss> (position 66)" in said["text"]
-    assert run.json("tokens")["gate"]["position"] == 66
-    assert run.json("verdict")["disagree"] == []
+    result = search_of(run)
+    assert result is not None and [result.places[p].position for p in result.settings["gate"]] == [66]

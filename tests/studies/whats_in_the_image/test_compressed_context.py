@@ -23,7 +23,6 @@ from gatelens.studies.whats_in_the_image.answers import (
     answer_all,
     context_name,
     summarise,
-    trade_off,
 )
 from gatelens.studies.whats_in_the_image.questions import (
     Asked,
@@ -48,6 +47,12 @@ def asked() -> list[Asked]:
         Asked(name, picture(name, i), tuple(Question(q, a, "any") for q, a in questions[: 3 - i]))
         for i, name in enumerate(("red", "blue"))
     ]
+
+
+def trade_off(
+    model: Any, pictures: list[Asked], keeps: tuple[float, ...], n_boot: int = 50, **settings: Any
+) -> pd.DataFrame:
+    return summarise(answer_all(model, pictures, keeps, **settings), n_boot)
 
 
 def test_names() -> None:
@@ -156,9 +161,9 @@ def test_the_interval_of_the_difference_is_paired() -> None:
 
 def test_what_cannot_be_compared(tiny_llava: Any) -> None:
     with pytest.raises(DataError, match="each with at least one question"):
-        trade_off(tiny_llava, [])
+        answer_all(tiny_llava, [])
     with pytest.raises(DataError, match="each with at least one question"):
-        trade_off(tiny_llava, [Asked("a", picture("red", 0), ())])
+        answer_all(tiny_llava, [Asked("a", picture("red", 0), ())])
     with pytest.raises(InterventionError, match="no 'K = 100 %'"):
         summarise(synthetic({"query only": [0] * 6}))
 

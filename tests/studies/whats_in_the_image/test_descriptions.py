@@ -22,19 +22,17 @@ def test_words_and_what_a_page_shows(tiny_llava: Any) -> None:
     e = TinyScenes().examples("caption")[0]
     inputs = prepare(tiny_llava, [e])
     out = words.describe(tiny_llava, inputs, 6)
-    spelled = words.Words(out.descriptions[0], lambda ids: tiny_llava.decode(ids)[0])
+    spelled = out.words[0]
     assert " ".join(spelled.text[a:b] for a, b in spelled.spans) == spelled.text
     vocabulary = Vocabulary([spelled.text[slice(*spelled.spans[0])]])
     name = vocabulary.names[0]
-    masks = {name: np.eye(16, dtype=bool)}
-    shown = words.word_maps(spelled, out.attention, inputs.tokens, 0, e, vocabulary, masks)
+    shown = out.word_maps(0, vocabulary)
     assert shown["grid"] == [4, 4]
     assert shown["bands"] == ["all layers", "layer 0", "layer 1", "layer 2"]
-    assert shown["marks"] == {name: [0, 0, 1, 1]}
     assert shown["words"][0]["object"] == name
     assert "".join(w["before"] + w["text"] for w in shown["words"]) + shown["after"] == spelled.text
     # the second word's map in layer 1 against the pattern of a plain run of the grown prompt
-    ids = torch.cat([inputs.tensors["input_ids"], torch.tensor([out.descriptions[0].ids])], dim=1)
+    ids = torch.cat([inputs.tensors["input_ids"], torch.tensor([out.ids[0]])], dim=1)
     grown = tiny_llava.inputs(input_ids=ids, pixel_values=inputs.tensors["pixel_values"])
     _, cache = tiny_llava.run_with_cache(grown, names_filter="blocks.1.attn.hook_pattern")
     token = spelled.rows(*spelled.spans[1])[0]
@@ -51,15 +49,15 @@ def test_localisation_rows_need_a_mask(tiny_llava: Any) -> None:
     e = TinyScenes().examples("caption")[0]
     inputs = prepare(tiny_llava, [e])
     out = words.describe(tiny_llava, inputs, 6)
-    spelled = words.Words(out.descriptions[0], lambda ids: tiny_llava.decode(ids)[0])
+    spelled = out.words[0]
     first = spelled.text[slice(*spelled.spans[0])]
     everywhere = {first: np.ones((16, 16), bool)}
-    found = words.localisation_rows(spelled, out.attention, inputs.tokens, 0, Vocabulary([first]), everywhere)
-    assert found[0].hit.tolist() == [1, 1, 1]
-    assert found[0].chance.tolist() == [1, 1, 1]
-    assert not words.localisation_rows(spelled, out.attention, inputs.tokens, 0, Vocabulary([first]), {})
+    tables = out.localised(0, Vocabulary([first]), everywhere)
+    assert tables[0].hit.tolist() == [1, 1, 1]
+    assert tables[0].chance.tolist() == [1, 1, 1]
+    assert not out.localised(0, Vocabulary([first]), {})
     empty = {first: np.zeros((16, 16), bool)}
-    assert not words.localisation_rows(spelled, out.attention, inputs.tokens, 0, Vocabulary([first]), empty)
+    assert not out.localised(0, Vocabulary([first]), empty)
 
 
 def test_pooled_types_equal_one_batch() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gatelens.data import Example
 from gatelens.errors import DataError
-from gatelens.studies.whats_in_the_image.pictures import masks_of, objects_in
+from gatelens.studies.whats_in_the_image.pictures import mask_box, masks_of, objects_in
 from study_helpers import picture
 
 
@@ -25,6 +25,8 @@ def test_truth(tmp_path: Path) -> None:
     assert objects_in(example(objects="dog| cat |dog")) == ["dog", "cat"]
     left = np.zeros((16, 16), bool)
     left[:, :8] = True
+    assert mask_box(left) == [0, 0, 0.5, 1]
+    assert mask_box(np.eye(16, dtype=bool)) == [0, 0, 1, 1]
     twice = masks_of(example(objects=["dog", "dog"], masks=[left, ~left]))
     assert twice["dog"].all()
     Image.fromarray((255 * left).astype(np.uint8)).save(tmp_path / "m.png")

@@ -206,7 +206,8 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """The search's tables and its verdict: see :class:`~gatelens.studies.gate_finder.result.SearchResult`."""
     state = SearchState(NAME, setup, measured)
     layout, (curves, sets), (layers, confirmed) = state.layout, state.curves_and_sets, state.confirmed()
-    settings = {name: setup.run.settings[name] for name in ("data", "weights", "examples", "n_boot")}
+    told = setup.run.settings
+    settings = {name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told}
     settings |= {
         "n": len(state.examples), "n_pairs": state.options.n_pairs, "how": list(state.hows),
         "seed": setup.options.seed, "narrow": state.limit, "k": state.k,
@@ -215,7 +216,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
         "part": PART, **state.worth, **confirmed, "gate": list(layout.gate),
     }  # fmt: skip
     result = SearchResult(
-        model=setup.run.settings["model"],
+        model=told["model"],
         prompt=state.examples[0].prompt,
         places=layout.places,
         measures=state.measures,

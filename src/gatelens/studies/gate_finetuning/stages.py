@@ -27,6 +27,7 @@ from gatelens.plots.bars import bars
 from gatelens.plots.card import Card, Cell, Chart, Table
 from gatelens.plots.curve import curves
 from gatelens.plots.style import NotebookFigure, SeriesStyle
+from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, QUERIES, RESTRICTED
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
@@ -196,8 +197,8 @@ def page(run: Run) -> list[Card]:
 
 def shown_rows(table: pd.DataFrame, how: str | None = None) -> pd.DataFrame:
     """The rows that are compared, of one kind of knockout (None: the first), in their order."""
-    part = table[(table.how == (how or table.how.iloc[0])) & (table.metric != RESTRICTED)]
-    part = part[part.row.isin(SHOWN)]
+    part = rows_with(table, "how", how, "the knockout table")
+    part = part[part.row.isin(SHOWN) & (part.metric != RESTRICTED)]
     stages = list(part.stage.unique())
     order = {name: place for place, name in enumerate([*stages, *SHOWN])}
     return part.sort_values(["stage", "row"], key=lambda column: column.map(order), kind="stable")
@@ -229,7 +230,7 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         loss: ``stage, step, loss`` as the study's ``loss`` table; nats a token.
         dark: draw on dark ground.
     """
-    group = [loss.stage, loss.step // AVERAGED]
+    group = [loss.stage, (loss.step // AVERAGED).rename("part")]
     means = loss.groupby(group, sort=False)[["step", "loss"]].mean().reset_index(level="stage")
     colors = {MASKED: "gate", SWAPPED: "third", CONTROL: "neutral"}
     figure = curves(

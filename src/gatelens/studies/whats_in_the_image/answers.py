@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from gatelens.data.prompts import CAPTION_PROMPT
 from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
@@ -35,29 +34,6 @@ AFRESH, REPROMPT, FULL = "asked afresh", "description re-prompt", "K = 100 %"
 Score = Callable[[str, Sequence[str]], float]
 
 
-def trade_off(
-    model: HookedVLM,
-    pictures: Sequence[Asked],
-    keeps: Sequence[float] = KEEPS,
-    n_boot: int = 1000,
-    seed: int = 0,
-    **settings: Any,
-) -> pd.DataFrame:
-    """Accuracy, tokens, bytes and time of contexts of several sizes.
-
-    Args:
-        model: the model.
-        pictures: from :func:`gatelens.studies.whats_in_the_image.questions.by_picture`.
-        keeps: shares of image tokens; the full context is always among them.
-        n_boot, seed: of the 95 % bootstrap intervals, which draw pictures with all their questions.
-        settings: of :func:`answer_all`.
-
-    Returns:
-        See :func:`summarise`.
-    """
-    return summarise(answer_all(model, pictures, keeps, **settings), n_boot, seed)
-
-
 def answer_all(
     model: HookedVLM,
     pictures: Sequence[Asked],
@@ -72,7 +48,6 @@ def answer_all(
     score: Score = vqa_accuracy,
     joint: str = " ",
     chat: bool = False,
-    progress: bool = False,
 ) -> pd.DataFrame:
     """Every question answered from every context.
 
@@ -88,7 +63,6 @@ def answer_all(
         score: (answer, accepted answers) to a number from 0 to 1.
         joint: stands between the prompt and a question.
         chat: whether ``prompt`` becomes a user turn; questions are appended as they are.
-        progress: show a progress bar.
 
     Returns:
         One row a context, picture and question: ``context, keep, picture, kind, question, prediction, score,
@@ -103,9 +77,8 @@ def answer_all(
         raise DataError("compressed context: give pictures, each with at least one question")
     shares = list(dict.fromkeys([1.0, *(float(k) for k in keeps)]))
     parts: list[pd.DataFrame] = []
-    batches = list(consecutive(pictures, batch_size))
     with torch.inference_mode():
-        for _, _, some in tqdm(batches, "compressed context", disable=not progress):
+        for _, _, some in consecutive(pictures, batch_size):
             inputs = model.prepare([[p.image] for p in some], [prompt] * len(some), chat=chat)
             bare = describe(model, inputs, 0)
             described = bare

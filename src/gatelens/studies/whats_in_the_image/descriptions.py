@@ -21,6 +21,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Html, Text
 from gatelens.plots.curve import curves
 from gatelens.plots.numbers import number, percent, percent_cell
+from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 from gatelens.runs import Run
 from gatelens.studies.examples import prepare
@@ -28,6 +29,7 @@ from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, 
 from gatelens.studies.whats_in_the_image.pictures import (
     Masks,
     Segmenter,
+    mask_box,
     masks_of,
     objects_in,
     segmented,
@@ -35,13 +37,7 @@ from gatelens.studies.whats_in_the_image.pictures import (
 )
 from gatelens.studies.whats_in_the_image.verdict import NOTE
 from gatelens.studies.whats_in_the_image.word_widget import shown_example
-from gatelens.studies.whats_in_the_image.words import (
-    Words,
-    band_name,
-    describe,
-    localisation_rows,
-    word_maps,
-)
+from gatelens.studies.whats_in_the_image.words import band_name, describe
 
 SHOWN = 6  # pictures in the report, the first drawn
 PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image
@@ -101,21 +97,17 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 def measure(model: HookedVLM, batch: PictureBatch) -> Tables:
     """``texts``: ``id, text``; ``types``: attention by token type; ``hits``: localisation of every named object;
     ``maps``: ``id, map`` (JSON) of the pictures in the report."""
-    inputs = prepare(model, batch.examples, batch.start)
-    described = describe(model, inputs, batch.max_new_tokens)
+    written = describe(model, prepare(model, batch.examples, batch.start), batch.max_new_tokens)
     hits, maps = [], []
-    for i, (e, description) in enumerate(zip(batch.examples, described.descriptions, strict=True)):
-        words = Words(description, lambda ids: model.decode(ids)[0])
-        masks = _masks(batch, e, words.text)
-        tables = localisation_rows(words, described.attention, inputs.tokens, i, batch.vocabulary, masks)
-        hits += [table.assign(id=e.id) for table in tables]
+    for i, e in enumerate(batch.examples):
+        masks = _masks(batch, e, written.words[i].text)
+        hits += [table.assign(id=e.id) for table in written.localised(i, batch.vocabulary, masks)]
         if e.id in batch.shown:
-            shown = word_maps(words, described.attention, inputs.tokens, i, e, batch.vocabulary, masks)
-            maps.append((e.id, json.dumps(shown)))
-    texts = [(e.id, d.text) for e, d in zip(batch.examples, described.descriptions, strict=True)]
+            marks = {name: mask_box(mask) for name, mask in masks.items() if mask.any()}
+            maps.append((e.id, json.dumps({**written.word_maps(i, batch.vocabulary), "marks": marks})))
     return {
-        "texts": pd.DataFrame(texts, columns=["id", "text"]),
-        "types": described.types,
+        "texts": pd.DataFrame({"id": [e.id for e in batch.examples], "text": written.texts}),
+        "types": written.types,
         "hits": pd.concat(hits, ignore_index=True) if hits else pd.DataFrame(),
         "maps": pd.DataFrame(maps, columns=["id", "map"]),
     }
@@ -144,12 +136,23 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
             "rows": [list(r[1:]) for r in tokens.rows],
             "prompt": drawn[0].prompt,
         },
-        "examples": [{**json.loads(maps[e.id]), "truth": objects_in(e)} for e in drawn[:SHOWN]],
+        "examples": [{**_shown(e), **json.loads(maps[e.id])} for e in drawn[:SHOWN]],
     }
     hits = measured.table("hits")
     if len(hits):
         tables["localisation"] = localisation_table(hits, options.n_boot, options.seed)
     return tables
+
+
+def _shown(example: Example) -> dict[str, Any]:
+    """A picture of the report, and what is in it."""
+    assert example.image is not None
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "picture": picture_uri(example.image, 320, enlarge=True),
+        "truth": objects_in(example),
+    }
 
 
 def pooled_types(types: pd.DataFrame) -> pd.DataFrame:
@@ -261,12 +264,7 @@ def _looking_card(run: Run) -> Card:
 
 
 def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Where the generated tokens' attention goes, by layer (Fig. 1 of the paper).
-
-    Args:
-        types: ``layer, kind, share, even`` as the table ``token_types``.
-        dark: draw on dark ground.
-    """
+    """Where the generated tokens' attention goes, by layer (Fig. 1 of the paper)."""
     kinds = by_paper(types).rename(columns={"share": "mean"})
     even = kinds.assign(kind=kinds.kind + ", even", mean=kinds.even)
     parts = types[types.kind.isin(["system", "markers"])].rename(columns={"share": "mean"})
@@ -287,12 +285,7 @@ def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigur
 
 
 def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """How often an object's word looks hardest at a point of the object, by layers, with chance beside it.
-
-    Args:
-        places: the table ``localisation``.
-        dark: draw on dark ground.
-    """
+    """How often an object's word looks hardest at a point of the object, by layers, with chance beside it."""
     line = places.sort_values("first")
     single = bool((line["first"] == line["last"]).all())
     layers = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(line["first"], line["last"], strict=True)]

@@ -104,6 +104,14 @@ def segmented(segmenter: Segmenter, example: Example, names: Sequence[str]) -> M
     return _joined(list(segmenter(example.image, names).items()), example, None)
 
 
+def mask_box(mask: np.ndarray) -> list[float]:
+    """Left, top, right and bottom of a mask, from 0 to 1."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    edges = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
+    return [round(float(e), 4) for e in edges]
+
+
 def _joined(named: Sequence[tuple[str, Any]], example: Example, folder: Path | None) -> Masks:
     """The masks by name; those of one name are one."""
     assert example.image is not None

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gatelens.views.compare import compare
-from gatelens.views.gate_finder.figures import gate_figure, gate_layers
-from gatelens.views.gate_finder.tables import as_html, gate_table
 
 from gate_search_helpers import made_up
-from gatelens.cli import main
 from gatelens.errors import DataError, OutputError
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.studies.gate_finder.result import GateSearch
+from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
+from gatelens.studies.gate_finder.study import STUDY, GateSearch
+from gatelens.studies.gate_finder.tables import as_html, comparable, gate_table
 from gatelens.studies.gate_finder.verdict import gate_verdict
+from gatelens.studies.report import write_report
 
 
 def test_table_and_text_say_what_was_found() -> None:
@@ -37,7 +36,7 @@ def test_table_and_text_say_what_was_found() -> None:
 def test_html_is_escaped_and_whole() -> None:
     page = made_up(words=("<script>alert(1)</script>", "this", "is"))._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert page.count("<tr>") == 9
+    assert page.count("<tr") == 9
     assert "data:image/png;base64," in page and "http" not in page
     assert as_html(made_up()).count("<li>") == 5
 
@@ -111,7 +110,7 @@ def test_the_layers_are_drawn_as_measured(dark: bool) -> None:
         gate_layers(found)
 
 
-def test_a_saved_search_is_read_back_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_search_is_read_back_and_reported(tmp_path: Path) -> None:
     found = made_up(words=("<eoss>", "<b>this</b>", "is"))
     found.save(tmp_path / "a")
     again = GateSearch.load(tmp_path / "a")
@@ -123,8 +122,7 @@ def test_a_saved_search_is_read_back_and_reported(tmp_path: Path, capsys: pytest
     assert str(again) == str(found)
     before = (tmp_path / "a" / "report.html").read_text()
     (tmp_path / "a" / "report.html").unlink()
-    assert main(["report", str(tmp_path / "a")]) == 0
-    assert "report.html" in capsys.readouterr().out
+    write_report(STUDY, Run.load(tmp_path / "a"))
     page = (tmp_path / "a" / "report.html").read_text()
     assert page == before
     assert "Narrow gate at &lt;eoss&gt; (position 66)" in page and "◆ &lt;eoss&gt;" in page
@@ -136,27 +134,16 @@ def test_a_saved_search_is_read_back_and_reported(tmp_path: Path, capsys: pytest
         GateSearch.load(tmp_path / "other")
 
 
-def test_two_searches_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_searches_can_be_compared() -> None:
     first, second = made_up(), made_up()
     second.verdict["sets"]["mask"] |= {"size": 7, "low": 5, "high": 9}
     second.curves.loc[second.curves["size"] == 2, ["share", "low", "high"]] = [0.4, 0.3, 0.5]
     second.verdict["sets"]["zero"]["size"] = None
-    for found, name in ((first, "a"), (second, "b")):
-        run = Run.open(tmp_path / name, study="find-gate", settings={"model": found.model})
-        found.store(run)
-        run.save_json("verdict", found.verdict)
-    table = compare(Run.load(tmp_path / "a"), Run.load(tmp_path / "b")).set_index(["how", "metric", "row"])
-    size = table.loc["mask", "positions of the smallest set", "that takes 90\u00a0%"]
-    assert (size.mean_a, size.mean_b, size.difference, size.apart) == (1, 7, 6, True)
-    assert (
-        "zero",
-        "positions of the smallest set",
-        "that takes 90\u00a0%",
-    ) not in table.index  # one has no such set
-    share = table.loc["zero", "share taken by a set", "2 positions"]
-    assert (share.difference, share.apart, share.n_a) == (pytest.approx(-0.59), True, 48)
-    lost = table.loc["zero", "accuracy lost", "<eoss>"]
-    assert (lost.mean_a, lost.apart) == (0.8, False)
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c.html")]) == 0
-    assert "* the 95 % intervals do not overlap" in capsys.readouterr().out
-    assert "narrow gate" in (tmp_path / "c.html").read_text().lower()
+    a, b = (comparable(one).set_index(["how", "metric", "row"]) for one in (first, second))
+    size = ("mask", "positions of the smallest set", "that takes 90\u00a0%")
+    assert (a.loc[size, "mean"], b.loc[size, "mean"], b.loc[size, "high"]) == (1, 7, 9)
+    assert ("zero", *size[1:]) in a.index and ("zero", *size[1:]) not in b.index  # one has no such set
+    share = b.loc["zero", "share taken by a set", "2 positions"]
+    assert (share["mean"], share.low, share.high, share.n) == (0.4, 0.3, 0.5, 48)
+    assert a.loc["zero", "accuracy lost", "<eoss>"]["mean"] == 0.8
+    assert {name for _, metric, name in a.index if metric == "accuracy lost"} == {"<eoss>", "this", "is"}
