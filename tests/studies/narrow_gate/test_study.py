@@ -228,8 +228,8 @@ def test_batches_are_data(section: Section, tiny_llava: HookedVLM) -> None:
             with torch.inference_mode():
                 tables = section.measure(model, batch)
                 measured.add(batch, tables)
-                if i >= 2 and type(batch) is type(new[i - 1]):
-                    continue  # alike
+                if i >= 2 and section.name != "drawing" and type(batch) is type(new[i - 1]):
+                    continue  # like the two before it
                 again = section.measure(model, pickle.loads(pickle.dumps(batch)))
             assert tables.keys() == again.keys() and len(tables) > 0
             for name, table in tables.items():
