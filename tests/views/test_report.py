@@ -7,12 +7,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from gatelens.views.compare import compare, compare_html, compare_text
 
 import gatelens.views as views
 from gatelens.errors import DataError, OutputError
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.views.compare import compare, compare_html, compare_text
 from study_helpers import synthetic_run
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from gatelens.atomic_files import check_writable
 from gatelens.data import Dataset
 from gatelens.errors import GatelensError
-from gatelens.files import check_writable
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies.examples import auto_batch_size

@@ -12,7 +12,7 @@ from gatelens.studies.narrow_gate.section import Context
 from PIL import Image
 
 import gatelens as gl
-from gatelens.picture_drawing import draw_pictures
+from gatelens.drawing.pictures import draw_pictures
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, Progress
 from gatelens.studies.narrow_gate import drawing, drawing_reading, drawing_table
