@@ -25,10 +25,9 @@ from gatelens.errors import DataError, InterventionError
 from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
-from gatelens.selectors import SelectorLike
 from gatelens.studies.examples import consecutive
 from gatelens.studies.whats_in_the_image.questions import kind_of, question_of
+from gatelens.tokens import Role, SelectorLike
 
 KEEPS = (1.0, 0.05, 0.02, 0.0)
 AFRESH, REPROMPT, FULL = "asked afresh", "description re-prompt", "K = 100 %"
