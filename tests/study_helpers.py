@@ -110,7 +110,9 @@ def synthetic_attention(kind: str, layers: int = 6) -> Any:
         places = [("boi", -1, 0.03, "start of image <racm3:break>", 0)]
         places += [("image", i, image, f"image token {i}", 1 + i) for i in range(64)]
         places += [("gate", -1, gate, "gate <eoss>", 65)]
-        rows += [(layer, *place[:3], 0.01, 0.6, 200, 200, "", -1, -1, -1, place[4], place[3]) for place in places]
+        rows += [
+            (layer, *place[:3], 0.01, 0.6, 200, 200, "", -1, -1, -1, place[4], place[3]) for place in places
+        ]
     columns = ["layer", "kind", "index", "share", "se", "image_side_mass", "n", "held"]
     return pd.DataFrame(rows, columns=[*columns, "token", "row", "col", "tile", "order", "name"])
 
@@ -166,7 +168,9 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
     attention = synthetic_attention(kind)
     run.save("attention", attention)
     image = attention.kind == "image"
-    group = attention.kind.where(~image, "internal_image").mask(image & (attention["index"] == 63), "last_image")
+    group = attention.kind.where(~image, "internal_image").mask(
+        image & (attention["index"] == 63), "last_image"
+    )
     groups = attention.assign(group=group).groupby(["layer", "group"], as_index=False)
     groups = groups.agg(share=("share", "sum"), positions=("share", "size"), n=("n", "first"))
     run.save("attention_groups", groups.assign(low=groups.share, high=groups.share))

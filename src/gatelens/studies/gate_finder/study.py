@@ -199,8 +199,7 @@ def find_gate(
 ) -> GateSearch:
     """Rank the positions that can carry the picture to the answer, and say whether a few of them do.
 
-    Nothing relies on what a token is called; :mod:`gatelens.studies.gate_finder.study` says how positions are measured
-    and how the set is chosen.
+    :mod:`gatelens.studies.gate_finder.study` says how.
 
     Args:
         model: the model, or its name.
