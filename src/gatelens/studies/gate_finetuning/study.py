@@ -232,5 +232,5 @@ def finetune_gate(
         DataError: no training data, or an example both trained on and measured on.
         OutputError: ``out`` can't be written or holds other settings.
     """
-    source = resolve_data(data)
+    source = resolve_data(data, options.get("skip_bad", False))
     return run_study(STUDY, model, source, out, train_data=training_data(data, train_data), **options)
