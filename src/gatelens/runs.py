@@ -21,8 +21,8 @@ from typing import Any
 
 import pandas as pd
 
+from gatelens.atomic_files import check_writable, is_whole, write_atomic, write_folder_atomic
 from gatelens.errors import OutputError
-from gatelens.files import check_writable, is_whole, write_atomic, write_folder_atomic
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -14,12 +14,12 @@ import torch
 
 import gatelens as gl
 from gatelens.errors import DataError, InterventionError
-from gatelens.roles import Role
 from gatelens.runs import Run
 from gatelens.studies.executors import Here
 from gatelens.studies.gate_finder.study import STUDY, GateSearch, find_gate
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Measured
+from gatelens.tokens import Role
 from section_helpers import setup_of
 from study_helpers import TinyData
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import gatelens as gl
-from gatelens.picture_drawing import decoder, draw_pictures
+from gatelens.drawing.pictures import decoder, draw_pictures
 from gatelens.studies.narrow_gate.drawing import reading
 from gatelens.studies.narrow_gate.drawing import section as drawing
 from gatelens.studies.narrow_gate.drawing import table as drawing_table
