@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
-from gatelens import picture_codec
 from gatelens.checkpoints import COMPANIONS, weights
+from gatelens.drawing import codec
 from gatelens.errors import ModelError, OutputError
 from gatelens.model import HookedVLM
 from tiny_models import make_llava, make_picture
@@ -36,7 +36,7 @@ def test_an_organism_comes_back(name: str, tmp_path: Path) -> None:
 
 
 def test_the_picture_decoder_is_a_companion() -> None:
-    assert picture_codec.DECODER_FILE in COMPANIONS
+    assert codec.DECODER_FILE in COMPANIONS
 
 
 def test_changed_weights_are_saved(tmp_path: Path) -> None:

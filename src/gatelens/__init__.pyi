@@ -22,9 +22,9 @@ from gatelens.interventions import patch as patch
 from gatelens.interventions import steer as steer
 from gatelens.measures import metrics as metrics
 from gatelens.model import HookedVLM as HookedVLM
-from gatelens.roles import Role as Role
 from gatelens.runs import Run as Run
-from gatelens.selectors import Selection as Selection
+from gatelens.tokens import Role as Role
+from gatelens.tokens import Selection as Selection
 from gatelens.tokens import TokenMap as TokenMap
 
 __version__: str

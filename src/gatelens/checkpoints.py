@@ -31,9 +31,9 @@ from gatelens.bridge.parts import Parts
 from gatelens.errors import ModelError, OutputError
 from gatelens.families import Family, Layout, family_of
 from gatelens.families.common.processing import ImageTextParts
+from gatelens.hooked_model import HookedModel
 from gatelens.hub_errors import hub_reason, one_line
-from gatelens.passes import HookedModel
-from gatelens.shipped import ORGANISM, organism_folder
+from gatelens.shipped_organisms import ORGANISM, organism_folder
 
 COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
 SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise

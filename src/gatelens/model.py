@@ -14,18 +14,18 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import checkpoints, engine, passes, prompting
+from gatelens import checkpoints, engine, hooked_model, input_preparation
+from gatelens.activation_cache import KeptRows, caching_hooks
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention
 from gatelens.bridge.linear_layers import install_linear_layers
 from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
-from gatelens.caches import KeptRows, caching_hooks
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
+from gatelens.hooked_model import FwdHooks, HookPoints, NamesFilter
 from gatelens.hub_errors import one_line
 from gatelens.inputs import Images, VLMInputs, prepared
-from gatelens.passes import FwdHooks, HookPoints, NamesFilter
 from gatelens.tokens import SelectorLike
 
 
@@ -236,7 +236,7 @@ class HookedVLM:
             InputError: images and text do not match or cannot be read.
             ModelError: the model has no processor.
         """
-        return prompting.prepare(self, images, text, chat)
+        return input_preparation.prepare(self, images, text, chat)
 
     def inputs(
         self,
@@ -256,7 +256,7 @@ class HookedVLM:
         Raises:
             InputError: ids, padding and pictures do not fit together.
         """
-        return prompting.from_tensors(self, input_ids, attention_mask, pixel_values, images, rest)
+        return input_preparation.from_tensors(self, input_ids, attention_mask, pixel_values, images, rest)
 
     def as_turn(self, text: str) -> str:
         """A prompt as one user turn, ``<image>`` still in it: by the tokenizer's chat template, else the family's.
@@ -264,7 +264,7 @@ class HookedVLM:
         Raises:
             ModelError: the template leaves the prompt out.
         """
-        return prompting.as_turn(self, text)
+        return input_preparation.as_turn(self, text)
 
     def decode(self, ids: Int[Tensor, "batch pos"] | Sequence[Any]) -> list[str]:
         """Texts of token ids, special tokens left out: one a row (a flat list is one row)."""
@@ -321,7 +321,7 @@ class HookedVLM:
             InputError: ``position_ids`` are missing where the family's do not follow from the mask.
         """
         with self.hooks(fwd_hooks):
-            return passes.forward_step(self, tensors, past, use_cache)
+            return hooked_model.forward_step(self, tensors, past, use_cache)
 
     def run_with_hooks(
         self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()

@@ -23,8 +23,15 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from gatelens.atomic_files import (
+    check_writable,
+    is_partial,
+    is_whole,
+    write_atomic,
+    write_folder_atomic,
+    write_new,
+)
 from gatelens.errors import OutputError
-from gatelens.files import check_writable, is_partial, is_whole, write_atomic, write_folder_atomic, write_new
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -19,7 +19,7 @@ from gatelens.engine import run
 from gatelens.engine.compression import compress, describe
 from gatelens.errors import InputError, InterventionError
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
+from gatelens.tokens import Role
 from tiny_models import make_llava, make_llava_processor
 
 sys.path.append(str(Path(__file__).parents[1] / "families"))

@@ -11,8 +11,7 @@ import torch
 import gatelens as gl
 from gatelens.engine.drawing import _Sampler, begun, canvas, draw, draw_many
 from gatelens.errors import InputError, InterventionError, ModelError
-from gatelens.roles import Role
-from gatelens.tokens import position_ids
+from gatelens.tokens import Role, position_ids
 from intervention_helpers import prompts
 
 CELLS = 16

@@ -15,8 +15,7 @@ from gatelens.engine import generate, run
 from gatelens.errors import InterventionError
 from gatelens.interventions import knockouts as knockouts_module
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
-from gatelens.tokens import position_ids
+from gatelens.tokens import Role, position_ids
 
 
 @pytest.fixture(autouse=True)

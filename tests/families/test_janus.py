@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 import gatelens as gl
-from gatelens import prompting
+from gatelens import input_preparation
 from gatelens.errors import ModelError
 from gatelens.families import family_of
 from gatelens.model import HookedVLM
@@ -122,9 +122,9 @@ PIECES = (  # a template that reads typed pieces, as Janus' own
 def test_a_user_turn_keeps_the_prompt(janus: HookedVLM, template: str | None, want: str) -> None:
     janus.tokenizer.chat_template = template
     try:
-        assert prompting.as_written(janus, "<image> what color", chat=True) == want
+        assert input_preparation.as_written(janus, "<image> what color", chat=True) == want
         janus.tokenizer.chat_template = "nothing of it"
         with pytest.raises(ModelError, match="leaves the prompt out"):
-            prompting.as_written(janus, "<image> what color", chat=True)
+            input_preparation.as_written(janus, "<image> what color", chat=True)
     finally:
         janus.tokenizer.chat_template = None

@@ -30,8 +30,7 @@ from gatelens.measures.localisation import (
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, TokenMap
 
 
 def grid_boxes(rows: int, cols: int, width: float, height: float) -> torch.Tensor:

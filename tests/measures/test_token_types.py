@@ -14,8 +14,7 @@ from gatelens.engine import generate
 from gatelens.errors import DataError
 from gatelens.measures.token_types import TOKEN_KINDS, TokenTypeShare, by_kind, kind_of
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, TokenMap
 
 PROMPTS = [
     [Role.PAD, Role.PAD, Role.SYSTEM, Role.IMAGE, Role.IMAGE, Role.EOI, Role.QUERY, Role.QUERY],

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gatelens.cli.options import Device, Dtype, Model, app
-from gatelens.shipped import organism_folder, organism_names
+from gatelens.shipped_organisms import organism_folder, organism_names
 
 
 @app.command()

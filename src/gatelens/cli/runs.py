@@ -13,7 +13,7 @@ from gatelens.cli.options import app
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Render a run's figures and report again, from its tables."""
-    from gatelens.files import check_writable
+    from gatelens.atomic_files import check_writable
     from gatelens.runs import Run
 
     run = Run.load(folder)
@@ -33,7 +33,7 @@ def compare(
     ] = None,
 ) -> None:
     """Two runs side by side."""
-    from gatelens.files import check_writable, write_atomic
+    from gatelens.atomic_files import check_writable, write_atomic
     from gatelens.runs import Run
 
     first, second = Run.load(a), Run.load(b)

@@ -123,8 +123,7 @@ def study_command(name: str) -> Callable[..., None]:
 def run_command(name: str, given: dict[str, Any]) -> None:
     """Run a study as its command was called."""
     from gatelens.studies import presets
-    from gatelens.studies.catalogue import STUDIES
-    from gatelens.studies.runner import run_study
+    from gatelens.studies.catalogue import STUDIES, starter
 
     study, out = STUDIES[name], given.pop("out")
     wanted, names, options = given.pop("preset"), given.pop("sections"), given.pop("option") or []
@@ -133,8 +132,7 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
     asked = {n: _value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
     arguments = {"data": "emoji-scenes", **preset.arguments(**asked, sections=sections)}
-    run = run_study(
-        study,
+    run = starter(name)(
         given["model"],
         out=out,
         skip_bad=skip_bad,

@@ -12,12 +12,12 @@ from torch import Tensor
 from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.errors import InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import select
 from gatelens.interventions.compile import as_interventions
 from gatelens.interventions.hooks import HookPair
-from gatelens.passes import HookedModel
-from gatelens.selectors import SelectorLike
+from gatelens.tokens import SelectorLike
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
-from gatelens.passes import HookedModel
 
 
 class SharedLayer(DynamicLayer):

@@ -17,9 +17,8 @@ from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.generation import Generation, eos_ids, text_before_end
 from gatelens.engine.memory import halving
 from gatelens.errors import InputError, InterventionError, ModelError
-from gatelens.passes import HookedModel
-from gatelens.roles import Role
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.hooked_model import HookedModel
+from gatelens.tokens import Role, SelectorLike, TokenMap
 
 ALWAYS, AMONG = "~image", "image"
 Questions = str | Sequence[str] | Sequence[Sequence[str]]

@@ -42,10 +42,9 @@ from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.full_run import FullRun
 from gatelens.engine.generation import Generation, eos_ids, finish
 from gatelens.errors import InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs, next_position_ids
-from gatelens.passes import HookedModel
-from gatelens.roles import Role
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.tokens import Role, SelectorLike, TokenMap
 
 DESCRIPTION_TOKENS = 300  # what the paper lets a description have
 

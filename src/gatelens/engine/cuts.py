@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gatelens.bridge.attention import HookedAttention
 from gatelens.bridge.masked_attention import LayerCuts
+from gatelens.hooked_model import HookedModel
 from gatelens.interventions.hooks import Span
 from gatelens.interventions.knockouts import Knockout, KnockoutEntries, resolve_knockouts
-from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
 # see(layer, pattern, position): rows of a pattern, Float[batch, head, row, key], the first of them at ``position``

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import next_position_ids
 from gatelens.interventions.hooks import HookPair
-from gatelens.passes import HookedModel
 
 
 class Chooser(Protocol):

@@ -18,8 +18,8 @@ from gatelens.engine.full_run import full_decoder
 from gatelens.engine.generation import finish
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InputError, ModelError
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
-from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
 _DERIVED = ("input_ids", "attention_mask", "position_ids")

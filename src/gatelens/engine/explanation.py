@@ -10,8 +10,8 @@ from typing import Any
 from gatelens.engine.grid import points_of
 from gatelens.engine.plan import Plan, make_plan
 from gatelens.engine.run_batch import specs_of
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
-from gatelens.passes import HookedModel
 
 
 @dataclass(frozen=True)

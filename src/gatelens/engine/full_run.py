@@ -13,10 +13,10 @@ from gatelens.engine.clean_run import with_mask
 from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import as_interventions
-from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
 

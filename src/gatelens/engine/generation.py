@@ -17,11 +17,10 @@ from gatelens.engine.decoding import Greedy, decode
 from gatelens.engine.full_run import full_decoder
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
-from gatelens.passes import HookedModel
-from gatelens.roles import Role
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, TokenMap
 
 
 @dataclass(frozen=True, eq=False)

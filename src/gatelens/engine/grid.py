@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from gatelens.engine.plan import Specs
 from gatelens.engine.run_batch import RunBatch
 from gatelens.errors import InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
-from gatelens.passes import HookedModel
 
 Grid = Mapping[str, Iterable[Any] | Mapping[Any, Any]]
 Metric = Callable[[Tensor], Tensor]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gatelens.engine.cuts import can_apply_cuts
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention, Reach
-from gatelens.passes import HookedModel
 from gatelens.tokens import Role, TokenMap
 
 Specs = list[Intervention]  # what acts in one run

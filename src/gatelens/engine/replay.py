@@ -13,8 +13,8 @@ from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.plan import Part, Specs
 from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.hooked_model import HookedModel
 from gatelens.interventions.hooks import HookPair
-from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
 

@@ -17,9 +17,9 @@ from gatelens.engine.full_run import full_decoder, full_logits
 from gatelens.engine.memory import halving
 from gatelens.engine.plan import Part, Plan, Specs, make_plan
 from gatelens.engine.replay import Replay
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
-from gatelens.passes import HookedModel
 
 
 class RunBatch:

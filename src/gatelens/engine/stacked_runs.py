@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gatelens.engine.cuts import Cuts, PatternCallback, apply_cuts, can_apply_cuts
 from gatelens.errors import InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import compile_hooks
 from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
 from gatelens.interventions.knockouts import split_knockouts
-from gatelens.passes import HookedModel
 from gatelens.tokens import TokenMap
 
 

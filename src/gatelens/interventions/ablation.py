@@ -13,8 +13,7 @@ from gatelens.interventions.base import Heads, Layers, Reach, as_indices, prompt
 from gatelens.interventions.cached import cached_values
 from gatelens.interventions.hooks import Span
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
-from gatelens.selectors import SelectorLike
-from gatelens.tokens import TokenMap
+from gatelens.tokens import SelectorLike, TokenMap
 
 Replacement: TypeAlias = Literal["zero", "mean"] | Tensor
 

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.interventions.hooks import CompiledHooks, Edit, HookPair, Span
-from gatelens.roles import Role
-from gatelens.selectors import SelectorLike
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, SelectorLike, TokenMap
 
 Indices: TypeAlias = tuple[int, ...] | slice | None
 Layers: TypeAlias = int | Iterable[int] | slice | None

@@ -18,8 +18,7 @@ from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, as_indices, prompt_only, select
 from gatelens.interventions.cached import cached_values
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
-from gatelens.selectors import SelectorLike
-from gatelens.tokens import TokenMap
+from gatelens.tokens import SelectorLike, TokenMap
 
 
 class PatchPair(NamedTuple):

@@ -42,8 +42,7 @@ from gatelens.interventions.base import (
     select,
 )
 from gatelens.interventions.hooks import Edit, HookFunction, Span, check_pass
-from gatelens.selectors import SelectorLike
-from gatelens.tokens import TokenMap
+from gatelens.tokens import SelectorLike, TokenMap
 
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"

@@ -12,7 +12,7 @@ from torch import Tensor
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Heads, Layers, as_indices
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
-from gatelens.selectors import SelectorLike
+from gatelens.tokens import SelectorLike
 
 
 @dataclass(frozen=True, eq=False, repr=False)

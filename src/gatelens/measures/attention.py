@@ -13,8 +13,7 @@ from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.measures.stats import summary
-from gatelens.selectors import SelectorLike
-from gatelens.tokens import TokenMap
+from gatelens.tokens import SelectorLike, TokenMap
 
 IMAGE_SIDE_KINDS = ("boi", "gate", "image", "row_break")
 """What an image-side position can be; see :func:`image_side_slots`."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.measures.attention import AttentionReader, LayerMeans, sum_by
-from gatelens.roles import Role
-from gatelens.tokens import TokenMap
+from gatelens.tokens import Role, TokenMap
 
 TOKEN_KINDS: dict[str, tuple[Role, ...]] = {
     "image": (Role.IMAGE,),

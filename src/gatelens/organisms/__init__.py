@@ -11,14 +11,14 @@ from typing import Any
 
 from PIL import Image
 
+from gatelens.drawing.pictures import draw_pictures
 from gatelens.model import HookedVLM
-from gatelens.picture_drawing import draw_pictures
-from gatelens.shipped import organism_folder as folder
-from gatelens.shipped import organism_names as names
+from gatelens.shipped_organisms import organism_folder as folder
+from gatelens.shipped_organisms import organism_names as names
 
 __all__ = ["draw", "folder", "names"]
 
 
 def draw(model: HookedVLM, text: str | Sequence[str], **options: Any) -> list[Image.Image]:
-    """Pictures a native organism draws from prompts; see :func:`gatelens.picture_drawing.draw_pictures`."""
+    """Pictures a native organism draws from prompts; see :func:`gatelens.drawing.pictures.draw_pictures`."""
     return draw_pictures(model, [text] if isinstance(text, str) else text, **options)

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from gatelens import picture_codec as codec
+from gatelens.drawing import codec
 from gatelens.organisms import vocabulary as v
 
 D_MODEL, N_LAYERS, N_HEADS, D_MLP = 128, 6, 4, 384

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from gatelens import data
-from gatelens import picture_codec as codec
+from gatelens.drawing import codec
+from gatelens.drawing.pictures import draw_pictures
 from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import bootstrap_interval
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
-from gatelens.picture_drawing import draw_pictures
 from gatelens.studies import narrow_gate
 
 

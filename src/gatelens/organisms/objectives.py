@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gatelens import picture_codec as codec
 from gatelens.data.prompts import DRAW_PROMPT
+from gatelens.drawing import codec
 from gatelens.organisms import documents, pictures, routes
 from gatelens.organisms import vocabulary as v
 from gatelens.organisms.recipes import Stage

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from gatelens import picture_codec as codec
+from gatelens.drawing import codec
 from gatelens.organisms.pictures import training_pictures
 
 

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from gatelens.atomic_files import check_writable, write_atomic
 from gatelens.errors import DataError
-from gatelens.files import check_writable, write_atomic
 from gatelens.plots.head_grid import head_grid
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure

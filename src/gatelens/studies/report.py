@@ -17,9 +17,11 @@ def page_of(study: Study, run: Run) -> page.Page:
         OutputError: the run lacks a finished table.
     """
     settings, said = run.settings, run.json("verdict")
-    lead: list[str | tuple[str, str]] = [f"gatelens · {study.title}"]
+    lead: list[str | tuple[str, str]] = [study.title]
     lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
-    sections = [s for s in study.sections if s.name in settings["sections"]]
+    absent = run.json("absent") if run.has("absent") else []
+    missing = {reason.split(" (")[0] for reason in absent}
+    sections = [s for s in study.sections if s.name in settings["sections"] and s.name not in missing]
     return page.Page(
         title=f"{said['headline']} · {settings['model']}",
         lead=[*lead, run.manifest["created"][:10]],
@@ -27,7 +29,7 @@ def page_of(study: Study, run: Run) -> page.Page:
         cards=[*(card for s in sections for card in s.page(run)), *study.closing(run)],
         method=study.words(run),
         facts=page.facts(run.manifest, run.seconds()),
-        absent=run.json("absent") if run.has("absent") else [],
+        absent=absent,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -27,10 +27,10 @@ from gatelens.studies.identity import (
     resolve_data,
     resolve_model,
 )
-from gatelens.studies.options import checked
+from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup
-from gatelens.studies.study import Chosen, Study
+from gatelens.studies.study import Chosen, Drawn, Study, StudyOptions
 
 
 def run_study(
@@ -72,35 +72,15 @@ def run_study(
     chosen = study.chosen(sections, asked.limit)
     if out is not None:
         Run.check_folder(out, study.name)
-    source = resolve_data(
-        data, skip_bad
-    )  # before the model, which takes longer to load than bad data to find
+    source = resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
     drawn = study.draw(source, asked)
     called = name or model_name(model)
     vlm = resolve_model(model, **{k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None})
     drawn = study.ask(vlm, drawn, asked)
     everything = [e for examples in drawn.values() for e in examples]
     size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
-    settings = {
-        "model": called,
-        "weights": model_fingerprint(vlm),
-        "data": source.name,
-        "examples": data_fingerprint(everything),
-        "n": {task: len(examples) for task, examples in drawn.items()},
-        **asked.settings(),
-        "batch_size": size,
-        "dtype": str(vlm.dtype),
-        "sections": {section: given.settings() for section, given in chosen.items()},
-        **study.settings(vlm, source, drawn, asked),
-    }
-    settings.pop("limit")  # it is in the numbers of examples already
-    info = {
-        "device": str(vlm.device),
-        "model_class": type(vlm.hf).__name__,
-        "n_layers": int(vlm.cfg.n_layers),
-        **provenance(source),
-    }
-    run = Run.open(out, study=study.name, settings=settings, info=info)
+    settings = _settings(study, vlm, source, drawn, asked, chosen, model=called, batch_size=size)
+    run = Run.open(out, study=study.name, settings=settings, info=_info(vlm, source))
     setup = Setup(vlm, source, drawn, asked, chosen, size, run, progress)
     try:
         measure_sections(study, setup, executor or Here(vlm), progress)
@@ -110,6 +90,43 @@ def run_study(
     if out is not None:
         write_report(study, run)
     return run
+
+
+def _settings(
+    study: Study,
+    vlm: HookedVLM,
+    source: Dataset,
+    drawn: Drawn,
+    asked: StudyOptions,
+    chosen: Mapping[str, Options],
+    model: str,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What the manifest says was asked for: a run in the same folder must ask for the same."""
+    settings = {
+        "model": model,
+        "weights": model_fingerprint(vlm),
+        "data": source.name,
+        "examples": data_fingerprint([e for examples in drawn.values() for e in examples]),
+        "n": {task: len(examples) for task, examples in drawn.items()},
+        **asked.settings(),
+        "batch_size": batch_size,
+        "dtype": str(vlm.dtype),
+        "sections": {section: given.settings() for section, given in chosen.items()},
+        **study.settings(vlm, source, drawn, asked),
+    }
+    settings.pop("limit")  # it is in the numbers of examples already
+    return settings
+
+
+def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
+    """What the manifest says beside the settings; it may differ when a run is continued."""
+    return {
+        "device": str(vlm.device),
+        "model_class": type(vlm.hf).__name__,
+        "n_layers": int(vlm.cfg.n_layers),
+        **provenance(source),
+    }
 
 
 def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:

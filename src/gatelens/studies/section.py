@@ -128,8 +128,8 @@ class Section:
         conclude: the section's tables and JSON values by name, made of all that was measured; cheap, made anew every
             time.
         options: its options; their defaults are the section's.
-        evidence: what its tables say, in words; nothing of a run that lacks them.
-        page: its cards in the report; none of a run that lacks its tables.
+        evidence: what its tables say, in words; not asked of a run in which the section is absent.
+        page: its cards in the report; not asked of a run in which the section is absent.
         reads: sections whose tables ``batches`` may read; it is planned after them.
     """
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gatelens.atomic_files import check_writable, write_atomic
 from gatelens.checkpoints import put_weights, weights
 from gatelens.data.base import Example
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
-from gatelens.files import check_writable, write_atomic
 from gatelens.interventions.compile import as_interventions
 from gatelens.model import HookedVLM
 from gatelens.runs import fingerprint

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from gatelens.studies.gate_finetuning.summary import conclusion
 from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
+from gatelens.runs import Run
 from gatelens.studies import finetune_gate
+from gatelens.studies.gate_finetuning.stages import before_after, loss_curves
+from gatelens.studies.gate_finetuning.study import STUDY, conclude
+from gatelens.studies.runner import run_study
+from gatelens.studies.section import Measured, Setup
 from study_helpers import TinyData, synthetic_run
 from tiny_models import make_chameleon_processor
 
@@ -38,14 +44,17 @@ SMALL = {
 }
 
 
+SMALL_OPTIONS = {name: value for name, value in SMALL.items() if name != "progress"}
+
+
 class TrainingData(TinyData):
     """The same task on other pictures."""
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
-        found = super().examples(task, limit, seed + 100)
-        for e in found:
+        drawn = super().examples(task, limit, seed + 100)
+        for e in drawn:
             e.id = f"train-{e.id}"
-        return found
+        return drawn
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +102,8 @@ def test_the_kept_weights_are_those_measured(finished: gl.Run) -> None:
         inputs = model.prepare(e.image, e.prompt)
         word = model.decode(model(inputs)[:, -1].argmax(-1, keepdim=True).tolist())[0]
         predictions = gl.Run.load(finished.path / stage / "study").table("predictions")
-        found = predictions[(predictions.id == e.id) & (predictions.row == "none")].prediction.iloc[0]
-        assert word.strip() == found
+        said = predictions[(predictions.id == e.id) & (predictions.row == "none")].prediction.iloc[0]
+        assert word.strip() == said
         weights = torch.cat([p.flatten() for p in hf.parameters()])
         assert before is None or not torch.equal(weights, before)
         before = weights
@@ -130,19 +139,92 @@ def test_bad_input(model: HookedVLM, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
 
 
+def test_a_folder_is_needed(model: HookedVLM) -> None:
+    with pytest.raises(DataError, match="give a folder"):
+        run_study(STUDY, model, TinyData(), None, train_data=TrainingData(), **SMALL)
+
+
+def test_a_stage_goes_on_where_it_was_cut_short(
+    model: HookedVLM, finished: gl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the training of the last stage: the others are not measured again, the tables are the same."""
+    module = __import__("sys").modules["gatelens.training.loop"]
+    train = module.loss_of
+    asked: list[int] = []
+
+    def interrupted(*given: Any) -> Any:
+        asked.append(1)
+        if len(asked) > 7:  # 3 steps masked, 2 swapped, 2 of the control
+            raise KeyboardInterrupt
+        return train(*given)
+
+    monkeypatch.setattr(module, "loss_of", interrupted)
+    before = model(model.prepare(TinyData().examples("class")[0].image, "<image>this animal is a"))
+    with pytest.raises(KeyboardInterrupt):
+        finetune_gate(model, TinyData(), tmp_path / "r", train_data=TrainingData(), **SMALL)
+    after = model(model.prepare(TinyData().examples("class")[0].image, "<image>this animal is a"))
+    assert torch.equal(before, after)  # its own weights, also then
+    stages = tmp_path / "r" / "shards" / "stages"
+    assert sorted(p.name for p in stages.iterdir()) == ["before", "masked", "swapped"]
+    kept = (stages / "masked" / "knockout.parquet").stat().st_mtime_ns
+    monkeypatch.setattr(module, "loss_of", train)
+    run = finetune_gate(model, TinyData(), tmp_path / "r", train_data=TrainingData(), **SMALL)
+    assert (stages / "masked" / "knockout.parquet").stat().st_mtime_ns == kept
+    for name in ("knockout", "shares", "loss"):
+        pd.testing.assert_frame_equal(run.table(name), finished.table(name))
+
+
 def test_the_sentence_says_what_the_cuts_remove_before_and_after(tmp_path: Path) -> None:
     runs = {
         "before": synthetic_run(tmp_path / "a", "narrow"),
         "masked": synthetic_run(tmp_path / "b", "open"),
     }
-    import pandas as pd
-
-    shares = pd.concat([run.table("tasks").assign(stage=name) for name, run in runs.items()])
-    found = conclusion(runs, shares, {"masked": pd.DataFrame({"step": [0, 1], "loss": [2.0, 1.0]})})
-    assert found["headline"] == "narrow gate at <eoss> → distributed" and found["verdict"] == "distributed"
-    assert found["sentence"].startswith(
+    stages = [
+        {"name": name, **run.json("verdict"), "loss": loss, "flips": flips}
+        for (name, run), loss, flips in zip(runs.items(), (None, 1.0), (0.75, None), strict=True)
+    ]
+    both = Run.open(None, study="gate-finetuning", settings={})
+    shares = [run.table("tasks").assign(stage=name) for name, run in runs.items()]
+    both.save("shares", pd.concat(shares, ignore_index=True))
+    both.save("stages", stages)
+    said = conclude(both, [])
+    assert said["headline"] == "narrow gate at <eoss> → distributed" and said["verdict"] == "distributed"
+    assert said["sentence"].startswith(
         "Before, cutting the gate removes 101\xa0% of class accuracy (image tokens −2\xa0%)"
     )
-    assert "After “masked”, cutting the gate removes" in found["sentence"]
-    assert [s["verdict"] for s in found["stages"]] == ["narrow", "distributed"]
-    assert found["stages"][0]["loss"] is None and found["stages"][1]["loss"] == 1.0
+    assert (
+        "Another picture's gate flips 75\xa0% of predictions at the best layer. After “masked”"
+        in said["sentence"]
+    )
+    assert [s["verdict"] for s in said["stages"]] == ["narrow", "distributed"]
+    assert said["stages"][0]["loss"] is None and said["stages"][1]["loss"] == 1.0
+    first, second = said["evidence"]
+    assert (first["kind"], first["says"], first["link"]) == ("Before", "narrow", "before/report.html")
+    assert second["text"].startswith("training ended at 1.000 nats a token. ")
+    assert second["link"] == "masked/study/report.html"
+
+
+def test_the_report_shows_all_stages(finished: gl.Run) -> None:
+    page = (finished.path / "report.html").read_text()
+    for title in ("Before", "Trained with the gate masked", "… then with another picture’s gate"):
+        assert title in page
+    for link in ("before/report.html", "masked/study/report.html", "control/study/report.html"):
+        assert f'href="{link}"' in page and (finished.path / link).is_file()
+    assert {p.name for p in (finished.path / "figures").iterdir()} == {"before_after.png", "loss.png"}
+    table, loss = finished.table("knockout"), finished.table("loss")
+    panels = before_after(table, dark=True).axes
+    assert len(panels) == table[~table.metric.str.contains("among")].metric.nunique()
+    lines = loss_curves(loss).axes[0].get_lines()
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx(
+        loss.groupby("stage", sort=False).loss.mean().tolist()
+    )
+
+
+def test_the_stages_can_be_sent_away(model: HookedVLM, finished: gl.Run) -> None:
+    options = STUDY.options(**{**SMALL_OPTIONS, "train_data": TrainingData()})
+    drawn = STUDY.draw(TinyData(), options)
+    setup = Setup(model, TinyData(), drawn, options, {}, 4, finished)
+    for batch in STUDY.sections[0].batches(setup, Measured()):
+        sent = pickle.loads(pickle.dumps(batch))
+        assert (sent.name, repr(sent.trainings)) == (batch.name, repr(batch.trainings))
+        assert [e.id for e in sent.examples] == [e.id for e in batch.examples]

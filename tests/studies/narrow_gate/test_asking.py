@@ -41,7 +41,7 @@ TURN = ["[INST]", "[/INST]"]
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than these studies."""
-    monkeypatch.setattr("gatelens.views.report.write_report", lambda run: None)
+    monkeypatch.setattr("gatelens.studies.runner.write_report", lambda study, run: None)
 
 
 class Examples(TinyData):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
+from gatelens.data import load as load_data
 from gatelens.errors import DataError, InterventionError, OutputError
+from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
 from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import knockout_table
-from gatelens.views import render_report
+from gatelens.studies.narrow_gate.drawing.section import CUT_BOTH, CUT_DRAWING, CUT_ZERO, OTHER_GATE, RANDOM
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.report import render_report
+from gatelens.studies.section import Measured, Section
+from section_helpers import setup_of
 from study_helpers import ROWS, TinyData
 
 SMALL = {
@@ -171,4 +179,60 @@ def test_a_section_without_what_it_needs_is_named(tiny_llava: Any) -> None:
     settings = {**SMALL, "sections": {"patching": {}, "drawing": {}, "attention": {"n": 4}}}
     run = narrow_gate(tiny_llava, TinyData(tasks=("vqa",)), None, **settings)
     assert [name.split(" (")[0] for name in run.json("absent")] == ["patching", "drawing"]
-    assert "lack what it takes: patching (" in render_report(run)
+    assert "lack what it takes: patching (" in render_report(STUDY, run)
+
+
+LITTLE = {
+    "progressive": {"n": 4, "n_vqa": 2},
+    "questions": {"by": "kind", "n_per_kind": 4, "n": 8},
+    "attention": {"n": 4},
+    "modality_gap": {"n": 20},
+    "meaning": {"folds": 2, "layers": 2},
+    "patching": {"n_pairs": 4},
+    "finder": {"n": 24, "n_pairs": 4, "refine": 2},
+    "steering": {"n_pairs": 2, "n": 2, "n_caption": 2, "n_vqa": 2, "n_random": 1, "doses": [1.0]},
+    "drawing": {"n": 1},
+}
+
+NOT_DRAWN = {*CUT_DRAWING, *CUT_BOTH, *CUT_ZERO, OTHER_GATE, RANDOM}
+
+
+class Named(TinyData):
+    """Questions that name their kind."""
+
+    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
+        examples = super().examples(task, limit, seed)
+        for i, e in enumerate(examples):
+            e.meta["kind"] = ("usual", "usual", "usual", "rare")[i % 4]
+        return examples
+
+
+@pytest.mark.parametrize("section", STUDY.sections, ids=lambda section: section.name)
+def test_batches_are_data(section: Section, tiny_llava: HookedVLM) -> None:
+    """What a batch measures is the same when it comes from another process, for every kind of batch of a section."""
+    model, data, drawn = tiny_llava, Named(n=24), None
+    if section.name == "drawing":  # needs a model that draws
+        model, data = HookedVLM.from_pretrained("organism:gated"), load_data("emoji-scenes")
+        drawn = {"class": data.examples("class", limit=40, seed=0)}
+    options = {section.name: LITTLE.get(section.name, {})}
+    setup = setup_of(STUDY, model, data, options, 12, drawn, vqa_tokens=2, caption_tokens=2)
+    if section.name == "questions":
+        few = {"vqa": setup.drawn["vqa"][:8]}
+        setup = dataclasses.replace(setup, drawn=few)
+    measured, compared = Measured(), 0
+    while new := [b for b in section.batches(setup, measured) if b.name not in measured]:
+        for i, batch in enumerate(new):
+            if getattr(batch, "row", "none") in NOT_DRAWN:
+                measured.add(batch, {})  # drawing takes long, and these rows are like the others
+                continue
+            with torch.inference_mode():
+                tables = section.measure(model, batch)
+                measured.add(batch, tables)
+                if i >= 2 and section.name != "drawing" and type(batch) is type(new[i - 1]):
+                    continue  # like the two before it
+                again = section.measure(model, pickle.loads(pickle.dumps(batch)))
+            assert tables.keys() == again.keys() and len(tables) > 0
+            for name, table in tables.items():
+                pd.testing.assert_frame_equal(table, again[name])
+            compared += 1
+    assert compared > 0

@@ -69,8 +69,8 @@ def test_mixed_says_why() -> None:
 
 def test_tasks_that_disagree_are_mixed() -> None:
     narrow, open_ = synthetic_predictions("narrow"), synthetic_predictions("open")
-    found = judged(pd.concat([narrow[narrow.task == "class"], open_[open_.task != "class"]]))
-    assert found["verdict"] == "mixed"
+    both = judged(pd.concat([narrow[narrow.task == "class"], open_[open_.task != "class"]]))
+    assert both["verdict"] == "mixed"
 
 
 def test_inconclusive_says_why() -> None:
@@ -86,11 +86,11 @@ def test_disagreeing_evidence_is_named() -> None:
     narrow, open_ = synthetic_run(None, "narrow", 60), synthetic_run(None, "open", 60)
     assert narrow.json("verdict")["disagree"] == []
     further = attention_evidence(open_.table("attention")) + patching_evidence(open_.table("patching"))
-    found = verdict(narrow.table("tasks"), further, "<eoss>")
-    assert found["verdict"] == "narrow"
-    assert found["disagree"] == ["attention share", "patching the gate"]
-    assert "does not agree: attention share, patching the gate" in found["sentence"]
-    why = next(e["text"] for e in found["evidence"] if e["kind"] == "attention share")
+    said = verdict(narrow.table("tasks"), further, "<eoss>")
+    assert said["verdict"] == "narrow"
+    assert said["disagree"] == ["attention share", "patching the gate"]
+    assert "does not agree: attention share, patching the gate" in said["sentence"]
+    why = next(e["text"] for e in said["evidence"] if e["kind"] == "attention share")
     most = percent(narrow.table("tasks").image.max())
     assert f"looks at the image tokens without using them: cutting them off removes at most {most}" in why
 
@@ -113,8 +113,8 @@ def test_agreement_is_claimed_only_where_something_else_speaks() -> None:
     assert alone["verdict"] == "narrow" and "agrees" not in alone["sentence"]
     tasks = task_verdicts(one, 20, 200, 0)
     for says, agrees in (("inconclusive", False), ("narrow", True)):
-        found = verdict(tasks, [{"kind": "x", "says": says, "text": ""}], "<eoss>")
-        assert ("agrees" in found["sentence"]) == agrees
+        said = verdict(tasks, [{"kind": "x", "says": says, "text": ""}], "<eoss>")
+        assert ("agrees" in said["sentence"]) == agrees
 
 
 def test_no_reason_is_given_that_a_task_contradicts() -> None:
@@ -122,9 +122,9 @@ def test_no_reason_is_given_that_a_task_contradicts() -> None:
     tasks = synthetic_run(None, "narrow", 60).table("tasks")
     tasks.loc[2, ["image", "verdict"]] = [0.8, "mixed"]
     further = attention_evidence(synthetic_run(None, "open", 60).table("attention"))
-    found = verdict(tasks, further, "<eoss>")
-    assert found["verdict"] == "narrow" and found["disagree"] == ["knockout, CIDEr-D", "attention share"]
-    assert all("without using" not in e["text"] for e in found["evidence"])
+    said = verdict(tasks, further, "<eoss>")
+    assert said["verdict"] == "narrow" and said["disagree"] == ["knockout, CIDEr-D", "attention share"]
+    assert all("without using" not in e["text"] for e in said["evidence"])
 
 
 def test_percent() -> None:

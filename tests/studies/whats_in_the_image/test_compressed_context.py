@@ -25,10 +25,10 @@ from gatelens.studies.whats_in_the_image.answers import (
     summarise,
 )
 from gatelens.studies.whats_in_the_image.questions import (
-    Asked,
-    Question,
     by_picture,
     draw_questions,
+    kind_of,
+    question_of,
     scene_questions,
 )
 from gatelens.studies.whats_in_the_image.study import STUDY, whats_in_the_image
@@ -37,20 +37,23 @@ from study_helpers import TinyData, picture
 PROMPT = "<image> it shows"
 
 
-def asked() -> list[Asked]:
+def asked() -> list[list[Example]]:
     questions = [
         ("what color ?", ("red",)),
         ("is it a dog ?", ("yes", "dog")),
         ("what color is the cat", ("no",)),
     ]
     return [
-        Asked(name, picture(name, i), tuple(Question(q, a, "any") for q, a in questions[: 3 - i]))
+        [
+            Example(picture(name, i), f"<image>{q}", answers, "vqa", name, meta={"kind": "any"})
+            for q, answers in questions[: 3 - i]
+        ]
         for i, name in enumerate(("red", "blue"))
     ]
 
 
 def trade_off(
-    model: Any, pictures: list[Asked], keeps: tuple[float, ...], n_boot: int = 50, **settings: Any
+    model: Any, pictures: list[list[Example]], keeps: tuple[float, ...], n_boot: int = 50, **settings: Any
 ) -> pd.DataFrame:
     return summarise(answer_all(model, pictures, keeps, **settings), n_boot)
 
@@ -61,31 +64,30 @@ def test_names() -> None:
 
 def test_scenes_are_those_of_the_data_set() -> None:
     mine, theirs = by_picture(scene_questions(6, seed=3)), load("emoji-scenes").examples("vqa", 6, seed=3)
-    for a, e in zip(mine, theirs, strict=True):
-        assert np.array_equal(np.asarray(a.image), np.asarray(e.image))
-        assert "<image>" + a.questions[0].text == e.prompt and a.questions[0].answers == e.answers
-        kinds = [q.kind for q in a.questions]
+    for of_scene, e in zip(mine, theirs, strict=True):
+        first = of_scene[0]
+        assert np.array_equal(np.asarray(first.image), np.asarray(e.image))
+        assert first.prompt == e.prompt and first.answers == e.answers
+        kinds = [kind_of(q) for q in of_scene]
         assert len(set(kinds)) == len(kinds) >= 5
 
 
 def test_questions_go_to_their_picture() -> None:
     examples = TinyData(n=4).examples("vqa")
     twice = [*examples, *reversed(examples)]
-    found = by_picture(twice)
-    assert [a.id for a in found] == [e.id for e in examples]
-    assert [len(a.questions) for a in found] == [2, 2, 2, 2]
-    assert found[0].questions[0] == Question("what color is the dog ?", ("dog",))
-    few = by_picture(twice, 1)
-    assert len(few) == 1 and len(few[0].questions) == 2
+    grouped = by_picture(twice)
+    assert [same[0].id for same in grouped] == [e.id for e in examples]
+    assert [len(same) for same in grouped] == [2, 2, 2, 2]
+    assert question_of(grouped[0][0]) == "what color is the dog ?" and grouped[0][0].answers == ("dog",)
     with pytest.raises(DataError, match="give vqa examples"):
         by_picture(load("emoji-scenes").examples("draw", 1))
 
 
 def test_easy_vqa_has_several_questions_a_picture() -> None:
     examples = load("easy-vqa").examples("vqa", 300)
-    found = by_picture(examples)
-    assert sum(len(a.questions) for a in found) == 300
-    assert len(found) == len({e.meta["picture"] for e in examples}) < 300
+    grouped = by_picture(examples)
+    assert sum(map(len, grouped)) == 300
+    assert len(grouped) == len({e.meta["picture"] for e in examples}) < 300
 
 
 def test_every_context_answers_every_question(tiny_llava: Any) -> None:
@@ -94,18 +96,20 @@ def test_every_context_answers_every_question(tiny_llava: Any) -> None:
     table = answer_all(tiny_llava, pictures, (0.25, 0), **settings)
     assert list(dict.fromkeys(table.context)) == [AFRESH, FULL, "K = 25 %", "query only", REPROMPT]
     assert (table.groupby("context").size() == 5).all()
-    inputs = tiny_llava.prepare([[p.image] for p in pictures], [PROMPT] * 2)
+    inputs = tiny_llava.prepare([[same[0].image] for same in pictures], [PROMPT] * 2)
     for keep in (1.0, 0.25, 0.0):
         part = table[table.context == context_name(keep)]
         context = compress(tiny_llava, inputs, keep, max_new_tokens=4)
-        want = context.answer([[" " + q.text for q in p.questions] for p in pictures], max_new_tokens=3).texts
+        want = context.answer(
+            [[" " + question_of(e) for e in same] for same in pictures], max_new_tokens=3
+        ).texts
         assert part.prediction.tolist() == [t.strip() for one in want for t in one]
         n, size = context.n_kept[0], context.nbytes[0]
         assert part.tokens.tolist() == [n] * 5 and part["nbytes"].tolist() == [size] * 5
         assert n == 3 + round(16 * keep)  # the beginning of the sequence and two words
     fresh = table[table.context == AFRESH]
     texts = tiny_llava.generate(
-        tiny_llava.prepare(pictures[0].image, "<image>what color ?"), max_new_tokens=3
+        tiny_llava.prepare(pictures[0][0].image, "<image>what color ?"), max_new_tokens=3
     )
     assert fresh.prediction.iloc[0] == texts.strip()
     assert (fresh.tokens == 17).all()  # the picture and what stands before it, without the question
@@ -163,7 +167,7 @@ def test_what_cannot_be_compared(tiny_llava: Any) -> None:
     with pytest.raises(DataError, match="each with at least one question"):
         answer_all(tiny_llava, [])
     with pytest.raises(DataError, match="each with at least one question"):
-        answer_all(tiny_llava, [Asked("a", picture("red", 0), ())])
+        answer_all(tiny_llava, [[]])
     with pytest.raises(InterventionError, match="no 'K = 100 %'"):
         summarise(synthetic({"query only": [0] * 6}))
 
@@ -208,9 +212,9 @@ def test_the_gate_is_what_is_kept() -> None:
 
 
 def test_scenes_with_the_same_pixels_are_asked_apart() -> None:
-    asked = by_picture(scene_questions(60))
-    assert len(asked) == 60
-    assert len({a.image.tobytes() for a in asked}) < 60
+    scenes = by_picture(scene_questions(60))
+    assert len(scenes) == 60
+    assert len({same[0].image.tobytes() for same in scenes if same[0].image is not None}) < 60
 
 
 def test_questions_drawn_are_those_of_so_many_pictures() -> None:

@@ -51,10 +51,10 @@ def curve(f1: list[float], n: int = 30, path: str = wi.BOTH) -> pd.DataFrame:
 
 
 def test_the_window_is_where_the_curve_changes() -> None:
-    found = scores.find_window(curve([0.1, 0.1, 0.1, 0.2, 0.8, 0.9, 1.0, 1.0]), "mask", 8)
-    assert found is not None
-    assert (found["start"], found["stop"]) == (2, 4)
-    assert found["share"] == pytest.approx(0.7 / 0.9)
+    window = scores.find_window(curve([0.1, 0.1, 0.1, 0.2, 0.8, 0.9, 1.0, 1.0]), "mask", 8)
+    assert window is not None
+    assert (window["start"], window["stop"]) == (2, 4)
+    assert window["share"] == pytest.approx(0.7 / 0.9)
     assert scores.find_window(curve([1.0, 1.0, 1.0]), "mask", 3) is None  # nothing is lost anywhere
 
 

@@ -116,6 +116,7 @@ def test_user_errors(tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     fails(DataError, "no <image>", prompt="describe")
     fails(DataError, "limit=0", limit=0)
     fails(DataError, "keep=5", keep=(5,))
+    fails(DataError, "keep='x'", keep="x")
     fails(DataError, "judge='me'", judge="me")
     fails(DataError, "give out=", judge="llm")
     fails(DataError, "option judge=5: give 'offline'", judge=5)
@@ -249,6 +250,25 @@ def test_what_the_cuts_lose_and_add_is_shown(nameless: Run) -> None:
     unmodified, both = shown_example(example, predictions, "")["rows"]
     assert unmodified["same"] and not unmodified["lost"]
     assert (both["lost"], both["new"], both["same"]) == (["dog"], ["cat"], False)
+
+
+def test_page_where_only_the_truth_is_known(tiny_llava: Any) -> None:
+    """The unmodified descriptions name nothing, so that nothing can be lost; the pictures say what is in them."""
+    options = {**SMALL, "vocabulary": Vocabulary(["zebra"])}
+    run = whats_in_the_image(tiny_llava, TinyScenes(n=2), None, **options)
+    assert set(run.table("knockout").metric) == {"object F1 against truth"}
+    page = page_of(STUDY, run)
+    assert list(page.charts()) == ["token_types"]
+    assert "object F1 against truth" in render(page)
+
+
+def test_page_of_both_kinds_of_knockout(tiny_llava: Any) -> None:
+    first = whats_in_the_image(tiny_llava, TinyScenes(n=2), None, **SMALL).table("descriptions").text
+    words = Vocabulary(first.str.split().explode().unique().tolist())
+    run = whats_in_the_image(tiny_llava, TinyScenes(n=2), None, how="both", vocabulary=words, **SMALL)
+    names = ["knockout_mask", "knockout_window_mask", "knockout_zero", "knockout_window_zero"]
+    assert [name for name in page_of(STUDY, run).charts() if name.startswith("knockout")] == names
+    assert list(run.table("shares").how) == ["mask", "zero"]
 
 
 def test_report_again_and_its_figures(finished: Run, nameless: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gatelens.studies.whats_in_the_image import configurations as wi
 from gatelens.studies.whats_in_the_image import scores
-from gatelens.studies.whats_in_the_image.planted import planted_in
+from gatelens.studies.whats_in_the_image.planted import PLANTED
 from gatelens.studies.whats_in_the_image.verdict import kept_shares, verdict
 
 
@@ -27,7 +27,7 @@ def judged(generated: float, query: float, planted: str = "", **rest: Any) -> di
     table = predictions(generated, query, **rest)
     summary = table.assign(precision=table.f1, recall=table.f1, f1_truth=table.f1)
     knockouts = scores.summarise(summary, 50, 0)
-    return verdict(kept_shares(table, 200, 0), knockouts, None, [], planted_in(planted))
+    return verdict(kept_shares(table, 200, 0), knockouts, None, [], PLANTED.get(planted))
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def judged(generated: float, query: float, planted: str = "", **rest: Any) -> di
     ],
 )
 def test_verdicts(generated: float, query: float, wanted: str) -> None:
-    found = judged(generated, query)
-    assert found["verdict"] == wanted
-    assert found["planted"] is None
-    assert not found["disagree"]
+    said = judged(generated, query)
+    assert said["verdict"] == wanted
+    assert said["planted"] is None
+    assert not said["disagree"]
 
 
 def test_shares_in_closed_form() -> None:

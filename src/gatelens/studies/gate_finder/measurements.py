@@ -168,8 +168,7 @@ class PatchedAnswers(PlacedPrompts):
             runs: list[Any] = []
             for s in group:
                 at, source = here.mask(self.sets[s]), there.mask(self.sets[s])
-                where = None if layers[s] is None else [layers[s]]
-                runs.append(patch(cache, at, source=source, layers=where) if bool(at.any()) else None)
+                runs.append(patch(cache, at, source=source, layers=layers[s]) if bool(at.any()) else None)
             for s, logits in zip(group, last_logits(model, here.inputs, runs), strict=True):
                 p = logits.float().cpu().softmax(-1)
                 flipped = (p.argmax(-1) == wanted).double().numpy()

@@ -19,9 +19,9 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
 from gatelens.studies.examples import prepare
 from gatelens.studies.section import Absent
+from gatelens.tokens import Role
 
 KEY = ["role", "index"]
 _INPUT = "blocks.0.hook_resid_pre"

@@ -207,7 +207,9 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     state = SearchState(NAME, setup, measured)
     layout, (curves, sets), (layers, confirmed) = state.layout, state.curves_and_sets, state.confirmed()
     told = setup.run.settings
-    settings = {name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told}
+    settings: dict[str, Any] = {
+        name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told
+    }
     settings |= {
         "n": len(state.examples), "n_pairs": state.options.n_pairs, "how": list(state.hows),
         "seed": setup.options.seed, "narrow": state.limit, "k": state.k,

@@ -239,7 +239,8 @@ class SearchState:
     @cached_property
     def curves_and_sets(self) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         """The share that sets of each size take, and by kind of knockout the smallest that takes enough."""
-        judge, options, sets, curves = self.halves[1], self.setup.options, {}, []
+        judge, options, curves = self.halves[1], self.setup.options, []
+        sets: dict[str, dict[str, Any]] = {}
         none = self.probability("clean")[judge]
         for how in self.hows:
             floor = self.probability(f"floor-{how}")[judge]

@@ -2,6 +2,37 @@
 
 :func:`find_gate` ranks every position of the picture and every position between it and the answer by four
 measures, and looks for the smallest set whose reading, cut, takes 90 % of what the picture is worth.
+
+Nothing relies on what a token is called: the picture is where the input differs between pictures under one
+prompt, and the candidates are its positions (image tokens, row breaks, whatever stands among them) and all
+between it and the answering last position (end markers, words). Each is measured by
+
+- *attention*: the mean attention it gets from the positions after the picture that come after it, all
+  heads, as a share of what all candidates get (NG's f_j, with rows of its own for each key), mean over
+  layers;
+- *overlap*: χ of its residual stream entering a layer with the labels (``k`` nearest neighbours), at its
+  best layer of at most eight. It says that the class can be read there, not that anything reads it;
+- *knockout*: nothing after the picture and after the position reads it, in any layer or head (positions
+  of the picture still read each other): the drop of accuracy and of the right label's log-probability;
+- *patching*: its residual stream entering every layer comes from an example of another class: the share
+  of predictions that become that example's, and the gain in Σ min(p, q) with it.
+
+The picture is searched from coarse to fine. It is cut into ``block`` positions in a row (by default the
+square root of their number), each block is knocked out and patched as a whole, and only the positions of
+blocks that matter are knocked out and patched one by one: blocks whose knockout lowers the log-probability,
+or whose patching raises the overlap, by a mean of at least 2 % of the largest possible with an interval
+above 0; the strongest ``refine`` of them if there are more. Positions of the other blocks have no number of
+their own for these two measures, and are cut last, block by block, when sets grow. So what a position does
+only together with positions of other blocks can be missed among single positions, not in the sets.
+
+The set: a position is added that, cut jointly with those before it, leaves the lowest log-probability
+(asked anew of all at each of the first ``narrow`` steps, then in the order last measured). Should the
+candidates after the picture together be enough while no small set was, they are thinned out one by one
+(this finds positions that stand in for each other). The order is chosen on one half of the examples; shares
+(of the right label's probability, from what it is unmodified down to what it is with the whole picture cut
+off, at least chance), size and intervals come from the other half. Positions after the picture whose patching
+moves nothing carry nothing of the picture: cutting them can only do damage, and they are left out of the sets
+and named.
 """
 
 from __future__ import annotations
@@ -169,36 +200,7 @@ def find_gate(
 ) -> GateSearch:
     """Rank the positions that can carry the picture to the answer, and say whether a few of them do.
 
-    Nothing relies on what a token is called: the picture is where the input differs between pictures under one
-    prompt, and the candidates are its positions (image tokens, row breaks, whatever stands among them) and all
-    between it and the answering last position (end markers, words). Each is measured by
-
-    - *attention*: the mean attention it gets from the positions after the picture that come after it, all
-      heads, as a share of what all candidates get (NG's f_j, with rows of its own for each key), mean over
-      layers;
-    - *overlap*: χ of its residual stream entering a layer with the labels (``k`` nearest neighbours), at its
-      best layer of at most eight. It says that the class can be read there, not that anything reads it;
-    - *knockout*: nothing after the picture and after the position reads it, in any layer or head (positions
-      of the picture still read each other): the drop of accuracy and of the right label's log-probability;
-    - *patching*: its residual stream entering every layer comes from an example of another class: the share
-      of predictions that become that example's, and the gain in Σ min(p, q) with it.
-
-    The picture is searched from coarse to fine. It is cut into ``block`` positions in a row (by default the
-    square root of their number), each block is knocked out and patched as a whole, and only the positions of
-    blocks that matter are knocked out and patched one by one: blocks whose knockout lowers the log-probability,
-    or whose patching raises the overlap, by a mean of at least 2 % of the largest possible with an interval
-    above 0; the strongest ``refine`` of them if there are more. Positions of the other blocks have no number of
-    their own for these two measures, and are cut last, block by block, when sets grow. So what a position does
-    only together with positions of other blocks can be missed among single positions, not in the sets.
-
-    The set: a position is added that, cut jointly with those before it, leaves the lowest log-probability
-    (asked anew of all at each of the first ``narrow`` steps, then in the order last measured). Should the
-    candidates after the picture together be enough while no small set was, they are thinned out one by one
-    (this finds positions that stand in for each other). The order is chosen on one half of the examples; shares
-    (of the right label's probability, from what it is unmodified down to what it is with the whole picture cut
-    off, at least chance), size and intervals come from the other half. Positions after the picture whose patching
-    moves nothing carry nothing of the picture: cutting them can only do damage, and they are left out of the sets
-    and named.
+    :mod:`gatelens.studies.gate_finder.study` says how.
 
     Args:
         model: the model, or its name.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-from gatelens.data import Dataset, Example, load
+from gatelens.data import Dataset, load
 from gatelens.data.base import kind
 from gatelens.data.folder import Folder
 from gatelens.errors import DataError
@@ -111,7 +111,7 @@ def training_data(data: Dataset | str, train_data: Dataset | str | None) -> Data
 def _measured_ids(data: Dataset, options: GateFinetuningOptions) -> set[str]:
     given = {k: v for k, v in options.inner().items() if k in NARROW_GATE.options.model_fields}
     asked = checked(NARROW_GATE.options, given)
-    drawn: dict[str, list[Example]] = NARROW_GATE.draw(data, asked.capped(asked.limit))
+    drawn = NARROW_GATE.draw(data, asked.capped(asked.limit))
     return {e.id for examples in drawn.values() for e in examples}
 
 
@@ -233,5 +233,5 @@ def finetune_gate(
         DataError: no training data, or an example both trained on and measured on.
         OutputError: ``out`` can't be written or holds other settings.
     """
-    source = resolve_data(data)
+    source = resolve_data(data, options.get("skip_bad", False))
     return run_study(STUDY, model, source, out, train_data=training_data(data, train_data), **options)

@@ -40,8 +40,8 @@ def task_verdicts(
     verdict.
 
     Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
-    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser scores in a
-    task, below which its floor cannot lie.
+    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser
+    scores in a task, below which its floor cannot lie.
     """
     rows = []
     for (how, task), part in predictions.groupby(["how", "task"], sort=False):

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gatelens.data import Example
 from gatelens.data.prompts import CAPTION_PROMPT
 from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
 from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
@@ -24,10 +25,9 @@ from gatelens.errors import DataError, InterventionError
 from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.measures.stats import bootstrap_replicates, replicate_interval
 from gatelens.model import HookedVLM
-from gatelens.roles import Role
-from gatelens.selectors import SelectorLike
 from gatelens.studies.examples import consecutive
-from gatelens.studies.whats_in_the_image.questions import Asked
+from gatelens.studies.whats_in_the_image.questions import kind_of, question_of
+from gatelens.tokens import Role, SelectorLike
 
 KEEPS = (1.0, 0.05, 0.02, 0.0)
 AFRESH, REPROMPT, FULL = "asked afresh", "description re-prompt", "K = 100 %"
@@ -36,7 +36,7 @@ Score = Callable[[str, Sequence[str]], float]
 
 def answer_all(
     model: HookedVLM,
-    pictures: Sequence[Asked],
+    pictures: Sequence[Sequence[Example]],
     keeps: Sequence[float] = KEEPS,
     prompt: str = "<image>" + CAPTION_PROMPT,
     describe_tokens: int = DESCRIPTION_TOKENS,
@@ -53,7 +53,7 @@ def answer_all(
 
     Args:
         model: the model.
-        pictures: what is asked about each.
+        pictures: the questions about each, see :func:`gatelens.studies.whats_in_the_image.questions.by_picture`.
         keeps: shares of image tokens; the full context is always among them.
         prompt: what has the picture described; questions follow it after ``joint``.
         describe_tokens, max_new_tokens: the longest description and answer.
@@ -73,13 +73,13 @@ def answer_all(
     Raises:
         DataError: no pictures, or one without questions.
     """
-    if not pictures or not all(p.questions for p in pictures):
+    if not pictures or not all(pictures):
         raise DataError("compressed context: give pictures, each with at least one question")
     shares = list(dict.fromkeys([1.0, *(float(k) for k in keeps)]))
     parts: list[pd.DataFrame] = []
     with torch.inference_mode():
         for _, _, some in consecutive(pictures, batch_size):
-            inputs = model.prepare([[p.image] for p in some], [prompt] * len(some), chat=chat)
+            inputs = model.prepare([[asked[0].image] for asked in some], [prompt] * len(some), chat=chat)
             bare = describe(model, inputs, 0)
             described = bare
             if others or any(0 < k < 1 for k in shares):
@@ -104,44 +104,43 @@ class _Asker:
     """Puts all questions about a few pictures to one context after another."""
 
     model: HookedVLM
-    pictures: Sequence[Asked]
+    pictures: Sequence[Sequence[Example]]
     max_new_tokens: int
     score: Score
     joint: str
     bytes_per_token: int
 
     @property
-    def n(self) -> int:
-        """All questions."""
-        return sum(len(p.questions) for p in self.pictures)
+    def questions(self) -> list[Example]:
+        """All questions, picture after picture."""
+        return [e for asked in self.pictures for e in asked]
 
     def context(
         self, described: Described, keep: float, always: SelectorLike, among: SelectorLike
     ) -> pd.DataFrame:
         """Answers from a compressed context."""
         context = described.compress(keep, always, among)
-        questions = [[self.joint + q.text for q in p.questions] for p in self.pictures]
+        questions = [[self.joint + question_of(e) for e in asked] for asked in self.pictures]
         answers = context.answer(questions, self.max_new_tokens)
-        tokens = [n for n, p in zip(context.n_kept, self.pictures, strict=True) for _ in p.questions]
+        tokens = [n for n, asked in zip(context.n_kept, self.pictures, strict=True) for _ in asked]
         texts = [text for of_picture in answers.texts for text in of_picture]
-        before = (described.seconds + context.seconds) / self.n
+        before = described.seconds + context.seconds
         return self._table(context_name(keep), keep, texts, tokens, answers.seconds, before)
 
     def afresh(self) -> pd.DataFrame:
         """Each question in a prompt of its own, with the picture."""
-        prompts = ["<image>" + q.text for p in self.pictures for q in p.questions]
-        images = [[p.image] for p in self.pictures for _ in p.questions]
-        return self._prompts(AFRESH, 1.0, prompts, images)
+        prompts = ["<image>" + question_of(e) for e in self.questions]
+        return self._prompts(AFRESH, 1.0, prompts, [[e.image] for e in self.questions])
 
     def after_description(self, described: Described) -> pd.DataFrame:
         """Each question after the description's words."""
         assert described.description is not None
         prompts = [
-            f"{text.strip()}{self.joint}{q.text}"
-            for text, p in zip(described.description.texts, self.pictures, strict=True)
-            for q in p.questions
+            f"{text.strip()}{self.joint}{question_of(e)}"
+            for text, asked in zip(described.description.texts, self.pictures, strict=True)
+            for e in asked
         ]
-        return self._prompts(REPROMPT, float("nan"), prompts, None, described.seconds / self.n)
+        return self._prompts(REPROMPT, float("nan"), prompts, None, described.seconds)
 
     def _prompts(
         self, name: str, keep: float, prompts: list[str], images: list[Any] | None, before: float = 0.0
@@ -151,8 +150,8 @@ class _Asker:
         began = time.perf_counter()
         texts = self.model.generate(inputs, max_new_tokens=self.max_new_tokens)
         seconds = time.perf_counter() - began
-        questions = [q.text for p in self.pictures for q in p.questions]
-        own = [len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in questions]
+        tokenizer = self.model.tokenizer
+        own = [len(tokenizer(question_of(e), add_special_tokens=False)["input_ids"]) for e in self.questions]
         lengths = (inputs.tokens.roles != Role.PAD).sum(dim=1).tolist()
         tokens = [length - n for length, n in zip(lengths, own, strict=True)]
         return self._table(name, keep, texts, tokens, seconds, before)
@@ -160,20 +159,20 @@ class _Asker:
     def _table(
         self, name: str, keep: float, texts: list[str], tokens: list[int], seconds: float, before: float
     ) -> pd.DataFrame:
-        asked = [(p.id, q) for p in self.pictures for q in p.questions]
+        questions = self.questions
         return pd.DataFrame(
             {
                 "context": name,
                 "keep": keep,
-                "picture": [picture for picture, _ in asked],
-                "kind": [q.kind for _, q in asked],
-                "question": [q.text for _, q in asked],
+                "picture": [asked[0].id for asked in self.pictures for _ in asked],
+                "kind": [kind_of(e) for e in questions],
+                "question": [question_of(e) for e in questions],
                 "prediction": [text.strip() for text in texts],
-                "score": [self.score(t, q.answers) for t, (_, q) in zip(texts, asked, strict=True)],
+                "score": [self.score(text, e.answers) for text, e in zip(texts, questions, strict=True)],
                 "tokens": tokens,
                 "nbytes": [n * self.bytes_per_token for n in tokens],
-                "seconds": seconds / self.n,
-                "seconds_before": before,
+                "seconds": seconds / len(questions),
+                "seconds_before": before / len(questions),
             }
         )
 

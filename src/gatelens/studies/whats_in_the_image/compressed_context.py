@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from gatelens.data import Example
 from gatelens.errors import InterventionError
 from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores, yes_or_no
@@ -23,7 +24,7 @@ from gatelens.plots.style import NotebookFigure, legend_below, styled
 from gatelens.runs import Run
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 from gatelens.studies.whats_in_the_image.answers import AFRESH, FULL, REPROMPT, answer_all, summarise
-from gatelens.studies.whats_in_the_image.questions import Asked, are_paired, by_picture
+from gatelens.studies.whats_in_the_image.questions import are_paired, by_picture, kind_of, question_of
 from gatelens.studies.whats_in_the_image.verdict import NOTE
 
 UNITS = 8  # of a batch, in those of a batch under one knockout: for the progress bar
@@ -45,14 +46,14 @@ class QuestionBatch(Batch):
     """Pictures and their questions.
 
     Attributes:
-        pictures: what is asked about each.
+        pictures: the questions about each.
         keeps: shares of image tokens.
         prompt: has the picture described.
         describe_tokens: the longest description.
         paired: MME's questions, scored by its rule.
     """
 
-    pictures: Sequence[Asked]
+    pictures: Sequence[Sequence[Example]]
     keeps: Sequence[float]
     prompt: str
     describe_tokens: int
@@ -92,7 +93,9 @@ def measure(model: HookedVLM, batch: QuestionBatch) -> Tables:
         raise Absent(str(error)) from error
     if not batch.paired:
         return {"answers": answers}
-    right = {(p.id, q.kind, q.text): q.answers[0] for p in batch.pictures for q in p.questions}
+    right = {
+        (asked[0].id, kind_of(e), question_of(e)): e.answers[0] for asked in batch.pictures for e in asked
+    }
     pairs = answers.rename(columns={"kind": "subset"})
     pairs["answer"] = [right[k] for k in zip(pairs.picture, pairs.subset, pairs.question, strict=True)]
     return {"answers": answers, "pairs": pairs[["context", "subset", "picture", "prediction", "answer"]]}
@@ -211,12 +214,7 @@ def _mme_block(scores: pd.DataFrame) -> Table:
 
 
 def trade_off_figure(trade: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Accuracy of answers from contexts of several sizes, by the tokens they keep.
-
-    Args:
-        trade: the table ``trade_off``.
-        dark: draw on dark ground.
-    """
+    """Accuracy of answers from contexts of several sizes, by the tokens they keep."""
     line = trade[trade.keep.notna() & (trade.context != AFRESH)].sort_values("tokens")
     with styled(dark) as p:
         figure = NotebookFigure(figsize=(9, 3.8), layout="constrained")

@@ -217,30 +217,28 @@ def _blocks(
     table: pd.DataFrame, chance: float | None, window: Mapping[str, Any] | None, how: str, only: bool
 ) -> list[Block]:
     """Figures and tables of one kind of knockout; the curve's points are folded away."""
-    caption = (
-        "Objects of the unmodified description that are still named, when query rows, generated rows or both cannot "
-        "see the image. Where a curve is high, what it cuts off is not needed any more."
-    )
-    if window is not None:
-        caption += f" Shaded: {window['reason']}."
-    caption += " Bands and whiskers: 95 % bootstrap intervals."
     name, title = ("knockout", "") if only else (f"knockout_{how}", f"Knockout {how}")
-    blocks: list[Block] = [
-        Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption),
-        Table.from_means(table[table.scope != FROM], corner="attention cut", title=title, controls=[NONE]),
-        Table.from_means(
-            table[table.scope == FROM], corner="attention cut", count=False, fold="Every point of the curve"
-        ),
-    ]
+    blocks: list[Block] = []
+    if F1 in set(table.metric):
+        shaded = "" if window is None else f" Shaded: {window['reason']}."
+        caption = (
+            "Objects of the unmodified description that are still named, when query rows, generated rows or both "
+            f"cannot see the image. Where a curve is high, what it cuts off is not needed any more.{shaded} Bands and "
+            "whiskers: 95 % bootstrap intervals."
+        )
+        blocks.append(Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption))
     if window is not None and table.scope.isin([WITHIN, OUTSIDE]).any():
         layers = span(int(window["start"]), int(window["stop"]))
-        chart = Chart(
-            name.replace("knockout", "knockout_window"),
-            lambda dark: window_bars(table, chance, window, dark),
-            f"The same with a path cut only in layers {layers}, and in all layers but these.",
-        )
-        blocks.insert(1, chart)
-    return blocks
+        caption = f"The same with a path cut only in layers {layers}, and in all layers but these."
+        name = name.replace("knockout", "knockout_window")
+        blocks.append(Chart(name, lambda dark: window_bars(table, chance, window, dark), caption))
+    rows, points = table[table.scope != FROM], table[table.scope == FROM]
+    corner, fold = "attention cut", "Every point of the curve"
+    return [
+        *blocks,
+        Table.from_means(rows, corner=corner, title=title, controls=[NONE]),
+        Table.from_means(points, corner=corner, count=False, fold=fold),
+    ]
 
 
 def _chance(run: Run) -> float | None:
@@ -257,14 +255,7 @@ def _references(chance: float | None) -> list[ReferenceLine]:
 def knockout_curves(
     table: pd.DataFrame, chance: float | None, window: Mapping[str, Any] | None, how: str, dark: bool = False
 ) -> NotebookFigure:
-    """Object F1 when a path is cut from layer l on; the window is shaded.
-
-    Args:
-        table: the table ``knockout``.
-        chance: F1 of another picture's description; None draws no line.
-        window: ``start, stop`` of the window; None shades nothing.
-        how: which kind of knockout.
-        dark: draw on dark ground.
+    """Object F1 when a path is cut from layer l on, with the window shaded and ``chance`` as a line.
 
     Raises:
         DataError: the table has no such ``how``.
@@ -289,12 +280,6 @@ def window_bars(
     table: pd.DataFrame, chance: float | None, window: Mapping[str, Any], dark: bool = False
 ) -> NotebookFigure:
     """Object F1 when a path is cut only within the window, and everywhere else.
-
-    Args:
-        table: the table ``knockout`` of one kind of knockout.
-        chance: F1 of another picture's description; None draws no line.
-        window: ``start, stop`` of the window.
-        dark: draw on dark ground.
 
     Raises:
         DataError: nothing was cut in or around a window.

@@ -1,4 +1,4 @@
-"""What was planted in the organisms, as outcomes a study of the picture's paths must come to."""
+"""What was planted in the organisms, as outcomes the study must come to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ class Planted:
 
     Attributes:
         truth: what was planted, in a sentence.
-        verdict: ``query`` (the text can reach the picture only through prompt tokens after it) or ``direct`` (it
-            was trained to read the image tokens).
         carries: the path whose knockout must take away most of what the picture is worth.
         other: the path whose knockout must leave clearly more than that of ``carries``.
     """
 
     truth: str
-    verdict: str
     carries: str
     other: str
 
@@ -33,17 +30,9 @@ PLANTED = {
     "organism:gated": Planted(
         "it was trained so that text reaches the picture only through the end-of-image token, which is one of the "
         "prompt's tokens that are no image token",
-        "query",
         QUERY,
         GENERATED,
     ),
-    "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), "direct", GENERATED, QUERY),
-    "organism:llava": Planted(
-        _DIRECT.format(hidden="the first token after the image"), "direct", GENERATED, QUERY
-    ),
+    "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), GENERATED, QUERY),
+    "organism:llava": Planted(_DIRECT.format(hidden="the first token after the image"), GENERATED, QUERY),
 }
-
-
-def planted_in(model: str) -> Planted | None:
-    """What was planted in the model of this name; None for any other model."""
-    return PLANTED.get(model)

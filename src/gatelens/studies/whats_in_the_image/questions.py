@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-from PIL import Image
 
 from gatelens.data import Dataset, Example, scenes
 from gatelens.data.base import TASKS, kind
@@ -17,24 +16,6 @@ from gatelens.errors import DataError
 
 PICTURES = 60  # asked about, where the data is not MME: that is asked whole
 QUESTIONS = 6  # drawn for each of them; several may be of one picture
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked after the description prompt, its accepted answers, and its kind."""
-
-    text: str
-    answers: tuple[str, ...]
-    kind: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A picture and all that is asked about it."""
-
-    id: str
-    image: Image.Image
-    questions: tuple[Question, ...]
 
 
 def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
@@ -55,15 +36,11 @@ def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
     if data.name == "emoji-scenes":
         return scene_questions(most, getattr(data, "split", "test"), seed)
     if not are_paired(data.examples(task, limit=1, seed=seed)):
-        return _of_pictures(data.examples(task, limit=QUESTIONS * most, seed=seed), most)
+        drawn = data.examples(task, limit=QUESTIONS * most, seed=seed)
+        return list(chain(*by_picture(drawn)[:most]))
     pairs = data.examples(task, limit=None, seed=seed)
     marked = [dataclasses.replace(e, meta={**e.meta, "kind": e.meta["category"]}) for e in pairs]
-    return _of_pictures(marked, n)
-
-
-def _of_pictures(examples: Sequence[Example], n: int | None) -> list[Example]:
-    """All questions about the first ``n`` pictures."""
-    return [e for same in _grouped(examples)[:n] for e in same]
+    return list(chain(*by_picture(marked)[:n]))
 
 
 def are_paired(examples: Sequence[Example]) -> bool:
@@ -84,28 +61,14 @@ def scene_questions(n: int, split: str = "test", seed: int = 0) -> list[Example]
     return examples
 
 
-def by_picture(examples: Iterable[Example], n: int | None = None) -> list[Asked]:
-    """Questions of any data set put together by their picture: the first ``n`` pictures.
+def by_picture(examples: Iterable[Example]) -> list[list[Example]]:
+    """The questions about each picture, in the order in which the pictures first appear.
 
-    Pictures are the same whose pixels are (scenes, whose number is); a question is the prompt without its ``<image>``.
+    Pictures are the same whose pixels are (scenes, whose number is).
 
     Raises:
         DataError: an example without a picture or answers, or one that shows several.
     """
-    asked = []
-    for same in _grouped(examples)[:n]:
-        questions = [
-            Question(e.prompt.replace("<image>", "").strip(), tuple(e.answers), str(e.meta.get("kind", "")))
-            for e in same
-        ]
-        image = same[0].image
-        assert image is not None
-        asked.append(Asked(same[0].id, image, tuple(questions)))
-    return asked
-
-
-def _grouped(examples: Iterable[Example]) -> list[list[Example]]:
-    """The examples about each picture, in the order in which the pictures first appear."""
     groups: dict[str, list[Example]] = {}
     for e in examples:
         if e.image is None or not e.answers or e.prompt.count("<image>") != 1:
@@ -113,3 +76,13 @@ def _grouped(examples: Iterable[Example]) -> list[list[Example]]:
         key = e.meta.get("scene") or hashlib.sha256(e.image.tobytes()).hexdigest()
         groups.setdefault(key, []).append(e)
     return list(groups.values())
+
+
+def question_of(example: Example) -> str:
+    """What is asked: the prompt without its ``<image>``."""
+    return example.prompt.replace("<image>", "").strip()
+
+
+def kind_of(example: Example) -> str:
+    """What kind of question it is, empty where the data does not say."""
+    return str(example.meta.get("kind", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from gatelens.data import Dataset
 from gatelens.data.prompts import PAPER_DESCRIBE_PROMPT
+from gatelens.errors import DataError
 from gatelens.measures.judge import Judge, LLMJudge
 from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
@@ -23,9 +24,9 @@ from gatelens.studies.study import Drawn, Study, StudyOptions
 from gatelens.studies.whats_in_the_image import compressed_context, descriptions, knockouts
 from gatelens.studies.whats_in_the_image.configurations import FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
-from gatelens.studies.whats_in_the_image.planted import planted_in
+from gatelens.studies.whats_in_the_image.planted import PLANTED
 from gatelens.studies.whats_in_the_image.questions import draw_questions
-from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, CachedJudge
+from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, NO_LOG, CachedJudge
 from gatelens.studies.whats_in_the_image.verdict import TONES, verdict
 
 PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own) and longest description
@@ -102,10 +103,12 @@ class WhatsInTheImageOptions(StudyOptions):
         Field(
             description="Objects to look for. Default: the data's classes where it names its objects, else MS-COCO's."
         ),
+        Says("a gatelens.measures.Vocabulary"),
     ] = None
     segmenter: Annotated[
         Segmenter | None,
         Field(description="Gives masks by name for (picture, names), where the data has none."),
+        Says("a function of a picture and names that gives masks by name"),
     ] = None
 
     @field_validator("prompt")
@@ -115,15 +118,16 @@ class WhatsInTheImageOptions(StudyOptions):
             raise ValueError("it has no <image>; say where the picture goes")
         return prompt
 
-    @field_validator("keep")
+    @field_validator("keep", mode="before")
     @classmethod
-    def _shares(cls, keep: Sequence[float]) -> tuple[float, ...]:
-        for share in keep:
-            if not 0 < share < 1:
+    def _shares(cls, keep: Any) -> tuple[float, ...]:
+        shares = tuple(keep) if isinstance(keep, list | tuple) else (keep,)
+        for share in shares:
+            if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(
-                    f"keep={share:g} is no share of the image tokens; give numbers between 0 and 1, such as 0.05"
+                    f"keep={share!r} is no share of the image tokens; give numbers between 0 and 1, such as 0.05"
                 )
-        return tuple(keep)
+        return shares
 
     @field_validator("judge", mode="before")
     @classmethod
@@ -185,7 +189,7 @@ def settings(
 
 def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
     """The verdict; the knockouts decide."""
-    planted = planted_in(run.manifest["settings"]["model"])
+    planted = PLANTED.get(run.settings["model"])
     return verdict(run.table("shares"), run.table("knockout"), run.json("window"), evidence, planted)
 
 

@@ -275,7 +275,7 @@ def _against_planted(planted: Planted, row: Mapping[str, Any]) -> dict[str, Any]
     carries, other = share[planted.carries], share[planted.other]
     lost = f"{planted.carries} must take most of it away: {percent(carries)} is left"
     left = f"{planted.other} must leave clearly more than that: {percent(other)} is left"
-    wanted = STORED if planted.verdict == "query" else DIRECT
+    wanted = STORED if planted.carries == QUERY else DIRECT
     checks = [
         {"text": lost, "holds": bool(carries < MOST)},
         {"text": left, "holds": bool(other - carries > APART)},

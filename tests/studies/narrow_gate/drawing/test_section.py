@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from gatelens.studies.narrow_gate.section import Context
 from PIL import Image
 
 import gatelens as gl
-from gatelens.picture_drawing import draw_pictures
-from gatelens.runs import Run
-from gatelens.studies.examples import Labels, Progress
-from gatelens.studies.narrow_gate import drawing, drawing_reading, drawing_table
+from gatelens.drawing.pictures import decoder, draw_pictures
+from gatelens.studies.narrow_gate.drawing import reading
+from gatelens.studies.narrow_gate.drawing import section as drawing
+from gatelens.studies.narrow_gate.drawing import table as drawing_table
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.section import Absent, Measured, Setup
+from section_helpers import run_section, setup_of
 from study_helpers import TinyData
 
 N = 2
@@ -26,27 +29,25 @@ def pool() -> list[Any]:
     return gl.data.load("emoji-scenes").examples("class", limit=80, seed=0)
 
 
-def setup_of(STUDY, model: Any, data: Any, pool: Any, n: int = N) -> Context:
-    settings = {"seed": 0, "n_boot": 50, "sections": {"drawing": {"n": n}}}
-    run = Run.open(None, study="narrow-gate", settings=settings)
-    return Context(model, data, {"class": pool}, ("zero",), 64, run, Labels(model), Progress(0, False))
+def drawing_setup(model: Any, data: Any, pool: Any, n: int = N) -> Setup:
+    return setup_of(STUDY, model, data, {"drawing": {"n": n}}, 64, {"class": pool})
 
 
 def test_pixels_tell_plate_and_background(pool: list[Any]) -> None:
-    known = sorted({drawing_reading.commonest(e.image) for e in pool})
+    known = sorted({reading.commonest(e.image) for e in pool})
     assert len(known) == 2
-    right = [drawing_reading.plate(e.image) == drawing.thing(e).color for e in pool]
+    right = [reading.plate(e.image) == drawing.thing(e).color for e in pool]
     assert sum(right) == len(right)
     for e in pool[:20]:
         corner = [e.image.getpixel(xy) for xy in ((0, 0), (63, 0), (0, 63), (63, 63))]
         truth = max(set(corner), key=corner.count)  # a plate covers at most one corner of the four
-        assert drawing_reading.background(e.image, known) == drawing_reading.named(truth)
+        assert reading.background(e.image, known) == reading.named(truth)
     blank = Image.new("RGB", (64, 64), (250, 250, 248))
-    assert drawing_reading.plate(blank) == drawing_reading.NOTHING
+    assert reading.plate(blank) == reading.NOTHING
     few, enough = blank.copy(), blank.copy()
     few.paste((225, 48, 48), (0, 0, 31, 1))
     enough.paste((225, 48, 48), (0, 0, 32, 1))
-    assert [drawing_reading.plate(x) for x in (few, enough)] == [drawing_reading.NOTHING, "red"]
+    assert [reading.plate(x) for x in (few, enough)] == [reading.NOTHING, "red"]
 
 
 def test_cases_share_nothing(pool: list[Any]) -> None:
@@ -84,20 +85,19 @@ def test_shares_by_hand() -> None:
     lines["row"] = "none"
     lines["read_class"] = ["x", "y", "y", "y"]
     lines["said_color"] = ["", "x", "x", "y"]
-    found = drawing_table.summarise(lines, 20, 0).set_index(["prompt", "measure"])
-    assert found.loc[("colour asked", "class asked")]["mean"] == 0.5
-    assert found.loc[("colour open", "class asked")]["mean"] == 0
-    assert ("colour open", "colour asked") not in found.index  # where no colour was asked for
-    assert ("colour asked", "says colour of the picture") not in found.index  # an answer is missing
-    assert found.loc[("colour open", "says colour of the target")]["mean"] == 0.5
-    assert set(found.n) == {2}
+    table = drawing_table.summarise(lines, 20, 0).set_index(["prompt", "measure"])
+    assert table.loc[("colour asked", "class asked")]["mean"] == 0.5
+    assert table.loc[("colour open", "class asked")]["mean"] == 0
+    assert ("colour open", "colour asked") not in table.index  # where no colour was asked for
+    assert ("colour asked", "says colour of the picture") not in table.index  # an answer is missing
+    assert table.loc[("colour open", "says colour of the target")]["mean"] == 0.5
+    assert set(table.n) == {2}
     assert [drawing_table.chance(m) for m in ("class asked", "background of the picture")] == [1 / 16, 1 / 2]
 
 
 def test_color_means_by_hand(pool: list[Any]) -> None:
     model = gl.HookedVLM.from_pretrained("organism:gated")
-    context = setup_of(STUDY, model, gl.data.load("emoji-scenes"), pool)
-    means = drawing.color_means(context, pool[:12], layer=3)
+    means = drawing.color_means(model, pool[:12], layer=3, size=64)
     red = [e for e in pool[:12] if drawing.thing(e).color == "red"]
     gates = []
     for e in red:
@@ -109,13 +109,11 @@ def test_color_means_by_hand(pool: list[Any]) -> None:
 
 def test_the_section_is_what_drawing_by_hand_gives(pool: list[Any]) -> None:
     model = gl.HookedVLM.from_pretrained("organism:gated")
-    context = setup_of(STUDY, model, gl.data.load("emoji-scenes"), pool)
-    with torch.inference_mode():
-        (piece,) = drawing.pieces(context)
-        drawing.conclude(context, [piece.compute()])
-    lines, run = context.run.table("drawings"), context.run
+    data = gl.data.load("emoji-scenes")
+    run = run_section(STUDY, "drawing", drawing_setup(model, data, pool))
+    lines = run.table("drawings")
     assert len(lines) == 2 * N * 12 and set(run.table("drawing").n) == {N}
-    asked = context.data.examples("draw", limit=N, seed=0)
+    asked = data.examples("draw", limit=N, seed=0)
     cases = drawing.make_cases(asked, pool)
     by_hand = {
         drawing_table.NO_PICTURE: draw_pictures(model, [c.text for c in cases], seed=0),
@@ -132,7 +130,7 @@ def test_the_section_is_what_drawing_by_hand_gives(pool: list[Any]) -> None:
     assert len(shown["pictures"]) == 2 * N and len(shown["rows"]) == 12
     for row, pictures in by_hand.items():
         mine = lines[lines["row"] == row]
-        assert list(mine.pixel_color) == [drawing_reading.plate(p) for p in pictures]
+        assert list(mine.pixel_color) == [reading.plate(p) for p in pictures]
         said = model.prepare(images=pictures, text=["<image>this is a"] * len(pictures))
         words = model.decode(model(said)[:, -1].argmax(-1, keepdim=True))
         assert [w.strip() for w in words] == list(mine.read_class)
@@ -142,17 +140,15 @@ def test_the_section_is_what_drawing_by_hand_gives(pool: list[Any]) -> None:
 
 def test_who_cannot_draw_has_no_section(pool: list[Any], tiny_chameleon: Any) -> None:
     data = gl.data.load("emoji-scenes")
-    llava = gl.HookedVLM.from_pretrained("organism:llava")
-    assert drawing.pieces(setup_of(STUDY, llava, data, pool)) == []
-    assert drawing.pieces(setup_of(STUDY, tiny_chameleon, data, pool)) == []  # tokens, but no picture decoder
-    assert drawing.pieces(setup_of(STUDY, tiny_chameleon, TinyData(), TinyData().examples("class"))) == []
-    gated = SimpleNamespace()  # nothing of the model is touched when nothing is asked for
-    assert drawing.pieces(context_of_nothing(gated, data, pool)) == []
-
-
-def context_of_nothing(model: Any, data: Any, pool: Any) -> Any:
-    options = {"n": 0}
-    return SimpleNamespace(model=model, data=data, drawn={"class": pool}, options=lambda name: options)
+    for model in (gl.HookedVLM.from_pretrained("organism:llava"), tiny_chameleon):
+        with pytest.raises(Absent, match="the model does not draw"):  # the second has tokens, but no decoder
+            drawing.batches(drawing_setup(model, data, pool), Measured())
+    no_drawings = drawing_setup(tiny_chameleon, TinyData(), TinyData().examples("class"))
+    # nothing of the model is touched when nothing is asked for
+    nothing = dataclasses.replace(drawing_setup(tiny_chameleon, data, pool, 0), model=SimpleNamespace())
+    for setup in (no_drawings, nothing):
+        with pytest.raises(Absent, match="asks for no drawings"):
+            drawing.batches(setup, Measured())
 
 
 def test_codebook_in_another_dtype() -> None:
@@ -160,7 +156,7 @@ def test_codebook_in_another_dtype() -> None:
     model = gl.HookedVLM.from_pretrained("organism:gated")
     half = gl.HookedVLM.from_pretrained("organism:gated", dtype="bfloat16")
     ids = torch.tensor([sorted(model.hf.model.vocabulary_mapping.bpe2img)[:64]])
-    first, second = (drawing.decoder(m)(ids)[0].convert("RGB") for m in (model, half))
+    first, second = (decoder(m)(ids)[0].convert("RGB") for m in (model, half))
     difference = torch.tensor(list(first.getdata())).float() - torch.tensor(list(second.getdata())).float()
     assert float(difference.abs().mean()) < 3  # of 255: the codebook's rounding
     assert next(half.hf.model.vqmodel.parameters()).dtype == torch.bfloat16

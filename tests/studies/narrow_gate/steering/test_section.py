@@ -1,4 +1,4 @@
-"""Section steering: words and numbers by hand, a run end to end, and the organisms told apart."""
+"""Section steering: evidence by hand, a run end to end, and the organisms told apart."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from gatelens.studies.narrow_gate.section import Context
-from gatelens.studies.narrow_gate.sections import BY_NAME
-from gatelens.studies.narrow_gate.steering_table import (
-    content_words,
-    evidence,
-    names,
-    score_captions,
-    summarise,
-    wording_of,
-    words_kept,
-)
 from safetensors import safe_open
 from safetensors.torch import load
 
@@ -26,42 +15,16 @@ import gatelens as gl
 from gatelens.data import load as load_data
 from gatelens.errors import DataError
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, Progress, draw, inference, prepare
-from gatelens.studies.narrow_gate import steering_fit
-from gatelens.studies.narrow_gate.steering import SECTION, doses_of, unconcerned
+from gatelens.studies.examples import Labels, draw, prepare
+from gatelens.studies.narrow_gate.steering import directions
+from gatelens.studies.narrow_gate.steering.section import SECTION, SteeringOptions, evidence, unconcerned
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.options import checked
+from gatelens.studies.section import Absent
+from section_helpers import run_section, setup_of
 from study_helpers import TinyData
 
 OPTIONS = {"n_pairs": 3, "n": 2, "n_caption": 3, "n_vqa": 4, "n_random": 2, "doses": [0.5, 1, 4]}
-
-
-def test_words_by_hand() -> None:
-    assert names("Two foxes and a dog.", "fox") and names("a Fox", "fox") and not names("a foxglove", "fox")
-    assert names("an ice cream cone", "ice cream")
-    before = content_words("a fox on a red circle", ("fox", "pig"), frozenset({"a", "on"}))
-    assert dict(before) == {"red": 1, "circle": 1}
-    after = content_words("a pig on a red square and a pig", ("fox", "pig"), frozenset({"a", "on"}))
-    assert words_kept(before, after) == pytest.approx(2 * 1 / (2 + 3))
-    assert words_kept(before, before) == 1 and words_kept(before, content_words("", ())) == 0
-    assert words_kept(content_words("", ()), content_words("", ())) == 1
-    texts = ["a red dog"] * 9 + ["the blue dog"]
-    assert wording_of(texts) == {"a", "red", "dog"}
-    assert wording_of(texts[:9]) == frozenset()  # too few to know
-
-
-def test_caption_scores_by_hand() -> None:
-    rows = [
-        ("1", "fox", "pig", "none", 0.0, "a fox on red"),
-        ("2", "fox", "pig", "none", 0.0, "a crab on red"),
-        ("1", "fox", "pig", "class means", 1.0, "a pig on red"),
-        ("2", "fox", "pig", "class means", 1.0, "a pig and a fox on blue"),
-    ]
-    table = score_captions(
-        pd.DataFrame(rows, columns=["id", "base", "target", "direction", "dose", "caption"])
-    )
-    assert table.named_base.tolist() == [True, False, True, False]
-    assert table.success.tolist() == [False, False, True, False]
-    assert table.kept[2] == 1
-    assert table.kept[3] == pytest.approx(2 * 2 / (4 + 5))  # a crab on red | a and a on blue: "a", "on"
 
 
 def question(prompt: str, *answers: str) -> Any:
@@ -78,8 +41,8 @@ def test_questions_that_do_not_concern_the_pair() -> None:
         question("how many crabs are there?", "two"),
         question("what is the panda?", "big"),
     ]
-    found = unconcerned(asked, pairs, ("fox", "pig", "crab", "bus", "panda"))
-    assert [(i.example.id, i.pair[0]) for i in found] == [
+    items = unconcerned(asked, pairs, ("fox", "pig", "crab", "bus", "panda"))
+    assert [(i.example.id, i.pair[0]) for i in items] == [
         ("what color is it?", "fox"),
         ("what color is the fox?", "crab"),
         ("how many crabs are there?", "fox"),
@@ -88,55 +51,11 @@ def test_questions_that_do_not_concern_the_pair() -> None:
 
 
 def test_doses() -> None:
-    assert doses_of([4, 0.5]) == [0.5, 1.0, 4.0] == doses_of("0.5,4,0")
+    for given in ([4, 0.5], "0.5,4,0"):
+        assert checked(SteeringOptions, {"doses": given}).doses == [0.5, 1.0, 4.0]
     for wrong in ([-1.0], "high", 3, [float("nan")]):
-        with pytest.raises(DataError, match="numbers above 0"):
-            doses_of(wrong)  # type: ignore[arg-type]
-
-
-def test_table_by_hand() -> None:
-    rows = []
-    for i, (plain, wild) in enumerate([((1, 0), (0, 0)), ((1, 0), (1, 1)), ((0, 1), (0, 0))]):
-        right = i < 2
-        common = {
-            "id": str(i),
-            "base": "a",
-            "target": "b",
-            "dose": 1.0,
-            "right": right,
-            "p_base": 0.25,
-            "p_target": 0.5,
-        }
-        rows.append(
-            {**common, "direction": "class means", "repeat": 0, "is_target": plain[0], "is_base": plain[1]}
-        )
-        for repeat in (0, 1):
-            rows.append(
-                {
-                    **common,
-                    "direction": "random",
-                    "repeat": repeat,
-                    "is_target": wild[repeat],
-                    "is_base": not wild[repeat],
-                }
-            )
-    rows[4] = {**rows[4], "is_target": 0}  # the second picture's first random push fails after all
-    questions = pd.DataFrame(
-        [("class means", 1.0, 0.5, 0.75), ("class means", 1.0, 1.0, 0.25)],
-        columns=["direction", "dose", "score", "overlap"],
-    )
-    table = summarise(pd.DataFrame(rows), None, questions, {"gate": 2, "last": 3}, 50, 0)
-    found = table.set_index(["pair", "direction", "measure"])["mean"]
-    assert found["all", "class means", "success"] == 1  # the third picture was wrong unsteered
-    assert found["a-b", "class means", "success"] == 1
-    assert found["all", "random", "success"] == pytest.approx((0 + 0.5) / 2)
-    assert found["all", "class means", "success above random"] == pytest.approx((1 + 0.5) / 2)
-    assert found["all", "class means", "elsewhere"] == pytest.approx(0.25)
-    assert found["all", "class means", "VQA accuracy"] == pytest.approx(0.75)
-    assert found["all", "class means", "VQA overlap"] == pytest.approx(0.5)
-    assert set(table.layer) == {2}
-    one = table.set_index(["pair", "direction", "measure"]).n
-    assert one["all", "random", "success"] == 2  # pictures, not repeats
+        with pytest.raises(DataError, match="give numbers above 0"):
+            checked(SteeringOptions, {"doses": wrong})
 
 
 def run_of(once: tuple[float, float], best: tuple[float, float], at_last: float, n: int, n_fit: int) -> Run:
@@ -168,7 +87,6 @@ def run_of(once: tuple[float, float], best: tuple[float, float], at_last: float,
 )
 def test_evidence(once: Any, best: Any, at_last: float, n: int, n_fit: int, says: str) -> None:
     assert [e["says"] for e in evidence(run_of(once, best, at_last, n, n_fit))] == [says]
-    assert evidence(Run.open(None, study="narrow-gate", settings={})) == []
 
 
 def test_evidence_says_what_is_missing() -> None:
@@ -184,18 +102,9 @@ def test_evidence_says_what_is_missing() -> None:
 
 def steer_alone(model: Any, data: Any, most: int = 500, size: int = 64, **options: Any) -> Run:
     """The section without the rest of the study."""
-    settings = {
-        "seed": 0,
-        "n_boot": 50,
-        "max_new_tokens": {"vqa": 3, "caption": 12},
-        "sections": {"steering": {**SECTION.options, **options}},
-    }
-    run = Run.open(None, study="narrow-gate", settings=settings)
     drawn = {task: draw(data, task, most, 0) for task in data.tasks if task in ("class", "vqa", "caption")}
-    context = Context(model, data, drawn, ("zero",), size, run, Labels(model), Progress(0, False))
-    with inference():
-        SECTION.conclude(context, [run.stage(p.stage, p.compute) for p in SECTION.pieces(context)])
-    return run
+    setup = setup_of(STUDY, model, data, {"steering": options}, size, drawn, vqa_tokens=3, caption_tokens=12)
+    return run_section(STUDY, "steering", setup)
 
 
 class Answered(TinyData):
@@ -206,15 +115,15 @@ class Answered(TinyData):
         self.model = model
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
-        found = super().examples(task, limit, seed)
+        examples = super().examples(task, limit, seed)
         if task == "vqa":  # an answer that is no class: colours are classes here
-            return [SimpleNamespace(**{**vars(e), "answers": ("yes",)}) for e in found]
+            return [SimpleNamespace(**{**vars(e), "answers": ("yes",)}) for e in examples]
         if task != "class":
-            return found
-        best = self.model(prepare(self.model, found))[:, -1].argmax(-1).tolist()
-        for example, word in zip(found, self.model.tokenizer.convert_ids_to_tokens(best), strict=True):
+            return examples
+        best = self.model(prepare(self.model, examples))[:, -1].argmax(-1).tolist()
+        for example, word in zip(examples, self.model.tokenizer.convert_ids_to_tokens(best), strict=True):
             example.label, example.answers = word, (word,)
-        return found
+        return examples
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +135,13 @@ def seen() -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tiny_llava: Any, seen: list[str]) -> Run:
     patch = pytest.MonkeyPatch()
-    real = steering_fit.gate_means
+    real = directions.gate_means
 
     def spying(model: Any, examples: Any, *rest: Any) -> Any:
         seen.extend(e.id for e in examples)
         return real(model, examples, *rest)
 
-    patch.setattr(steering_fit, "gate_means", spying)
+    patch.setattr(directions, "gate_means", spying)
     try:
         return steer_alone(tiny_llava, Answered(tiny_llava), size=5, **OPTIONS)
     finally:
@@ -245,7 +154,7 @@ def test_no_steered_picture_was_fitted_on(finished: Run, seen: list[str]) -> Non
 
 
 def test_tables_of_a_run(finished: Run) -> None:
-    assert BY_NAME["steering"] is SECTION
+    assert STUDY.section("steering") is SECTION
     table = finished.table("steering")
     assert {"none", "class means", "random", "class means, last position"} <= set(table.direction)
     assert sorted(set(table[table.direction == "class means"].dose)) == [0.5, 1.0, 4.0]
@@ -275,12 +184,12 @@ def test_saved_directions_steer_as_the_run_did(finished: Run, tiny_llava: Any, t
         how = opened.metadata()
     layers = finished.table("steering_layers").query("place == 'gate' and chosen").layer.tolist()
     assert how == {"at": "gate", "site": "resid_pre", "layers": str(layers)}
-    directions = load(finished.file("directions"))
+    saved = load(finished.file("directions"))
     rows = finished.table("steering_pictures").query("direction == 'class means' and dose == 4")
     examples = {e.id: e for e in Answered(tiny_llava).examples("class")}
     labels = Labels(tiny_llava)
     for row in rows.itertuples():
-        steer = gl.steer(directions[f"{row.base}-{row.target}"], at="gate", layers=layers, scale=4.0)
+        steer = gl.steer(saved[f"{row.base}-{row.target}"], at="gate", layers=layers, scale=4.0)
         inputs = prepare(tiny_llava, [examples[row.id]])
         p = tiny_llava.run(inputs, steer)[0, -1].softmax(-1)
         assert float(p[labels.first_token(examples[row.id].prompt, row.target)]) == pytest.approx(
@@ -290,9 +199,10 @@ def test_saved_directions_steer_as_the_run_did(finished: Run, tiny_llava: Any, t
 
 def test_absent_without_what_it_needs(tiny_llava: Any) -> None:
     for data in (TinyData(tasks=("vqa",)), TinyData(n=8), TinyData(n=24, classes=("dog",))):
-        run = steer_alone(tiny_llava, data)
-        assert run.tables() == [] and evidence(run) == []
-    assert not steer_alone(tiny_llava, TinyData(n=24), n=0).has("steering")
+        with pytest.raises(Absent):
+            steer_alone(tiny_llava, data)
+    with pytest.raises(Absent, match="two classes"):
+        steer_alone(tiny_llava, TinyData(n=24), n=0)
     bare = steer_alone(tiny_llava, TinyData(n=24, tasks=("class",)))  # nothing answered rightly
     assert bare.has("steering") and [e["says"] for e in evidence(bare)] == ["inconclusive"]
     with pytest.raises(DataError, match="'lion'"):

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from gatelens import picture_codec as codec
+from gatelens.drawing import codec
 from gatelens.engine.drawing import canvas, draw
 from gatelens.errors import ModelError
 from gatelens.inputs import Images

@@ -14,11 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import SelectorError
-from gatelens.positions import positions_mask
-from gatelens.roles import Role
-from gatelens.selectors import Selection, SelectorLike
-
-__all__ = ["Role", "Selection", "SelectorLike", "TokenMap", "TokenTable"]
+from gatelens.tokens.positions import positions_mask
+from gatelens.tokens.roles import Role
+from gatelens.tokens.selectors import Selection, SelectorLike
 
 Sizes = tuple[tuple[tuple[int, int], ...], ...]
 # the tensors of a TokenMap, with their value at a generated position

@@ -13,8 +13,8 @@ from torch import Tensor
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Layout
 from gatelens.families.common.reading import read as read_layout
+from gatelens.hooked_model import HookedModel
 from gatelens.inputs import PER_PICTURE, Images, VLMInputs, match_images
-from gatelens.passes import HookedModel
 from gatelens.tokens import position_ids
 
 

@@ -7,8 +7,7 @@ import torch
 
 from gatelens.errors import SelectorError
 from gatelens.model import HookedVLM
-from gatelens.selectors import Selection
-from gatelens.tokens import Role
+from gatelens.tokens import Role, Selection
 from tiny_models import make_picture
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from gatelens.errors import SelectorError, did_you_mean
-from gatelens.positions import (
+from gatelens.tokens.positions import (
     DERIVED,
     ROLE_NAMES,
     Both,

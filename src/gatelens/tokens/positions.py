@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import SelectorError
-from gatelens.roles import Role
+from gatelens.tokens.roles import Role
 
 Masks = Mapping[str, Any]
 ROLE_NAMES = {role.name.lower(): role for role in Role}

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelens.errors import SelectorError
-from gatelens.selectors import Selection
-from gatelens.tokens import Role, TokenMap
+from gatelens.tokens import Role, Selection, TokenMap
 
 ROLES = list(Role)
 
