@@ -1,4 +1,4 @@
-"""The papers' settings by name: data (their prompts belong to the data sets), sizes, seeds, decoding, and how they measure.
+"""The papers' settings by name: data (their prompts belong to the data sets), sizes, seeds, decoding, and method.
 
 >>> preset("paper").arguments(limit=50)["how"]
 'zero'
