@@ -121,7 +121,6 @@ IDLE = Section("idle", "has nothing to do", no_batches, squares_measure, squares
 STUDY = Study(
     name="toy",
     title="toy study",
-    about="What are the squares?",
     options=ToyOptions,
     sections=(SQUARES, ROUNDS, PICKY, IDLE),
     draw=lambda data, options: {"class": data.examples("class", options.n, options.seed)},
