@@ -15,7 +15,9 @@ from gatelens.errors import InterventionError
 from gatelens.model import HookedVLM
 from gatelens.studies import STUDIES, narrow_gate
 from gatelens.studies.executors import Here, Measure
+from gatelens.studies.runner import run_study
 from gatelens.studies.section import Batch, Tables
+from study_helpers import TinyData
 from toy_study import elsewhere, failing_measure, loaded_model, run_toy, tables_of
 
 MODEL = "organism:gated"
@@ -83,3 +85,29 @@ def test_here_measures_lazily() -> None:
 def test_what_measures_can_be_sent_away(study: Any) -> None:
     for section in study.sections:
         assert pickle.loads(pickle.dumps(section.measure)) is section.measure
+
+
+class Sent(Here):
+    """Here, with batches and tables that were sent somewhere and back."""
+
+    def run(self, measure: Measure, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tables, float]]:
+        sent = pickle.loads(pickle.dumps(batches))
+        yield from (pickle.loads(pickle.dumps(result)) for result in super().run(measure, sent))
+
+
+SMALL: dict[str, Any] = {"n_boot": 20, "progress": False, "limit": 4, "batch_size": 2}
+
+
+@pytest.mark.parametrize("study", ["narrow-gate", "whats-in-the-image"])
+def test_batches_of_every_section_can_be_sent_away(tiny_chameleon: HookedVLM, study: str) -> None:
+    further = {
+        "narrow-gate": {"caption_tokens": 2, "vqa_tokens": 2},
+        "whats-in-the-image": {"max_new_tokens": 3},
+    }
+    asked = {**SMALL, **further[study]}
+    here = run_study(STUDIES[study], tiny_chameleon, TinyData(), **asked)
+    there = run_study(STUDIES[study], tiny_chameleon, TinyData(), executor=Sent(tiny_chameleon), **asked)
+    assert here.tables() == there.tables() and here.json("absent") == there.json("absent")
+    for name in here.tables():
+        sides = [run.table(name).drop(columns="seconds", errors="ignore") for run in (here, there)]
+        pd.testing.assert_frame_equal(*sides)
