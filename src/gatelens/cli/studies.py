@@ -27,6 +27,9 @@ Data = Annotated[
         "coco-objects; a copy as vqav2:FOLDER; several with commas.",
     ),
 ]
+OutOrNone = Annotated[
+    Path | None, typer.Option("--out", help="Also keep it in this folder; one cut short there is continued.")
+]
 Preset = Annotated[
     str | None, typer.Option(help="paper: its data, sizes, seed and decoding; other options count instead.")
 ]
@@ -89,6 +92,7 @@ app.add_typer(
 def study_command(name: str) -> Callable[..., None]:
     """The command of a study: the options all studies share, and one for each field of its options."""
     from gatelens.studies.catalogue import STUDIES
+    from gatelens.studies.options import typed
 
     study = STUDIES[name]
 
@@ -97,13 +101,14 @@ def study_command(name: str) -> Callable[..., None]:
 
     parameters = dict(COMMON)
     if name == SEARCH:
-        parameters["out"] = (Out | None, None)
+        parameters["out"] = (OutOrNone, None)
     for field, info in study.options.model_fields.items():
         kind = _command_line_type(info.annotation)
-        if kind is not None:
-            default = "" if info.default is None else f" Default: {info.default}."
+        if kind is not None and field not in COMMON:
+            default = info.get_default(call_default_factory=True)
             words = (info.description or "").rstrip(".") + "."
-            parameters[field] = (Annotated[kind | None, typer.Option(help=f"{words}{default}")], None)
+            words += "" if info.is_required() or default is None else f" Default: {typed(default)}."
+            parameters[field] = (Annotated[kind | None, typer.Option(help=words)], None)
     command.__doc__ = study.about
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -138,7 +143,8 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     )
     left_out = run.manifest["info"].get("bad_rows_left_out")
     if left_out:
-        typer.echo(f"bad rows left out: {left_out['n']}, listed in {Path(run.label) / 'manifest.json'}")
+        listed = "" if out is None else f", listed in {out / 'manifest.json'}"
+        typer.echo(f"bad rows left out: {left_out['n']}{listed}")
     for line in study.summary(run):
         typer.echo(line)
     if out is not None:
@@ -151,13 +157,17 @@ def sections(
 ) -> None:
     """The sections of a study and their options, for --sections and --option."""
     from gatelens.studies.catalogue import STUDIES
-    from gatelens.studies.options import check_known
+    from gatelens.studies.options import check_known, typed
 
     check_known("study", study, STUDIES)
     for section in STUDIES[study].sections:
         typer.echo(f"{section.name}: {section.about}")
         fields = section.options.model_fields
-        entry("options", ", ".join(f"{section.name}.{n}={info.default}" for n, info in fields.items()))
+        defaults = {
+            n: "VALUE" if info.is_required() else typed(info.get_default(call_default_factory=True))
+            for n, info in fields.items()
+        }
+        entry("options", ", ".join(f"{section.name}.{n}={default}" for n, default in defaults.items()))
 
 
 def parse_sections(

@@ -27,6 +27,14 @@ class Executor(Protocol):
         ...
 
 
+def measure_one(measure: Measure, model: HookedVLM, batch: Batch) -> tuple[Batch, Tables, float]:
+    """``(batch, its tables, seconds it took)``: what an executor does with each batch, wherever it does it."""
+    started = time.perf_counter()
+    with torch.inference_mode():
+        tables = measure(model, batch)
+    return batch, tables, time.perf_counter() - started
+
+
 @dataclass
 class Here:
     """In this process, with the model it holds."""
@@ -36,7 +44,4 @@ class Here:
     def run(self, measure: Measure, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tables, float]]:
         """``(batch, its tables, seconds it took)``, in the order of the batches."""
         for batch in batches:
-            started = time.perf_counter()
-            with torch.inference_mode():
-                tables = measure(self.model, batch)
-            yield batch, tables, time.perf_counter() - started
+            yield measure_one(measure, self.model, batch)

@@ -186,6 +186,7 @@ STUDY = Study(
     options=GateFinetuningOptions,
     sections=(SECTION,),
     draw=draw_training,
+    always=(SECTION.name,),
     verdict=conclude,
     comparable=lambda run: run.table("knockout").assign(row=lambda t: t.stage + ": " + t.row),
     settings=_settings,
