@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -13,9 +14,12 @@ import torch
 from pydantic import Field
 
 from gatelens.data import Example
+from gatelens.errors import InterventionError
+from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies.options import AtLeastOne, Count, Examples, Options
-from gatelens.studies.runner import run_study
+from gatelens.studies.executors import Here, measure_one
+from gatelens.studies.options import Count, Examples, Options, checked
+from gatelens.studies.runner import measure_section, run_study
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 from gatelens.studies.study import Study, StudyOptions
 
@@ -106,7 +110,7 @@ def verdict(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
 class ToyOptions(StudyOptions):
     """How long a batch takes."""
 
-    n: Annotated[AtLeastOne, Field(description="Numbers drawn.")] = 8
+    n: Annotated[Examples, Field(description="Numbers drawn.")] = 8
     wait: Annotated[float, Field(ge=0, description="Seconds.")] = 0.0
 
 
@@ -117,7 +121,6 @@ IDLE = Section("idle", "has nothing to do", no_batches, squares_measure, squares
 STUDY = Study(
     name="toy",
     title="toy study",
-    about="What are the squares?",
     options=ToyOptions,
     sections=(SQUARES, ROUNDS, PICKY, IDLE),
     draw=lambda data, options: {"class": data.examples("class", options.n, options.seed)},
@@ -133,9 +136,44 @@ def run_toy(out: Any = None, wait: float = 0.0, **options: Any) -> Run:
     return run_study(STUDY, MODEL, Numbers(), out, wait=wait, **options)  # type: ignore[arg-type]
 
 
+def setup_in(out: Path | None, **options: Any) -> Setup:
+    """What the sections plan from, in a run that has no settings but those of its sections."""
+    asked = checked(STUDY.options, options)
+    chosen = STUDY.chosen(None)
+    run = Run.open(out, study="toy", settings={"sections": {n: o.settings() for n, o in chosen.items()}})
+    return Setup(MODEL, Numbers(), STUDY.draw(Numbers(), asked), asked, chosen, 2, run)  # type: ignore[arg-type]
+
+
+def measure_apart(out: str, names: Sequence[str], wait: float) -> None:
+    """Measure sections of the run in a folder, and conclude nothing."""
+    setup = setup_in(Path(out), wait=wait)
+    for name in names:
+        measure_section(STUDY.section(name), setup, Here(MODEL))  # type: ignore[arg-type]
+
+
 def tables_of(run: Run) -> Iterator[tuple[str, Any]]:
     """All finished tables and the values beside them, for comparison."""
     for name in run.tables():
         yield name, run.table(name).to_dict("list")
     for name in ("verdict", "absent"):
         yield name, run.json(name)
+
+
+# -- in another process
+
+_WORKER: dict[str, Any] = {}  # the model a worker has loaded
+
+
+def loaded_model(name: str | None) -> None:
+    """Load a worker's model by name; None is the one of this study."""
+    torch.set_num_threads(1)
+    _WORKER["model"] = MODEL if name is None else HookedVLM.from_pretrained(name)
+
+
+def elsewhere(measure: Any, batch: Batch) -> tuple[Batch, Tables, float]:
+    """Measure a batch with the worker's model."""
+    return measure_one(measure, _WORKER["model"], batch)
+
+
+def failing_measure(model: Any, batch: Batch) -> Tables:
+    raise InterventionError("a row left with nothing")

@@ -185,11 +185,12 @@ class Run:
 
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
-        if self.path is None or any(p.name != MANIFEST for p in self.path.iterdir() if not is_partial(p)):
+        if self.path is None:
             return
-        (self.path / MANIFEST).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody else is at work there, or took it back as well
-            self.path.rmdir()
+            if all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
+                (self.path / MANIFEST).unlink(missing_ok=True)
+                self.path.rmdir()
 
     # -- what was measured of a batch
 

@@ -8,16 +8,22 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from gatelens.cli.models import entry
 from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
 from gatelens.errors import InputError
 
-NAMES = ("narrow-gate", "whats-in-the-image", "find-gate", "gate-finetuning")
+ABOUT = {  # kept here, as a study's own module imports what takes seconds
+    "narrow-gate": "Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)",
+    "whats-in-the-image": "Where is visual information stored and read? (Kaduri et al., arXiv 2411.17491)",
+    "find-gate": "Which positions carry the picture to the answer: a few (a gate), many, or none?",
+    "gate-finetuning": "Fine-tune with the gate masked, so that the text learns to read the image itself; before and "
+    "after.",
+}
 SEARCH = "find-gate"  # also a command of its own, as its result can be printed without a folder
 Data = Annotated[
     str | None,
@@ -54,18 +60,30 @@ COMMON = {
 }
 
 
+class StudyCommand(TyperCommand):
+    """The command of a study; its options are made of the study's, which is imported when the command is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=ABOUT[name], rich_markup_mode=None)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.with_options().make_context(info_name, args, parent, **extra)
+
+    def with_options(self) -> TyperCommand:
+        """The command with an option for each field of the study's options."""
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        one.command(self.name)(study_command(str(self.name)))
+        return cast(TyperCommand, typer.main.get_command(one))
+
+
 class StudyGroup(TyperGroup):
-    """One command a study. A study is imported when its command is asked for, so that ``--help`` answers at once."""
+    """One command a study."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(NAMES)
+        return list(ABOUT)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in NAMES:
-            return None
-        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(study_command(cmd_name))
-        return typer.main.get_command(one)
+        return StudyCommand(cmd_name) if cmd_name in ABOUT else None
 
 
 class RootGroup(TyperGroup):
@@ -76,7 +94,7 @@ class RootGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name == SEARCH:
-            return StudyGroup(name="study").get_command(ctx, cmd_name)
+            return StudyCommand(SEARCH)
         return super().get_command(ctx, cmd_name)
 
 
@@ -103,13 +121,13 @@ def study_command(name: str) -> Callable[..., None]:
     if name == SEARCH:
         parameters["out"] = (OutOrNone, None)
     for field, info in study.options.model_fields.items():
-        kind = _command_line_type(info.annotation)
+        kind = command_line_type(info.annotation)
         if kind is not None and field not in COMMON:
             default = info.get_default(call_default_factory=True)
             words = (info.description or "").rstrip(".") + "."
             words += "" if info.is_required() or default is None else f" Default: {typed(default)}."
             parameters[field] = (Annotated[kind | None, typer.Option(help=words)], None)
-    command.__doc__ = study.about
+    command.__doc__ = ABOUT[name]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -130,7 +148,7 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     preset = presets.preset(wanted, name) if wanted else presets.NO_PRESET
     sections = parse_sections(names, options, preset.settings.get("sections", {}))
     quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
-    asked = {n: _value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
+    asked = {n: option_value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
     arguments = {"data": "emoji-scenes", **preset.arguments(**asked, sections=sections)}
     run = starter(name)(
         given["model"],
@@ -191,7 +209,7 @@ def parse_sections(
     return asked
 
 
-def _command_line_type(annotation: Any) -> Any:
+def command_line_type(annotation: Any) -> Any:
     """The type of a command line option for a field; None where no text can give its value."""
     kinds = [k for k in _members(annotation) if k is not type(None)]
     if str in kinds or any(typing.get_origin(k) in (dict, list, tuple) for k in kinds):
@@ -210,7 +228,7 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _value(value: Any, field: Any) -> Any:
+def option_value(value: Any, field: Any) -> Any:
     """Text for a field that holds a list or a mapping, as JSON or with commas."""
     if not isinstance(value, str) or field is None:
         return value

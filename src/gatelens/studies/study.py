@@ -46,7 +46,6 @@ class Study:
     Attributes:
         name: of the command and in the manifest.
         title: on the report.
-        about: what it asks, in a line, with its paper.
         options: its options.
         sections: in the order they are measured and reported.
         draw: the examples of each task, before a model is loaded; raises DataError where the data has none.
@@ -65,7 +64,6 @@ class Study:
 
     name: str
     title: str
-    about: str
     options: type[StudyOptions]
     sections: tuple[Section, ...]
     draw: Callable[[Dataset, Any], Drawn]

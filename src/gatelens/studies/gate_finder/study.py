@@ -167,7 +167,6 @@ def _verdict(run: Run, evidence: Any) -> Mapping[str, Any]:
 STUDY = Study(
     name="find-gate",
     title="search for a gate",
-    about="Which positions carry the picture to the answer: a few (a gate), many, or none?",
     options=FindGateOptions,
     sections=(dataclasses.replace(search.SECTION, batches=batches),),
     draw=draw_examples,

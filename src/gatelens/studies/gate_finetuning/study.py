@@ -182,7 +182,6 @@ def _stage_evidence(stage: dict[str, Any]) -> Evidence:
 STUDY = Study(
     name="gate-finetuning",
     title="fine-tuning away the gate",
-    about="Fine-tune with the gate masked, so that the text learns to read the image itself; before and after.",
     options=GateFinetuningOptions,
     sections=(SECTION,),
     draw=draw_training,
