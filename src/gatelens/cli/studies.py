@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from gatelens.cli.models import entry
 from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
@@ -69,23 +69,15 @@ class StudyGroup(TyperGroup):
 
 
 class RootGroup(TyperGroup):
-    """The commands of ``gatelens``, and the search for a gate, which is imported when it is called."""
+    """The commands of ``gatelens``, and the search for a gate."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), SEARCH]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name == SEARCH:
-            return TyperCommand(
-                SEARCH, help="Which positions carry the picture to the answer, told no names."
-            )
+            return StudyGroup(name="study").get_command(ctx, cmd_name)
         return super().get_command(ctx, cmd_name)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        if name == SEARCH:
-            command = StudyGroup(name="study").get_command(ctx, SEARCH)
-        return name, command, rest
 
 
 app.info.cls = RootGroup
