@@ -6,11 +6,11 @@ import os
 import threading
 from pathlib import Path
 
-import pytest
-
 import gatelens.files
-from gatelens.errors import OutputError
+import pytest
 from gatelens.files import check_writable, is_partial, is_whole, write_atomic, write_folder_atomic, write_new
+
+from gatelens.errors import OutputError
 
 WHOLE = b"PAR1 rows PAR1"
 FILES = {"a.parquet": WHOLE, "b.parquet": WHOLE + WHOLE}
