@@ -59,7 +59,7 @@ class SquaresOptions(Options):
 
 
 def squares_batches(setup: Setup, measured: Measured) -> list[Batch]:
-    drawn = setup.drawn["class"][: setup.sections["squares"].n]
+    drawn = setup.drawn["class"][: setup.section_options["squares"].n]
     parts = setup.batched([int(e.prompt[1:]) for e in drawn])
     return [Counted(f"squares-{i:02d}", part, setup.options.wait) for i, _, part in parts]
 

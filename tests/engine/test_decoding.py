@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import gatelens.interventions as gi
+from gatelens.engine import generate
 from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.full_run import full_decoder
 
@@ -83,3 +84,13 @@ def test_greedy_repeats_the_end_and_stops_when_all_have_ended() -> None:
     chosen = [greedy(one_hot[[3, 7, 4]]), greedy(one_hot[[8, 2, 4]]), greedy(one_hot[[1, 2, 8]])]
     assert torch.stack(chosen, 1).tolist() == [[3, 8, 8], [7, 7, 7], [4, 4, 8]]
     assert greedy.finished and greedy.ended.tolist() == [True] * 3
+
+
+def test_every_end_of_sequence_token_counts(tiny_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation config may name several; the second ends an example as the first does."""
+    prompt = tiny_llava.inputs(torch.tensor([[1, 20, 21, 22]]))
+    free = generate(tiny_llava, prompt, max_new_tokens=6, stop_at_eos=False).token_ids[0].tolist()
+    unused = next(i for i in range(3, 60) if i not in free)
+    monkeypatch.setattr(tiny_llava.hf.generation_config, "eos_token_id", [unused, free[2]])
+    ended = generate(tiny_llava, prompt, max_new_tokens=6).token_ids[0].tolist()
+    assert ended == free[: free.index(free[2]) + 1]

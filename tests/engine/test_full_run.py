@@ -89,6 +89,23 @@ def test_interventions_of_ones_own_compose(tiny: Any, batch: Any) -> None:
     assert torch.equal(twice, run(tiny, batch, gi.knockout("text", "image", layers=2)))
 
 
+@pytest.mark.parametrize("how", ["mask", "zero"])
+def test_a_run_made_within_another_leaves_its_knockouts_in_place(tiny: Any, batch: Any, how: str) -> None:
+    """A hook may run the model to decide what to do; the outer run goes on with its own cuts."""
+    cut = gi.knockout("text", "image", layers=[0, 2], how=how)
+    inner: list[torch.Tensor] = []
+
+    def ask(tensor: torch.Tensor, hook: Any = None) -> None:
+        if not inner:  # hooks of the outer run act in the inner one too
+            inner.append(torch.empty(0))
+            inner.append(run(tiny, batch, gi.knockout("last", "system", layers=[1])))
+
+    asking = run(tiny, batch, [Custom("blocks.1.hook_resid_pre", ask), cut])
+    assert len(inner) == 2
+    torch.testing.assert_close(asking[:, -1], run(tiny, batch, cut)[:, -1], atol=1e-5, rtol=1e-4)
+    assert all(block.attn.cuts is None for block in tiny.bridge.blocks)
+
+
 def test_the_models_own_methods_lead_here(tiny: Any, batch: Any) -> None:
     spec = gi.knockout("text", "image")
     assert torch.equal(tiny.run(batch, [spec]), run(tiny, batch, spec))

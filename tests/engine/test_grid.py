@@ -67,3 +67,47 @@ def test_what_cannot_be_swept_says_so(
     with pytest.raises(InterventionError) as error:
         sweep(tiny, batch, grid, metric, progress=False)
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("steer_first", [False, True])
+def test_choices_of_a_point_act_in_the_order_of_the_axes(tiny: Any, batch: Any, steer_first: bool) -> None:
+    """An ablation before a push leaves the push alone; after it, nothing: here by writing the stream directly."""
+    direction = torch.linspace(-2, 2, 32)
+    axes = {"ablate": [gi.ablate("last", layers=1)], "push": [gi.steer(direction, "last", layers=1)]}
+    order = ["push", "ablate"] if steer_first else ["ablate", "push"]
+    table = sweep(tiny, batch, {name: axes[name] for name in order}, METRIC, progress=False)
+
+    def write(stream: torch.Tensor, hook: Any) -> torch.Tensor:
+        stream = stream.clone()
+        stream[:, -1] = 0 if steer_first else direction
+        return stream
+
+    expected = METRIC(tiny.run_with_hooks(batch, [("blocks.1.hook_resid_pre", write)]))
+    torch.testing.assert_close(torch.tensor(table["value"].tolist()).float(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_one_metric_of_the_last_position_leaves_the_others_every_position(tiny: Any, batch: Any) -> None:
+    def everywhere(logits: torch.Tensor) -> torch.Tensor:
+        return logits.abs().mean(dim=(1, 2))
+
+    spec = gi.knockout("text - gate", "image", layers=[1])
+    metrics = {"last": METRIC, "everywhere": everywhere}
+    table = sweep(tiny, batch, {"cut": [None, spec, []]}, metrics, progress=False)
+    want = torch.cat([everywhere(run(tiny, batch, specs)) for specs in ([], [spec], [])])
+    torch.testing.assert_close(torch.tensor(table["everywhere"].tolist()).float(), want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_metric_may_write_into_the_logits(tiny: Any, batch: Any) -> None:
+    """What one run's metric leaves in the buffer is no part of the next run's logits."""
+
+    def wasteful(logits: torch.Tensor) -> torch.Tensor:
+        value = logits.softmax(-1)[:, :, 5].sum(dim=1)
+        logits.fill_(7.0)
+        return value
+
+    specs = [gi.knockout("text - gate", keys, layers=[layer]) for keys in ("image", "system") for layer in (1, 2)]
+    table = sweep(tiny, batch, {"cut": [None, *specs]}, wasteful, progress=False)
+    want = [run(tiny, batch, spec).softmax(-1)[:, :, 5].sum(dim=1) for spec in ([], *specs)]
+    torch.testing.assert_close(
+        torch.tensor(table["value"].tolist()).float(), torch.cat(want), atol=1e-4, rtol=1e-4
+    )

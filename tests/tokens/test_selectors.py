@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,6 +203,83 @@ def test_random_image_stays_with_its_example() -> None:
     assert not torch.equal(both[0], both[1])
     assert torch.equal(t.select([1]).mask("random_image:10")[0], both[1])
     assert not torch.equal(t.mask("random_image:10@1"), both)
+
+
+def test_random_image_is_numpys_draw_for_seed_and_example() -> None:
+    """Numbers of an earlier run are found again only if the draw stays this one."""
+    t = make_map([[S] + [X] * 40 + [Q], [P, S] + [X] * 38 + [Q, Q]])
+    for seed in (0, 3):
+        for b, number in enumerate(t.example_ids):
+            image = [p for p, role in enumerate(t.roles[b].tolist()) if role == Role.IMAGE]
+            drawn = np.random.default_rng([seed, number]).choice(image, 7, replace=False)
+            assert t.positions(f"random_image:7@{seed}", b) == sorted(drawn.tolist())
+
+
+def test_positions_of_each_example_are_its_own() -> None:
+    t = make_map([[P, P, S, X, Q], [S, X, X, X, Q], [S, X, X, Q, Q]])
+    assert [t.positions("last_image", b) for b in range(3)] == [[3], [3], [2]]
+    assert [t.positions("first_image", b) for b in range(3)] == [[3], [1], [1]]
+
+
+def test_gate_after_a_row_break() -> None:
+    """A picture may end with a row break: that is still the picture."""
+    roles = [S, X, X, Role.ROW_BREAK, X, X, Role.ROW_BREAK, Q, Q]
+    t = make_map([roles], [[-1, 0, 0, 0, 0, 0, 0, -1, -1]])
+    assert t.positions("gate") == [7]
+
+
+def gridded(rows: int, cols: int, width: int, height: int) -> TokenMap:
+    """One picture of ``rows`` x ``cols`` cells, whose edges need not fall on pixels."""
+    n = rows * cols
+    t = make_map([[S] + [X] * n + [Q]])
+    box = t.box.clone()
+    for i in range(n):
+        r, c = divmod(i, cols)
+        edges = [c * width / cols, r * height / rows, (c + 1) * width / cols, (r + 1) * height / rows]
+        box[0, 1 + i] = torch.tensor(edges)
+    return dataclasses.replace(t, box=box, image_sizes=(((width, height),),))
+
+
+def cells_that_meet(
+    rows: int, cols: int, width: int, height: int, box: tuple[float, float, float, float]
+) -> list[int]:
+    """Positions of the cells that share more than an edge with a box, in exact fractions."""
+    x0, y0, x1, y1 = (Fraction(v) for v in box)
+    meeting = []
+    for i in range(rows * cols):
+        r, c = divmod(i, cols)
+        wide = min(x1, Fraction((c + 1) * width, cols)) - max(x0, Fraction(c * width, cols))
+        high = min(y1, Fraction((r + 1) * height, rows)) - max(y0, Fraction(r * height, rows))
+        if wide > 0 and high > 0:
+            meeting.append(1 + i)
+    return meeting
+
+
+GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(3, 12), st.integers(3, 12))
+
+
+@given(GRIDS, st.tuples(*[st.integers(0, 24)] * 4))
+@settings(max_examples=100, deadline=None)
+def test_boxes_meet_cells_in_both_directions(
+    grid: tuple[int, int, int, int], halves: tuple[int, int, int, int]
+) -> None:
+    x0, x1, y0, y1 = (h / 2 for h in halves)
+    box = (min(x0, x1), min(y0, y1), max(x0, x1) + 0.5, max(y0, y1) + 0.5)
+    want = cells_that_meet(*grid, box)
+    assert gridded(*grid).positions("image.box({},{},{},{})".format(*box)) == want
+
+
+@given(GRIDS, st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_masked_pixel_names_every_cell_that_meets_it(
+    grid: tuple[int, int, int, int], data: st.DataObject
+) -> None:
+    _, _, width, height = grid
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    pixels = np.zeros((height, width), dtype=bool)
+    pixels[y, x] = True
+    marked = gridded(*grid).mask("image.mask(one)", masks={"one": pixels})[0].nonzero().flatten().tolist()
+    assert marked == cells_that_meet(*grid, (x, y, x + 1, y + 1))
 
 
 def test_numbered_images_boxes_positions() -> None:

@@ -20,10 +20,15 @@ Measure = Callable[[HookedVLM, Any], Tables]
 
 
 class Executor(Protocol):
-    """Measures batches somewhere."""
+    """Measures batches somewhere.
+
+    An executor brings its own copy of the study's model. It is kept for a whole study and called once for every round
+    of batches of a section, so what is slow to start is started once; whoever made it ends it. An error of
+    ``measure`` is raised to the caller.
+    """
 
     def run(self, measure: Measure, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tables, float]]:
-        """``(batch, its tables, seconds it took)`` as they are ready."""
+        """``(batch, its tables, seconds it took)`` as they are ready; the batch may be a copy."""
         ...
 
 

@@ -132,7 +132,7 @@ def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
 def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:
     """Measure the chosen sections of a study in order, and store their tables and the verdict."""
     run = setup.run
-    sections = [s for s in study.sections if s.name in setup.sections]
+    sections = [s for s in study.sections if s.name in setup.section_options]
     absent: dict[str, str] = {}
     with Progress(progress) as bar:
         for section in sections:  # what can be planned now makes the time left meaningful

@@ -134,3 +134,99 @@ def test_percent() -> None:
         "0\u00a0%",
         "n/a",
     ]
+
+
+def scored(n: int = 40, task: str = "vqa", **means: float) -> pd.DataFrame:
+    """Scores of 0 and 1 with given means; ``i * 7 % n`` keeps one row's ones apart from another's.
+
+    Args:
+        n: examples, no multiple of 7.
+        task: of all of them.
+        means: by row: none, gate, image, floor.
+    """
+    names = {
+        "none": "none",
+        "gate": "gate → text",
+        "image": "image → text",
+        "floor": "gate + image → text",
+    }
+    rows = []
+    for step, (key, name) in enumerate(names.items()):
+        ones = round(means[key] * n)
+        rows += [(task, "zero", name, 0, f"{i}", float((i * 7 + step * 11) % n < ones)) for i in range(n)]
+    return pd.DataFrame(rows, columns=["task", "how", "row", "repeat", "id", "score"])
+
+
+def test_a_share_above_half_is_no_verdict_when_its_interval_is_not() -> None:
+    for of, other, wanted in (("gate", "image", "narrow"), ("image", "gate", "distributed")):
+        unsure = task_verdicts(scored(none=1, floor=0, **{of: 0.4, other: 1}), 1, 400, 0).iloc[0]
+        assert unsure[of] == pytest.approx(0.6) and unsure[f"{of}_low"] < 0.5
+        assert unsure.verdict == "mixed"
+        sure = task_verdicts(scored(none=1, floor=0, **{of: 0.2, other: 1}), 1, 400, 0).iloc[0]
+        assert sure[f"{of}_low"] > 0.5 and sure.verdict == wanted
+
+
+def test_paths_that_differ_by_too_little_are_not_told_apart() -> None:
+    """The gate takes surely more than half, the image tokens less, and the difference may be small."""
+    row = task_verdicts(scored(n=300, none=1, floor=0, gate=0.38, image=0.6), 1, 400, 0).iloc[0]
+    assert row.gate_low > 0.5 > row.image and row.gate - row.image < 0.25
+    assert row.verdict == "mixed"
+
+
+def test_a_worth_that_may_be_nothing_is_inconclusive() -> None:
+    row = task_verdicts(scored(n=24, none=0.625, floor=0.5, gate=0.5, image=0.625), 1, 400, 0).iloc[0]
+    assert row.worth == pytest.approx(0.125)  # more than the least, on the mean
+    assert row.verdict == "inconclusive" and "too near the floor" in row.why
+
+
+def test_every_draw_of_examples_counts_chance() -> None:
+    """Nothing varies but the sample, and all examples score alike: the interval is the share."""
+    table = scored(task="class", none=1, floor=0, gate=0, image=1).assign(restricted=float("nan"))
+    table.loc[table.row == "gate → text", "score"] = 0.4
+    row = task_verdicts(table, 4, 50, 0).iloc[0]
+    assert row.floor == 0.25 and row.gate == pytest.approx(0.6 / 0.75)
+    assert row.gate_low == pytest.approx(row.gate) == row.gate_high
+    given = task_verdicts(table, 4, 50, 0, {"class": 0.5}).iloc[0]
+    assert given.gate_low == pytest.approx(0.6 / 0.5) == given.gate_high
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (["narrow", "mixed"], "narrow"),
+        (["narrow", "mixed", "mixed"], "mixed"),
+        (["narrow", "narrow", "mixed"], "narrow"),
+        (["distributed", "mixed"], "distributed"),
+        (["narrow", "narrow", "distributed"], "mixed"),
+        (["narrow", "inconclusive", "inconclusive"], "narrow"),
+        (["mixed"], "mixed"),
+    ],
+)
+def test_half_of_the_tasks_decide_when_none_says_the_opposite(said: list[str], wanted: str) -> None:
+    one = task_verdicts(scored(none=1, floor=0, gate=0, image=1), 1, 50, 0)
+    tasks = pd.concat([one.assign(verdict=v, metric=f"task {i}") for i, v in enumerate(said)])
+    assert verdict(tasks, [], "<eoss>")["verdict"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "wanted"),
+    [
+        (0.6, 0.9, 50, "narrow"),
+        (0.4, 0.9, 50, "mixed"),
+        (0.1, 0.3, 50, "mixed"),
+        (0.0, 0.1, 50, "distributed"),
+        (0.6, 0.9, 19, "inconclusive"),
+        (0.6, 0.9, 20, "narrow"),
+    ],
+)
+def test_flips_count_by_their_interval(low: float, high: float, n: int, wanted: str) -> None:
+    columns = ["measure", "layer", "mean", "low", "high", "n"]
+    rows = [
+        ("flipped", -1, 1.0, 0.99, 1.0, n),  # all layers at once: no layer to name
+        ("flipped", 2, 0.0, 0.0, 0.05, n),
+        ("flipped", 3, (low + high) / 2, low, high, n),
+        ("target overlap", 0, 1.0, 0.99, 1.0, n),
+    ]
+    (evidence,) = patching_evidence(pd.DataFrame(rows, columns=columns))
+    assert evidence["says"] == wanted
+    assert "best layer, 3" in evidence["text"]

@@ -72,3 +72,31 @@ def test_the_planted_truth_can_fail() -> None:
     assert wrong["accordingly"] is False
     assert [c["holds"] for c in wrong["checks"]] == [False, False, False]
     assert judged(0.9, 0.1, n=8, planted="organism:gated")["planted"]["accordingly"] is None
+
+
+def test_paths_that_differ_by_too_little_are_mixed() -> None:
+    """Less than half is kept without the query tokens, more without the others, and not clearly more."""
+    for generated, query in ((0.5, 0.3), (0.3, 0.5)):
+        row = kept_shares(predictions(generated, query), 200, 0).iloc[0]
+        assert 0 < abs(row.generated - row["query"]) < 0.25
+        assert row.verdict == "mixed"
+
+
+def test_most_counts_by_its_interval() -> None:
+    row = kept_shares(predictions(0.6, 0.6), 200, 0).iloc[0]
+    assert row.generated > 0.5 > row.generated_low and row.verdict == "mixed"
+    row = kept_shares(predictions(0.5, 0.5), 200, 0).iloc[0]
+    assert row.generated < 0.5 < row.generated_high and row.verdict == "mixed"
+
+
+def test_the_floor_is_at_least_chance_in_every_draw() -> None:
+    """All pictures score alike, so that only the sample varies: the interval is the share."""
+    table = predictions(0.0, 0.0).assign(chance=0.3)
+    for path, score in ((wi.GENERATED, 0.65), (wi.QUERY, 0.37), (wi.BOTH, 0.1)):
+        table.loc[table.path == path, "f1"] = score
+    row = kept_shares(table, 50, 0).iloc[0]
+    assert row.floor == pytest.approx(0.3)
+    for name, share in (("generated", 0.35 / 0.7), ("query", 0.07 / 0.7)):
+        assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx([share] * 3)
+    row = kept_shares(table.assign(chance=0.05), 50, 0).iloc[0]
+    assert row.floor == pytest.approx(0.1) and row.generated_low == pytest.approx(0.55 / 0.9)
