@@ -6,10 +6,17 @@ import os
 import threading
 from pathlib import Path
 
-import gatelens.files
 import pytest
-from gatelens.files import check_writable, is_partial, is_whole, write_atomic, write_folder_atomic, write_new
 
+import gatelens.atomic_files
+from gatelens.atomic_files import (
+    check_writable,
+    is_partial,
+    is_whole,
+    write_atomic,
+    write_folder_atomic,
+    write_new,
+)
 from gatelens.errors import OutputError
 
 WHOLE = b"PAR1 rows PAR1"
@@ -56,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gatelens.files, "_write", refuse)
+    monkeypatch.setattr(gatelens.atomic_files, "_write", refuse)
     with pytest.raises(OutputError, match=r"cannot write .*folder.*No space left"):
         write_folder_atomic(tmp_path / "folder", FILES)
     assert list(tmp_path.iterdir()) == []
