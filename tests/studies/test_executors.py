@@ -104,5 +104,6 @@ def test_batches_of_whats_in_the_image_can_be_sent_away(tiny_chameleon: HookedVL
     there = run_study(study, tiny_chameleon, TinyData(), executor=Sent(tiny_chameleon), **SMALL)
     assert here.tables() == there.tables() and here.json("absent") == there.json("absent")
     for name in here.tables():
-        sides = [run.table(name).drop(columns="seconds", errors="ignore") for run in (here, there)]
-        pd.testing.assert_frame_equal(*sides)
+        sides = [run.table(name) for run in (here, there)]
+        measured = [c for c in sides[0].columns if not c.startswith("seconds")]  # the clock differs
+        pd.testing.assert_frame_equal(*(table[measured] for table in sides))
