@@ -50,6 +50,6 @@ def run_section(study: Study, name: str, setup: Setup) -> Run:
 def run_sections(study: Study, setup: Setup) -> Run:
     """All sections of the setup, in the study's order."""
     for section in study.sections:
-        if section.name in setup.sections:
+        if section.name in setup.section_options:
             run_section(study, section.name, setup)
     return setup.run

@@ -7,7 +7,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
+
+from gatelens.plots.pictures import picture_uri
+from gatelens.runs import Run
+from gatelens.studies.narrow_gate.attention.section import listed
+from gatelens.studies.narrow_gate.knockout_table import summarise
+from gatelens.studies.narrow_gate.patching.section import summarise_patching
+from gatelens.studies.narrow_gate.study import STUDY
+from gatelens.studies.narrow_gate.verdict import (
+    attention_evidence,
+    patching_evidence,
+    task_verdicts,
+    verdict,
+)
+from gatelens.studies.report import write_report
 
 COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220), "dog": (90, 200, 90), "cat": (230, 200, 40)}
 
@@ -79,10 +94,8 @@ SCORES = {  # mean score of class, vqa and caption by row
 }
 
 
-def synthetic_predictions(kind: str, n: int = 200, how: str = "zero") -> Any:
+def synthetic_predictions(kind: str, n: int = 200, how: str = "zero") -> pd.DataFrame:
     """Answers as a study stores them, with scores drawn around known means."""
-    import pandas as pd
-
     rng = np.random.default_rng(0)
     rows = []
     for name, means in zip(ROWS, SCORES[kind], strict=True):
@@ -99,10 +112,8 @@ def synthetic_predictions(kind: str, n: int = 200, how: str = "zero") -> Any:
     return pd.DataFrame(rows, columns=columns)
 
 
-def synthetic_attention(kind: str, layers: int = 6) -> Any:
+def synthetic_attention(kind: str, layers: int = 6) -> pd.DataFrame:
     """Shares of every position of an image side of 64 tokens, as a study's table ``attention``."""
-    import pandas as pd
-
     rows = []
     for layer in range(layers):
         gate = (0.45 - 0.04 * layer) if kind == "narrow" else 0.04
@@ -117,10 +128,8 @@ def synthetic_attention(kind: str, layers: int = 6) -> Any:
     return pd.DataFrame(rows, columns=[*columns, "token", "row", "col", "tile", "order", "name"])
 
 
-def synthetic_pairs(kind: str, layers: int = 6) -> Any:
+def synthetic_pairs(kind: str, layers: int = 6) -> pd.DataFrame:
     """Patched pairs of pictures as a study stores them, without what is right of them."""
-    import pandas as pd
-
     rng, rows = np.random.default_rng(1), []
     for pair in range(60):
         for layer in range(-1, layers):
@@ -130,23 +139,45 @@ def synthetic_pairs(kind: str, layers: int = 6) -> Any:
     return pd.DataFrame(rows, columns=["pair", "layer", "base", "target", "flippable", "flipped"])
 
 
-def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
+TOKENS = {
+    "header": ["role", "positions", "n", "tokens", "grid"],
+    "rows": [
+        ["system", "0", "1", "<s>", ""],
+        ["boi[0]", "1", "1", "<racm3:break>", ""],
+        ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens, picture of 64x64 pixels"],
+        ["eoi[0]", "66", "1", "<eoss>", ""],
+        ["query", "67–70", "4", "This animal is a", ""],
+    ],
+    "gate": {"string": "<eoss>", "literal": True, "position": 66},
+    "prompt": "<image>This animal is a",
+    "n_image": 64,
+}
+
+
+def synthetic_examples(predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first example of each task with its answers, as a study's report shows it."""
+    examples = []
+    for task, prompt in (
+        ("vqa", "<image>What color is the dog?"),
+        ("class", "<image>This animal is a"),
+        ("caption", "<image>"),
+    ):
+        part = predictions[(predictions.id == f"{task}-0") & (predictions["repeat"] == 0)]
+        examples.append(
+            {
+                "task": task,
+                "id": f"{task}-0",
+                "prompt": prompt,
+                "answers": ["dog"],
+                "picture": picture_uri(picture("dog", 0, 64)),
+                "rows": part[["row", "prediction", "score"]].to_dict("records"),
+            }
+        )
+    return examples
+
+
+def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Run:
     """A finished run of made-up numbers, without any model; its report too where it has a folder."""
-
-    from gatelens.plots.pictures import picture_uri
-    from gatelens.runs import Run
-    from gatelens.studies.narrow_gate.attention.section import listed
-    from gatelens.studies.narrow_gate.knockout_table import summarise
-    from gatelens.studies.narrow_gate.patching.section import summarise_patching
-    from gatelens.studies.narrow_gate.study import STUDY
-    from gatelens.studies.narrow_gate.verdict import (
-        attention_evidence,
-        patching_evidence,
-        task_verdicts,
-        verdict,
-    )
-    from gatelens.studies.report import write_report
-
     settings = {
         "model": model or f"organism:{kind}",
         "data": "tiny",
@@ -180,38 +211,8 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Any:
     run.save("patching_attention", patching)
     further = attention_evidence(attention) + patching_evidence(patching)
     run.save("verdict", verdict(tasks, further, "<eoss>"))
-    tokens = {
-        "header": ["role", "positions", "n", "tokens", "grid"],
-        "rows": [
-            ["system", "0", "1", "<s>", ""],
-            ["boi[0]", "1", "1", "<racm3:break>", ""],
-            ["image[0]", "2–65", "64", "<image> … <image>", "8x8 tokens, picture of 64x64 pixels"],
-            ["eoi[0]", "66", "1", "<eoss>", ""],
-            ["query", "67–70", "4", "This animal is a", ""],
-        ],
-        "gate": {"string": "<eoss>", "literal": True, "position": 66},
-        "prompt": "<image>This animal is a",
-        "n_image": 64,
-    }
-    run.save("tokens", tokens)
-    examples = []
-    for task, prompt in (
-        ("vqa", "<image>What color is the dog?"),
-        ("class", "<image>This animal is a"),
-        ("caption", "<image>"),
-    ):
-        part = predictions[(predictions.id == f"{task}-0") & (predictions["repeat"] == 0)]
-        examples.append(
-            {
-                "task": task,
-                "id": f"{task}-0",
-                "prompt": prompt,
-                "answers": ["dog"],
-                "picture": picture_uri(picture("dog", 0, 64)),
-                "rows": part[["row", "prediction", "score"]].to_dict("records"),
-            }
-        )
-    run.save("examples", examples)
+    run.save("tokens", TOKENS)
+    run.save("examples", synthetic_examples(predictions))
     if path is not None:
         write_report(STUDY, run)
     return run

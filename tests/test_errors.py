@@ -28,9 +28,15 @@ RESPONSE = httpx2.Response(401, request=httpx2.Request("GET", "https://hub.examp
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (hub.GatedRepoError("no", response=RESPONSE), r"'some/data' is gated: .*/datasets/some/data.*log in"),
-        (DatasetNotFoundError("'x' is a gated dataset.\nAsk."), "'some/data' is gated: accept its licence"),
-        (DatasetNotFoundError("'x' doesn't exist"), "'some/data' is no data set on"),
+        (
+            hub.GatedRepoError("no", response=RESPONSE),
+            "some/data is gated: accept its terms .* 'hf auth login'",
+        ),
+        (
+            DatasetNotFoundError("'x' is a gated dataset.\nAsk."),
+            "some/data is gated: accept its terms on its hub page",
+        ),
+        (DatasetNotFoundError("'x' doesn't exist"), "the hub has no data set some/data, or it is private"),
         (
             hub.RevisionNotFoundError("404", response=RESPONSE),
             "has no revision 'v9': see .*/datasets/some/data",

@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from gatelens.errors import OutputError
 
+PARTIAL = ".part"  # ends the name of what is being written
+
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Prove that the folder can be made and written to, before any compute; leaves nothing behind.
+    """Prove that a folder can be written to, or made where it is not there yet, before any compute.
+
+    Nothing is made but a probe that goes again: of what is there of the path, so that others who check the same path
+    at the same time do not meet half-made folders.
 
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
     """
     folder = Path(path).expanduser()
     try:
-        made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        probe = _hidden(existing / "write-test")
+        _write(probe, b"")
         probe.unlink()
-        for new in made:  # innermost first: a run that fails before it has anything to write leaves no folder
-            new.rmdir()
     except OSError as error:
         raise OutputError(
             f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder"
@@ -39,19 +42,33 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         OutputError: the disk refused.
     """
-    temporary = _hidden(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, data)
+    with _written_beside(path, data) as temporary:
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write a file that is not there yet, whole or not at all; whether this writer was the first.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    with _written_beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
 
 
 def write_folder_atomic(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files so that readers see all of them or none; a folder of that name is replaced.
+    """Write a folder of files so that readers see all of them or none.
+
+    Where several write the same folder, the first that is whole stays. Files of a damaged one are replaced in place,
+    so that at no time there is no folder.
 
     Raises:
         OutputError: the disk refused.
@@ -61,8 +78,14 @@ def write_folder_atomic(target: Path, files: Mapping[str, bytes]) -> None:
         partial.mkdir(parents=True)
         for name, data in files.items():
             _write(partial / name, data)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            for name in files:
+                if not is_whole(target / name):
+                    os.replace(partial / name, target / name)
     except OSError as error:
         raise OutputError(f"cannot write {str(target)!r}: {error.strerror}") from error
     finally:
@@ -81,6 +104,29 @@ def is_whole(file: Path) -> bool:
         return opened.read() == b"PAR1"
 
 
+def is_partial(file: Path) -> bool:
+    """Whether a file or folder is being written, or was when its writer ended; nobody reads it."""
+    return file.name.startswith(".") and file.suffix == PARTIAL
+
+
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """The data in a file of another name in the same folder; it goes when the block ends.
+
+    Raises:
+        OutputError: the disk refused, also in the block.
+    """
+    temporary = _hidden(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, data)
+        yield temporary
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _write(file: Path, data: bytes) -> None:
     with open(file, "wb") as opened:
         opened.write(data)
@@ -90,4 +136,4 @@ def _write(file: Path, data: bytes) -> None:
 
 def _hidden(target: Path) -> Path:
     """A name nobody has, in the same folder, so that renaming moves nothing."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")

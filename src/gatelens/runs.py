@@ -8,6 +8,7 @@ when it is there under its name, so a run that was cut short goes on where it st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,10 +19,18 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
-from gatelens.atomic_files import check_writable, is_whole, write_atomic, write_folder_atomic
+from gatelens.atomic_files import (
+    check_writable,
+    is_partial,
+    is_whole,
+    write_atomic,
+    write_folder_atomic,
+    write_new,
+)
 from gatelens.errors import OutputError
 
 FORMAT = 2
@@ -29,6 +38,15 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 _SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
+_MANIFEST_KEYS: dict[str, type] = {
+    "format": int,
+    "study": str,
+    "settings": dict,
+    "fingerprint": str,
+    "info": dict,
+    "created": str,
+    "versions": dict,
+}
 _SECONDS = "seconds"  # what a batch took, in the metadata of its tables
 
 
@@ -76,28 +94,39 @@ class Run:
         }
         if path is None:
             return cls(None, fresh)
-        folder = check_writable(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).exists():
-            others = sorted(p.name for p in folder.iterdir())
-            if others:
-                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-                raise OutputError(
-                    f"{str(folder)!r} is not a run but holds {others[0]!r}{more}; choose an empty or new folder"
-                )
-            write_atomic(folder / MANIFEST, _json_bytes(fresh))
+        cls.check_folder(path, study)
+        folder = Path(path).expanduser()
+        if write_new(folder / MANIFEST, _json_bytes(fresh)):
             return cls(folder, fresh)
         run = cls.load(folder)
-        if run.study != study:
-            raise OutputError(
-                f"{str(folder)!r} holds a run of {run.study!r}, not of {study!r}; choose another folder"
-            )
         changed = _differences(run.settings, settings)
         if changed:
             raise OutputError(
                 f"{str(folder)!r} holds a run with other settings ({changed}); choose another folder or delete it"
             )
         return run
+
+    @classmethod
+    def check_folder(cls, path: str | os.PathLike[str], study: str) -> None:
+        """Prove that a run of a study can be started or continued in a folder, before its settings are known.
+
+        Raises:
+            OutputError: the folder can't be written, holds something else, a damaged run, or one of another study.
+        """
+        folder = check_writable(path)
+        if (folder / MANIFEST).exists():
+            run = cls.load(folder)
+            if run.study != study:
+                raise OutputError(
+                    f"{str(folder)!r} holds a run of {run.study!r}, not of {study!r}; choose another folder"
+                )
+        elif folder.exists():
+            others = sorted(p.name for p in folder.iterdir() if not is_partial(p) and p.name != MANIFEST)
+            if others:
+                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+                raise OutputError(
+                    f"{str(folder)!r} is not a run but holds {others[0]!r}{more}; choose an empty or new folder"
+                )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
@@ -115,27 +144,21 @@ class Run:
                 f"{str(folder)!r} holds no run ({MANIFEST} is missing); give a folder a study wrote"
             ) from error
         except (OSError, ValueError) as error:
+            raise _damaged(file, f"it cannot be read: {error}") from error
+        if not isinstance(manifest, dict):
+            raise _damaged(file, "it is no JSON object")
+        written = manifest.get("format")
+        if type(written) is int and written != FORMAT:
+            older = written < FORMAT
             raise OutputError(
-                f"{str(file)!r} cannot be read ({error}); the run is damaged: delete its folder and run again"
-            ) from error
-        written = manifest.get("format") if isinstance(manifest, dict) else None
-        if isinstance(written, int) and written < FORMAT:
-            raise OutputError(
-                f"{str(folder)!r} was written by an older gatelens (format {written}, this version reads {FORMAT}); "
-                "run the study again in a new folder"
+                f"{str(folder)!r} was written by {'an older' if older else 'a newer'} gatelens (format {written}, this "
+                f"version reads {FORMAT}); {'run the study again in a new folder' if older else 'update gatelens'}"
             )
-        if isinstance(written, int) and written > FORMAT:
-            raise OutputError(
-                f"{str(folder)!r} was written by a newer gatelens (format {written}, this version reads {FORMAT}); "
-                "update gatelens"
-            )
-        mappings = isinstance(manifest, dict) and all(
-            isinstance(manifest.get(k), dict) for k in ("settings", "info", "versions")
-        )
-        if written != FORMAT or not mappings or not isinstance(manifest.get("study"), str):
-            raise OutputError(
-                f"{str(file)!r} is no manifest; the run is damaged: delete its folder and run again"
-            )
+        for key, kind in _MANIFEST_KEYS.items():
+            if type(manifest.get(key)) is not kind:
+                raise _damaged(file, f"its {key!r} is {_short(manifest.get(key))}")
+        if fingerprint(manifest["settings"]) != manifest["fingerprint"]:
+            raise _damaged(file, "its settings are not those the run was started with")
         return cls(folder, manifest)
 
     @property
@@ -162,51 +185,62 @@ class Run:
 
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
-        if self.path is None or any(p.name != MANIFEST for p in self.path.iterdir()):
+        if self.path is None:
             return
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        self.path.rmdir()
+        with contextlib.suppress(OSError):  # somebody else is at work there, or took it back as well
+            if all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
+                (self.path / MANIFEST).unlink(missing_ok=True)
+                self.path.rmdir()
 
     # -- what was measured of a batch
 
     def has_batch(self, section: str, batch: str) -> bool:
         """Whether all tables of a batch are there."""
-        place = f"{SHARDS}/{section}/{batch}/"
-        if self.path is None:
-            return any(name.startswith(place) for name in self._memory)
-        files = list((self.path / place).glob("*.parquet"))
-        return bool(files) and all(map(is_whole, files))
+        files = self._batch_files(section, batch)
+        return bool(files) and (self.path is None or all(is_whole(self.path / file) for file in files))
 
     def save_batch(
         self, section: str, batch: str, tables: Mapping[str, pd.DataFrame], seconds: float = 0.0
     ) -> None:
         """Keep the tables of a batch, all of them or none."""
         files = {f"{name}.parquet": _parquet_bytes(t, seconds) for name, t in tables.items()}
-        place = f"{SHARDS}/{section}/{batch}"
+        place = _batch_place(section, batch)
         if self.path is None:
             self._memory.update({f"{place}/{name}": data for name, data in files.items()})
             return
         write_folder_atomic(self.path / place, files)
 
     def batch(self, section: str, batch: str) -> dict[str, pd.DataFrame]:
-        """The tables of a measured batch, by name."""
-        place = f"{SHARDS}/{section}/{batch}/"
-        if self.path is None:
-            names = [n.removeprefix(place) for n in self._memory if n.startswith(place)]
-        else:
-            names = sorted(p.name for p in (self.path / place).glob("*.parquet"))
-        return {Path(n).stem: self._table(place + n) for n in names}
+        """The tables of a measured batch, by name.
+
+        Raises:
+            OutputError: it is not measured, or a file is damaged.
+        """
+        files = self._batch_files(section, batch)
+        if not files:
+            raise OutputError(
+                f"run {self.label} has no tables of batch {batch!r} of section {section!r}; run the study again to "
+                "measure it"
+            )
+        tables = {Path(file).stem: self._table(file) for file in files}
+        for table in tables.values():
+            table.attrs.clear()  # what it took is no part of what was measured
+        return tables
 
     def seconds(self) -> float:
         """What measuring took in all, over all sessions that worked on the run."""
-        if self.path is None:
-            files = [n for n in self._memory if n.startswith(f"{SHARDS}/")]
-        else:
-            files = [
-                str(p.relative_to(self.path)) for p in sorted((self.path / SHARDS).glob("*/*/*.parquet"))
-            ]
+        files = [n for n in self._memory if n.startswith(f"{SHARDS}/")]
+        if self.path is not None:
+            whole = [p for p in (self.path / SHARDS).glob("*/*/*.parquet") if not is_partial(p.parent)]
+            files = [str(p.relative_to(self.path)) for p in sorted(whole)]
         first = {str(Path(n).parent): n for n in reversed(files)}  # each table of a batch says the same
         return sum(float(self._table(n).attrs.get(_SECONDS, 0.0)) for n in first.values())
+
+    def _batch_files(self, section: str, batch: str) -> list[str]:
+        place = _batch_place(section, batch)
+        if self.path is None:
+            return [name for name in self._memory if name.startswith(f"{place}/")]
+        return sorted(f"{place}/{p.name}" for p in (self.path / place).glob("*.parquet"))
 
     # -- what was made of it
 
@@ -290,7 +324,10 @@ class Run:
         try:
             return pd.read_parquet(io.BytesIO(self._bytes(file)))
         except Exception as error:  # pyarrow raises many kinds
-            raise OutputError(f"{file!r} of run {self.label} is damaged; delete it and run again") from error
+            place = str(Path(file).parent) if file.startswith(f"{SHARDS}/") else file
+            raise OutputError(
+                f"{file!r} of run {self.label} is damaged; delete {place!r} there and run again"
+            ) from error
 
     def _bytes(self, file: str) -> bytes:
         return self._memory[file] if self.path is None else (self.path / file).read_bytes()
@@ -309,6 +346,17 @@ def _parquet_bytes(table: pd.DataFrame, seconds: float | None = None) -> bytes:
         table.attrs[_SECONDS] = round(seconds, 3)
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+def _batch_place(section: str, batch: str) -> str:
+    """The folder of a batch; names of data sets in it may hold any character."""
+    return f"{SHARDS}/{section}/{quote(batch, safe=' (),')}"
+
+
+def _damaged(manifest: Path, why: str) -> OutputError:
+    return OutputError(
+        f"{str(manifest)!r} is damaged ({why}); delete {str(manifest.parent)!r} and run the study again"
+    )
 
 
 def _json_bytes(value: Any) -> bytes:

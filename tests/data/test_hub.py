@@ -556,7 +556,7 @@ def test_masks_go_there_and_back(density: float) -> None:
         assert np.array_equal(coco_objects.decode({"counts": counts, "size": [31, 47]}, (47, 31)), mask)
 
 
-# -- several at once, presets ------------------------------------------------------------------------------------------
+# -- several at once --------------------------------------------------------------------------------------------------
 
 
 def test_several_data_sets_keep_their_tasks_apart(place: Path) -> None:
@@ -574,20 +574,6 @@ def test_several_data_sets_keep_their_tasks_apart(place: Path) -> None:
     with pytest.raises(DataError, match="all have classes"):
         data.load(f"emoji-scenes,imagenet:{place / 'imagenet'}")
     assert data.load(f"vqav2:{place / 'vqav2'},coco:{place / 'coco'}").tasks == ("vqa", "caption")
-
-
-def test_the_papers_data_and_sizes() -> None:
-    paper = data.preset("paper")
-    settings = paper.arguments(limit=5, seed=None, how="both")
-    assert settings["data"] == "vqav2,flickr30k,coco,imagenet" and settings["limit"] == 5
-    assert settings["seed"] == 42 and settings["how"] == "both"
-    assert (settings["n_vqa"], settings["n_caption"], settings["vqa_tokens"], settings["caption_tokens"]) == (
-        *(2000, 2000),
-        *(20, 60),
-    )
-    assert set(data.preset("paper", "whats-in-the-image").settings) >= {"data", "seed", "n"}
-    with pytest.raises(DataError, match="no preset 'papers' for narrow-gate; use paper"):
-        data.preset("papers")
 
 
 def test_a_folder_skips_bad_rows_when_told(tmp_path: Path) -> None:

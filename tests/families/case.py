@@ -1,4 +1,4 @@
-"""A row of the conformance suite: a tiny random model of the real class, and what its family claims of it."""
+"""A case of the conformance suite: a tiny random model of the real class, and what its family claims of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The command line: ``gatelens study | find-gate | sections | report | compare | tokens | models``.
 
 ``studies`` runs experiments, ``runs`` reads what they left, ``models`` says what is there; ``options`` are what
-commands share. Heavy imports wait until a command runs, so that ``--help`` answers at once. An error the user can mend
+commands share. Heavy imports wait until a command runs, so that ``--help`` answers at once. An error the user can fix
 is one line on stderr and exit code 2.
 """
 

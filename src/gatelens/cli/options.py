@@ -21,7 +21,6 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the model's own choice.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; a run cut short there is continued.")]
-BatchSize = Annotated[int | None, typer.Option(help="Default: fits the length of the prompts.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave bad rows of the data out; the manifest lists them.")
 ]

@@ -8,16 +8,22 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from gatelens.cli.models import entry
 from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
 from gatelens.errors import InputError
 
-NAMES = ("narrow-gate", "whats-in-the-image", "find-gate", "gate-finetuning")
+ABOUT = {  # kept here, as a study's own module imports what takes seconds
+    "narrow-gate": "Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)",
+    "whats-in-the-image": "Where is visual information stored and read? (Kaduri et al., arXiv 2411.17491)",
+    "find-gate": "Which positions carry the picture to the answer: a few (a gate), many, or none?",
+    "gate-finetuning": "Fine-tune with the gate masked, so that the text learns to read the image itself; before and "
+    "after.",
+}
 SEARCH = "find-gate"  # also a command of its own, as its result can be printed without a folder
 Data = Annotated[
     str | None,
@@ -26,6 +32,9 @@ Data = Annotated[
         help="emoji-scenes (default), easy-vqa, a folder, or the papers' data: vqav2, flickr30k, coco, imagenet, mme, "
         "coco-objects; a copy as vqav2:FOLDER; several with commas.",
     ),
+]
+OutOrNone = Annotated[
+    Path | None, typer.Option("--out", help="Also keep it in this folder; one cut short there is continued.")
 ]
 Preset = Annotated[
     str | None, typer.Option(help="paper: its data, sizes, seed and decoding; other options count instead.")
@@ -51,18 +60,30 @@ COMMON = {
 }
 
 
+class StudyCommand(TyperCommand):
+    """The command of a study; its options are made of the study's, which is imported when the command is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=ABOUT[name], rich_markup_mode=None)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.with_options().make_context(info_name, args, parent, **extra)
+
+    def with_options(self) -> TyperCommand:
+        """The command with an option for each field of the study's options."""
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        one.command(self.name)(study_command(str(self.name)))
+        return cast(TyperCommand, typer.main.get_command(one))
+
+
 class StudyGroup(TyperGroup):
-    """One command a study. A study is imported when its command is asked for, so that ``--help`` answers at once."""
+    """One command a study."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(NAMES)
+        return list(ABOUT)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in NAMES:
-            return None
-        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(study_command(cmd_name))
-        return typer.main.get_command(one)
+        return StudyCommand(cmd_name) if cmd_name in ABOUT else None
 
 
 class RootGroup(TyperGroup):
@@ -73,7 +94,7 @@ class RootGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name == SEARCH:
-            return StudyGroup(name="study").get_command(ctx, cmd_name)
+            return StudyCommand(SEARCH)
         return super().get_command(ctx, cmd_name)
 
 
@@ -89,6 +110,7 @@ app.add_typer(
 def study_command(name: str) -> Callable[..., None]:
     """The command of a study: the options all studies share, and one for each field of its options."""
     from gatelens.studies.catalogue import STUDIES
+    from gatelens.studies.options import typed
 
     study = STUDIES[name]
 
@@ -97,14 +119,15 @@ def study_command(name: str) -> Callable[..., None]:
 
     parameters = dict(COMMON)
     if name == SEARCH:
-        parameters["out"] = (Out | None, None)
+        parameters["out"] = (OutOrNone, None)
     for field, info in study.options.model_fields.items():
-        kind = _command_line_type(info.annotation)
-        if kind is not None:
-            default = "" if info.default is None else f" Default: {info.default}."
+        kind = command_line_type(info.annotation)
+        if kind is not None and field not in COMMON:
+            default = info.get_default(call_default_factory=True)
             words = (info.description or "").rstrip(".") + "."
-            parameters[field] = (Annotated[kind | None, typer.Option(help=f"{words}{default}")], None)
-    command.__doc__ = study.about
+            words += "" if info.is_required() or default is None else f" Default: {typed(default)}."
+            parameters[field] = (Annotated[kind | None, typer.Option(help=words)], None)
+    command.__doc__ = ABOUT[name]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -118,18 +141,16 @@ def study_command(name: str) -> Callable[..., None]:
 def run_command(name: str, given: dict[str, Any]) -> None:
     """Run a study as its command was called."""
     from gatelens.studies import presets
-    from gatelens.studies.catalogue import STUDIES
-    from gatelens.studies.runner import run_study
+    from gatelens.studies.catalogue import STUDIES, starter
 
     study, out = STUDIES[name], given.pop("out")
     wanted, names, options = given.pop("preset"), given.pop("sections"), given.pop("option") or []
     preset = presets.preset(wanted, name) if wanted else presets.NO_PRESET
     sections = parse_sections(names, options, preset.settings.get("sections", {}))
     quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
-    asked = {n: _value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
+    asked = {n: option_value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
     arguments = {"data": "emoji-scenes", **preset.arguments(**asked, sections=sections)}
-    run = run_study(
-        study,
+    run = starter(name)(
         given["model"],
         out=out,
         skip_bad=skip_bad,
@@ -140,7 +161,8 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     )
     left_out = run.manifest["info"].get("bad_rows_left_out")
     if left_out:
-        typer.echo(f"bad rows left out: {left_out['n']}, listed in {Path(run.label) / 'manifest.json'}")
+        listed = "" if out is None else f", listed in {out / 'manifest.json'}"
+        typer.echo(f"bad rows left out: {left_out['n']}{listed}")
     for line in study.summary(run):
         typer.echo(line)
     if out is not None:
@@ -153,13 +175,17 @@ def sections(
 ) -> None:
     """The sections of a study and their options, for --sections and --option."""
     from gatelens.studies.catalogue import STUDIES
-    from gatelens.studies.options import check_known
+    from gatelens.studies.options import check_known, typed
 
     check_known("study", study, STUDIES)
     for section in STUDIES[study].sections:
         typer.echo(f"{section.name}: {section.about}")
         fields = section.options.model_fields
-        entry("options", ", ".join(f"{section.name}.{n}={info.default}" for n, info in fields.items()))
+        defaults = {
+            n: "VALUE" if info.is_required() else typed(info.get_default(call_default_factory=True))
+            for n, info in fields.items()
+        }
+        entry("options", ", ".join(f"{section.name}.{n}={default}" for n, default in defaults.items()))
 
 
 def parse_sections(
@@ -183,7 +209,7 @@ def parse_sections(
     return asked
 
 
-def _command_line_type(annotation: Any) -> Any:
+def command_line_type(annotation: Any) -> Any:
     """The type of a command line option for a field; None where no text can give its value."""
     kinds = [k for k in _members(annotation) if k is not type(None)]
     if str in kinds or any(typing.get_origin(k) in (dict, list, tuple) for k in kinds):
@@ -202,7 +228,7 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _value(value: Any, field: Any) -> Any:
+def option_value(value: Any, field: Any) -> Any:
     """Text for a field that holds a list or a mapping, as JSON or with commas."""
     if not isinstance(value, str) or field is None:
         return value

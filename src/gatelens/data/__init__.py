@@ -7,6 +7,5 @@
 
 from gatelens.data.base import Dataset, Example
 from gatelens.data.loading import load
-from gatelens.data.presets import Preset, preset
 
-__all__ = ["Dataset", "Example", "Preset", "load", "preset"]
+__all__ = ["Dataset", "Example", "load"]

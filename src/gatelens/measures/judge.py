@@ -193,7 +193,7 @@ class LLMJudge:
                 try:
                     answer = read(reply)
                 except _Unreadable as error:
-                    problem = f"{error}: {_short(reply)}; it is kept in {self.log}, mend it there to go on"
+                    problem = f"{error}: {_short(reply)}; it is kept in {self.log}, fix it there to go on"
                 else:
                     self._replies[id_] = reply
                     return answer

@@ -21,6 +21,9 @@ from gatelens.plots.style import (
     wrapped,
 )
 
+LINE_WIDTH, DOTTED_LINE_WIDTH = 1.5, 1.2  # points
+MARKER_SIZE = 4
+BAND_OPACITY = 0.15
 SHARE = (-0.03, 1.05)  # limits of an axis of shares, so that 0 and 1 stay visible
 MOST_TICKS = 12
 
@@ -47,10 +50,10 @@ def curve(
         line: Matplotlib line style.
         marker: Matplotlib marker; empty draws none.
     """
-    width = 1.2 if line == ":" and not marker else 1.5
-    axes.plot(x, mean, line, color=color, linewidth=width, marker=marker, markersize=4, label=label)
+    width = DOTTED_LINE_WIDTH if line == ":" and not marker else LINE_WIDTH
+    axes.plot(x, mean, line, color=color, linewidth=width, marker=marker, markersize=MARKER_SIZE, label=label)
     if low is not None and high is not None:
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=BAND_OPACITY, linewidth=0)
 
 
 def reference(

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from gatelens.errors import OutputError
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.study import STUDY as GATE_FINDER
 from gatelens.studies.gate_finetuning.study import STUDY as GATE_FINETUNING
+from gatelens.studies.gate_finetuning.study import finetune_gate
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
+from gatelens.studies.runner import run_study
 from gatelens.studies.study import Study
 from gatelens.studies.whats_in_the_image.study import STUDY as WHATS_IN_THE_IMAGE
+from gatelens.studies.whats_in_the_image.study import whats_in_the_image
 
 STUDIES = {s.name: s for s in (NARROW_GATE, WHATS_IN_THE_IMAGE, GATE_FINDER, GATE_FINETUNING)}
+
+# what a study's own function does beyond running it, such as choosing what to train on
+_FUNCTIONS = {GATE_FINETUNING.name: finetune_gate, WHATS_IN_THE_IMAGE.name: whats_in_the_image}
+
+
+def starter(name: str) -> Callable[..., Run]:
+    """What runs the study of that name: called with model, data and ``out``, and options by name."""
+    return _FUNCTIONS.get(name, partial(run_study, STUDIES[name]))
 
 
 def study_of(run: Run) -> Study:

@@ -20,11 +20,24 @@ Measure = Callable[[HookedVLM, Any], Tables]
 
 
 class Executor(Protocol):
-    """Measures batches somewhere."""
+    """Measures batches somewhere.
+
+    An executor brings its own copy of the study's model. It is kept for a whole study and called once for every round
+    of batches of a section, so what is slow to start is started once; whoever made it ends it. An error of
+    ``measure`` is raised to the caller.
+    """
 
     def run(self, measure: Measure, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tables, float]]:
-        """``(batch, its tables, seconds it took)`` as they are ready."""
+        """``(batch, its tables, seconds it took)`` as they are ready; the batch may be a copy."""
         ...
+
+
+def measure_one(measure: Measure, model: HookedVLM, batch: Batch) -> tuple[Batch, Tables, float]:
+    """``(batch, its tables, seconds it took)``: what an executor does with each batch, wherever it does it."""
+    started = time.perf_counter()
+    with torch.inference_mode():
+        tables = measure(model, batch)
+    return batch, tables, time.perf_counter() - started
 
 
 @dataclass
@@ -36,7 +49,4 @@ class Here:
     def run(self, measure: Measure, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tables, float]]:
         """``(batch, its tables, seconds it took)``, in the order of the batches."""
         for batch in batches:
-            started = time.perf_counter()
-            with torch.inference_mode():
-                tables = measure(self.model, batch)
-            yield batch, tables, time.perf_counter() - started
+            yield measure_one(measure, self.model, batch)

@@ -5,6 +5,7 @@ Options are pydantic models. The command line, the manifest and the list of sect
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from gatelens.errors import DataError, InterventionError, did_you_mean
 
 O = TypeVar("O", bound="Options")  # noqa: E741  # the field's word for a model of options
+M = TypeVar("M")
 How = Literal["zero", "mask"]
 
 
@@ -56,8 +58,7 @@ class Options(BaseModel):
         counts = {
             name: min(value, limit)
             for name, field in type(self).model_fields.items()
-            if any(isinstance(mark, CountsExamples) for mark in field.metadata)
-            and (value := getattr(self, name)) is not None
+            if _mark(field, CountsExamples) and (value := getattr(self, name)) is not None
         }
         return self.model_copy(update=counts)
 
@@ -86,26 +87,35 @@ def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
+        says = _says(kind.model_fields[name]) if name in kind.model_fields else ""
+        if first["type"] == "missing":
+            raise DataError(f"option {where}{name} has no default: give {says or 'it a value'}") from None
         value = values.get(name)
         if name == "how":
             raise InterventionError(
                 f"how={value!r} is no kind of knockout; choose 'zero', 'mask' or 'both'"
             ) from None
-        says = _says(kind.model_fields[name]) if name in kind.model_fields else ""
         reason = f"give {says}" if says else first["msg"].removeprefix("Value error, ")
         raise DataError(f"option {where}{name}={value!r}: {reason}") from None
 
 
+def typed(value: Any) -> str:
+    """A value of an option as it is typed on the command line: a word, or JSON."""
+    return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+
+
 def _says(field: FieldInfo) -> str:
-    """What an option may be, as its marks say; of one that may be left out, as the marks beside null say."""
-    for mark in field.metadata:
-        if isinstance(mark, Says):
-            return mark.text
-    for choice in get_args(field.annotation):
-        for mark in getattr(choice, "__metadata__", ()):
-            if isinstance(mark, Says):
-                return f"{mark.text}, or null"
-    return ""
+    """What an option may be, as its marks say."""
+    says = _mark(field, Says)
+    if says is None:
+        return ""
+    return says.text if says in field.metadata else f"{says.text}, or null"
+
+
+def _mark(field: FieldInfo, kind: type[M]) -> M | None:
+    """The mark of a kind on an option, or beside null on one of its choices, as ``Examples | None``."""
+    choices = [mark for choice in get_args(field.annotation) for mark in getattr(choice, "__metadata__", ())]
+    return next((mark for mark in (*field.metadata, *choices) if isinstance(mark, kind)), None)
 
 
 def check_known(what: str, name: str, known: Iterable[str]) -> None:

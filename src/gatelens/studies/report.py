@@ -17,7 +17,7 @@ def page_of(study: Study, run: Run) -> page.Page:
         OutputError: the run lacks a finished table.
     """
     settings, said = run.settings, run.json("verdict")
-    lead: list[str | tuple[str, str]] = [f"gatelens · {study.title}"]
+    lead: list[str | tuple[str, str]] = [study.title]
     lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
     absent = run.json("absent") if run.has("absent") else []
     missing = {reason.split(" (")[0] for reason in absent}

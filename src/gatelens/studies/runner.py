@@ -7,12 +7,12 @@ there already is not measured again. Tables, evidence, verdict and report are ma
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from gatelens.atomic_files import check_writable
 from gatelens.data import Dataset
 from gatelens.errors import GatelensError
 from gatelens.model import HookedVLM
@@ -71,7 +71,7 @@ def run_study(
     asked = asked.capped(asked.limit)
     chosen = study.chosen(sections, asked.limit)
     if out is not None:
-        check_writable(out)
+        Run.check_folder(out, study.name)
     source = resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
     drawn = study.draw(source, asked)
     called = name or model_name(model)
@@ -132,7 +132,7 @@ def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
 def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:
     """Measure the chosen sections of a study in order, and store their tables and the verdict."""
     run = setup.run
-    sections = [s for s in study.sections if s.name in setup.sections]
+    sections = [s for s in study.sections if s.name in setup.section_options]
     absent: dict[str, str] = {}
     with Progress(progress) as bar:
         for section in sections:  # what can be planned now makes the time left meaningful
@@ -174,6 +174,9 @@ def measure_section(
         new = [b for b in batches if b.name not in measured]
         if not new:
             return measured.ordered(batches)
+        twice = next((name for name, n in Counter(b.name for b in new).items() if n > 1), None)
+        if twice is not None:
+            raise ValueError(f"section {section.name!r} has two batches {twice!r}; their tables would be one")
         missing = [b for b in new if not run.has_batch(section.name, b.name)]
         bar.expect(section.name, missing)
         bar.say(section.name)

@@ -82,7 +82,7 @@ class Setup:
         model, data: the study's.
         drawn: the examples of each task, drawn once for all sections.
         options: the study's.
-        sections: the options of each chosen section, an instance of its class.
+        section_options: of each chosen section, by its name.
         size: examples in a batch.
         run: read for the tables of sections before this one.
         progress: whether progress is shown.
@@ -92,7 +92,7 @@ class Setup:
     data: Dataset
     drawn: Mapping[str, Sequence[Example]]
     options: Any
-    sections: Mapping[str, Any]
+    section_options: Mapping[str, Any]
     size: int
     run: Run
     progress: bool = False

@@ -46,7 +46,6 @@ class Study:
     Attributes:
         name: of the command and in the manifest.
         title: on the report.
-        about: what it asks, in a line, with its paper.
         options: its options.
         sections: in the order they are measured and reported.
         draw: the examples of each task, before a model is loaded; raises DataError where the data has none.
@@ -65,7 +64,6 @@ class Study:
 
     name: str
     title: str
-    about: str
     options: type[StudyOptions]
     sections: tuple[Section, ...]
     draw: Callable[[Dataset, Any], Drawn]
@@ -92,7 +90,8 @@ class Study:
 
         Args:
             sections: None or ``"all"``; names, in a list or with commas; or names with options,
-                ``{"patching": {"n_pairs": 20}}``, where ``"all"`` may stand for the others.
+                ``{"patching": {"n_pairs": 20}}``, where ``"all"`` may stand for the others. An empty list is those
+                that are always measured.
             limit: caps the options that count examples.
 
         Raises:
@@ -100,14 +99,16 @@ class Study:
         """
         if isinstance(sections, str):
             sections = [name.strip() for name in sections.split(",") if name.strip()]
-        asked: dict[str, Any] = {key: {} for key in sections or ["all"]}
-        if isinstance(sections, Mapping):
-            asked = dict(sections)
+        asked: dict[str, Any] = {name: {} for name in ("all",) if sections is None}
+        if sections is not None:
+            asked = dict(sections) if isinstance(sections, Mapping) else {name: {} for name in sections}
         names = [s.name for s in self.sections]
         for name, given in asked.items():
             check_known("section", name, [*names, "all"])
             if not isinstance(given, Mapping):
                 raise DataError(f"section {name!r}: {given!r} names no option; give {{'OPTION': value}}")
+        if asked.get("all"):
+            raise DataError(f"sections 'all' have no option {min(asked['all'])!r} together; name the section")
         wanted = set(names) if "all" in asked else {*asked, *self.always}
         return {
             s.name: checked(s.options, asked.get(s.name, {}), s.name).capped(limit)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gatelens as gl
+from gatelens.cli import main
 from gatelens.errors import DataError, InterventionError
 from gatelens.runs import Run
 from gatelens.studies.executors import Here
@@ -232,3 +233,19 @@ def test_a_run_in_a_folder_is_taken_up_and_read_back(tiny_llava: Any, tmp_path: 
     again = run_study(STUDY, tiny_llava, TinyData(n=24), tmp_path / "gate", **asked)
     assert again.seconds() == before and again.json("verdict") == run.json("verdict")
     assert Run.load(tmp_path / "gate").study == "find-gate"
+
+
+def test_command(
+    tiny_chameleon: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gatelens.model.HookedVLM.from_pretrained", lambda name, **_: tiny_chameleon)
+    monkeypatch.setattr("gatelens.studies.identity.load", lambda name, **_: TinyData(n=24))
+    out = tmp_path / "gate"
+    command = ["find-gate", "--model", "tiny", "--n", "24", "--how", "zero", "--quiet", "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "no communication found" in printed.out and "report.html" in printed.out
+    assert printed.err == ""
+    names = {"manifest.json", "verdict.json", "measures.parquet", "curves.parquet", "report.html"}
+    assert names <= {p.name for p in out.iterdir()}
+    assert main(["find-gate", "--model", "tiny", "--how", "soft"]) == 2

@@ -225,4 +225,6 @@ def test_the_stages_can_be_sent_away(model: HookedVLM, finished: gl.Run) -> None
     drawn = STUDY.draw(TinyData(), options)
     setup = Setup(model, TinyData(), drawn, options, {}, 4, finished)
     for batch in STUDY.sections[0].batches(setup, Measured()):
-        assert repr(pickle.loads(pickle.dumps(batch))) == repr(batch)
+        sent = pickle.loads(pickle.dumps(batch))
+        assert (sent.name, repr(sent.trainings)) == (batch.name, repr(batch.trainings))
+        assert [e.id for e in sent.examples] == [e.id for e in batch.examples]

@@ -63,7 +63,7 @@ class SearchState:
 
     def __init__(self, name: str, setup: Setup, measured: Measured) -> None:
         self.setup, self.measured = setup, measured
-        self.options: Any = setup.sections[name]
+        self.options: Any = setup.section_options[name]
         self.hows = kinds_of_knockout(setup.options.how)
         self.examples = [e for _, drawn in setup.examples("class")[:1] for e in drawn[: self.options.n]]
         reason = why_not(self.examples)

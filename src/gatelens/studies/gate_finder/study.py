@@ -56,7 +56,7 @@ from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import why_not
 from gatelens.studies.gate_finder.tables import as_html, as_text, comparable
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, NOTHING
-from gatelens.studies.options import AtLeastOne
+from gatelens.studies.options import AtLeastOne, CountsExamples
 from gatelens.studies.report import write_report
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Absent, Batch, Measured, Setup
@@ -127,7 +127,7 @@ class FindGateOptions(StudyOptions):
         Literal["zero", "mask", "both"],
         Field(description="Knockout: zero (after the softmax), mask (before it) or both; the first decides."),
     ] = "both"
-    n: Annotated[AtLeastOne, Field(description="Examples.")] = 96
+    n: Annotated[AtLeastOne, Field(description="Examples."), CountsExamples()] = 96
     prompt: Annotated[
         str | None, Field(description="Asked instead of the data's own, with <image> in it.")
     ] = None
@@ -167,10 +167,10 @@ def _verdict(run: Run, evidence: Any) -> Mapping[str, Any]:
 STUDY = Study(
     name="find-gate",
     title="search for a gate",
-    about="Which positions carry the picture to the answer: a few (a gate), many, or none?",
     options=FindGateOptions,
     sections=(dataclasses.replace(search.SECTION, batches=batches),),
     draw=draw_examples,
+    always=(search.NAME,),
     verdict=_verdict,
     comparable=lambda run: comparable(GateSearch.from_run(run)),
     settings=lambda model, data, drawn, options: {"prompt": drawn["class"][0].prompt},

@@ -182,10 +182,10 @@ def _stage_evidence(stage: dict[str, Any]) -> Evidence:
 STUDY = Study(
     name="gate-finetuning",
     title="fine-tuning away the gate",
-    about="Fine-tune with the gate masked, so that the text learns to read the image itself; before and after.",
     options=GateFinetuningOptions,
     sections=(SECTION,),
     draw=draw_training,
+    always=(SECTION.name,),
     verdict=conclude,
     comparable=lambda run: run.table("knockout").assign(row=lambda t: t.stage + ": " + t.row),
     settings=_settings,
@@ -232,5 +232,5 @@ def finetune_gate(
         DataError: no training data, or an example both trained on and measured on.
         OutputError: ``out`` can't be written or holds other settings.
     """
-    source = resolve_data(data)
+    source = resolve_data(data, options.get("skip_bad", False))
     return run_study(STUDY, model, source, out, train_data=training_data(data, train_data), **options)

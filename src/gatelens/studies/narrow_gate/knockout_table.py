@@ -66,7 +66,7 @@ def table_rows(random_tokens: int, random_repeats: int) -> list[Row]:
     ]
 
 
-def specs(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
+def interventions_of(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
     """The interventions of a row."""
     keys = row.selector(repeat, seed)
     return [] if keys is None else [knockout(queries=QUERIES, keys=keys, how=how)]

@@ -88,7 +88,8 @@ def measure(model: HookedVLM, batch: Answers) -> Tables:
     # the unmodified run is the same for every kind of knockout
     keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
     runs = {
-        key: table.specs(row, r, batch.seed, how) for key, (how, row, r) in zip(keys, places, strict=True)
+        key: table.interventions_of(row, r, batch.seed, how)
+        for key, (how, row, r) in zip(keys, places, strict=True)
     }
     inputs = prepare(model, batch.examples, batch.start)
     outcomes = table.outcomes(model, inputs, batch.task, list(runs.values()), batch.max_new_tokens)

@@ -109,7 +109,7 @@ class Stream(Batch):
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """One batch: one vector a place, layer and example is kept."""
-    options: MeaningOptions = setup.sections["meaning"]
+    options: MeaningOptions = setup.section_options["meaning"]
     tasks = setup.examples("class")
     examples = tasks[0][1][: options.n] if tasks else []
     names = [labels_of(e)[0] for e in examples]

@@ -128,7 +128,7 @@ def points(n_layers: int, window: int | None = None, step: int | None = None) ->
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """Batches of classes and questions, every point on each."""
-    options, study = setup.sections["progressive"], setup.options
+    options, study = setup.section_options["progressive"], setup.options
     most = {"class": options.n, "vqa": options.n_vqa}
     tasks = [(task, drawn[: most[kind(task)]]) for task, drawn in setup.examples("class", "vqa")]
     if not any(drawn for _, drawn in tasks):

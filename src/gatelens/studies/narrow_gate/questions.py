@@ -84,7 +84,7 @@ class Further(knockouts.Answers):
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """Batches of the further questions; none where the kinds have enough of them."""
-    options: QuestionsOptions = setup.sections["questions"]
+    options: QuestionsOptions = setup.section_options["questions"]
     study, hows = setup.options, kinds_of_knockout(setup.options.how)
     rows = [row for row in table_rows(1, 1) if row.name in ROWS]
     if not any(kind_of(e, options.by) for _, drawn in setup.examples("vqa") for e in drawn):
@@ -197,7 +197,7 @@ def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``question_kinds`` and ``question_kinds_shares``."""
-    predictions, by = setup.run.table("predictions"), setup.sections["questions"].by
+    predictions, by = setup.run.table("predictions"), setup.section_options["questions"].by
     drawn = [facts(examples, by).assign(task=task) for task, examples in setup.examples("vqa")]
     columns = ["how", "task", "kind", "row", "id", "score", "answers"]
     answers = predictions[predictions.row.isin(ROWS)].merge(pd.concat(drawn), on=["task", "id"])[columns]

@@ -96,7 +96,6 @@ def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
 STUDY = Study(
     name="narrow-gate",
     title="narrow-gate study",
-    about="Does one token after the image carry it to the text? (Serra et al., arXiv 2412.06646)",
     options=NarrowGateOptions,
     sections=(
         knockouts.SECTION,

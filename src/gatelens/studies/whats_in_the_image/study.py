@@ -235,7 +235,6 @@ def closing(run: Run) -> list[Card]:
 STUDY = Study(
     name="whats-in-the-image",
     title="what’s in the image?",
-    about="Where is visual information stored and read? (Kaduri et al., arXiv 2411.17491)",
     options=WhatsInTheImageOptions,
     sections=(descriptions.SECTION, knockouts.SECTION, compressed_context.SECTION),
     draw=draw,

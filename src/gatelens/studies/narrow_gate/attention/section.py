@@ -75,7 +75,7 @@ class Shares(Batch):
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """One batch."""
-    examples = setup.examples("vqa", "class", "caption")[0][1][: setup.sections["attention"].n]
+    examples = setup.examples("vqa", "class", "caption")[0][1][: setup.section_options["attention"].n]
     if not examples:
         raise Absent("no examples were asked for")
     parts = [(start, part) for _, start, part in setup.batched_by_length(examples)]
@@ -135,7 +135,7 @@ def place_name(kind: str, index: int, place: Place) -> str:
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``attention``, ``attention_groups`` and ``attention_positions``."""
-    options, shares = setup.sections["attention"], measured.table("shares")
+    options, shares = setup.section_options["attention"], measured.table("shares")
     return {
         "attention": shares,
         "attention_groups": measured.table("groups"),

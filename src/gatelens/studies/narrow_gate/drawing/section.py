@@ -92,7 +92,7 @@ class Draw(Batch):
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """The colour means of the pictures each part of the cases leaves over; then a batch a row of the table."""
-    n = setup.sections["drawing"].n
+    n = setup.section_options["drawing"].n
     pool = [e for e in setup.drawn.get("class", ()) if len(e.meta.get("objects", ())) == 1]
     if "draw" not in setup.data.tasks or not pool or n == 0:
         raise Absent("the data asks for no drawings")

@@ -111,7 +111,7 @@ def measure(model: HookedVLM, batch: Samples) -> Tables:
 def samples(setup: Setup) -> list[Example]:
     """``n`` examples of the first task with captions, else of questions, else of classes; drawn on when the study
     itself wants fewer of them."""
-    n = setup.sections["modality_gap"].n
+    n = setup.section_options["modality_gap"].n
     for task, drawn in setup.examples("caption", "vqa", "class"):
         if len(drawn) >= n:
             return list(drawn[:n])

@@ -117,7 +117,7 @@ def draw_pairs(
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """Batches of pairs."""
-    options: PatchingOptions = setup.sections["patching"]
+    options: PatchingOptions = setup.section_options["patching"]
     tasks = setup.examples("class")
     if not tasks or (options.pairs is None and len(by_class(tasks[0][1])) < 2):
         raise Absent("it needs pictures of two classes")

@@ -127,7 +127,7 @@ class Steer(Batch):
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """The fit; then batches of pictures to steer, of their captions, and of questions."""
-    options: SteeringOptions = setup.sections["steering"]
+    options: SteeringOptions = setup.section_options["steering"]
     seed, tasks = setup.options.seed, setup.examples("class")
     if not tasks:
         raise Absent("the data has no task class")
