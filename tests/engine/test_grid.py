@@ -95,19 +95,3 @@ def test_one_metric_of_the_last_position_leaves_the_others_every_position(tiny: 
     table = sweep(tiny, batch, {"cut": [None, spec, []]}, metrics, progress=False)
     want = torch.cat([everywhere(run(tiny, batch, specs)) for specs in ([], [spec], [])])
     torch.testing.assert_close(torch.tensor(table["everywhere"].tolist()).float(), want, atol=1e-5, rtol=1e-4)
-
-
-def test_a_metric_may_write_into_the_logits(tiny: Any, batch: Any) -> None:
-    """What one run's metric leaves in the buffer is no part of the next run's logits."""
-
-    def wasteful(logits: torch.Tensor) -> torch.Tensor:
-        value = logits.softmax(-1)[:, :, 5].sum(dim=1)
-        logits.fill_(7.0)
-        return value
-
-    specs = [gi.knockout("text - gate", keys, layers=[layer]) for keys in ("image", "system") for layer in (1, 2)]
-    table = sweep(tiny, batch, {"cut": [None, *specs]}, wasteful, progress=False)
-    want = [run(tiny, batch, spec).softmax(-1)[:, :, 5].sum(dim=1) for spec in ([], *specs)]
-    torch.testing.assert_close(
-        torch.tensor(table["value"].tolist()).float(), torch.cat(want), atol=1e-4, rtol=1e-4
-    )

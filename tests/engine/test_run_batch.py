@@ -137,6 +137,47 @@ def test_texts_are_those_of_full_recomputation(tiny: Any, batch: Any, runs: list
             assert torch.equal(got.token_ids, grown(tiny, batch, specs, 3))
 
 
+class Dictated:
+    """Writes the same given words after every prompt, whatever the logits are, and keeps these."""
+
+    finished = False
+
+    def __init__(self, words: Tensor) -> None:
+        self.words, self.seen = words, list[Tensor]()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.seen.append(logits.clone())
+        return self.words[len(self.seen) - 1].expand(len(logits))
+
+
+def test_stacked_runs_that_begin_in_a_later_layer(tiny: Any, batch: Any, real: Tensor) -> None:
+    """Three runs on three prompts in one part: every run and prompt gets back what is its own, at every step."""
+    layers = ([2], [1, 2], [2])  # the part begins where the first of them does
+    keys = ("image", "last_image", "system")
+    runs = [[gi.knockout("text - gate", key, where)] for key, where in zip(keys, layers, strict=True)]
+    many = RunBatch(tiny, batch, runs, max_new_tokens=3)
+    (part,) = many.plan.parts
+    assert (part.layer, len(part.runs)) == (1, 3)
+    for i, logits in RunBatch(tiny, batch, runs).each():
+        assert (logits - plain(tiny, batch, runs[i]))[real].abs().max() <= 1e-4
+
+    words = torch.tensor(tiny.tokenizer("what a dog", add_special_tokens=False)["input_ids"])
+    chooser = Dictated(words)
+    many.decode(lambda: chooser)
+    ids, mask = batch.tensors["input_ids"], batch.tensors["attention_mask"]
+    for n, stacked in enumerate(chooser.seen):
+        said = words[:n].expand(len(ids), -1)
+        tensors = {**batch.tensors, "input_ids": torch.cat([ids, said], 1)}
+        tensors["attention_mask"] = torch.cat([mask, torch.ones_like(said)], 1)
+        del tensors["position_ids"]
+        tokens = batch.tokens.extend(n)
+        got = stacked.view(len(runs), len(ids), -1)
+        for place, i in enumerate(part.runs):
+            pairs = gi.compile_hooks(runs[i], tokens, tiny.cfg).pairs
+            want, _ = tiny.forward_step(tensors, pairs)
+            assert (got[place] - want[:, -1]).abs().max() <= 1e-4, (n, i)
+
+
 def test_patches_start_where_they_act(tiny: Any, batch: Any, real: Tensor) -> None:
     other = batch.select([2, 0, 1])
     _, cache = tiny.run_with_cache(other, lambda name: name.startswith("blocks."))

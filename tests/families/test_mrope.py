@@ -132,6 +132,14 @@ def test_many_runs_share_a_prompt(family: Any) -> None:
         assert list(text.texts) == family.model.generate(inputs, run, max_new_tokens=4)
 
 
+def test_a_run_from_the_last_picture_token_on_gets_what_later_layers_add(family: Any) -> None:
+    """Deep features are added at every picture token, the one a run begins at among them."""
+    inputs = batch(family).select([1])
+    runs = [[gl.ablate(at="last_image", site=site, layers=[0])] for site in ("resid_pre", "mlp_out")]
+    for run, logits in zip(runs, last_logits(family.model, inputs, runs), strict=True):
+        assert (logits - family.model.run(inputs, run)[:, -1]).abs().max() <= TOLERANCE
+
+
 def test_some_of_a_batch(family: Any) -> None:
     """Rows of pixel_values are patches: they go with their picture, and the picture with its prompt."""
     inputs = batch(family)
