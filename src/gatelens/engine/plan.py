@@ -75,11 +75,7 @@ def reach_of(specs: Specs, tokens: TokenMap, cfg: Any) -> Reach | str | None:
         if reach is None:
             return f"{type(spec).__name__} does not say where it begins (its reach)"
         reaches.append(reach)
-    return Reach(
-        min(r.position for r in reaches),
-        min(r.layer for r in reaches),
-        any(r.whole_batch for r in reaches),
-    )
+    return Reach(min(r.position for r in reaches), min(r.layer for r in reaches))
 
 
 def make_plan(
@@ -106,7 +102,7 @@ def make_plan(
             reasons[i] = reach if isinstance(reach, str) else str(why_not)
         else:
             layer = min(reach.layer, n_layers - 1)  # what begins after the last layer starts again in it
-            position = _before_two_way_block(prompt, min(reach.position, n_pos - 1))
+            position = min(reach.position, n_pos - 1)
             if position == 0 and layer == 0:
                 full.append(i)
                 reasons[i] = "it begins at position 0 in layer 0"
@@ -131,17 +127,6 @@ def hooks_stand(model: HookedModel) -> bool:
     return any(point.fwd_hooks for point in points) or any(
         one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None
     )
-
-
-def _before_two_way_block(tokens: TokenMap, position: int) -> int:
-    """The position, or the begin of the stretch that attends in both directions if it lies inside one."""
-    for numbers in tokens.two_way:
-        inside = numbers[: position + 1]
-        later = numbers[position:]
-        shared = set(inside[:position][inside[:position] >= 0].tolist()) & set(later[later >= 0].tolist())
-        if shared:
-            position = min(position, min(int((numbers == s).nonzero()[0]) for s in shared))
-    return position
 
 
 def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | None:

@@ -137,14 +137,10 @@ def _clip(text: str, width: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where an intervention begins: cells before ``position``, and cells below ``layer``, stay as they are.
-
-    ``whole_batch``: it mixes the examples of a batch, so that a batch cannot be run in parts.
-    """
+    """Where an intervention begins: cells before ``position``, and cells below ``layer``, stay as they are."""
 
     position: int
     layer: int
-    whole_batch: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
