@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
-from typing import Annotated, Any
+from itertools import permutations, zip_longest
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from gatelens.data import Example
 from gatelens.errors import DataError, did_you_mean
@@ -15,23 +15,9 @@ from gatelens.studies.examples import labels_of
 from gatelens.studies.options import AtLeastOne, Says
 
 ClassPair = tuple[str, str]
-
-
-def _are_pairs(value: Any) -> Any:
-    if isinstance(value, str) or (
-        isinstance(value, list | tuple)
-        and all(
-            isinstance(p, str) or (isinstance(p, list | tuple) and all(isinstance(name, str) for name in p))
-            for p in value
-        )
-    ):
-        return value
-    raise ValueError("no class pairs")
-
-
+Thing = TypeVar("Thing")
 AskedPairs = Annotated[
-    Any,
-    BeforeValidator(lambda value: None if value is None else _are_pairs(value)),
+    str | list[str | list[str]] | None,
     Says("class pairs, as 'cat-dog,fox-pig', or null"),
     Field(description="Class pairs, as 'cat-dog,fox-pig'. Default: drawn."),
 ]
@@ -109,6 +95,11 @@ def ring_of_pairs(known: Sequence[str], most: int, rng: np.random.Generator) -> 
     return (
         [(name, order[(i + 1) % len(order)]) for i, name in enumerate(order)][:most] if len(order) > 1 else []
     )
+
+
+def take_turns(queues: Sequence[Sequence[Thing]]) -> list[Thing]:
+    """The first of each, then the second of each, until all are through."""
+    return [one for turn in zip_longest(*queues) for one in turn if one is not None]
 
 
 def layers_visited(n_layers: int, every: int | None = None) -> list[int]:

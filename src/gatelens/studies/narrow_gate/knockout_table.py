@@ -22,13 +22,8 @@ from gatelens.model import HookedVLM
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.options import How
 
-NONE, GATE, IMAGE, LAST, FLOOR = (
-    "none",
-    "gate → text",
-    "image → text",
-    "last image → text",
-    "gate + image → text",
-)
+NONE, GATE, IMAGE = "none", "gate → text", "image → text"
+LAST, FLOOR = "last image → text", "gate + image → text"
 QUERIES = "text - gate"
 IMAGE_SIDE = "boi | image | row_break"
 METRICS = {"class": "class accuracy", "vqa": "VQA accuracy", "caption": "CIDEr-D"}
@@ -48,14 +43,15 @@ class Row:
     keys: str | None
     repeats: int = 1
 
-    def selector(self, repeat: int, seed: int) -> str | None:
-        """The keys of one repeat (random rows draw other tokens each time)."""
-        return self.keys and self.keys.format(seed=seed * 1000 + repeat)
+    def interventions(self, repeat: int, seed: int, how: How) -> list[Any]:
+        """The interventions of one repeat (random rows draw other tokens each time)."""
+        if self.keys is None:
+            return []
+        return [knockout(queries=QUERIES, keys=self.keys.format(seed=seed * 1000 + repeat), how=how)]
 
 
 def table_rows(random_tokens: int, random_repeats: int) -> list[Row]:
-    """The rows, in the order of the table. The last is a control: with it nothing of the image reaches the
-    text."""
+    """The rows, in the order of the table. The last is a control: nothing of the image reaches the text."""
     return [
         Row(NONE, None),
         Row(GATE, "gate"),
@@ -64,12 +60,6 @@ def table_rows(random_tokens: int, random_repeats: int) -> list[Row]:
         Row(LAST, "last_image"),
         Row(FLOOR, f"gate | {IMAGE_SIDE}"),
     ]
-
-
-def interventions_of(row: Row, repeat: int, seed: int, how: How) -> list[Any]:
-    """The interventions of a row."""
-    keys = row.selector(repeat, seed)
-    return [] if keys is None else [knockout(queries=QUERIES, keys=keys, how=how)]
 
 
 def outcomes(
@@ -89,8 +79,7 @@ def evaluate(
     labels: Labels,
     classes: Sequence[str],
 ) -> pd.DataFrame:
-    """Answers of one batch in one run: ``id, prediction, score, restricted`` (captions are scored
-    later)."""
+    """Answers of one batch in one run: ``id, prediction, score, restricted`` (captions are scored later)."""
     nothing = [float("nan")] * len(examples)
     if isinstance(outcome, Tensor):
         logits = outcome.float().cpu()
@@ -99,19 +88,15 @@ def evaluate(
         score = accuracy(logits, wanted).float().tolist()
         restricted = restricted_accuracy(logits, wanted, among).float().tolist() if among else nothing
         best = logits.argmax(-1).tolist()
-        words = zip(
-            model.decode([[i] for i in best]), model.tokenizer.convert_ids_to_tokens(best), best, strict=True
-        )
+        decoded, tokens = model.decode([[i] for i in best]), model.tokenizer.convert_ids_to_tokens(best)
+        words = zip(decoded, tokens, best, strict=True)
         texts = [
             text or token or f"token {i}" for text, token, i in words
         ]  # special tokens decode to nothing
     else:
-        texts = outcome
-        scored = kind(task) == "vqa"
-        score = (
-            [vqa_accuracy(t, e.answers) for t, e in zip(texts, examples, strict=True)] if scored else nothing
-        )
-        restricted = nothing
+        texts, score, restricted = outcome, nothing, nothing
+        if kind(task) == "vqa":
+            score = [vqa_accuracy(t, e.answers) for t, e in zip(texts, examples, strict=True)]
     ids = [e.id for e in examples]
     texts = [t.strip() for t in texts]
     return pd.DataFrame({"id": ids, "prediction": texts, "score": score, "restricted": restricted})
@@ -141,17 +126,14 @@ def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame
             metrics.append((RESTRICTED, "restricted"))
         for metric, column in metrics:
             values = part.groupby("id", sort=False)[column].mean().to_numpy(dtype=np.float64)
-            low, high = bootstrap_interval(values, n_boot=n_boot, seed=seed)
-            rows.append(
-                (how, name, task, metric, values.mean(), low, high, len(values), part.repeat.nunique())
-            )
+            numbers = (values.mean(), *bootstrap_interval(values, n_boot=n_boot, seed=seed), len(values))
+            rows.append((how, name, task, metric, *numbers, part.repeat.nunique()))
     return pd.DataFrame(rows, columns=["how", "row", "task", "metric", "mean", "low", "high", "n", "repeats"])
 
 
-def labelled(task: str, how: str, row: Row, repeat: int, answers: pd.DataFrame) -> pd.DataFrame:
-    """Put the row's name in front of its answers."""
-    answers.insert(0, "repeat", repeat)
-    answers.insert(0, "row", row.name)
-    answers.insert(0, "how", how)
-    answers.insert(0, "task", task)
-    return answers
+def kinds_shown(table: pd.DataFrame, name: str) -> list[tuple[str, str, str]]:
+    """Each kind of knockout in a table, with the name and title of its part of the page; no title where it is alone."""
+    hows = list(table.how.unique())
+    if len(hows) == 1:
+        return [(hows[0], name, "")]
+    return [(how, f"{name}_{how}", f"Knockout {how}") for how in hows]

@@ -43,15 +43,7 @@ SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, 
 
 @dataclass(frozen=True)
 class Answers(Batch):
-    """Examples of one task to be answered under every row of the table.
-
-    Attributes:
-        task, examples: what is asked; ``start`` numbers the first example.
-        hows, rows: every row under every kind of knockout.
-        seed: draws the random image tokens.
-        max_new_tokens: of an answer.
-        classes: the names that compete in restricted accuracy.
-    """
+    """Examples of one task, the first numbered ``start``, to be answered under every row and kind of knockout."""
 
     task: str
     start: int
@@ -84,20 +76,21 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 
 def measure(model: HookedVLM, batch: Answers) -> Tables:
     """``answers``: ``task, how, row, repeat, id, prediction, score, restricted``."""
-    places = [(how, row, r) for how in batch.hows for row in batch.rows for r in range(row.repeats)]
-    # the unmodified run is the same for every kind of knockout
-    keys = [(None if row.keys is None else how, row.name, r) for how, row, r in places]
-    runs = {
-        key: table.interventions_of(row, r, batch.seed, how)
-        for key, (how, row, r) in zip(keys, places, strict=True)
-    }
+    places, runs = [], {}
+    for how in batch.hows:
+        for row in batch.rows:
+            for repeat in range(row.repeats):
+                # the unmodified run is the same for every kind of knockout
+                key = (None if row.keys is None else how, row.name, repeat)
+                runs[key] = row.interventions(repeat, batch.seed, how)
+                places.append((key, {"how": how, "row": row.name, "repeat": repeat}))
     inputs = prepare(model, batch.examples, batch.start)
     outcomes = table.outcomes(model, inputs, batch.task, list(runs.values()), batch.max_new_tokens)
     said, labels = dict(zip(runs, outcomes, strict=True)), Labels(model)
     answers = []
-    for key, (how, row, repeat) in zip(keys, places, strict=True):
+    for key, place in places:
         scored = table.evaluate(model, batch.examples, batch.task, said[key], labels, batch.classes)
-        answers.append(table.labelled(batch.task, how, row, repeat, scored))
+        answers.append(pd.DataFrame({"task": batch.task, **place, **scored}))
     return {"answers": pd.concat(answers, ignore_index=True)}
 
 
@@ -125,14 +118,11 @@ def _tokens(setup: Setup) -> dict[str, Any]:
             f"example {example.id!r}: its prompt has no position after the image, so there is no gate"
         )
     position = where[-1]
+    literal = bool(tokens.mask("eoi").any())
     return {
         "header": list(shown.header[1:]),
         "rows": [list(r[1:]) for r in shown.rows],
-        "gate": {
-            "string": tokens.strings[0][position],
-            "literal": bool(tokens.mask("eoi").any()),
-            "position": position,
-        },
+        "gate": {"string": tokens.strings[0][position], "literal": literal, "position": position},
         "prompt": example.prompt,
         "n_image": int(tokens.mask("image").sum()),
     }
@@ -162,22 +152,15 @@ def page(run: Run) -> list[card.Card]:
         | {kind(m) for m in knockout.metric}
         | set(knockout.metric)
     )
-    words = {
-        term: text.format(**run.settings["max_new_tokens"]) for term, text in METHOD.items() if term in used
-    }
-    hows = list(knockout.how.unique())
+    longest = run.settings["max_new_tokens"]
+    words = {term: text.format(**longest) for term, text in METHOD.items() if term in used}
     blocks: list[card.Block] = []
-    for how in hows:
+    for how, name, title in table.kinds_shown(knockout, "knockout"):
         part = knockout[knockout.how == how]
         repeats = part.groupby("row").repeats.max()
         drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
-        title = f"Knockout {how}" if len(hows) > 1 else ""
-        blocks.append(
-            card.Table.from_means(
-                part, corner="attention cut", names=drawn, controls=(table.FLOOR,), title=title
-            )
-        )
-        name = "knockout" if len(hows) == 1 else f"knockout_{how}"
+        looks: dict[str, Any] = {"corner": "attention cut", "controls": (table.FLOOR,), "title": title}
+        blocks.append(card.Table.from_means(part, names=drawn, **looks))
         blocks.append(card.Chart(name, partial(knockout_bars, knockout, how), CAPTION))
     cards = [card.Card("What is left when a path is cut", blocks, words)]
     reference = reference_for(str(run.settings["model"]))
@@ -214,12 +197,10 @@ def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = F
 def closing(run: Run) -> list[card.Card]:
     """Who is where in one prompt, and the first examples of each task with their answers."""
     tokens = card.token_card(run.json("tokens"), "The first example’s prompt")
-    shown = [
-        card.Example(
-            e["picture"], e["id"], e["task"], e["prompt"], e["answers"], [_marked(e, r) for r in e["rows"]]
-        )
-        for e in run.json("examples")
-    ]
+    shown = []
+    for e in run.json("examples"):
+        answers = [_marked(e, row) for row in e["rows"]]
+        shown.append(card.Example(e["picture"], e["id"], e["task"], e["prompt"], e["answers"], answers))
     text = "The first examples drawn of each task, not picked by what they show. Random rows: the first draw."
     return [tokens, card.Card("Examples", [card.Text(text), card.Examples(shown)], framed=False)]
 

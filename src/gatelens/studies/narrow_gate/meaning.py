@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gatelens.data import Example
+from gatelens.interventions import hook_name
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.measures.overlap import neighbourhood_overlap, overlap_by_chance, representation_overlap
 from gatelens.measures.probe import linear_probe
@@ -53,14 +54,13 @@ PLACES: Mapping[str, str] = {  # selectors
     "first image token": "first_image",
     LAST: "last",
 }
-PANELS = {
-    "overlap": "Neighbours of the same class",
-    "probe": "Linear probe, accuracy",
-    "overlap with the gate": "Neighbours shared with the gate",
-}
 OVERLAP, PROBE, WITH_GATE = "overlap", "probe", "overlap with the gate"
+PANELS = {
+    OVERLAP: "Neighbours of the same class",
+    PROBE: "Linear probe, accuracy",
+    WITH_GATE: "Neighbours shared with the gate",
+}
 TOLERANCE = 1e-4  # of the probe's gradient: predictions do not change below it
-
 
 WORDS = {
     "neighbourhood overlap": (
@@ -89,20 +89,11 @@ class MeaningOptions(Options):
 
 @dataclass(frozen=True)
 class Stream(Batch):
-    """All examples, as neighbours are sought among all of them.
-
-    Attributes:
-        parts: ``(number of the first, examples)``.
-        further: places beside :data:`PLACES`.
-        k, folds, layers: see :class:`MeaningOptions`.
-        n_boot, seed: of the intervals.
-    """
+    """All examples, as neighbours are sought among all of them; ``parts`` are ``(number of the first, examples)``."""
 
     parts: Sequence[tuple[int, Sequence[Example]]]
     further: Sequence[Further]
-    k: int
-    folds: int
-    layers: int
+    options: MeaningOptions
     n_boot: int
     seed: int
 
@@ -116,12 +107,8 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     if len(set(names)) < 2 or len(set(names)) == len(names):
         raise Absent("it needs classes with several examples each")
     parts = [(start, part) for _, start, part in setup.batched(examples)]
-    return [
-        Stream(
-            "all", parts, standing_out(setup.run, options.extra), options.k, options.folds, options.layers,
-            setup.options.n_boot, setup.options.seed, units=4 * len(parts),
-        )
-    ]  # fmt: skip
+    further, study = standing_out(setup.run, options.extra), setup.options
+    return [Stream("all", parts, further, options, study.n_boot, study.seed, units=4 * len(parts))]
 
 
 def measure(model: HookedVLM, batch: Stream) -> Tables:
@@ -132,8 +119,12 @@ def measure(model: HookedVLM, batch: Stream) -> Tables:
     names = [labels_of(e)[0] for _, part in batch.parts for e in part]
     classes = sorted(set(names))
     labels = torch.tensor([classes.index(name) for name in names])
-    probed = evenly(int(model.cfg.n_layers), batch.layers)
-    return {"meaning": readable(stream, labels, batch.k, batch.folds, probed, batch.n_boot, batch.seed)}
+    k, folds, probed = (
+        batch.options.k,
+        batch.options.folds,
+        evenly(int(model.cfg.n_layers), batch.options.layers),
+    )
+    return {"meaning": readable(stream, labels, k, folds, probed, batch.n_boot, batch.seed)}
 
 
 def places(tokens: TokenMap, further: Sequence[Further] = ()) -> dict[str, Bool[Tensor, "batch pos"]]:
@@ -164,20 +155,18 @@ def standing_out(run: Run, most: int) -> list[Further]:
     return list(zip(table["name"], table["kind"], table["index"].map(int), strict=True))
 
 
+def stream_names(model: HookedVLM) -> list[str]:
+    """``resid_pre`` of every layer and, last, ``resid_post`` of the last one."""
+    last = int(model.cfg.n_layers) - 1
+    return [*(hook_name("resid_pre", layer) for layer in range(last + 1)), hook_name("resid_post", last)]
+
+
 def residual_stream(
     model: HookedVLM, examples: Sequence[Example], start: int, further: Sequence[Further] = ()
 ) -> dict[str, Float[Tensor, "example layer d_model"]]:
-    """``resid_pre`` of every layer and, last, ``resid_post`` of the last one, at each place.
-
-    The mean over the place's positions is taken inside the hook, so that one vector a place and layer is all that is
-    kept.
-    """
+    """The mean over each place's positions, taken inside the hook: :func:`stream_names` of one vector each are kept."""
     inputs = prepare(model, examples, start)
     masks = places(inputs.tokens, further)
-    last = int(model.cfg.n_layers) - 1
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [
-        f"blocks.{last}.hook_resid_post"
-    ]
     kept: dict[str, list[Tensor]] = {name: [] for name in masks}
 
     def keep(value: Any, hook: Any) -> None:
@@ -187,22 +176,20 @@ def residual_stream(
             rows = [stream[b, mask[b].to(stream.device)].float().mean(0) for b in range(len(examples))]
             kept[place].append(torch.stack(rows).to("cpu", stream.dtype))
 
-    model.forward_step({**inputs.tensors, "logits_to_keep": 1}, [(name, keep) for name in names])
+    model.forward_step(
+        {**inputs.tensors, "logits_to_keep": 1}, [(name, keep) for name in stream_names(model)]
+    )
     return {place: torch.stack(layers, dim=1) for place, layers in kept.items()}
 
 
 def neighbours_at_most(n: int, k: int) -> int:
-    """The paper's k, or a tenth of the examples where there are fewer than 10 k: with more neighbours than a class has
-    examples the overlap could not come near 1."""
+    """k, or a tenth of the examples: with more neighbours than a class has examples no overlap comes near 1."""
     return max(1, min(k, n // 10, n - 1))
 
 
 def untied(x: Float[Tensor, "example d_model"], seed: int) -> Float[Tensor, "example d_model"]:
-    """The points moved apart by a part in 10⁷ of their size, in float64.
-
-    A token before it has read anything is the same in every prompt; who is nearest is then drawn, not the first in
-    the list.
-    """
+    """The points moved apart by a part in 10⁷ of their size, in float64: of equal ones (a token before it has read
+    anything) the nearest is then drawn, not the first in the list."""
     x = x.double()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     size = x.square().mean().sqrt()
@@ -259,7 +246,7 @@ def evenly(n_layers: int, most: int) -> list[int]:
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``meaning``."""
-    return {"meaning": measured.table("meaning")}
+    return measured["all"]
 
 
 def page(run: Run) -> list[Card]:
@@ -269,13 +256,8 @@ def page(run: Run) -> list[Card]:
     words = {"neighbourhood overlap": WORDS["neighbourhood overlap"].format(k=k)}
     if (table.measure == PROBE).any():
         words["linear probe"] = WORDS["linear probe"].format(folds=folds)
-    return [
-        Card(
-            "Where the class can be read",
-            [Chart("meaning", partial(class_by_layer, table), _caption(table, k))],
-            words,
-        )
-    ]
+    chart = Chart("meaning", partial(class_by_layer, table), _caption(table, k))
+    return [Card("Where the class can be read", [chart], words)]
 
 
 def _caption(table: pd.DataFrame, k: int) -> str:
@@ -288,23 +270,16 @@ def _caption(table: pd.DataFrame, k: int) -> str:
         part = overlap[overlap.place == place]
         if len(part):
             top = part.loc[part["mean"].idxmax()]
-            text += (
-                f" At {what} it is highest in layer {int(top.layer)} ({number(top['mean'])}, "
-                f"{interval(top.low, top.high)}, n = {int(top.n)})."
-            )
-    return text + (
-        " Where the class can be read is not where the model reads it, so the verdict does not use this; bands are "
-        "95 % intervals."
+            numbers = f"{number(top['mean'])}, {interval(top.low, top.high)}, n = {int(top.n)}"
+            text += f" At {what} it is highest in layer {int(top.layer)} ({numbers})."
+    return (
+        f"{text} Where the class can be read is not where the model reads it, so the verdict does not use this; bands "
+        "are 95 % intervals."
     )
 
 
 def class_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """How well the class can be read at each place, by layer, a panel a measure.
-
-    Args:
-        table: ``place, layer, measure, mean, low, high, chance, most`` as a study's ``meaning`` table.
-        dark: draw on dark ground.
-    """
+    """How well the class can be read at each place, by layer, a panel a measure."""
     shown = pd.concat([table[table.measure == name] for name in PANELS])
     levels = shown.groupby("measure")[["chance", "most"]].first()
     most = levels.most[levels.most < 1]

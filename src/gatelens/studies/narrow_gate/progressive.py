@@ -8,7 +8,7 @@ it is the knockout table's row, so its curve can fall only where that row does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -21,12 +21,12 @@ from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.interventions import knockout
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import summary
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card, Chart
 from gatelens.plots.curve import curves
-from gatelens.plots.numbers import number
+from gatelens.plots.numbers import cell, number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
@@ -105,11 +105,6 @@ class Curve(Batch):
 def points(n_layers: int, window: int | None = None, step: int | None = None) -> list[Point]:
     """Every run of the section: unmodified, both paths cut in all layers, then each path both ways.
 
-    Args:
-        n_layers: blocks of the model.
-        window: layers cut at once; None is the paper's 8 from 24 layers on, else 1.
-        step: layers between two starts; None is ``window``.
-
     Raises:
         DataError: a window or step that does not fit.
     """
@@ -165,15 +160,8 @@ def measure(model: HookedVLM, batch: Curve) -> Tables:
         for p in batch.points:
             mine = scored[None if p.keys == UNCUT else how, p.keys, p.layers]
             last = p.layers[-1] if p.layers else -1
-            place = {
-                "how": how,
-                "task": batch.task,
-                "keys": p.keys,
-                "way": p.way,
-                "layer": p.layer,
-                "last": last,
-            }
-            parts.append(pd.DataFrame({**place, "id": mine["id"], "score": mine["score"]}))
+            place = {"keys": p.keys, "way": p.way, "layer": p.layer, "last": last}
+            parts.append(pd.DataFrame({"how": how, "task": batch.task, **place, **mine[["id", "score"]]}))
     return {"scores": pd.concat(parts, ignore_index=True)}
 
 
@@ -183,54 +171,41 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
     ``layer … last`` are cut; ``drop`` is the unmodified score minus this one, its interval paired by example (95 %,
     as all).
     """
-    lines = []
-    for (how, task), group in answers.groupby(["how", "task"], sort=False):
-        clean = group[group["keys"] == UNCUT].set_index("id").score
-        for (keys, way, layer), part in group.groupby(["keys", "way", "layer"], sort=False):
-            values = part.score.to_numpy(dtype=np.float64)
-            drop = clean[part.id].to_numpy(dtype=np.float64) - values
-            intervals = [bootstrap_interval(v, n_boot=n_boot, seed=seed) for v in (values, drop)]
-            numbers = (values.mean(), *intervals[0], drop.mean(), *intervals[1], len(values))
-            place = (how, task, rows.metric_of(task), keys, way, int(layer), int(part["last"].iloc[0]))
-            lines.append((*place, *numbers))
-    first = ["how", "task", "metric", "keys", "way", "layer", "last"]
-    return pd.DataFrame(lines, columns=[*first, "mean", "low", "high", "drop", "drop_low", "drop_high", "n"])
+    place, asked = ["how", "task", "metric", "keys", "way", "layer", "last"], ["how", "task", "id"]
+    clean = answers[answers["keys"] == UNCUT].set_index(asked).score.rename("clean")
+    table = answers.assign(metric=answers.task.map(rows.metric_of)).join(clean, on=asked)
+    table["drop"] = table.clean - table.score
+    scores = summary(table, place, n_boot=n_boot, seed=seed)
+    drops = summary(table, place, "drop", n_boot=n_boot, seed=seed, names=("drop", "drop_low", "drop_high"))
+    return scores.drop(columns="n").merge(drops, on=place)
 
 
 def carriers(curve: pd.DataFrame) -> pd.DataFrame:
-    """Which layers carry the effect of each cut, one row a ``how, task, keys``.
+    """Which layers carry the effect of each cut in the table ``progressive``, one row a ``how, task, keys``.
 
-    Args:
-        curve: the table ``progressive``.
-
-    Returns:
-        ``how, task, metric, keys, drop, drop_low, drop_high, n`` of the cut in all layers; ``first … last``, the
-        fewest layers in a row that carry 90 % of it (read off the starts, −1 where there is no effect);
-        ``free_from``, the first start from which on no cut lowers the score measurably (its paired interval reaches
-        0; −1 where even the last start does), and ``free_most``, the largest upper end of those intervals.
+    ``how, task, metric, keys, drop, drop_low, drop_high, n`` of the cut in all layers; ``first … last``, the fewest
+    layers in a row that carry 90 % of it (read off the starts, −1 where there is no effect); ``free_from``, the first
+    start from which on no cut lowers the score measurably (its paired interval reaches 0; −1 where even the last start
+    does), and ``free_most``, the largest upper end of those intervals.
     """
-    return pd.DataFrame(list(_carriers(curve)))
-
-
-def _carriers(curve: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    lines = []
     cuts = curve[(curve.way == FROM) & curve["keys"].isin(KEYS)]
     for (how, task, metric, keys), part in cuts.groupby(["how", "task", "metric", "keys"], sort=False):
         part = part.sort_values("layer")
         whole = part.iloc[0]
         row: dict[str, Any] = {"how": how, "task": task, "metric": metric, "keys": keys}
         row |= {name: float(whole[name]) for name in ("drop", "drop_low", "drop_high")} | {"n": int(whole.n)}
-        window = (
-            smallest_window(effect_of_starts(list(part["drop"])), CARRIES) if whole.drop_low > 0 else None
-        )
         row |= {"first": -1, "last": -1}
-        if window is not None:
+        window = smallest_window(effect_of_starts(list(part["drop"])), CARRIES)
+        if whole.drop_low > 0 and window is not None:
             starts = [*part.layer, int(whole["last"]) + 1]
             row |= {"first": int(starts[window.layers[0]]), "last": int(starts[window.layers[-1] + 1]) - 1}
         matters = (part.drop_low > 0).to_numpy()
         free = part[~np.logical_or.accumulate(matters[::-1])[::-1]]
         row["free_from"] = int(free.layer.iloc[0]) if len(free) else -1
         row["free_most"] = float(max(0.0, free.drop_high.max())) if len(free) else float("nan")
-        yield row
+        lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
@@ -243,12 +218,9 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 def page(run: Run) -> list[Card]:
     """The curves of every kind of knockout."""
     table, layers = run.table("progressive"), run.table("progressive_layers")
-    hows = list(table.how.unique())
     charts = []
-    for how in hows:
-        name = "progressive" if len(hows) == 1 else f"progressive_{how}"
-        opening = "" if len(hows) == 1 else f"Knockout {how}. "
-        says = opening + _caption(table[table.how == how], layers[layers.how == how])
+    for how, name, title in rows.kinds_shown(table, "progressive"):
+        says = (f"{title}. " if title else "") + _caption(table[table.how == how], layers[layers.how == how])
         charts.append(Chart(name, partial(progressive_curves, table, how), says))
     return [Card("In which layers the path matters", charts, WORDS)]
 
@@ -269,8 +241,8 @@ def _caption(table: pd.DataFrame, layers: pd.DataFrame) -> str:
 def _says(row: dict[str, Any]) -> str:
     opening = f"{row['metric'][0].upper()}{row['metric'][1:]}, {row['keys']} → text: cutting every layer"
     if row["drop_low"] <= 0:
-        interval = f"[{number(row['drop_low'])}, {number(row['drop_high'])}]"
-        return f"{opening} costs nothing measurable ({number(row['drop'])} {interval})."
+        drop = cell(row["drop"], row["drop_low"], row["drop_high"])
+        return f"{opening} costs nothing measurable ({drop})."
     one = row["first"] == row["last"]
     where = f"layer {row['first']} carries" if one else f"layers {row['first']}–{row['last']} carry"
     text = f"{opening} costs {number(row['drop'])}; {where} 90 % of it"
@@ -290,10 +262,7 @@ def _width(table: pd.DataFrame) -> int:
 def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
     """Score against the start layer, a row of panels a metric: cut to the last layer, and in a window.
 
-    Args:
-        table: a study's ``progressive`` table.
-        how: which kind of knockout; None is the first.
-        dark: draw on dark ground.
+    ``how`` None is the first kind of knockout in a study's ``progressive`` table.
 
     Raises:
         DataError: the table has no such ``how``.
@@ -301,9 +270,9 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
     part = rows_with(table, "how", how, "the progressive table")
     width = _width(part)
     alone = "layer l" if width == 1 else f"layers l to l + {width - 1}"
-    levels = {
-        keys: part[part["keys"] == keys].groupby("metric")["mean"].first().to_dict() for keys in (UNCUT, BOTH)
-    }
+    unmodified, floor = (
+        part[part["keys"] == keys].groupby("metric")["mean"].first().to_dict() for keys in (UNCUT, BOTH)
+    )
     return curves(
         part[part["keys"].isin(KEYS)],
         [
@@ -314,8 +283,8 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
         rows="metric",
         columns="way",
         references=[
-            ReferenceLine(levels[UNCUT], "unmodified", (1, (1, 1.5))),
-            ReferenceLine(levels[BOTH], "floor: both cut in every layer", (4, (4, 2))),
+            ReferenceLine(unmodified, "unmodified", (1, (1, 1.5))),
+            ReferenceLine(floor, "floor: both cut in every layer", (4, (4, 2))),
         ],
         titles={FROM: "cut from layer l to the last", WINDOW: f"cut in {alone} alone"},
         xlabel="layer l",

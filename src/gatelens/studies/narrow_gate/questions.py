@@ -30,8 +30,15 @@ from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
-from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, table_rows
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, task_verdicts
+from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, kinds_shown, table_rows
+from gatelens.studies.narrow_gate.verdict import (
+    DISTRIBUTED,
+    INCONCLUSIVE,
+    MIXED,
+    NARROW,
+    agreed,
+    task_verdicts,
+)
 from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
@@ -123,8 +130,7 @@ def further(
 ) -> list[Example]:
     """More questions of the kinds that have fewer than ``per_kind``, ``n`` at most, none twice.
 
-    The data are asked for more and more questions by a seed of their own until every kind known has enough or they
-    give no more.
+    The data are asked for more and more, by another seed, until every kind known has enough or they give no more.
     """
     have = Counter(kind_of(e, by) for e in drawn)
     del have[None]
@@ -165,13 +171,7 @@ def chance(answers: Sequence[Sequence[str]]) -> float:
 
 
 def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """The table: ``how, task, kind, row, mean, low, high, n, chance``.
-
-    Args:
-        answers: ``how, task, kind, row, id, score, answers``, one row a question and cut.
-        n_boot: bootstrap replicates.
-        seed: draws them.
-    """
+    """``how, task, kind, row, mean, low, high, n, chance`` of answers, ``how, task, kind, row, id, score, answers``."""
     place = ["how", "task", "kind"]
     clean = answers[answers.row == NONE].groupby(place, sort=False)
     blind = clean.answers.agg(lambda a: chance([list(one) for one in a])).rename("chance").reset_index()
@@ -181,11 +181,8 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
 
 
 def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """What each cut removes of what the picture is worth to a kind, and the verdict: the columns of ``tasks`` and
-    ``kind, chance``.
-
-    As :func:`~gatelens.studies.narrow_gate.verdict.task_verdicts` judges a task, the floor at least ``chance``.
-    """
+    """:func:`~gatelens.studies.narrow_gate.verdict.task_verdicts` of each kind, the floor at least ``chance``; with the
+    columns ``kind, chance``."""
     tables = []
     for (task, name), part in answers.groupby(["task", "kind"], sort=False):
         mine = table[(table.task == task) & (table.kind == name)]
@@ -213,35 +210,26 @@ def evidence(run: Run) -> list[Evidence]:
     """One entry over all kinds of question; it names a path where no kind that can be judged contradicts."""
     table = run.table("question_kinds_shares")
     first = table[table.how == table.how.iloc[0]]
-    judged = [v for v in first.verdict if v != INCONCLUSIVE]
-    says = MIXED if judged else INCONCLUSIVE
-    for one, other in ((NARROW, DISTRIBUTED), (DISTRIBUTED, NARROW)):
-        if judged and other not in judged and 2 * judged.count(one) >= len(judged):
-            says = one
-    text = "; ".join(_says(row, first.task.nunique() > 1) for row in first.to_dict("records"))
-    return [{"kind": "by kind of question", "says": says, "text": text}]
-
-
-def _says(row: dict[str, Any], several: bool) -> str:
-    name = f"{row['kind']} ({row['task']})" if several else row["kind"]
-    if row["verdict"] == INCONCLUSIVE:
-        return f"{name}: {INCONCLUSIVE} (n = {row['n']})"
-    return (
-        f"{name}: gate → text removes {percent(row['gate'])}, image → text {percent(row['image'])} (n = {row['n']}), "
-        f"{row['verdict']}"
-    )
+    said = []
+    for name, row in zip(_names(first), first.to_dict("records"), strict=True):
+        removed = f"gate → text removes {percent(row['gate'])}, image → text {percent(row['image'])}"
+        known = row["verdict"] != INCONCLUSIVE
+        number_of = f"(n = {row['n']})"
+        said.append(
+            f"{name}: {removed} {number_of}, {row['verdict']}"
+            if known
+            else f"{name}: {INCONCLUSIVE} {number_of}"
+        )
+    return [{"kind": "by kind of question", "says": agreed(first.verdict), "text": "; ".join(said)}]
 
 
 def page(run: Run) -> list[Card]:
     """Bars and table of every kind of knockout."""
     table, shares = run.table("question_kinds"), run.table("question_kinds_shares")
-    hows = list(table.how.unique())
     blocks: list[Block] = []
-    for how in hows:
-        name = "question_kinds" if len(hows) == 1 else f"question_kinds_{how}"
+    for how, name, title in kinds_shown(table, "question_kinds"):
         mine = shares[shares.how == how]
         blocks.append(Chart(name, partial(question_bars, table, how), caption(mine)))
-        title = f"Knockout {how}" if len(hows) > 1 else ""
         blocks.append(shares_table(table[table.how == how], mine, title))
     return [Card("Which questions the gate is enough for", blocks, WORDS)]
 
@@ -256,7 +244,7 @@ def caption(shares: pd.DataFrame) -> str:
     said = {
         NARROW: "The gate carries most of what the picture is worth to {}.",
         DISTRIBUTED: "The image tokens themselves carry most of what the picture is worth to {}.",
-        "mixed": "Neither path alone explains {}.",
+        MIXED: "Neither path alone explains {}.",
         INCONCLUSIVE: "Nothing can be said of {}.",
     }
     for verdict, sentence in said.items():
@@ -274,24 +262,20 @@ def shares_table(table: pd.DataFrame, shares: pd.DataFrame, title: str = "") -> 
     """A row a kind: the scores, the blind guess, what each cut removes, the verdict."""
     heads = ["kind of question", *ROWS, "blind", "gate cut\nremoves", "image cut\nremoves", "verdict"]
     rows: list[list[Cell]] = []
+    why = set()
     for name, one in zip(_names(shares), shares.to_dict("records"), strict=True):
         mine = table[(table.task == one["task"]) & (table.kind == one["kind"])].set_index("row")
-        cells: list[Cell] = [(name, f"n = {one['n']}")]
-        for row in ROWS:
-            cells.append(mean_cell(mine.loc[row]))
+        cells: list[Cell] = [(name, f"n = {one['n']}"), *(mean_cell(mine.loc[row]) for row in ROWS)]
         cells.append(number(one["chance"]))
         for cut in ("gate", "image"):
-            known = one["verdict"] != INCONCLUSIVE
             low, high = percent(one[f"{cut}_low"]), percent(one[f"{cut}_high"])
+            known = one["verdict"] != INCONCLUSIVE
             cells.append((percent(one[cut]), f"{low} to {high}") if known else MISSING)
         cells.append(one["verdict"])
         rows.append(cells)
-    why = {
-        f"{name}: {one['why']}"
-        for name, one in zip(_names(shares), shares.to_dict("records"), strict=True)
-        if one["verdict"] == INCONCLUSIVE
-    }
-    text = "" if not why else "; ".join(sorted(why)) + "."
+        if one["verdict"] == INCONCLUSIVE:
+            why.add(f"{name}: {one['why']}")
+    text = "; ".join(sorted(why)) + "." if why else ""
     return Table(heads, rows, text[:1].upper() + text[1:], title)
 
 
@@ -303,10 +287,7 @@ def _names(shares: pd.DataFrame) -> list[str]:
 def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
     """A group of bars a kind of question, one a cut; the blind guess as a dashed line across the group.
 
-    Args:
-        table: ``how, task, kind, row, mean, low, high, n, chance`` as a study's ``question_kinds`` table.
-        how: which kind of knockout; None is the first.
-        dark: draw on dark ground.
+    ``how`` None is the first kind of knockout in a study's ``question_kinds`` table.
 
     Raises:
         DataError: the table has no such ``how``.

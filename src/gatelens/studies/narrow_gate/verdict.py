@@ -8,14 +8,14 @@ least 1 / number of classes), the share of the picture's contribution that a kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import bootstrap_replicates
-from gatelens.plots.numbers import percent
+from gatelens.plots.numbers import percent, percent_cell
 from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
 
@@ -36,8 +36,7 @@ def task_verdicts(
     seed: int,
     chances: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the
-    verdict.
+    """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the verdict.
 
     Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
     verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser
@@ -46,15 +45,14 @@ def task_verdicts(
     rows = []
     for (how, task), part in predictions.groupby(["how", "task"], sort=False):
         wide = part.groupby(["id", "row"], sort=False)["score"].mean().unstack("row")
-        none, gate, image, floor = (
-            wide[name].to_numpy(dtype=np.float64) for name in (NONE, GATE, IMAGE, FLOOR)
-        )
+        scores = [wide[name].to_numpy(dtype=np.float64) for name in (NONE, GATE, IMAGE, FLOOR)]
+        none, gate, image, floor = (values.mean() for values in scores)
         chance = 1 / n_classes if task == "class" and n_classes > 1 else 0.0
         chance = max(chance, (chances or {}).get(task, 0.0))
         row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
-        row |= {"none": none.mean(), "floor": max(floor.mean(), chance)}
+        row |= {"none": none, "floor": max(floor, chance)}
         row["worth"] = row["none"] - row["floor"]
-        draws = _shares(none, gate, image, floor, chance, n_boot, seed)
+        draws = _shares(scores, chance, n_boot, seed)
         reason = ""
         if len(wide) < FEWEST:
             reason = f"only {len(wide)} examples (at least {FEWEST} are needed)"
@@ -63,8 +61,8 @@ def task_verdicts(
                 f"the unmodified {row['metric']} {row['none']:.2f} is too near the floor {row['floor']:.2f} "
                 "for a share of the difference to mean anything"
             )
-        for name, values in (("gate", gate), ("image", image)):
-            share = (row["none"] - values.mean()) / row["worth"] if row["worth"] > 0 else float("nan")
+        for name, left in (("gate", gate), ("image", image)):
+            share = (none - left) / row["worth"] if row["worth"] > 0 else float("nan")
             low, high = np.percentile(draws[name], [2.5, 97.5]) if not reason else (float("nan"),) * 2
             row |= {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
         row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason else _judge(row, draws)
@@ -72,49 +70,42 @@ def task_verdicts(
     return pd.DataFrame(rows)
 
 
-def _shares(
-    none: np.ndarray,
-    gate: np.ndarray,
-    image: np.ndarray,
-    floor: np.ndarray,
-    chance: float,
-    n_boot: int,
-    seed: int,
-) -> dict[str, np.ndarray]:
+def _shares(scores: list[np.ndarray], chance: float, n_boot: int, seed: int) -> dict[str, np.ndarray]:
     """Bootstrap replicates of what the picture is worth and of both shares, on the same draws of examples."""
-
-    def replicates(row: np.ndarray, scaled: bool) -> np.ndarray:
-        def statistic(n: np.ndarray, r: np.ndarray, f: np.ndarray) -> np.ndarray:
-            worth = n.mean(-1) - np.maximum(f.mean(-1), chance)
-            drop = n.mean(-1) - r.mean(-1)
-            return drop / np.where(np.abs(worth) < 1e-9, np.nan, worth) if scaled else worth
-
-        return bootstrap_replicates(statistic, none, row, floor, n_boot=n_boot, seed=seed)
-
+    none, gate, image, floor = (
+        bootstrap_replicates(lambda drawn: drawn.mean(-1), values, n_boot=n_boot, seed=seed)
+        for values in scores
+    )
+    worth = none - np.maximum(floor, chance)
+    whole = np.where(np.abs(worth) < 1e-9, np.nan, worth)
     return {
-        "worth": replicates(none, False),
-        "gate": np.nan_to_num(replicates(gate, True)),
-        "image": np.nan_to_num(replicates(image, True)),
+        "worth": worth,
+        "gate": np.nan_to_num((none - gate) / whole),
+        "image": np.nan_to_num((none - image) / whole),
     }
 
 
 def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]:
     apart = np.percentile(draws["gate"] - draws["image"], [2.5, 97.5])
+    most = "cutting {} removes most of what the picture is worth, cutting {} little"
     if row["gate_low"] > MOST and apart[0] > APART and row["image"] < MOST:
-        return (
-            NARROW,
-            "cutting the gate removes most of what the picture is worth, cutting the image tokens little",
-        )
+        return NARROW, most.format("the gate", "the image tokens")
     if row["image_low"] > MOST and apart[1] < -APART and row["gate"] < MOST:
-        return (
-            DISTRIBUTED,
-            "cutting the image tokens removes most of what the picture is worth, cutting the gate little",
-        )
+        return DISTRIBUTED, most.format("the image tokens", "the gate")
     if row["gate"] > MOST and row["image"] > MOST:
         return MIXED, "both paths are needed: cutting either removes most of what the picture is worth"
     if row["gate"] < MOST and row["image"] < MOST:
         return MIXED, f"{EITHER}: cutting one or the other removes less than half"
     return MIXED, "the intervals of the two knockouts are too wide or too close to tell the paths apart"
+
+
+def agreed(verdicts: Iterable[str]) -> str:
+    """Narrow or distributed where half of the verdicts that say anything are, and none is the other."""
+    usable = [v for v in verdicts if v != INCONCLUSIVE]
+    for one, other in ((NARROW, DISTRIBUTED), (DISTRIBUTED, NARROW)):
+        if usable and other not in usable and 2 * usable.count(one) >= len(usable):
+            return one
+    return MIXED if usable else INCONCLUSIVE
 
 
 def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -> dict[str, Any]:
@@ -131,22 +122,11 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
     """
     how = str(tasks.how.iloc[0]) if len(tasks) else "none"
     first = tasks[tasks.how == how] if len(tasks) else tasks
-    usable = [v for v in (first.verdict if len(tasks) else ()) if v != INCONCLUSIVE]
-    overall = MIXED
-    if not usable:
-        overall = INCONCLUSIVE
-    for kind, opposite in ((NARROW, DISTRIBUTED), (DISTRIBUTED, NARROW)):
-        if usable and 2 * usable.count(kind) >= len(usable) and opposite not in usable and kind in usable:
-            overall = kind
-    headline = {
-        NARROW: f"narrow gate at {gate}",
-        DISTRIBUTED: "distributed",
-        MIXED: "mixed",
-        INCONCLUSIVE: "inconclusive",
-    }[overall]
+    overall = agreed(first.verdict if len(tasks) else ())
     evidence = [_knockout_evidence(row) for row in first.to_dict("records")]
-    if len(tasks):
-        evidence += _other_how(tasks[tasks.how != how])
+    for row in tasks.drop(first.index).to_dict("records"):
+        entry = _knockout_evidence(row)
+        evidence.append({**entry, "kind": f"{entry['kind']} (how={row['how']})"})
     evidence += [dict(e) for e in further]
     decided = overall in (NARROW, DISTRIBUTED)
     disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, INCONCLUSIVE)]
@@ -160,7 +140,7 @@ def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -
         sentence += " Every other piece of evidence that says anything agrees."
     return {
         "verdict": overall,
-        "headline": headline,
+        "headline": f"narrow gate at {gate}" if overall == NARROW else overall,
         "sentence": sentence,
         "evidence": evidence,
         "disagree": disagree,
@@ -173,20 +153,19 @@ def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str)
     if evidence["kind"] != ATTENTION:
         return ""
     used = tasks[tasks.verdict != INCONCLUSIVE]
-    if (used.image if overall == NARROW else used.gate).max() > MOST:  # not so in every task
+    most = float((used.image if overall == NARROW else used.gate).max())
+    if most > MOST:  # not so in every task
         return ""
-    if overall == NARROW:
-        most = f"removes at most {percent(max(0.0, used.image.max()))} of what the picture is worth"
-        return f"the text looks at the image tokens without using them: cutting them off {most}"
-    most = f"removes at most {percent(max(0.0, used.gate.max()))} of what the picture is worth"
-    return f"the text looks at {gate} without using it: cutting it off {most}"
+    looked, it = ("the image tokens", "them") if overall == NARROW else (gate, "it")
+    return (
+        f"the text looks at {looked} without using {it}: cutting {it} off removes at most {percent(max(0.0, most))} of "
+        "what the picture is worth"
+    )
 
 
 def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
     if overall == INCONCLUSIVE:
-        reasons = (
-            [f"{r.metric}: {r.why}" for r in tasks.itertuples()] if len(tasks) else ["no task was measured"]
-        )
+        reasons = [f"{r.metric}: {r.why}" for r in tasks.itertuples()] or ["no task was measured"]
         return "Nothing can be said: " + "; ".join(reasons) + "."
     used = tasks[tasks.verdict != INCONCLUSIVE]
     numbers = ", ".join(
@@ -198,37 +177,23 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
         DISTRIBUTED: f"The text reads the image tokens directly; {gate} is no gate.",
         MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
     }[overall]
-    closing = (
-        f"Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
-    )
+    text = f"{opening} Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
     if overall == MIXED:
-        closing += (
-            " " + "; ".join(f"{r.metric}: {r.why}" for r in used.itertuples() if r.verdict == MIXED) + "."
-        )
-    return f"{opening} {closing}"
+        reasons = [f"{r.metric}: {r.why}" for r in used[used.verdict == MIXED].itertuples()]
+        text += " " + "; ".join(reasons) + "."
+    return text
 
 
 def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
     kind = f"knockout, {row['metric']}"
     if row["verdict"] == INCONCLUSIVE:
         return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
-    gate, image = (
-        f"{percent(row[k])} [{percent(row[f'{k}_low'])}, {percent(row[f'{k}_high'])}]"
-        for k in ("gate", "image")
-    )
+    gate, image = (percent_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
     text = (
         f"unmodified {row['none']:.2f}, floor {row['floor']:.2f} (n = {row['n']}); of the difference "
         f"gate → text removes {gate}, image → text {image}: {row['why']}"
     )
     return {"kind": kind, "says": row["verdict"], "text": text}
-
-
-def _other_how(tasks: pd.DataFrame) -> list[dict[str, str]]:
-    out = []
-    for row in tasks.to_dict("records"):
-        entry = _knockout_evidence(row)
-        out.append({**entry, "kind": f"{entry['kind']} (how={row['how']})"})
-    return out
 
 
 def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -257,15 +222,37 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         text = "no pair of pictures has two different clean predictions, so none can flip"
         return [{"kind": "patching the gate", "says": INCONCLUSIVE, "text": text}]
     best = flips.loc[flips["mean"].idxmax()]
-    if best.n < FEWEST:
-        says, note = INCONCLUSIVE, f"; only {int(best.n)} pairs, at least {FEWEST} are needed"
-    else:
-        says = NARROW if best.low > FLIPS[1] else DISTRIBUTED if best.high < FLIPS[0] else MIXED
-        note = ""
+    where = f"at the best layer, {int(best.layer)}" if best["mean"] > 0 else "whatever the layer"
+    few = best.n < FEWEST
     text = (
-        f"the gate's residual stream of another picture flips the prediction to that picture's in "
-        f"{percent(best['mean'])} "
-        f"[{percent(best.low)}, {percent(best.high)}] of {int(best.n)} pairs "
-        f"{f'at the best layer, {int(best.layer)}' if best['mean'] > 0 else 'whatever the layer'}{note}"
+        f"the gate's residual stream of another picture flips the prediction to that picture's in {_of_pairs(best)} "
+        f"{where}" + (f"; only {int(best.n)} pairs, at least {FEWEST} are needed" if few else "")
     )
-    return [{"kind": "patching the gate", "says": says, "text": text}]
+    return [{"kind": "patching the gate", "says": INCONCLUSIVE if few else _turns(best), "text": text}]
+
+
+def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
+    """What cumulative patching of the gate's attention input says.
+
+    From layer 0 on it puts all that text ever reads at the gate in the target's place: narrow where that makes the
+    answer the target's class, distributed where it leaves the base's.
+    """
+    rows = table[(table.measure == "success") & (table.layer == 0)]
+    kind = "patching the gate's attention input"
+    n = 0 if rows.empty else int(rows.n.iloc[0])
+    if n < FEWEST:
+        text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"
+        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
+    text = (
+        "with all that the attention reads at the gate taken from another picture, in every layer, the prediction is "
+        f"that picture's class in {_of_pairs(rows.iloc[0])}"
+    )
+    return [{"kind": kind, "says": _turns(rows.iloc[0]), "text": text}]
+
+
+def _turns(row: pd.Series) -> str:
+    return NARROW if row.low > FLIPS[1] else DISTRIBUTED if row.high < FLIPS[0] else MIXED
+
+
+def _of_pairs(row: pd.Series) -> str:
+    return f"{percent_cell(row['mean'], row.low, row.high)} of {int(row.n)} pairs"

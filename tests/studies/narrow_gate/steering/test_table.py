@@ -76,7 +76,7 @@ def test_table_by_hand() -> None:
         [("class means", 1.0, 0.5, 0.75), ("class means", 1.0, 1.0, 0.25)],
         columns=["direction", "dose", "score", "overlap"],
     )
-    table = summarise(pd.DataFrame(rows), None, questions, {"gate": 2, "last": 3}, 50, 0)
+    table = summarise(pd.DataFrame(rows), pd.DataFrame(), questions, {"gate": 2, "last": 3}, 50, 0)
     means = table.set_index(["pair", "direction", "measure"])["mean"]
     assert means["all", "class means", "success"] == 1  # the third picture was wrong unsteered
     assert means["a-b", "class means", "success"] == 1

@@ -16,8 +16,7 @@ NAMED = 6  # positions written beside their stem
 def attention_shares(
     table: pd.DataFrame, dark: bool = False, groups: pd.DataFrame | None = None
 ) -> NotebookFigure:
-    """How text's attention to the image side is divided, by layer; beneath, how much attention that is at
-    all.
+    """How text's attention to the image side is divided, by layer; beneath, how much attention that is at all.
 
     Args:
         table: ``layer, kind, share, image_side_mass`` as a study's ``attention`` table.
@@ -34,12 +33,8 @@ def attention_shares(
     with styled(dark) as p:
         figure = NotebookFigure(figsize=(9, 4.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        bands = [
-            (by_kind[kind], label, color)
-            for kind, label, color in _bands(table, groups, p)
-            if kind in by_kind
-        ]
-        stacked_bars(upper, layers, bands)
+        bands = [band for band in _bands(table, groups, p) if band[0] in by_kind]
+        stacked_bars(upper, layers, [(by_kind[kind], label, color) for kind, label, color in bands])
         upper.set_ylim(0, 1)
         upper.set_ylabel("share")
         upper.set_title("Where on the image side the text looks")
@@ -57,17 +52,14 @@ def attention_shares(
 def _bands(table: pd.DataFrame, groups: pd.DataFrame | None, p: Palette) -> list[tuple[str, str, str]]:
     """``(kind or group, label, colour)`` from the bottom up."""
     n_image = int((table.kind == "image").sum() / max(1, table.layer.nunique()))
-    markers = [("row_break", "row breaks", p.neutral), ("boi", "start of image", p.faint)]
     if groups is None:
-        return [("gate", "the gate", p.gate), ("image", f"{n_image} image tokens", p.image), *markers]
-    each = groups.groupby("group").positions.first()
-    internal = each.get("internal_image", 0.0)
-    return [
-        ("gate", "the gate", p.gate),
-        ("last_image", "last image token", p.third),
-        ("internal_image", f"the {internal:.0f} internal image tokens", p.image),
-        *markers,
-    ]
+        image = [("image", f"{n_image} image tokens", p.image)]
+    else:
+        internal = groups.groupby("group").positions.first().get("internal_image", 0.0)
+        image = [("last_image", "last image token", p.third)]
+        image += [("internal_image", f"the {internal:.0f} internal image tokens", p.image)]
+    markers = [("row_break", "row breaks", p.neutral), ("boi", "start of image", p.faint)]
+    return [("gate", "the gate", p.gate), *image, *markers]
 
 
 def attention_positions(
@@ -75,11 +67,7 @@ def attention_positions(
 ) -> NotebookFigure:
     """Share of every position of the image side, in its highest layer and in the mean over layers.
 
-    Args:
-        table: ``layer, kind, index, share, n, held, order`` as a study's ``attention`` table.
-        positions: ``kind, index, name, order, highest, even, stands_out`` as its ``attention_positions`` table.
-        least, times: what a position must exceed to stand out: this share, and so many even shares.
-        dark: draw on dark ground.
+    ``positions`` is a study's ``attention_positions`` table; ``least`` and ``times`` an even share stand as lines.
     """
     each = table.groupby(["kind", "index"], sort=False).agg(
         order=("order", "first"), highest=("share", "max"), mean=("share", "mean")

@@ -46,7 +46,6 @@ WORDS = {
     ),
 }
 
-
 Place = tuple[str, int, int, int, int]
 
 
@@ -62,10 +61,8 @@ class AttentionOptions(Options):
 class Shares(Batch):
     """All examples, as sums over them are kept and no pattern.
 
-    Attributes:
-        parts: ``(number of the first, examples)``, prompts of one length each: padding would need a mask of position ×
-            position for every example.
-        n_boot, seed: of the intervals.
+    ``parts`` are ``(number of the first, examples)``, prompts of one length each: padding would need a mask of
+    position × position for every example.
     """
 
     parts: Sequence[tuple[int, Sequence[Example]]]
@@ -97,8 +94,7 @@ def measure(model: HookedVLM, batch: Shares) -> Tables:
 def note_places(places: dict[int, Place], tokens: TokenMap) -> None:
     """Adds token, grid row, column, tile and order on the image side of every slot of a batch.
 
-    What differs between examples (the first word after the picture, say, or the grid of pictures of several sizes)
-    is left open: an empty text, −1.
+    What differs between examples (the first word after the picture, or the grid) is left open: an empty text, −1.
     """
     slots = image_side_slots(tokens)
     for b in range(tokens.batch_size):
@@ -159,14 +155,13 @@ def page(run: Run) -> list[Card]:
     table, groups, positions = (run.table(f"attention{name}") for name in ("", "_groups", "_positions"))
     options = run.settings["sections"]["attention"]
     least, times = float(options["least"]), float(options["times"])
+    each = (
+        "Every position of the image side in the order of the prompt: its share in the layer where it is highest "
+        "(line) and in the mean over layers (dot). Coloured ones stand out."
+    )
     blocks: list[Block] = [
         Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table)),
-        Chart(
-            "attention_positions",
-            partial(attention_positions, table, positions, least, times),
-            "Every position of the image side in the order of the prompt: its share in the layer where it is highest "
-            "(line) and in the mean over layers (dot). Coloured ones stand out.",
-        ),
+        Chart("attention_positions", partial(attention_positions, table, positions, least, times), each),
         _listed_positions(positions, least, times),
     ]
     words = dict(WORDS)
@@ -178,10 +173,10 @@ def _caption(table: pd.DataFrame) -> str:
     share = table[table.kind == "gate"].set_index("layer").share
     uniform = 1 / max(1, int((table.layer == table.layer.iloc[0]).sum()))
     return (
-        "How the text after the image (the gate's own row left out) divides its attention among the "
-        f"image-side positions. The gate takes {share.mean():.2f} on average and at most "
-        f"{share.max():.2f}, in layer {int(share.idxmax())}; an even share would be {uniform:.3f} a "
-        "position. The lower panel tells how much attention there is to divide."
+        "How the text after the image (the gate's own row left out) divides its attention among the image-side "
+        f"positions. The gate takes {share.mean():.2f} on average and at most {share.max():.2f}, in layer "
+        f"{int(share.idxmax())}; an even share would be {uniform:.3f} a position. The lower panel tells how much "
+        "attention there is to divide."
     )
 
 
@@ -190,15 +185,11 @@ def _listed_positions(positions: pd.DataFrame, least: float, times: float) -> Ta
     more = f" The {MOST_ROWS} highest are shown." if len(out) > MOST_ROWS else ""
     shown = out.head(MOST_ROWS).assign(even_shares=out.highest / out.even)
     shown["highest"] = [(f"{r.highest:.3f}", f"{r.low:.3f}–{r.high:.3f}") for r in shown.itertuples()]
+    headings = {"name": "position", "mean": "mean\nshare", "highest": "highest\nshare", "layer": "in\nlayer"}
+    headings["even_shares"] = "times\nan even share"
     return Table.from_frame(
         shown,
-        {
-            "name": "position",
-            "mean": "mean\nshare",
-            "highest": "highest\nshare",
-            "layer": "in\nlayer",
-            "even_shares": "times\nan even share",
-        },
+        headings,
         {"mean": "{:.3f}".format, "layer": "{:.0f}".format, "even_shares": "{:.1f}".format},
         title="Positions that stand out",
         caption=f"{len(positions)} positions take more than {100 * least:g} % in the mean over layers or in some "

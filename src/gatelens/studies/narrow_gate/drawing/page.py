@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from gatelens.plots.bars import bars
-from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
-from gatelens.plots.numbers import MISSING, percent_cell
+from gatelens.plots.card import Block, Card, Chart, Pictures, Table
+from gatelens.plots.numbers import percent_cell
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, chance
@@ -79,10 +79,9 @@ def caption(table: pd.DataFrame) -> str:
         x, y = part.loc[(a, measure)], part.loc[(b, measure)]
         return bool(x.high < y.low or y.high < x.low)
 
-    n = int(part.n.max())
     text = (
-        f"Of {n} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked for; after a "
-        f"picture of something else {share(NONE, BROKEN)}"
+        f"Of {int(part.n.max())} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked "
+        f"for; after a picture of something else {share(NONE, BROKEN)}"
     )
     text += ": the picture breaks drawing. " if apart(NONE, NO_PICTURE, BROKEN) else ". "
     text += f"{share(NONE, FOLLOWS)} have the background of that picture"
@@ -90,9 +89,8 @@ def caption(table: pd.DataFrame) -> str:
         return f"{text}, as without it ({share(NO_PICTURE, FOLLOWS)}): no influence is seen."
     text += f" (without it {share(NO_PICTURE, FOLLOWS)})"
     for row, what in ((GATE_TEXT, "the gate"), (IMAGE_TEXT, "the image tokens")):
-        moved = apart(row, NONE, FOLLOWS)
         text += f"; with {what} cut off from text and drawing {share(row, FOLLOWS)}"
-        text += "" if moved else ", no different"
+        text += "" if apart(row, NONE, FOLLOWS) else ", no different"
     if apart(ALL_TEXT, NONE, BROKEN):
         text += f". With both cut off, {share(ALL_TEXT, BROKEN)} show the class asked for again"
     return text + ". Whiskers: 95 % bootstrap interval over drawings; dashed: chance."
@@ -101,55 +99,46 @@ def caption(table: pd.DataFrame) -> str:
 def pictures(drawn: dict[str, Any]) -> Pictures:
     """The first drawings of the run under every row; not chosen by what they show."""
     heads = ["", *(f"“{p['text']}”" for p in drawn["prompts"])]
-    rows: list[tuple[str, list[tuple[str, str]]]] = [
-        ("the prompt’s picture", [(uri, "") for uri in drawn["pictures"]])
+    named = [
+        ("the prompt’s picture", drawn["pictures"]),
+        *((one["row"], one["drawn"]) for one in drawn["rows"]),
     ]
-    rows += [(one["row"], [(uri, "") for uri in one["drawn"]]) for one in drawn["rows"]]
+    rows = [(name, [(uri, "") for uri in uris]) for name, uris in named]
     return Pictures(heads, rows, "The first drawings of the run, not chosen.")
 
 
 def shares(table: pd.DataFrame, prompt: str) -> Table:
     """One way of asking: rows are interventions, columns what the drawings show."""
-    part = table[table.prompt == prompt]
-    measures = [m for m in IN_TABLE if m in set(part.measure)]
-    heads = ["what is cut or changed", *measures]
-    rows = [[name, *(_cell(part, name, measure) for measure in measures)] for name in part["row"].unique()]
+    part = table[(table.prompt == prompt) & table.measure.isin(IN_TABLE)]
     title = f"Drawings, {prompt} (n = {int(part.n.max())})"
-    return Table(heads, rows, f"Asked like “{EXAMPLE[prompt]}”", title, (NO_PICTURE,))
+    return _grid(part, f"Asked like “{EXAMPLE[prompt]}”", title=title, controls=(NO_PICTURE,))
 
 
 def said(table: pd.DataFrame) -> Table:
     """What the model says of the picture under the same edits."""
     part = table[table.measure.isin(SAYS) & (table.prompt == table.prompt.iloc[0])]
-    rows = [[name, *(_cell(part, name, m) for m in SAYS)] for name in part["row"].unique()]
     caption = (
         "The same edits while the model says the plate's colour in the prompt's picture: an edit that turns what is "
         "said but not what is drawn acts on the words' path alone."
     )
-    return Table(["what is cut or changed", *SAYS], rows, caption, "Said, not drawn")
+    return _grid(part, caption, title="Said, not drawn")
 
 
-def _cell(part: pd.DataFrame, row: str, measure: str) -> Cell:
-    rows = part[(part["row"] == row) & (part.measure == measure)]
-    return MISSING if rows.empty else mean_cell(rows.iloc[0])
+def _grid(part: pd.DataFrame, caption: str, **options: Any) -> Table:
+    corner = "what is cut or changed"
+    return Table.from_means(part, columns="measure", corner=corner, count=False, caption=caption, **options)
 
 
 def drawing_bars(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """One panel a measure, one bar an intervention, whiskers the 95 % interval, chance dashed.
-
-    Args:
-        table: ``prompt, row, measure, mean, low, high, n`` as a study's ``drawing`` table.
-        dark: draw on dark ground.
-    """
-    titles = {
-        f"{prompt}: {measure}": f"{measure}\n“{EXAMPLE[prompt].replace(' on', chr(10) + 'on')}”"
-        for prompt, measure in PANELS
-    }
-    named = table.assign(panel=table.prompt + ": " + table.measure)
-    shown = pd.concat([named[named.panel == panel] for panel in titles])
-    levels = {f"{prompt}: {measure}": chance(measure) for prompt, measure in PANELS}
+    """One panel a measure, one bar an intervention, whiskers the 95 % interval, chance dashed."""
+    titles, levels, parts = dict[str, str](), dict[str, float](), []
+    for prompt, measure in PANELS:
+        panel = f"{prompt}: {measure}"
+        titles[panel] = f"{measure}\n“{EXAMPLE[prompt].replace(' on', chr(10) + 'on')}”"
+        levels[panel] = chance(measure)
+        parts.append(table[(table.prompt == prompt) & (table.measure == measure)].assign(panel=panel))
     return bars(
-        shown,
+        pd.concat(parts),
         groups="row",
         panels="panel",
         colors={row: _color(row) for row in table["row"].unique()},

@@ -39,16 +39,15 @@ from gatelens.studies.narrow_gate.drawing.cases import (
 )
 from gatelens.studies.narrow_gate.drawing.page import cards
 from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, summarise
-from gatelens.studies.options import Examples, How, Options
+from gatelens.studies.options import Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 
 DRAWING, BOTH = "last | generated", "(query | last | generated) - gate"
 TEXT = "text - gate"
-IMAGE_SIDE = (
-    "(boi | image | row_break) - last"  # the marker that begins the drawing is no part of the picture
-)
+# the marker that begins the drawing is no part of the picture
+IMAGE_SIDE = "(boi | image | row_break) - last"
+EVERYTHING = f"gate | {IMAGE_SIDE}"
 BATCH = 64
-MEANS = "colour means"
 Runs = Mapping[str, Sequence[Intervention]]
 
 
@@ -68,17 +67,7 @@ class ColorMeans(Batch):
 
 @dataclass(frozen=True)
 class Draw(Batch):
-    """One row of the table on some cases.
-
-    Attributes:
-        row: what is cut or changed; see :func:`rows_of`.
-        start, cases: what is asked for; ``start`` numbers the first.
-        means: gate by plate colour, from :class:`ColorMeans`.
-        backgrounds: of all pictures.
-        classes: that a drawing may show.
-        size: pictures read at once.
-        seed: of the sampling.
-    """
+    """One row of the table on some cases, the first numbered ``start``; ``size`` pictures are read at once."""
 
     row: str
     start: int
@@ -100,17 +89,15 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
         decoder(setup.model)
     except ModelError as error:
         raise Absent("the model does not draw") from error
-    seed, cases = (
-        setup.options.seed,
-        make_cases(setup.data.examples("draw", limit=n, seed=setup.options.seed), pool),
-    )
+    seed = setup.options.seed
+    cases = make_cases(setup.data.examples("draw", limit=n, seed=seed), pool)
     backgrounds = sorted({reading.commonest(image_of(e)) for e in pool})
     work: list[Batch] = []
     for number, start, some in consecutive(cases, BATCH):
         part = with_directions(pool, some)
         if not part:
             continue
-        fit = ColorMeans(f"{number:04d}-{MEANS.replace(' ', '-')}", unseen(pool, part), setup.size)
+        fit = ColorMeans(f"{number:04d}-colour-means", unseen(pool, part), setup.size)
         work.append(fit)
         if fit.name in measured:
             work += [
@@ -139,24 +126,19 @@ def middle_layer(model: HookedVLM) -> int:
     return int(model.cfg.n_layers) // 2
 
 
-def cut(queries: str, how: How = "mask") -> Runs:
+def cut(queries: str, called: str) -> Runs:
     """Gate, image tokens and both, not read by ``queries``."""
-    keys = {"gate": "gate", "image": IMAGE_SIDE, "gate + image": f"gate | {IMAGE_SIDE}"}
-    return {name: [knockout(queries=queries, keys=k, how=how)] for name, k in keys.items()}
+    keys = {"gate": "gate", "image": IMAGE_SIDE, "gate + image": EVERYTHING}
+    return {f"{name} → {called}": [knockout(queries=queries, keys=k)] for name, k in keys.items()}
 
 
-CUT_DRAWING = {f"{name} → drawing": specs for name, specs in cut(DRAWING).items()}
-CUT_BOTH = {f"{name} → text + drawing": specs for name, specs in cut(BOTH).items()}
-CUT_TEXT = {
-    f"{name} → text + drawing": specs for name, specs in cut(TEXT).items()
-}  # while it says, not draws
-CUT_ZERO = {"gate + image → text + drawing, zero": cut(BOTH, "zero")["gate + image"]}
-OTHER_GATE, STEERED, RANDOM = (
-    "gate of another picture",
-    "gate steered to another colour",
-    "random direction at the gate",
-)
-ROWS = (NONE, *CUT_DRAWING, *CUT_BOTH, *CUT_ZERO, OTHER_GATE, STEERED, RANDOM)
+CUT_DRAWING, CUT_BOTH = cut(DRAWING, "drawing"), cut(BOTH, "text + drawing")
+CUT_TEXT = cut(TEXT, "text + drawing")  # while it says, not draws
+CUT_ZERO = {"gate + image → text + drawing, zero": [knockout(queries=BOTH, keys=EVERYTHING, how="zero")]}
+CUTS: Runs = {**CUT_DRAWING, **CUT_BOTH, **CUT_ZERO}
+OTHER_GATE, STEERED = "gate of another picture", "gate steered to another colour"
+RANDOM = "random direction at the gate"
+ROWS = (NONE, *CUTS, OTHER_GATE, STEERED, RANDOM)
 
 
 def gate_edit(model: HookedVLM, batch: Draw) -> list[Intervention]:
@@ -181,16 +163,13 @@ def draw_row(model: HookedVLM, batch: Draw) -> pd.DataFrame:
     """The drawings of one row: one line a case, with what pixels and model say of it."""
     cases, row = batch.cases, batch.row
     edit = gate_edit(model, batch) if row in (OTHER_GATE, STEERED, RANDOM) else []
-    how: dict[str, Any] = {
-        "temperature": TEMPERATURE, "guidance": GUIDANCE, "seed": batch.seed * 1000 + batch.start,
-    }  # fmt: skip
     if row == NO_PICTURE:
         inputs = model.prepare(text=[c.text for c in cases])
     else:
         after = [dataclasses.replace(c.picture, prompt=f"<image>{c.text}") for c in cases]
         inputs = prepare(model, after, batch.start)
-    specs = edit or ({**CUT_DRAWING, **CUT_BOTH, **CUT_ZERO}.get(row, []))
-    (drawn,) = draw_many(model, inputs, [specs], **how)
+    specs, seed = edit or CUTS.get(row, []), batch.seed * 1000 + batch.start
+    (drawn,) = draw_many(model, inputs, [specs], temperature=TEMPERATURE, guidance=GUIDANCE, seed=seed)
     pictures = decoder(model)(drawn.token_ids)
     labels = Labels(model)
     table = reading.read_back(model, pictures, batch.classes, labels, batch.size)
@@ -245,7 +224,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     plain = every.drop(columns=["shown", "shown_picture"])
     shown = every[every.shown != ""]
     heads = shown[shown["row"] == NONE]
-    rows = [{"row": row, "drawn": list(shown[shown["row"] == row].shown)} for row in shown["row"].unique()]
+    rows = [{"row": row, "drawn": list(part.shown)} for row, part in shown.groupby("row", sort=False)]
     return {
         "drawings": plain,
         "drawing": summarise(plain, setup.options.n_boot, setup.options.seed),

@@ -14,13 +14,7 @@ from gatelens.plots.style import NotebookFigure, Palette, styled
 def cosine_by_layer(
     table: pd.DataFrame, histogram: pd.DataFrame | None = None, dark: bool = False
 ) -> NotebookFigure:
-    """Median |cos| of image and text tokens with its quartiles and distribution, by layer.
-
-    Args:
-        table: ``layer, pair, median, q25, q75`` as a study's ``modality_gap`` table.
-        histogram: ``layer, pair, from, to, share`` as its ``modality_gap_histogram`` table; drawn under the curves.
-        dark: draw on dark ground.
-    """
+    """Median |cos| of image and text tokens with its quartiles and, from the histogram, its distribution, by layer."""
     between = table[table.pair == "image-text"].sort_values("layer")
     layers = [int(x) for x in between.layer]
     with styled(dark) as p:
@@ -35,9 +29,8 @@ def cosine_by_layer(
         ):
             part = table[table.pair == pair].sort_values("layer")
             curve(axes, part.layer, part["median"], color=color, line=":", label=label)
-        axes.vlines(
-            layers, between.q25, between.q75, color=p.ink, linewidth=2.5, label="image and text, quartiles"
-        )
+        quartiles = "image and text, quartiles"
+        axes.vlines(layers, between.q25, between.q75, color=p.ink, linewidth=2.5, label=quartiles)
         curve(axes, layers, between["median"], color=p.ink, marker="o", label="image and text, median")
         axes.set_ylim(0, min(1.0, max(0.2, 1.15 * top)))
         axes.set_ylabel("|cos|")
@@ -55,18 +48,12 @@ def _strips(axes: Axes, histogram: pd.DataFrame, p: Palette) -> None:
     colors = LinearSegmentedColormap.from_list("share", [p.ground, p.grid, p.faint])
     edges = [*wide.index, 1.0]
     for column, layer in enumerate(wide.columns):
-        axes.pcolormesh(
-            [layer - 0.42, layer + 0.42], edges, values[:, [column]], cmap=colors, vmin=0, vmax=1, zorder=0
-        )
+        sides = [layer - 0.42, layer + 0.42]
+        axes.pcolormesh(sides, edges, values[:, [column]], cmap=colors, vmin=0, vmax=1, zorder=0)
 
 
 def homogeneity_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Homogeneity by modality of the clusters, by layer.
-
-    Args:
-        table: ``layer, homogeneity, chance, clusters`` as a study's ``modality_clusters`` table.
-        dark: draw on dark ground.
-    """
+    """Homogeneity by modality of the clusters, by layer, of a study's ``modality_clusters`` table."""
     part = table.sort_values("layer")
     layers = [int(x) for x in part.layer]
     with styled(dark) as p:

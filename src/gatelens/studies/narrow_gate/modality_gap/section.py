@@ -34,6 +34,7 @@ from gatelens.runs import Run
 from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate.asking import as_asked, turned_kinds
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
+from gatelens.studies.narrow_gate.meaning import stream_names
 from gatelens.studies.narrow_gate.modality_gap.figures import cosine_by_layer, homogeneity_by_layer
 from gatelens.studies.options import Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
@@ -44,7 +45,6 @@ QUANTILES = (0.05, 0.25, 0.75, 0.95)
 SHUFFLES = 20  # of the modality labels, for the homogeneity that clusters of these sizes have by chance
 CLUSTER_COLUMNS = ["layer", "homogeneity", "chance", "clusters", "dimension", "halo", "repeats", "n"]
 NEED = 17  # distinct points: the density estimate takes 16 neighbours
-
 
 WORDS = {
     "modality gap": (
@@ -69,12 +69,7 @@ class ModalityGapOptions(Options):
 
 @dataclass(frozen=True)
 class Samples(Batch):
-    """All samples, as clusters need the tokens of all of them at once.
-
-    Attributes:
-        parts: ``(number of the first, examples)``.
-        seed: draws one image and one text token of each.
-    """
+    """All samples, as clusters need the tokens of all at once; ``parts`` are ``(number of the first, examples)``."""
 
     parts: Sequence[tuple[int, Sequence[Example]]]
     seed: int
@@ -91,9 +86,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 
 def measure(model: HookedVLM, batch: Samples) -> Tables:
     """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``, by layer."""
-    parts = [drawn_tokens(model, part, start, batch.seed) for start, part in batch.parts]
-    tokens = torch.cat(parts, dim=1)
-    del parts
+    tokens = torch.cat([drawn_tokens(model, part, start, batch.seed) for start, part in batch.parts], dim=1)
     spreads, histogram, clusters = [], [], []
     for layer in range(tokens.shape[2]):
         image, text = tokens[:, :, layer].to(model.device)
@@ -121,8 +114,7 @@ def samples(setup: Setup) -> list[Example]:
 
 
 def texts(examples: Sequence[Example]) -> list[str]:
-    """The prompts, with the first caption where there are captions: the text of a pair is then not the same few
-    words in every sample."""
+    """The prompts, each with its first caption where it has one: a pair's text is then not always the same words."""
     return [f"{e.prompt} {e.answers[0]}" if kind(e.task) == "caption" else e.prompt for e in examples]
 
 
@@ -147,12 +139,9 @@ def draw_positions(tokens: TokenMap, start: int, seed: int) -> Bool[Tensor, "bat
 def drawn_tokens(
     model: HookedVLM, examples: Sequence[Example], start: int, seed: int
 ) -> Float[Tensor, "modality example layer d_model"]:
-    """The residual stream of the drawn image (0) and text (1) tokens: ``resid_pre`` of every layer and, last,
-    ``resid_post`` of the last one; on the CPU, in the model's dtype. Nothing else is kept."""
-    last = int(model.cfg.n_layers) - 1
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(last + 1)] + [
-        f"blocks.{last}.hook_resid_post"
-    ]
+    """The residual stream of the drawn image (0) and text (1) tokens, at :func:`~.meaning.stream_names`; on the CPU, in
+    the model's dtype. Nothing else is kept."""
+    names = stream_names(model)
     inputs = model.prepare(images=[e.image for e in examples], text=texts(examples))
     mask = draw_positions(inputs.tokens, start, seed)
     _, cache = model.run_with_cache(inputs, names_filter=names, positions=mask, device="cpu")
@@ -178,10 +167,8 @@ def compare(
         spreads.append({**row, "n": s.pairs})
         edges = torch.linspace(0, 1, len(s.histogram) + 1).tolist()
         shares = (s.histogram.double() / s.pairs).tolist()
-        histogram += [
-            {"pair": pair, "from": low, "to": high, "share": share}
-            for low, high, share in zip(edges, edges[1:], shares, strict=False)
-        ]
+        bins = pd.DataFrame({"pair": pair, "from": edges[:-1], "to": edges[1:], "share": shares})
+        histogram += bins.to_dict("records")
     points = torch.cat([image, text]).float()
     if len(distinct(points)[0]) < NEED:
         return spreads, histogram, None
@@ -192,16 +179,9 @@ def compare(
         homogeneity(modality[torch.randperm(len(modality), generator=generator)], clustered.labels)
         for _ in range(SHUFFLES)
     ]
-    clusters = {
-        "homogeneity": clustered.homogeneity,
-        "chance": float(np.mean(chance)),
-        "clusters": clustered.n_clusters,
-        "dimension": clustered.dimension,
-        "halo": clustered.halo,
-        "repeats": clustered.repeats,
-        "n": len(points),
-    }
-    return spreads, histogram, clusters
+    numbers = [clustered.homogeneity, float(np.mean(chance)), clustered.n_clusters, clustered.dimension]
+    numbers += [clustered.halo, clustered.repeats, len(points)]
+    return spreads, histogram, dict(zip(CLUSTER_COLUMNS[1:], numbers, strict=True))
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
@@ -211,9 +191,8 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 def page(run: Run) -> list[Card]:
     """The gap and the clusters."""
-    table, histogram, clusters = (
-        run.table(n) for n in ("modality_gap", "modality_gap_histogram", "modality_clusters")
-    )
+    table, histogram = run.table("modality_gap"), run.table("modality_gap_histogram")
+    clusters = run.table("modality_clusters")
     charts = [Chart("modality_gap", partial(cosine_by_layer, table, histogram), _caption(table))]
     words = {"modality gap": WORDS["modality gap"]}
     if len(clusters):

@@ -47,9 +47,8 @@ def cards(run: Run) -> list[Card]:
 def _caption(table: pd.DataFrame) -> str:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     text = (
-        "The residual stream of the gate is replaced, in one layer, by that of a picture of another "
-        "class. If the gate carries the class, the answer moves to the other picture's: orange rises, blue "
-        "falls, predictions flip. "
+        "The residual stream of the gate is replaced, in one layer, by that of a picture of another class. If the gate "
+        "carries the class, the answer moves to the other picture's: orange rises, blue falls, predictions flip. "
         "Overlap is Σ min(p, q) of the next-token distributions."
     )
     if flips.empty:
@@ -99,12 +98,7 @@ def patching_curve(
 
 
 def class_map(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Success by base (row) and target class (column).
-
-    Args:
-        table: ``base_class, target_class, mean, n`` as a study's ``patching_classes`` table.
-        dark: draw on dark ground.
-    """
+    """Success by base (row) and target class (column), of a study's ``patching_classes`` table."""
     return heat_map(
         table,
         rows="base_class",

@@ -25,29 +25,20 @@ from gatelens.interventions import hook_name, patch
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
-from gatelens.plots.numbers import percent_cell
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import (
     AskedPairs,
-    ClassPair,
     Every,
     all_pairs,
     by_class,
     class_of,
     given_pairs,
     layers_visited,
+    take_turns,
 )
 from gatelens.studies.narrow_gate.patching.page import cards
-from gatelens.studies.narrow_gate.verdict import (
-    DISTRIBUTED,
-    FEWEST,
-    FLIPS,
-    INCONCLUSIVE,
-    MIXED,
-    NARROW,
-    patching_evidence,
-)
+from gatelens.studies.narrow_gate.verdict import attention_input_evidence, patching_evidence
 from gatelens.studies.options import AtLeastTwo, Examples, Options
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
@@ -79,14 +70,13 @@ class Patch(Batch):
 def draw_pairs(
     examples: Sequence[Example], n: int, seed: int, pairs: Any = None, classes: int | None = None
 ) -> list[PicturePair]:
-    """``n`` seeded (base, target) pairs of examples, spread evenly over pairs of different classes.
+    """``n`` seeded (base, target) pairs of examples, spread evenly over pairs of different classes; fewer where there
+    are no more.
 
     Args:
         examples: of the task ``class``.
-        n: how many; fewer where the examples give fewer different ones.
-        seed: draws them.
-        pairs: class pairs, see :func:`gatelens.studies.narrow_gate.class_pairs.given_pairs`; None is every
-            pair of the classes drawn.
+        n, seed: how many are drawn.
+        pairs: see :func:`~gatelens.studies.narrow_gate.class_pairs.given_pairs`; None is all of ``classes``.
         classes: without ``pairs``: of at most so many classes, drawn; None is all.
 
     Raises:
@@ -100,23 +90,19 @@ def draw_pairs(
         raise DataError(
             f"patching needs examples of two classes, the data drawn has only {next(iter(pictures))!r}; raise the limit"
         )
-    wanted: list[ClassPair] = (
-        all_pairs(list(pictures), classes or len(pictures), rng)
-        if pairs is None
-        else given_pairs(pairs, list(pictures))
-    )
+    names = list(pictures)
+    wanted = all_pairs(names, classes or len(names), rng) if pairs is None else given_pairs(pairs, names)
     # every combination of a class pair's pictures once, in a drawn order; then the class pairs take turns
     turns = []
     for base, target in wanted:
         grid = rng.permutation(len(pictures[base]) * len(pictures[target]))[:n]
         places = (divmod(int(k), len(pictures[target])) for k in grid)
         turns.append([(pictures[base][i], pictures[target][j]) for i, j in places])
-    drawn = [turn[k] for k in range(max(map(len, turns), default=0)) for turn in turns if k < len(turn)]
-    return drawn[:n]
+    return take_turns(turns)[:n]
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
-    """Batches of pairs."""
+    """Pairs, each patched in every layer visited."""
     options: PatchingOptions = setup.section_options["patching"]
     tasks = setup.examples("class")
     if not tasks or (options.pairs is None and len(by_class(tasks[0][1])) < 2):
@@ -137,11 +123,11 @@ def patch_layers(
 ) -> pd.DataFrame:
     """One row a pair, site and layer; layer −1 is the base run with nothing patched.
 
-    ``site``: ``resid_pre`` of that layer alone, or ``attn_in`` of that layer and all after it.
-    ``base, target`` overlaps Σ min(p, q) with the clean runs; ``flippable``: the clean predictions differ;
-    ``flipped``: the patched prediction is the target's clean one; ``base_right, target_right``: clean ones
-    are; ``both_right``: both, and no label of one class begins as a label of the other; ``success``: the
-    patched prediction is a label of the target's class, whatever its clean prediction was.
+    ``site``: ``resid_pre`` of that layer alone, or ``attn_in`` of that layer and all after it. ``base, target``
+    overlaps Σ min(p, q) with the clean runs; ``flippable``: the clean predictions differ; ``flipped``: the patched
+    prediction is the target's clean one; ``base_right, target_right``: clean ones are; ``both_right``: both, and no
+    label of one class begins as a label of the other; ``success``: the patched prediction is a label of the target's
+    class, whatever its clean prediction was.
     """
     bases, targets = [p[0] for p in pairs], [p[1] for p in pairs]
     n_layers = int(model.cfg.n_layers)
@@ -155,20 +141,20 @@ def patch_layers(
     runs |= {(INPUT, n): patch(cache, at="gate", site=INPUT, layers=range(n, n_layers)) for n in visited}
     outcomes = last_logits(model, base_inputs, list(runs.values()))
     said = {key: x.float().softmax(-1).cpu() for key, x in zip(runs, outcomes, strict=True)}
-    said[INPUT, -1] = base_p = said[SITE, -1]
-    return _judged(bases, targets, start, said, base_p, target_p, labels)
+    said[INPUT, -1] = said[SITE, -1]
+    return _judged(pairs, start, said, target_p, labels)
 
 
 def _judged(
-    bases: Sequence[Example],
-    targets: Sequence[Example],
+    pairs: Sequence[PicturePair],
     start: int,
     said: Mapping[tuple[str, int], Float[Tensor, "batch d_vocab"]],
-    base_p: Float[Tensor, "batch d_vocab"],
     target_p: Float[Tensor, "batch d_vocab"],
     labels: Labels,
 ) -> pd.DataFrame:
     """Next-token distributions by site and layer as rows, see :func:`patch_layers`."""
+    bases, targets = zip(*pairs, strict=True)
+    base_p = said[SITE, -1]
     base_best, target_best = base_p.argmax(-1).tolist(), target_p.argmax(-1).tolist()
     words = [
         [{labels.first_token(e.prompt, w) for w in labels_of(e)} for e in side] for side in (bases, targets)
@@ -208,20 +194,12 @@ def summarise_patching(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFr
     ``flipped`` is over the flippable pairs, ``success`` over those with both clean predictions right (it is
     left out where the rows do not say).
     """
-    values = pairs.assign(flipped=pairs.flipped.where(pairs.flippable))
-    measures = ["base", "target", "flipped"]
+    values = pairs.assign(flipped=pairs.flipped.where(pairs.flippable)).sort_values("layer", kind="stable")
+    measures = {name: name for name in ("base", "target", "flipped")}
     if "success" in pairs:
         values["success"] = pairs.success.where(pairs.both_right)
-        measures.append("success")
-    return summary(
-        values.sort_values("layer", kind="stable"),
-        ["layer"],
-        {name: name for name in measures},
-        "pair",
-        n_boot=n_boot,
-        seed=seed,
-        missing="skip",
-    )
+        measures["success"] = "success"
+    return summary(values, ["layer"], measures, "pair", n_boot=n_boot, seed=seed, missing="skip")
 
 
 def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.DataFrame:
@@ -231,14 +209,7 @@ def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.D
     """
     keys = ["base_class", "target_class"]
     part = pairs[(pairs.layer == layer) & pairs.both_right].sort_values(keys, kind="stable")
-    return summary(
-        part.assign(measure="success"),
-        [*keys, "layer", "measure"],
-        "success",
-        "pair",
-        n_boot=n_boot,
-        seed=seed,
-    )
+    return summary(part, [*keys, "layer"], {"success": "success"}, "pair", n_boot=n_boot, seed=seed)
 
 
 def best_layer(table: pd.DataFrame, measure: str = "success") -> int | None:
@@ -267,28 +238,6 @@ def evidence(run: Run) -> list[Evidence]:
     """What the two curves say."""
     said = patching_evidence(run.table("patching"))
     return said + (attention_input_evidence(run.table("patching_attention")) if said else [])
-
-
-def attention_input_evidence(table: pd.DataFrame) -> list[Evidence]:
-    """What cumulative patching of the gate's attention input says.
-
-    From layer 0 on it puts all that text ever reads at the gate in the target's place: narrow where that
-    makes the answer the target's class, distributed where it leaves the base's.
-    """
-    rows = table[(table.measure == "success") & (table.layer == 0)]
-    kind = "patching the gate's attention input"
-    if rows.empty or rows.n.iloc[0] < FEWEST:
-        n = 0 if rows.empty else int(rows.n.iloc[0])
-        text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"
-        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
-    row = rows.iloc[0]
-    says = NARROW if row.low > FLIPS[1] else DISTRIBUTED if row.high < FLIPS[0] else MIXED
-    text = (
-        "with all that the attention reads at the gate taken from another picture, in every layer, the "
-        f"prediction is that picture's class in {percent_cell(row['mean'], row.low, row.high)} "
-        f"of {int(row.n)} pairs"
-    )
-    return [{"kind": kind, "says": says, "text": text}]
 
 
 SECTION = Section(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -129,21 +130,13 @@ def fit(
     said = pd.concat(outcomes, ignore_index=True)
     said = said[said.right].groupby(["place", "base", "target", "layer"])
     stats = said.agg(success=("is_target", "mean"), probability=("p_target", "mean"), n=("right", "size"))
-    rows = [
-        {
-            "place": place,
-            "base": pair[0],
-            "target": pair[1],
-            "layer": layer,
-            "direction": direction[i].tolist(),
-            "n_fit": min(len(split[name][0]) for name in pair),
-        }
-        for (place, pair), direction in directions.items()
-        for i, layer in enumerate(layers)
-    ]
-    out = pd.DataFrame(rows).merge(
-        stats.reset_index(), how="left", on=["place", "base", "target", "layer"], validate="one_to_one"
-    )
+    rows = []
+    for (place, pair), direction in directions.items():
+        n_fit = min(len(split[name][0]) for name in pair)
+        rows += [(place, *pair, layer, direction[i].tolist(), n_fit) for i, layer in enumerate(layers)]
+    where = ["place", "base", "target", "layer"]
+    fitted = pd.DataFrame(rows, columns=[*where, "direction", "n_fit"])
+    out = fitted.merge(stats.reset_index(), how="left", on=where, validate="one_to_one")
     return out.fillna({"success": 0.0, "probability": 0.0, "n": 0}).astype({"n": int})
 
 
@@ -177,8 +170,9 @@ def chosen_layer(fitted: pd.DataFrame, place: str = "gate") -> int:
     part = fitted[fitted.place == place]
     if part.empty:
         raise DataError(f"no direction was fitted at {place!r}; fit it first")
-    by_layer = layer_scores(fitted, place)
-    best = by_layer.sort_values(["success", "probability", "layer"], ascending=[False, False, True])
+    best = layer_scores(fitted, place).sort_values(
+        ["success", "probability", "layer"], ascending=[False, False, True]
+    )
     return int(best.layer.iloc[0])
 
 
@@ -209,29 +203,40 @@ def random_like(direction: Float[Tensor, " d_model"], *numbers: int) -> Float[Te
     return vector / vector.norm() * direction.norm()
 
 
+@dataclass(frozen=True)
 class Pushes:
     """The directions of a run by kind, and the interventions made of them.
 
-    Args:
+    Attributes:
         fitted: from :func:`fit`.
         doses: multiples of the difference of means, above 0.
         n_random: how many random directions a pair has.
         seed: draws them.
     """
 
-    def __init__(self, fitted: pd.DataFrame, doses: Sequence[float], n_random: int, seed: int) -> None:
-        self.layer, self.last_layer = chosen_layer(fitted), chosen_layer(fitted, "last")
-        self.means, self.at_last = (
-            directions_at(fitted, self.layer),
-            directions_at(fitted, self.last_layer, "last"),
-        )
-        self.pairs, self.doses, self.n_random, self.seed = list(self.means), doses, n_random, seed
+    fitted: pd.DataFrame
+    doses: Sequence[float]
+    n_random: int
+    seed: int
+
+    @cached_property
+    def layers(self) -> dict[str, int]:
+        """The layer chosen at each place."""
+        return {place: chosen_layer(self.fitted, place) for place in PLACES}
+
+    @cached_property
+    def means(self) -> dict[str, dict[ClassPair, Float[Tensor, " d_model"]]]:
+        """The direction of each pair at each place, in the layer chosen there."""
+        return {place: directions_at(self.fitted, layer, place) for place, layer in self.layers.items()}
+
+    @property
+    def pairs(self) -> list[ClassPair]:
+        """Pairs with a direction."""
+        return list(self.means["gate"])
 
     def direction(self, kind: str, repeat: int, pair: ClassPair) -> Float[Tensor, " d_model"] | None:
         """The direction of a kind for a pair; None where there is no other pair to take one from."""
-        own = self.means[pair]
-        if kind == REFERENCE:
-            return self.at_last[pair]
+        own = self.means["last" if kind == REFERENCE else "gate"][pair]
         if kind == RANDOM:
             return random_like(own, self.seed, self.pairs.index(pair), repeat)
         if kind == OTHER:
@@ -239,7 +244,7 @@ class Pushes:
             foreign = [p for p in self.pairs[i:] + self.pairs[:i] if not {*p} & {*pair}]
             if not foreign:
                 return None
-            other = self.means[foreign[0]]
+            other = self.means["gate"][foreign[0]]
             return other * (own.norm() / other.norm().clamp_min(1e-12))
         return own
 
@@ -258,12 +263,16 @@ class Pushes:
         """The intervention on a batch whose examples are steered along these pairs, by nothing where there is no
         direction."""
         kind, repeat, dose = way
-        directions = [self.direction(kind, repeat, pair) for pair in pairs]
-        whole = torch.stack(
-            [
-                torch.zeros_like(self.means[p]) if d is None else d
-                for d, p in zip(directions, pairs, strict=True)
-            ]
-        )
-        at_last = kind == REFERENCE
-        return push(whole, self.last_layer if at_last else self.layer, dose, "last" if at_last else "gate")
+        place = "last" if kind == REFERENCE else "gate"
+        directions = []
+        for pair in pairs:
+            own = self.direction(kind, repeat, pair)
+            directions.append(torch.zeros_like(self.means[place][pair]) if own is None else own)
+        return push(torch.stack(directions), self.layers[place], dose, place)
+
+    def runs(
+        self, kinds: Sequence[str], pairs: Sequence[ClassPair]
+    ) -> tuple[list[Way], list[Intervention | None]]:
+        """The unsteered run and every way of these kinds, with their interventions."""
+        ways = self.ways(kinds)
+        return [(NOTHING, 0, 0.0), *ways], [None, *(self.run(way, pairs) for way in ways)]

@@ -27,7 +27,14 @@ from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.pictures import picture_uri
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, prepare
-from gatelens.studies.narrow_gate.class_pairs import AskedPairs, ClassPair, Every, layers_visited, pair_name
+from gatelens.studies.narrow_gate.class_pairs import (
+    AskedPairs,
+    ClassPair,
+    Every,
+    layers_visited,
+    pair_name,
+    take_turns,
+)
 from gatelens.studies.narrow_gate.steering.directions import (
     MEANS,
     NOTHING,
@@ -103,26 +110,27 @@ class Fit(Batch):
 
 @dataclass(frozen=True)
 class Steer(Batch):
-    """Pictures or questions of the other half, each with the pair it is steered along.
+    """Pictures or questions of the other half, each with the pair it is steered along; ``start`` numbers the first.
 
-    Attributes:
-        kind: ``pictures`` (the class answer), ``captions`` or ``questions``.
-        start, items: what is asked; ``start`` numbers the first.
-        fitted: the directions, from the fit.
-        doses, n_random, seed: of the pushes.
-        prompt: of captions.
-        max_new_tokens: of a caption or an answer.
+    ``kind``: ``pictures`` (the class answer), ``captions`` (asked for by ``prompt``) or ``questions``.
     """
 
     kind: str
     start: int
     items: Sequence[Item]
-    fitted: pd.DataFrame
-    doses: Sequence[float]
-    n_random: int
-    seed: int
+    pushes: Pushes
     prompt: str = ""
     max_new_tokens: int = 1
+
+    @property
+    def pairs(self) -> list[ClassPair]:
+        """The pair of each item."""
+        return [item.pair for item in self.items]
+
+    @property
+    def examples(self) -> list[Example]:
+        """What is asked."""
+        return [item.example for item in self.items]
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
@@ -140,57 +148,31 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     work: list[Batch] = [Fit(FIT, pairs, used, options.every, setup.size, units=len(layers))]
     if FIT not in measured:
         return work
-    fitted = measured[FIT]["directions"]
-    turns = [split[base][1][: options.n] for base, _ in pairs]
-    items = [
-        Item(pair, turn[k])
-        for k in range(max(map(len, turns)))
-        for pair, turn in zip(pairs, turns, strict=True)
-        if k < len(turn)
-    ]
+    items = take_turns([[Item(pair, e) for e in split[pair[0]][1][: options.n]] for pair in pairs])
     asked = [e for _, examples in setup.examples("vqa")[:1] for e in examples]
     questions = unconcerned(asked, pairs, setup.data.classes)[: options.n_vqa]
-    return work + _steered(setup, options, fitted, items, questions)
+    pushes = Pushes(measured[FIT]["directions"], options.doses, options.n_random, seed)
+    return work + _steered(setup, options, pushes, items, questions)
 
 
 def _steered(
-    setup: Setup,
-    options: SteeringOptions,
-    fitted: pd.DataFrame,
-    items: Sequence[Item],
-    questions: Sequence[Item],
+    setup: Setup, options: SteeringOptions, pushes: Pushes, items: Sequence[Item], questions: Sequence[Item]
 ) -> list[Batch]:
-    study, doses = setup.options, list(options.doses)
+    once = replace(pushes, n_random=1)
     work: list[Batch] = [
-        Steer(
-            f"pictures-{i:04d}", "pictures", start, part, fitted, doses, options.n_random, study.seed, units=8
-        )
+        Steer(f"pictures-{i:04d}", "pictures", start, part, pushes, units=8)
         for i, start, part in setup.batched(items)
     ]
-    captions = setup.examples("caption")
-    if captions:
-        prompt, longest = captions[0][1][0].prompt, study.caption_tokens
+    for _, examples in setup.examples("caption")[:1]:
+        prompt, longest = examples[0].prompt, setup.options.caption_tokens
         work += [
-            Steer(
-                f"captions-{i:04d}",
-                "captions",
-                start,
-                part,
-                fitted,
-                doses,
-                1,
-                study.seed,
-                prompt,
-                longest,
-                units=16,
-            )
+            Steer(f"captions-{i:04d}", "captions", start, part, once, prompt, longest, units=16)
             for i, start, part in setup.batched(items[: options.n_caption])
         ]
-    along = {item.example.id: item.pair for item in questions}
+    along, longest = {item.example.id: item.pair for item in questions}, setup.options.vqa_tokens
     for i, start, some in setup.batched_by_length([q.example for q in questions]):
         part = [Item(along[e.id], e) for e in some]
-        asked = Steer(f"questions-{i:04d}", "questions", start, part, fitted, doses, 1, study.seed, units=8)
-        work.append(replace(asked, max_new_tokens=study.vqa_tokens))
+        work.append(Steer(f"questions-{i:04d}", "questions", start, part, once, "", longest, units=8))
     return work
 
 
@@ -221,55 +203,46 @@ def measure(model: HookedVLM, batch: Fit | Steer) -> Tables:
         layers = layers_visited(int(model.cfg.n_layers), batch.every)
         return {"directions": fit(model, batch.pairs, batch.split, layers, batch.size, Labels(model))}
     steered = {"pictures": steer_pictures, "captions": steer_captions, "questions": steer_questions}
-    pushes = Pushes(batch.fitted, batch.doses, batch.n_random, batch.seed)
-    return {batch.kind: steered[batch.kind](model, pushes, batch)}
+    return {batch.kind: steered[batch.kind](model, batch)}
 
 
-def steer_pictures(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+def steer_pictures(model: HookedVLM, batch: Steer) -> pd.DataFrame:
     """``direction, repeat, dose, right`` (unsteered), and :func:`.directions.answers`."""
-    ways = pushes.ways([MEANS, RANDOM, OTHER, REFERENCE])
-    runs = [pushes.run(way, [item.pair for item in batch.items]) for way in ways]
-    inputs, labels = prepare(model, [item.example for item in batch.items], batch.start), Labels(model)
-    judged = [answers(batch.items, logits, labels) for logits in last_logits(model, inputs, [None, *runs])]
-    right = judged[0].is_base
+    ways, runs = batch.pushes.runs([MEANS, RANDOM, OTHER, REFERENCE], batch.pairs)
+    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model)
+    judged = [answers(batch.items, logits, labels) for logits in last_logits(model, inputs, runs)]
     tables = []
-    for (kind, repeat, dose), one in zip([(NOTHING, 0, 0.0), *ways], judged, strict=True):
-        told = one.assign(direction=kind, repeat=repeat, dose=dose, right=right)
+    for (kind, repeat, dose), one in zip(ways, judged, strict=True):
+        told = one.assign(direction=kind, repeat=repeat, dose=dose, right=judged[0].is_base)
         # a pair that shares a class with every other has no control of this kind
-        there = [
-            kind == NOTHING or pushes.direction(kind, repeat, item.pair) is not None for item in batch.items
-        ]
+        there = [batch.pushes.direction(kind, repeat, pair) is not None for pair in batch.pairs]
         tables.append(told[there])
     return pd.concat(tables, ignore_index=True)
 
 
-def steer_captions(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+def steer_captions(model: HookedVLM, batch: Steer) -> pd.DataFrame:
     """``id, base, target, direction, dose, caption``: the same pictures under the caption prompt."""
-    ways = pushes.ways([MEANS, RANDOM])
-    images = [item.example.image for item in batch.items]
-    inputs = model.prepare(images=images, text=[batch.prompt] * len(batch.items))
-    runs = [None, *(pushes.run(way, [item.pair for item in batch.items]) for way in ways)]
+    ways, runs = batch.pushes.runs([MEANS, RANDOM], batch.pairs)
+    inputs = model.prepare(images=[e.image for e in batch.examples], text=[batch.prompt] * len(batch.items))
+    written = generate_many(model, inputs, runs, batch.max_new_tokens)
     rows = []
-    for (kind, _, dose), said in zip(
-        [(NOTHING, 0, 0.0), *ways], generate_many(model, inputs, runs, batch.max_new_tokens), strict=True
-    ):
+    for (kind, _, dose), said in zip(ways, written, strict=True):
         for item, text in zip(batch.items, said.texts, strict=True):
             rows.append((item.example.id, *item.pair, kind, dose, text.strip()))
     return pd.DataFrame(rows, columns=["id", "base", "target", "direction", "dose", "caption"])
 
 
-def steer_questions(model: HookedVLM, pushes: Pushes, batch: Steer) -> pd.DataFrame:
+def steer_questions(model: HookedVLM, batch: Steer) -> pd.DataFrame:
     """``id, base, target, direction, dose, prediction, score, overlap``.
 
     ``overlap``: Σ min(p, q) of the answer's first token with the unsteered one.
     """
-    ways = pushes.ways([MEANS, RANDOM])
-    inputs = prepare(model, [item.example for item in batch.items], batch.start)
-    runs = [None, *(pushes.run(way, [item.pair for item in batch.items]) for way in ways)]
+    ways, runs = batch.pushes.runs([MEANS, RANDOM], batch.pairs)
+    inputs = prepare(model, batch.examples, batch.start)
     written = generate_many(model, inputs, runs, batch.max_new_tokens)
     p = [x.float().softmax(-1).cpu() for x in last_logits(model, inputs, runs)]
     rows = []
-    for (kind, _, dose), said, q in zip([(NOTHING, 0, 0.0), *ways], written, p, strict=True):
+    for (kind, _, dose), said, q in zip(ways, written, p, strict=True):
         overlaps = distribution_overlap(p[0], q).tolist()
         for item, text, overlap in zip(batch.items, said.texts, overlaps, strict=True):
             score = vqa_accuracy(text, item.example.answers)
@@ -290,14 +263,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
         tables |= {"steering_captions": captions, "steering_examples": _examples(setup, captions)}
     if len(questions):
         tables["steering_questions"] = questions
-    tables["steering"] = summarise(
-        pictures,
-        captions if len(captions) else None,
-        questions if len(questions) else None,
-        layers,
-        n_boot,
-        seed,
-    )
+    tables["steering"] = summarise(pictures, captions, questions, layers, n_boot, seed)
     scores = [layer_scores(fitted, place).assign(place=place) for place in PLACES]
     scores = [s.assign(chosen=s.layer == layers[place]) for s, place in zip(scores, PLACES, strict=True)]
     tables["steering_layers"] = pd.concat(scores, ignore_index=True)
@@ -313,22 +279,16 @@ def _examples(setup: Setup, captions: pd.DataFrame) -> list[dict[str, object]]:
     shown: list[dict[str, object]] = []
     for one in first.itertuples():
         said = mine[(mine.id == one.id) & (mine.base == one.base) & (mine.target == one.target)]
-        shown.append(
-            {
-                "id": one.id,
-                "pair": [one.base, one.target],
-                "picture": picture_uri(images[one.id], 256, enlarge=True),
-                "captions": [[float(r.dose), r.caption] for r in said.sort_values("dose").itertuples()],
-            }
-        )
+        by_dose = [[float(r.dose), r.caption] for r in said.sort_values("dose").itertuples()]
+        picture = picture_uri(images[one.id], 256, enlarge=True)
+        shown.append({"id": one.id, "pair": [one.base, one.target], "picture": picture, "captions": by_dose})
     return shown
 
 
 def as_safetensors(fitted: pd.DataFrame, layer: int) -> bytes:
     """The directions of the chosen layer by ``base-target``, Float[d_model]; the metadata says how to add them."""
     tensors = {pair_name(pair): v for pair, v in directions_at(fitted, layer).items()}
-    how = {"at": "gate", "site": SITE, "layers": json.dumps([layer])}
-    return save(tensors, metadata=how)
+    return save(tensors, metadata={"at": "gate", "site": SITE, "layers": json.dumps([layer])})
 
 
 def evidence(run: Run) -> list[Evidence]:
@@ -341,11 +301,9 @@ def evidence(run: Run) -> list[Evidence]:
     right = table[(table.pair == ALL) & (table.measure == SUCCESS)].n
     n = 0 if right.empty else int(right.max())
     if above.empty or n < FEWEST:
-        text = (
-            f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
-            if n < FEWEST
-            else "without a random direction there is nothing to compare with"
-        )
+        text = "without a random direction there is nothing to compare with"
+        if n < FEWEST:
+            text = f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
         return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
     once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
     at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]
@@ -361,11 +319,9 @@ def evidence(run: Run) -> list[Evidence]:
         if n_fit < FEWEST_TO_FIT:
             says = INCONCLUSIVE
             note = f"; a class mean of {n_fit} pictures says little, at least {FEWEST_TO_FIT} are needed"
-    most = (
-        f"at best, dose {best.name:g}, in {percent(best['mean'])}"
-        if best["mean"] > 0
-        else f"no dose up to {above.index.max():g} turns more than that"
-    )
+    most = f"no dose up to {above.index.max():g} turns more than that"
+    if best["mean"] > 0:
+        most = f"at best, dose {best.name:g}, in {percent(best['mean'])}"
     text = (
         f"the difference of class means added at the gate in layer {int(once.layer)} turns the answer to the target "
         f"class in {percent_cell(once['mean'], once.low, once.high)} of {int(once.n)} pictures more "

@@ -66,24 +66,24 @@ def score_captions(captions: pd.DataFrame) -> pd.DataFrame:
         bags = [content_words(text, (r.base, r.target), wording) for text in (own, r.caption)]
         turned = names(r.caption, r.target) and not names(r.caption, r.base)
         rows.append((names(own, r.base) and not names(own, r.target), turned, words_kept(*bags)))
-    return captions.assign(
-        **dict(zip(("named_base", "success", "kept"), zip(*rows, strict=True), strict=True))
-    )
+    added = pd.DataFrame(rows, index=captions.index, columns=["named_base", "success", "kept"])
+    return pd.concat([captions, added], axis=1)
 
 
 def summarise(
     pictures: pd.DataFrame,
-    captions: pd.DataFrame | None,
-    questions: pd.DataFrame | None,
+    captions: pd.DataFrame,
+    questions: pd.DataFrame,
     layers: dict[str, int],
     n_boot: int,
     seed: int,
 ) -> pd.DataFrame:
     """The table of the section: ``pair, layer, dose, direction, measure, mean, low, high, n``.
 
-    Measures of the class answer are over pictures answered rightly when unsteered: ``success`` (the prediction is
-    the target class), ``base kept``, ``elsewhere`` (probability on neither class), ``success above random`` (paired
-    differences with the mean of the random directions). Repeats are averaged within a picture first.
+    Captions and questions may be empty. Measures of the class answer are over pictures answered rightly when
+    unsteered: ``success`` (the prediction is the target class), ``base kept``, ``elsewhere`` (probability on neither
+    class), ``success above random`` (paired differences with the mean of the random directions). Repeats are averaged
+    within a picture first.
     """
     rows: list[tuple[object, ...]] = []
 
@@ -95,14 +95,12 @@ def summarise(
             rows.append((pair, layer, dose, direction, measure, numbers.mean(), low, high, len(numbers)))
 
     _class_rows(pictures, add)
-    if captions is not None:
-        for (direction, dose), part in captions.groupby(["direction", "dose"]):
-            add(ALL, dose, direction, CAPTION_SUCCESS, part[part.named_base].success)
-            add(ALL, dose, direction, CAPTION_KEPT, part.kept)
-    if questions is not None:
-        for (direction, dose), part in questions.groupby(["direction", "dose"]):
-            add(ALL, dose, direction, VQA, part.score)
-            add(ALL, dose, direction, VQA_OVERLAP, part.overlap)
+    for (direction, dose), part in captions.groupby(["direction", "dose"]) if len(captions) else ():
+        add(ALL, dose, direction, CAPTION_SUCCESS, part[part.named_base].success)
+        add(ALL, dose, direction, CAPTION_KEPT, part.kept)
+    for (direction, dose), part in questions.groupby(["direction", "dose"]) if len(questions) else ():
+        add(ALL, dose, direction, VQA, part.score)
+        add(ALL, dose, direction, VQA_OVERLAP, part.overlap)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
