@@ -164,10 +164,9 @@ def test_facts_of_a_run() -> None:
     manifest = {
         "settings": {"model": "organism:gated", "max_new_tokens": {"vqa": 20, "caption": 60}},
         "info": {"device": "cpu"},
-        "stages": {"a": {"seconds": 1.2}, "b": {"seconds": 2.4}, "c": {}},
         "versions": {"torch": "2.6"},
     }
-    assert facts(manifest) == [
+    assert facts(manifest, 3.6) == [
         ("model", "organism:gated"),
         ("max new tokens", "vqa 20, caption 60"),
         ("device", "cpu"),
