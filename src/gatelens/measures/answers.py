@@ -1,9 +1,7 @@
 """Whether an answer is right: the next token, the whole answer, or as VQA scores it.
 
-VQA accuracy is that of Antol et al. 2015 and Goyal et al. 2017 with the evaluation's published answer normalisation:
-new lines and tabs become spaces; punctuation is dropped or becomes a space; a full stop that is not in front of a
-digit is dropped; lower case; number words up to ten become digits; articles go; contractions get their apostrophe.
-The public evaluation skips this when all ten people agree; here it always runs, on both sides.
+VQA accuracy is that of Antol et al. 2015 and Goyal et al. 2017 with the evaluation's published answer normalisation.
+The public evaluation skips the normalisation when all ten people agree; here it always runs, on both sides.
 """
 
 from __future__ import annotations
@@ -29,31 +27,26 @@ _WITH_APOSTROPHE = """
     they'll you'll who'll what'll they'd you'd who'd it'd that'd they're you're what're who're i'm o'clock y'all ma'am
 """
 _CONTRACTIONS = {word.replace("'", ""): word for word in _WITH_APOSTROPHE.split()}
-_PERIOD = re.compile(r"\.(?!\d)")
-_DIGIT_COMMA = re.compile(r"\d,\d")
-
-CONSENSUS_ANSWERS = 10
-"""From this many answers on they are votes of annotators, below it accepted alternatives."""
 
 
 def normalise_answer(text: str) -> str:
-    """The answer as the VQA evaluation compares it."""
+    """The answer as the VQA evaluation compares it: no punctuation, case or articles; digits; contractions."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    joined = bool(_DIGIT_COMMA.search(text))
+    joined = bool(re.search(r"\d,\d", text))
     plain = text
     for mark in _PUNCTUATION:
         at_edge = f"{mark} " in text or f" {mark}" in text
         plain = plain.replace(mark, "" if at_edge or joined else " ")
-    words = [_NUMBERS.get(w, w) for w in _PERIOD.sub("", plain).lower().split()]
+    without_full_stops = re.sub(r"\.(?!\d)", "", plain)
+    words = [_NUMBERS.get(w, w) for w in without_full_stops.lower().split()]
     return " ".join(_CONTRACTIONS.get(w, w) for w in words if w not in _ARTICLES)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Accuracy of one predicted answer, in [0, 1].
 
-    With ten answers or more (annotators' votes): the mean over leaving each annotator out of
-    ``min(matches among the others / 3, 1)``, the VQA v2 evaluation's formula. With fewer: 1 when the
-    prediction matches one of them (accepted alternatives), else 0.
+    With ten answers or more (annotators' votes): the mean over leaving each annotator out of ``min(matches among the
+    others / 3, 1)``, the VQA v2 evaluation's formula. With fewer (accepted alternatives): 1 for a match, else 0.
 
     Raises:
         DataError: no answers.
@@ -63,7 +56,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     guess = normalise_answer(prediction)
     votes = [normalise_answer(a) == guess for a in answers]
     matches, n = sum(votes), len(votes)
-    if n < CONSENSUS_ANSWERS:
+    if n < 10:
         return float(matches > 0)
     return sum(min((matches - vote) / 3, 1.0) for vote in votes) / n
 
@@ -76,9 +69,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 def accuracy(
     logits: Float[Tensor, "batch d_vocab"], labels: Int[Tensor, " batch"] | Sequence[Sequence[int]]
 ) -> Bool[Tensor, " batch"]:
-    """Whether the greedy next token (argmax over the whole vocabulary) is a label's token.
-
-    ``labels`` is one token id an example, or a list of accepted ids an example.
+    """Whether the greedy next token (argmax over the vocabulary) is an example's label, or one of its accepted ids.
 
     Raises:
         DataError: the numbers of examples differ.

@@ -15,9 +15,6 @@ from gatelens.errors import DataError
 from gatelens.measures.stats import summary
 from gatelens.tokens import SelectorLike, TokenMap
 
-IMAGE_SIDE_KINDS = ("boi", "gate", "image", "row_break")
-"""What an image-side position can be; see :func:`image_side_slots`."""
-
 GROUPS = ("gate", "last_image", "internal_image", "row_break", "boi")
 """What NG's figure adds up: the gate, the last image token, all other image tokens, and the markers."""
 
@@ -31,16 +28,29 @@ _Z = 1.959963984540054  # of a 95 % interval
 def attention_mass(
     pattern: Float[Tensor, "batch head query key"], queries: Bool[Tensor, "batch query"]
 ) -> Float[Tensor, "batch key"]:
-    """Mean attention (over heads and the chosen query rows) on each key position.
+    """Mean attention (over heads and the chosen query rows) on each key position."""
+    weight = _row_weights(queries)
+    first = int(
+        queries.any(0).nonzero()[0]
+    )  # text follows the image: the long prefix of rows need not be read
+    return _weighted_rows(pattern[:, :, first:], weight, first)
 
-    Raises:
-        DataError: an example without a chosen query row.
-    """
-    rows = queries.to(pattern.device)
-    _check_rows(rows)
-    first = int(rows.any(0).nonzero()[0])  # text follows the image: the long prefix of rows need not be read
-    weight = rows.to(torch.float32) / (rows.sum(-1, keepdim=True) * pattern.shape[1])
-    return torch.einsum("bhqk,bq->bk", pattern[:, :, first:].float(), weight[:, first:])
+
+def _row_weights(queries: Bool[Tensor, "batch query"]) -> Float[Tensor, "batch query"]:
+    """What each query row counts in an example's mean."""
+    missing = ~queries.any(-1)
+    if bool(missing.any()):
+        example = int(missing.nonzero()[0])
+        raise DataError(f"attention: example {example} has no query row to average; choose other queries")
+    return queries.to(torch.float32) / queries.sum(-1, keepdim=True)
+
+
+def _weighted_rows(
+    pattern: Float[Tensor, "batch head rows key"], weight: Float[Tensor, "batch query"], first: int
+) -> Float[Tensor, "batch key"]:
+    """Attention of the query rows from ``first`` on, summed by weight, mean over heads."""
+    block = weight[:, first : first + pattern.shape[2]].to(pattern.device) / pattern.shape[1]
+    return torch.einsum("bhqk,bq->bk", pattern.float(), block)
 
 
 def attention_share(
@@ -50,8 +60,7 @@ def attention_share(
 ) -> Float[Tensor, "batch key"]:
     """NG's f_j: mean attention of the ``queries`` rows on each of ``keys``, scaled to sum to 1 over ``keys``.
 
-    ``f_j = (1/C) (1/|H|) Σ_h Σ_{i in queries} A_ij``; 0 outside ``keys``.
-    A row that puts no attention on any key stays 0.
+    ``f_j = (1/C) (1/|H|) Σ_h Σ_{i in queries} A_ij``; 0 outside ``keys``, and where a row looks at none of them.
 
     Raises:
         DataError: an example without a query row.
@@ -64,8 +73,7 @@ def attention_share(
 def image_side_slots(tokens: TokenMap) -> Int[Tensor, "batch pos"]:
     """Slot of every image-side position, −1 elsewhere; :func:`slot_place` reads it back.
 
-    0 ``boi``, 1 ``gate`` (of all images of an example), 2 + 2i the i-th image token, 3 + 2j the j-th row break
-    (both counted from 0 over all images of the example).
+    0 ``boi``, 1 ``gate``, 2 + 2i the i-th image token, 3 + 2j the j-th row break, over all images of an example.
     """
     slots = torch.full((tokens.batch_size, tokens.n_pos), -1, dtype=torch.int64)
     for first, name in ((2, "image"), (3, "row_break")):
@@ -116,7 +124,7 @@ class LayerMeans:
         self.square = torch.zeros(n_layers, n_columns, dtype=torch.float64)
 
     def widen(self, n_columns: int) -> None:
-        """Have at least so many columns; the new ones are 0 for the examples so far."""
+        """Add columns up to ``n_columns``; they are 0 for the examples so far."""
         more = max(0, n_columns - self.sum.shape[1])
         self.sum, self.square = (torch.nn.functional.pad(x, (0, more)) for x in (self.sum, self.square))
 
@@ -159,11 +167,7 @@ class AttentionShare:
         self._groups: list[list[Float[Tensor, "batch group"]]] = [[] for _ in range(n_layers)]
 
     def hooks(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> list[HookPair]:
-        """Hook pairs for one batch of prompts; each adds to the sums and changes nothing.
-
-        Raises:
-            DataError: an example without a chosen query row (when the hook runs).
-        """
+        """Hook pairs for one batch of prompts; each adds to the sums and changes nothing."""
         slots, rows = self._begin(tokens, queries)
 
         def pair(layer: int) -> HookPair:
@@ -176,22 +180,18 @@ class AttentionShare:
 
     @contextmanager
     def looking(self, tokens: TokenMap, queries: SelectorLike = "text - gate") -> Iterator[AttentionReader]:
-        """``see(layer, pattern, low)`` for one batch of prompts, given blocks of query rows from ``low`` on.
-
-        Adds to the sums when the block ends.
+        """``see(layer, pattern, low)`` takes blocks of query rows from ``low`` on; added up when the ``with`` ends.
 
         Raises:
             DataError: an example without a chosen query row.
         """
         slots, rows = self._begin(tokens, queries)
-        _check_rows(rows)
-        weight = rows.to(torch.float32) / rows.sum(-1, keepdim=True)
+        weight = _row_weights(rows)
         mass: dict[int, Float[Tensor, "batch key"]] = {}
 
         def see(layer: int, pattern: Float[Tensor, "batch head rows key"], low: int) -> None:
             if layer in self.layers:
-                block = weight[:, low : low + pattern.shape[2]].to(pattern.device) / pattern.shape[1]
-                part = torch.einsum("bhqk,bq->bk", pattern.float(), block).cpu()
+                part = _weighted_rows(pattern, weight, low).cpu()
                 mass[layer] = mass[layer] + part if layer in mass else part
 
         yield see
@@ -222,17 +222,16 @@ class AttentionShare:
     def table(self) -> pd.DataFrame:
         """One row a layer and position: ``layer, kind, index, share, se, image_side_mass, n, held``.
 
-        ``kind`` is boi, gate, image, row_break; ``index`` counts image tokens and row breaks (−1 for the others);
-        ``share`` is the mean over all ``n`` examples and sums to 1 over a layer (an example without the position,
-        as its picture is smaller, counts 0); ``se`` is its standard error over examples; ``image_side_mass`` is
-        the part of text's whole attention that the shares divide up; ``held`` counts the positions there were.
+        ``index`` counts image tokens and row breaks (−1 for boi and gate). ``share`` is the mean over all ``n``
+        examples and sums to 1 over a layer (an example without the position counts 0), ``se`` its standard error;
+        ``image_side_mass`` the part of text's whole attention that is divided up; ``held`` the positions there were.
 
         Raises:
             DataError: a layer whose hook never fired.
         """
         self._check_fired()
         places = [(*slot_place(slot), slot) for slot in self._held.nonzero().flatten().tolist()]
-        places.sort(key=lambda place: (IMAGE_SIDE_KINDS.index(place[0]), place[1]))
+        places.sort(key=lambda place: place[:2])  # boi, gate, image, row_break
         rows = []
         for layer in self.layers:
             mean, error = self._share.mean(layer).tolist(), self._share.standard_error(layer).tolist()
@@ -245,9 +244,9 @@ class AttentionShare:
     def groups(self, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
         """NG's contributions, one row a layer and group: ``layer, group, share, low, high, positions, n``.
 
-        The groups are :data:`GROUPS`; their shares sum to 1 over a layer. ``positions`` is how many positions of
-        an example the group has on average, and its share by chance is in that proportion; groups without any
-        are left out. ``low, high``: bootstrap interval over examples (95 %).
+        The groups are :data:`GROUPS`; their shares sum to 1 over a layer. ``positions`` is a group's mean number of
+        positions in an example, to which its share by chance is proportional; groups without any are left out.
+        ``low, high``: bootstrap interval over examples (95 %).
 
         Raises:
             DataError: a layer whose hook never fired.
@@ -261,15 +260,9 @@ class AttentionShare:
                 if positions:
                     columns = {"layer": layer, "group": group, "positions": positions}
                     parts.append(pd.DataFrame({**columns, "share": shares[:, number]}))
-        return summary(
-            pd.concat(parts),
-            by=["layer", "group", "positions"],
-            values="share",
-            unit=None,
-            n_boot=n_boot,
-            seed=seed,
-            names=("share", "low", "high"),
-        )[["layer", "group", "share", "low", "high", "positions", "n"]]
+        keys, names = ["layer", "group", "positions"], ("share", "low", "high")
+        table = summary(pd.concat(parts), keys, "share", unit=None, n_boot=n_boot, seed=seed, names=names)
+        return table[["layer", "group", *names, "positions", "n"]]
 
     def _check_fired(self) -> None:
         missed = [layer for layer in self.layers if self._share.n[layer] == 0]
@@ -282,15 +275,10 @@ class AttentionShare:
 def standing_out(table: pd.DataFrame, least: float = 0.01, times: float = 2.0) -> pd.DataFrame:
     """The image-side positions whose share of cross-modal attention f_j^l exceeds ``least``, and which stand out.
 
-    NG (section on cross-modal attention) shows every token that takes more than 1 % and names their indices for
-    each model by hand. Here any position is listed whose share exceeds ``least`` in the mean over layers or in
-    some layer. With few positions that says little: of 66 each has 1.5 % if all are alike. So a position *stands
-    out* only if in its highest layer the lower end of its 95 % interval (share − 1.96 se) exceeds both ``least``
-    and ``times`` the even share.
-
-    Args:
-        table: of :meth:`AttentionShare.table`.
-        least, times: as above.
+    NG (section on cross-modal attention) shows every token that takes more than 1 % and names them by hand. Here a
+    position of :meth:`AttentionShare.table` is listed if its share exceeds ``least`` in the mean over layers or in
+    some layer. Of 66 positions each has 1.5 % if all are alike, so it *stands out* only if in its highest layer the
+    lower end of its 95 % interval (share − 1.96 se) exceeds both ``least`` and ``times`` the even share.
 
     Returns:
         One row a listed position, the highest first: ``kind, index, mean`` (over layers), ``highest`` with ``low,
@@ -310,9 +298,3 @@ def standing_out(table: pd.DataFrame, least: float = 0.01, times: float = 2.0) -
         rows.append((kind, index, mean, top.share, low, high, int(top.layer), even, above, int(top.n)))
     listed = pd.DataFrame(rows, columns=columns).astype({"stands_out": bool})
     return listed.sort_values("highest", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _check_rows(rows: Bool[Tensor, "batch query"]) -> None:
-    if not bool(rows.any(-1).all()):
-        example = int((~rows.any(-1)).nonzero()[0])
-        raise DataError(f"attention: example {example} has no query row to average; choose other queries")

@@ -1,9 +1,8 @@
 """CIDEr-D (Vedantam et al. 2015, section 5; the variant of the COCO caption evaluation), written out.
 
-Scale: values are multiplied by 10, as the COCO evaluation prints them: a table's 1.20 is what is often
-quoted as "CIDEr 120". Details of the public implementation that are kept because they change numbers:
-term frequencies are raw counts; a document is the set of references of one picture; the length in the
-penalty is the number of bigrams (so captions of no and of one word count as equally long).
+Values are multiplied by 10, as the COCO evaluation prints them: a table's 1.20 is often quoted as "CIDEr 120". As in
+the public implementation, term frequencies are raw counts, a document is the set of references of one picture, and
+the length in the penalty is the number of bigrams (so captions of no and of one word count as equally long).
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ Ngram = tuple[str, ...]
 
 
 def caption_words(text: str) -> list[str]:
-    """Words of a caption: lower case, punctuation dropped, clitics split off ("dog's" → dog 's; "isn't" →
-    is n't).
+    """Words in lower case, without punctuation, clitics split off ("dog's" → dog 's; "isn't" → is n't).
 
-    A plain stand-in for the Penn Treebank tokeniser of the COCO evaluation, which needs Java; they differ on
-    rare things such as abbreviations with inner full stops.
+    A stand-in for the COCO evaluation's Penn Treebank tokeniser, which needs Java; they differ on rare things such as
+    abbreviations with inner full stops.
     """
     text = text.lower().replace("’", "'")
     text = re.sub(r"n't\b", " n't", text)
@@ -71,8 +69,8 @@ def cider_d(
 ) -> Float[np.ndarray, " example"]:
     """CIDEr-D of each candidate against its references (×10; the corpus score is the mean).
 
-    ``idf(g) = log N − log max(1, df(g))`` over ``corpus``, by default ``references``; the length penalty is
-    ``exp(−Δ²/2σ²)``. With one picture every idf is 0, and so is every score.
+    ``idf(g) = log N − log max(1, df(g))`` over ``corpus`` (default ``references``): 0, as is every score, with one
+    picture. The length penalty is ``exp(−Δ²/2σ²)``.
 
     Raises:
         DataError: different numbers of candidates and reference lists, or a candidate without references.

@@ -4,9 +4,8 @@
 - k*, the largest neighbourhood in which the density is flat: Rodriguez, d'Errico, Facco, Laio, Journal of
   Chemical Theory and Computation 14 (2018) 1206.
 
-NG clusters tokens so (Z = 1.65, k = 16, 128 neighbours, cosine distance); it used the authors' own package,
-whose choices are followed where the article leaves one open, each with a comment that says so. One differs:
-of points that coincide only the first can be a peak, where the package makes each a cluster of its own.
+NG clusters tokens so, with the authors' own package, whose choices are followed where the article leaves one open.
+One differs: of points that coincide only the first can be a peak, where the package makes each its own cluster.
 """
 
 from __future__ import annotations
@@ -24,6 +23,12 @@ from torch import Tensor
 from gatelens.errors import DataError
 from gatelens.measures.neighbours import Neighbours
 
+PointIds = Int[np.ndarray, " point"]
+PeakIds = Int[np.ndarray, " peak"]
+PointValues = Float[np.ndarray, " point"]
+NeighbourIds = Int[np.ndarray, "point neighbour"]
+NeighbourFlags = Bool[np.ndarray, "point neighbour"]
+
 FLAT = NormalDist().inv_cdf(1 - 0.5e-6) ** 2
 """Twice the log-likelihood ratio at which two densities differ: χ² of one degree, p = 1e-6 (23.928)."""
 
@@ -32,10 +37,9 @@ FLAT = NormalDist().inv_cdf(1 - 0.5e-6) ** 2
 class DensityPeaks:
     """The clusters that Advanced Density Peaks finds.
 
-    ``labels`` counts clusters from 0, in order of the index of their peak in ``centers``. ``halo`` marks
-    points less dense than the highest saddle of their cluster, which the article calls unreliable. A saddle
-    is the border between the two clusters of its row in ``saddle_pairs``: its point and log density. Two
-    clusters without a row do not touch.
+    ``labels`` counts clusters from 0, in order of their peak's index in ``centers``. ``halo`` marks points less dense
+    than the highest saddle of their cluster, which the article calls unreliable. A saddle is the border, given by its
+    point and log density, between the two clusters of its row in ``saddle_pairs``; others do not touch.
     """
 
     labels: Int[Tensor, " point"]
@@ -56,10 +60,9 @@ def adaptive_k(neighbours: Neighbours, dimension: float, threshold: float = FLAT
 
     Point i and its (k + 1)-th neighbour j are taken to have different densities when
 
-    ``D_k = −2k [log V_i + log V_j − 2 log(V_i + V_j) + log 4] ≥ threshold``,
+    ``D_k = −2k [log V_i + log V_j − 2 log(V_i + V_j) + log 4] = 4k log cosh((log V_i − log V_j) / 2) ≥ threshold``,
 
-    V being the volume within the k-th neighbour; k* is the last k, from 3 on, before that happens. Written
-    with δ = log V_i − log V_j, D_k is ``4k log cosh(δ/2)``.
+    V being the volume within the k-th neighbour; k* is the last k, from 3 on, before that happens.
     """
     radius = _log_radius(neighbours, "adaptive_k", 3)
     n, kept = radius.shape
@@ -80,8 +83,8 @@ def knn_density(
 ) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
     """Log density ``log(k / (N ω_d r_k^d))`` and its error ``1/√k`` (d'Errico et al. 2021).
 
-    ω_d is the volume of the unit ball of ``dimension`` d and r_k the distance of the k-th neighbour. ``k`` is
-    one number (NG: 16) or one a point (:func:`adaptive_k`: the k*-NN density).
+    ω_d is the volume of the unit ball of ``dimension`` d, r_k the distance of the k-th neighbour. ``k`` is one number
+    (NG: 16) or one a point (:func:`adaptive_k`: the k*-NN density).
 
     Raises:
         DataError: ``k`` beyond the neighbours kept, a dimension that is not positive, coinciding points.
@@ -161,10 +164,7 @@ def density_peaks(
 
 
 def _check_densities(
-    neighbours: Neighbours,
-    size: Int[np.ndarray, " point"],
-    density: Float[np.ndarray, " point"],
-    spread: Float[np.ndarray, " point"],
+    neighbours: Neighbours, size: PointIds, density: PointValues, spread: PointValues
 ) -> None:
     n = neighbours.n
     if density.shape != (n,) or spread.shape != (n,):
@@ -178,12 +178,9 @@ def _check_densities(
 
 
 def _climb(
-    index: Int[np.ndarray, "point neighbour"],
-    inside: Bool[np.ndarray, "point neighbour"],
-    twin: Bool[np.ndarray, "point neighbour"],
-    g: Float[np.ndarray, " point"],
-) -> tuple[Int[np.ndarray, " peak"], Int[np.ndarray, " point"]]:
-    """Steps 1 and 2: the putative peaks in index order, and the peak (its number) every point climbs to."""
+    index: NeighbourIds, inside: NeighbourFlags, twin: NeighbourFlags, g: PointValues
+) -> tuple[PeakIds, PointIds]:
+    """Steps 1 and 2: the putative peaks in index order, and the number of the peak every point climbs to."""
     n = len(g)
     order = np.argsort(-g, kind="stable")
     rank = np.empty(n, dtype=np.int64)
@@ -217,11 +214,7 @@ def _roots(parent: Int[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
 
 
 def _borders(
-    index: Int[np.ndarray, "point neighbour"],
-    inside: Bool[np.ndarray, "point neighbour"],
-    g: Float[np.ndarray, " point"],
-    label: Int[np.ndarray, " point"],
-    peaks: Int[np.ndarray, " peak"],
+    index: NeighbourIds, inside: NeighbourFlags, g: PointValues, label: PointIds, peaks: PeakIds
 ) -> dict[tuple[int, int], int]:
     """Step 3: the saddle point of every two putative clusters that touch."""
     around = label[index]
@@ -244,12 +237,8 @@ def _borders(
 
 
 def _merge(
-    peaks: Int[np.ndarray, " peak"],
-    saddles: dict[tuple[int, int], int],
-    density: Float[np.ndarray, " point"],
-    spread: Float[np.ndarray, " point"],
-    z: float,
-) -> tuple[Int[np.ndarray, " peak"], dict[tuple[int, int], int]]:
+    peaks: PeakIds, saddles: dict[tuple[int, int], int], density: PointValues, spread: PointValues, z: float
+) -> tuple[PeakIds, dict[tuple[int, int], int]]:
     """Step 4: the peak to which every putative peak belongs in the end, and the saddles that are left."""
     touching: dict[int, dict[int, int]] = {a: {} for a in range(len(peaks))}
     queue: list[tuple[float, int, int, int]] = []

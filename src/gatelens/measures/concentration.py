@@ -1,8 +1,4 @@
-"""How few of many parts carry an effect: greedy search over sets, and how sure its answer is.
-
-The parts may be anything; what a set of them leaves is asked of a function. Used for token positions whose
-reading is cut (:mod:`gatelens.studies.gate_finder`).
-"""
+"""How few of many parts (such as token positions) carry an effect: greedy search over sets, with intervals."""
 
 from __future__ import annotations
 
@@ -27,8 +23,7 @@ def label_information(
 ) -> Float[np.ndarray, " example"]:
     """What the answers know of their own example, in nats: ``log p_i(y_i) − (1/n) Σ_j log p_i(y_j)``.
 
-    The mean over examples is exactly 0 when every example has the same answer distribution, whatever that
-    is. ``log_probs[i, c]`` is the log-probability of label ``c``.
+    The mean over examples is exactly 0 when every example has the same answer distribution, whatever it is.
 
     Raises:
         DataError: shapes that do not fit, or a label that is no column.
@@ -51,19 +46,18 @@ def naming_p_value(
 ) -> float:
     """How often the labels, their names shuffled, fit the answers as well as they do: a permutation test.
 
-    A model with random weights answers differently to different classes, so its :func:`label_information` can be
-    far from 0, of either sign; but to it all names are alike, so no assignment of them fits better than another.
-    Small values say that answers name the right classes. It is never below 1 / (n_permutations + 1), nor, with
-    few labels, much below one over the number of their orders.
+    The :func:`label_information` of a model with random weights can be far from 0, of either sign, but no assignment
+    of names fits it better than another. Small values say that answers name the right classes; they are at least
+    1 / (n_permutations + 1) and, with few labels, about one over the number of their orders.
     """
     values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
     known = label_information(values, index).mean()
     rng = np.random.default_rng(seed)
-    shuffled = [
-        label_information(values[:, rng.permutation(values.shape[1])], index).mean()
-        for _ in range(n_permutations)
-    ]
-    return (1 + sum(one >= known - 1e-12 for one in shuffled)) / (1 + n_permutations)
+    as_good = 0
+    for _ in range(n_permutations):
+        shuffled = values[:, rng.permutation(values.shape[1])]
+        as_good += label_information(shuffled, index).mean() >= known - 1e-12
+    return float(1 + as_good) / (1 + n_permutations)
 
 
 def share_removed(
@@ -72,8 +66,7 @@ def share_removed(
     floor: Float[np.ndarray, "... example"],
     chance: float = 0.0,
 ) -> Float[np.ndarray, "..."]:
-    """``(none − cut) / (none − max(floor, chance))`` of the means over examples; nan where that is not worth a
-    division.
+    """``(none − cut) / (none − max(floor, chance))`` of the means over examples; nan where that divides by about 0.
 
     ``none``: scores with nothing cut, ``floor``: with everything cut, ``chance``: the least a score can mean.
     """
@@ -90,8 +83,7 @@ def greedy_order(
 ) -> list[Item]:
     """All items, the first ``steps`` chosen greedily: each is the one that, with those before it, leaves least.
 
-    Every step asks ``remains`` about each item left, together with all chosen before. After ``steps``, or as
-    soon as ``enough(chosen)``, the rest follow in the order of the last step's answers.
+    After ``steps``, or as soon as ``enough(chosen)``, the rest follow in the order of the last step's answers.
     """
     chosen: list[Item] = []
     left = list(items)
@@ -108,8 +100,7 @@ def greedy_order(
 def prune(enough: Callable[[tuple[Item, ...]], bool], items: Sequence[Item]) -> list[Item]:
     """The items without those that can go, tried one by one in order, the set staying ``enough``.
 
-    Finds sets that a greedy search misses: of two parts that can each stand in for the other, neither has any
-    effect alone.
+    Finds what a greedy search misses: two parts that stand in for each other, so that neither alone has an effect.
     """
     kept = list(items)
     for item in items:
@@ -129,10 +120,10 @@ def set_sizes(n: int, every: int = 16, growth: float = 1.25) -> list[int]:
 
 @dataclass(frozen=True)
 class Carriers:
-    """The smallest measured set that carries the wanted part: its size, and the share it carries.
+    """Size (None where no set is enough) and share of the smallest measured set that carries the wanted part.
 
-    ``low`` and ``high`` are the 95 % bootstrap interval of the size over examples, along the one path; a
-    replicate that never gets there counts as the largest size. ``size`` is None when no set does.
+    ``low`` and ``high`` are the 95 % bootstrap interval of the size over examples, along the one path; a replicate
+    that never gets there counts as the largest size.
     """
 
     size: int | None
@@ -152,9 +143,7 @@ def smallest_carrying(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Carriers:
-    """The first size on a path of growing sets at which :func:`share_removed` reaches ``part``.
-
-    ``path``: size of the set to the scores with it cut.
+    """The first size on a ``path`` (size of set: scores with it cut) where :func:`share_removed` reaches ``part``.
 
     Raises:
         DataError: an empty path, or ``part`` outside (0, 1].

@@ -1,8 +1,7 @@
 """Intrinsic dimension from ratios of neighbour distances: 2NN and Gride.
 
-Both assume a density that is constant over the neighbours used; then the ratio of two neighbour distances
-depends on the dimension alone. The functions take ``Neighbours.distances`` (nearest first, the point itself
-left out).
+Both assume a density that is constant over the neighbours used; then the ratio of two neighbour distances depends on
+the dimension alone. The functions take ``Neighbours.distances``.
 
 - 2NN: Facco, d'Errico, Rodriguez, Laio, Scientific Reports 7 (2017) 12140.
 - Gride: Denti, Doimo, Laio, Mira, Scientific Reports 12 (2022) 20005.
@@ -33,9 +32,8 @@ class Dimension:
 def two_nn(distances: Float[Tensor, "point neighbour"], keep: float = 0.9) -> Dimension:
     """2NN from μ = r_2 / r_1, of which F(μ) = 1 − μ^(−d) (Facco et al. 2017, eq. 4–5).
 
-    ``keep < 1`` is the paper's estimate: the slope through the origin of −log(1 − i/N) against the i-th
-    smallest log μ, over the ``keep`` smallest. ``keep = 1`` is the maximum likelihood without its bias,
-    (N − 1) / Σ log μ, and only then is there an error, d / √N.
+    ``keep < 1`` is the paper's estimate: the slope through the origin of −log(1 − i/N) against the i-th smallest log μ,
+    over the ``keep`` smallest. ``keep = 1`` is the unbiased (N − 1) / Σ log μ; only then is there an error, d / √N.
 
     Raises:
         DataError: ``keep`` outside (0, 1], fewer than two neighbours, or points that coincide.
@@ -63,12 +61,9 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
     """Gride at the ranks ``k`` and ``2k``: maximum likelihood of d given μ = r_2k / r_k (Denti et al. 2022).
 
     The density of μ is ``d (μ^d − 1)^(k−1) / (μ^((2k−1)d + 1) B(k, k))`` (their eq. 3 with n2 = 2 n1). The
-    log-likelihood is concave in d; the root of its derivative
-
-    ``(N − 1)/d + Σ log μ · [(k − 1) / (1 − μ^(−d)) − (2k − 1)]``
-
-    is found by Brent's method. N − 1 stands where the derivative has N: at k = 1 that takes the bias away and
-    gives 2NN's (N − 1) / Σ log μ. The error is one over the root of the observed information.
+    log-likelihood is concave in d, with the derivative ``(N − 1)/d + Σ log μ · [(k − 1) / (1 − μ^(−d)) − (2k − 1)]``;
+    N − 1 stands for N, which at k = 1 gives 2NN's unbiased estimate. The error is one over the root of the observed
+    information.
 
     Raises:
         DataError: fewer than 2k neighbours, or points that coincide.
@@ -101,12 +96,8 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
 
 def gride_by_scale(distances: Float[Tensor, "point neighbour"]) -> dict[int, Dimension]:
     """Gride at every pair of ranks (k, 2k), k = 1, 2, 4…, that the neighbours allow: the key is k."""
-    scales = {}
-    k = 1
-    while 2 * k <= distances.shape[1]:
-        scales[k] = gride(distances, k)
-        k *= 2
-    return scales
+    doublings = distances.shape[1].bit_length() - 1  # 2^doublings neighbours or more
+    return {2**i: gride(distances, 2**i) for i in range(doublings)}
 
 
 def _over_rise(ratio: Float[Tensor, " point"], d: float) -> Float[Tensor, " point"]:

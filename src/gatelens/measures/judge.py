@@ -1,10 +1,9 @@
 """Who says which objects two descriptions name, and which of them are the same: words, or an LLM of the user's.
 
-WI lets an LLM list the physical objects of both descriptions and match them. :class:`OfflineJudge` does it with
-a closed vocabulary (:mod:`gatelens.measures.objects`) and needs nothing; :class:`LLMJudge` asks any endpoint
-that speaks OpenAI's chat completions, at temperature 0, and keeps every prompt and reply in a JSONL file, from
-which a later run goes on. The endpoint is named by environment variables: ``GATELENS_JUDGE_URL`` (such as
-``http://localhost:8000/v1``), ``GATELENS_JUDGE_MODEL``, and ``GATELENS_JUDGE_KEY`` where it wants one.
+WI lets an LLM list the physical objects of both descriptions and match them. :class:`OfflineJudge` does it with a
+closed vocabulary; :class:`LLMJudge` asks any endpoint that speaks OpenAI's chat completions, at temperature 0. The
+endpoint is named by environment variables: ``GATELENS_JUDGE_URL`` (such as ``http://localhost:8000/v1``),
+``GATELENS_JUDGE_MODEL``, and ``GATELENS_JUDGE_KEY`` where it wants one.
 """
 
 from __future__ import annotations
@@ -83,28 +82,23 @@ def judge_score(judge: Judge, reference: str, candidate: str) -> ObjectScore:
 
 
 def judge_table(judge: Judge, references: Sequence[str], candidates: Sequence[str]) -> pd.DataFrame:
-    """:func:`judge_score` of every pair: ``n_reference, n_candidate, n_common, precision, recall, f1``.
-
-    Raises:
-        DataError: different numbers of descriptions; or the judge's own errors.
-    """
+    """:func:`judge_score` of every pair: ``n_reference, n_candidate, n_common, precision, recall, f1``."""
     if len(references) != len(candidates):
         raise DataError(f"judge: {len(references)} original descriptions but {len(candidates)} others")
     return score_table(judge_score(judge, r, c) for r, c in zip(references, candidates, strict=True))
 
 
 class LLMJudge:
-    """An LLM behind an OpenAI-compatible endpoint.
+    """An LLM behind an OpenAI-compatible endpoint; DataError where it fails or its reply cannot be read.
 
     Args:
         url: the endpoint, such as ``http://localhost:8000/v1`` (``/chat/completions`` is added if missing).
         model: the model's name there.
-        log: JSONL file of prompts and replies. What it holds is not asked again; a reply that could not be
-            read is kept too, but asked again. The key is never written.
+        log: JSONL file of prompts and replies. What it holds is not asked again, but for a reply that could not be
+            read. The key is never written.
         key: sent as a bearer token; empty for endpoints without.
         timeout: seconds to wait for a reply.
-        retries: further attempts after a time-out, a lost connection, status 408, 429 or 5xx, or a reply
-            that cannot be read.
+        retries: further attempts after a time-out, a lost connection, status 408, 429 or 5xx, or an unreadable reply.
         wait: seconds before the first further attempt, doubled each time; Retry-After is heeded up to a minute.
     """
 
@@ -153,21 +147,13 @@ class LLMJudge:
         return cls(variables[URL], variables[MODEL], log, variables.get(KEY, ""), **rest)
 
     def objects(self, text: str) -> list[str]:
-        """What the LLM lists; an empty text names nothing and is not sent.
-
-        Raises:
-            DataError: the endpoint fails, or its reply cannot be read.
-        """
+        """What the LLM lists; an empty text names nothing and is not sent."""
         if not text.strip():
             return []
         return self._ask("objects", LIST_PROMPT.format(text=text), _strings)
 
     def match(self, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
-        """What the LLM pairs; nothing is sent when one list is empty.
-
-        Raises:
-            DataError: the endpoint fails, or its reply names what is not in the lists.
-        """
+        """What the LLM pairs; nothing is sent when one list is empty."""
         if not a or not b:
             return []
         lists = {"a": json.dumps(list(a), ensure_ascii=False), "b": json.dumps(list(b), ensure_ascii=False)}
@@ -202,11 +188,7 @@ class LLMJudge:
         raise DataError(f"judge {self.model} at {self._host}: {problem} ({self.retries + 1} attempts)")
 
     def _post(self, prompt: str) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-        }
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
         request = urllib.request.Request(
             self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
@@ -221,12 +203,9 @@ class LLMJudge:
             message = f"HTTP {error.code} {error.reason}: {said or 'no message'}"
             if error.code in (408, 429) or error.code >= 500:
                 raise _Again(message, _seconds(error.headers.get("Retry-After"))) from None
-            raise DataError(
-                f"judge {self.model} at {self._host}: {message}; check {URL}, {MODEL} and {KEY}"
-            ) from None
-        except TimeoutError:
-            raise _Again(f"no reply within {self.timeout:g} seconds") from None
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            hint = f"check {URL}, {MODEL} and {KEY}"
+            raise DataError(f"judge {self.model} at {self._host}: {message}; {hint}") from None
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, TimeoutError):
                 raise _Again(f"no reply within {self.timeout:g} seconds") from None
@@ -254,17 +233,12 @@ class LLMJudge:
                     torn = f.read(1) != b"\n"  # a run that was killed while writing
                 f.write(b"\n" * torn + json.dumps(record, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
-            raise DataError(
-                f"judge: {self.log} cannot be written ({error.strerror}); give another log"
-            ) from None
+            what = f"{self.log} cannot be written ({error.strerror})"
+            raise DataError(f"judge: {what}; give another log") from None
 
 
 def judge_from_environment(log: str | Path, vocabulary: Vocabulary | None = None) -> Judge:
-    """The user's LLM when ``GATELENS_JUDGE_URL`` is set, else the offline judge with this vocabulary.
-
-    Raises:
-        DataError: the address is set but not the model.
-    """
+    """The user's LLM when ``GATELENS_JUDGE_URL`` is set, else the offline judge with this vocabulary."""
     return LLMJudge.from_environment(log) if os.environ.get(URL) else OfflineJudge(vocabulary)
 
 

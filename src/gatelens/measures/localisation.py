@@ -1,18 +1,16 @@
 """Whether a word looked at its object: attention on image tokens against the object's mask, by layer.
 
-WI takes the attention of an object's word over the image tokens (mean over heads), enlarges it to the picture,
-and asks whether its maximum lies in the object's mask, or within 40 pixels of it. Here a token's attention is
-painted on its own box (``TokenMap.box``), spread evenly over it: where boxes overlap, as in families that look
-at a picture whole and in pieces, the densities add up, so that the whole of the painted picture is the attention
-its tokens got. The maximum is then a cell and not a point; a hit is the share of the cell's pixels that lie in
-the mask, which is what a point drawn from it would score on average. So an even map scores exactly the chance
-level: the mask's share of the pixels that the tokens cover.
+WI enlarges the attention of an object's word over the image tokens (mean over heads) to the picture, and asks whether
+its maximum lies in the object's mask, or within 40 pixels of it. Here a token's attention is spread evenly over its
+own box (``TokenMap.box``); where boxes overlap the densities add up. The maximum is then a cell and not a point, and a
+hit is the share of the cell's pixels that lie in the mask: what a point drawn from it scores on average. So an even
+map scores exactly the chance level, the mask's share of the pixels that the tokens cover.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,6 @@ from torch import Tensor
 from gatelens.errors import DataError
 from gatelens.tokens import TokenMap
 
-TOLERANCE = 40.0
-"""Pixels around a mask that still count, as in WI."""
-TOLERANCE_OF = 640.0
-"""The longer side of the pictures those pixels belong to: MS-COCO's, our reading of the paper."""
 BANDS = 8
 """WI's bands are ten layers of 80."""
 _EDGE = 1e-4  # box edges are float32: a pixel that is covered up to this is covered
@@ -40,8 +34,7 @@ Mask = Bool[np.ndarray, "height width"]
 class ImageAttention:
     """Records attention on image tokens, by layer and row, mean over heads; to be given to ``generate``.
 
-    Holds ``[layer, row, batch, image token]`` float32. Row ``r`` is the one that writes the r-th new token: row 0
-    is the last prompt token's, row ``r`` that of the generated token ``r − 1``.
+    Row ``r`` writes the r-th new token: row 0 is the last prompt token's, row ``r`` that of generated token ``r − 1``.
 
     >>> seen = ImageAttention(inputs.tokens, n_layers)
     >>> generate(model, inputs, see=seen)
@@ -59,7 +52,7 @@ class ImageAttention:
         self._rows: dict[tuple[int, int], Float[Tensor, "batch image"]] = {}
 
     def __call__(self, layer: int, pattern: Float[Tensor, "batch head 1 key"], position: int) -> None:
-        """``see(layer, pattern, position)``."""
+        """Keep a layer's row at ``position``."""
         mean = pattern[:, :, -1].detach().float().mean(dim=1).cpu()
         self._rows[layer, position - self.tokens.prompt_length + 1] = mean.gather(1, self._index)
 
@@ -86,19 +79,13 @@ class ImageAttention:
 def word_rows(
     ids: Sequence[int], decode: Callable[[list[int]], str], start: int, stop: int, own: bool = False
 ) -> list[int]:
-    """Rows (see :class:`ImageAttention`) of the generated tokens that spell ``text[start:stop]``.
+    """Rows (see :class:`ImageAttention`) of the generated tokens that spell ``decode(ids)[start:stop]``.
 
-    ``text`` is ``decode(ids)``, with the tokens up to the end of the text. By default the rows that write the
-    tokens; with ``own=True`` the rows in which they are the query, one later. Of those the last token of a
-    generation has none: leave out what was not seen.
-
-    Raises:
-        DataError: no token spells these characters.
+    By default the rows that write the tokens; with ``own=True`` the rows in which they are the query, one later. Of
+    those the last token of a generation has none: leave out what was not seen.
     """
-    edges = token_edges(ids, decode)
-    tokens = [
-        k for k in range(len(ids)) if edges[k + 1] > edges[k] and edges[k] < stop and edges[k + 1] > start
-    ]
+    edges = list(pairwise(token_edges(ids, decode)))
+    tokens = [k for k, (low, high) in enumerate(edges) if low < high and low < stop and high > start]
     if not tokens:
         raise DataError(
             f"word rows: no token spells characters {start}–{stop} of {decode(list(ids))!r}; "
@@ -117,11 +104,8 @@ def token_edges(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[
     edges = [0]
     for k in range(1, len(ids) + 1):
         part = decode(list(ids[:k]))
-        n = next(
-            (i for i, (x, y) in enumerate(zip(part, whole, strict=False)) if x != y),
-            min(len(part), len(whole)),
-        )
-        edges.append(max(edges[-1], n))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(part, whole, strict=False))
+        edges.append(max(edges[-1], len(list(same))))
     return edges
 
 
@@ -139,19 +123,33 @@ def paint(
     Tokens without a place (nan) or without area are left out.
     """
     values = torch.as_tensor(values).detach().double().cpu()
-    x0, y0, x1, y1 = torch.as_tensor(boxes).double().cpu().unbind(-1)
-    area = (x1 - x0) * (y1 - y0)
-    placed = area.nan_to_num(0) > 0
-    width, height = size
-    kind = torch.zeros(len(area)) if tiles is None else (torch.as_tensor(tiles) > 0).float()
+    boxes, area = _boxes_and_area(boxes)
+    piece = torch.zeros(len(area), dtype=torch.bool) if tiles is None else torch.as_tensor(tiles) > 0
     nominal = torch.ones_like(area)
-    for k in (0, 1):
-        if bool((placed & (kind == k)).any()):
-            nominal[kind == k] = area[placed & (kind == k)].max()
-    density = (values / nominal)[:, placed]
-    across = _coverage(x0[placed], x1[placed], width)
-    bands, band = torch.unique(torch.stack([y0[placed], y1[placed]], dim=-1), dim=0, return_inverse=True)
-    rows = torch.zeros(len(values), len(bands), width, dtype=torch.float64)
+    for kind in (piece, ~piece):
+        if bool(area[kind].any()):
+            nominal[kind] = area[kind].max()
+    placed = area > 0
+    return _add_up((values / nominal)[:, placed], boxes[placed], size)
+
+
+def _boxes_and_area(
+    boxes: Float[Tensor, "token 4"],
+) -> tuple[Float[Tensor, "token 4"], Float[Tensor, " token"]]:
+    """Boxes in float64 and their areas, 0 for a token without a place."""
+    boxes = torch.as_tensor(boxes).double().cpu()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes, sides.prod(dim=-1).nan_to_num(0).clamp_min(0)
+
+
+def _add_up(
+    density: Float[Tensor, "layer token"], boxes: Float[Tensor, "token 4"], size: tuple[int, int]
+) -> Float[np.ndarray, "layer height width"]:
+    """At every pixel the densities of the boxes on it, by the part of the pixel they cover."""
+    width, height = size
+    across = _coverage(boxes[:, 0], boxes[:, 2], width)
+    bands, band = torch.unique(boxes[:, 1::2], dim=0, return_inverse=True)
+    rows = torch.zeros(len(density), len(bands), width, dtype=torch.float64)
     for i in range(len(bands)):  # tokens of one row share their share of every line of pixels
         rows[:, i] = density[:, band == i] @ across[band == i]
     down = _coverage(bands[:, 0], bands[:, 1], height)
@@ -170,20 +168,16 @@ def covered(boxes: Float[Tensor, "token 4"], size: tuple[int, int]) -> Mask:
     Raises:
         DataError: no token has a place in the picture.
     """
-    boxes = torch.as_tensor(boxes).double()
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    area = ((x1 - x0) * (y1 - y0)).nan_to_num(0)
-    ones = torch.where(area > 0, area, 0.0)
-    # each token painted with the nominal area as its value adds up to how often a pixel is covered
-    most = float(ones.max()) if len(ones) else 0.0
-    if most == 0:
+    boxes, area = _boxes_and_area(boxes)
+    placed = boxes[area > 0]
+    if not len(placed):
         raise DataError("localisation: no image token has a place in the picture (their boxes are unknown)")
-    count = paint(torch.full((1, len(ones)), most, dtype=torch.float64), boxes, size)[0]
+    count = _add_up(torch.ones(1, len(placed), dtype=torch.float64), placed, size)[0]
     return count > 1 - _EDGE
 
 
-def scaled_tolerance(size: tuple[int, int], pixels: float = TOLERANCE, of: float = TOLERANCE_OF) -> float:
-    """WI's 40 pixels in a picture of ``size``: the same part of its longer side."""
+def scaled_tolerance(size: tuple[int, int], pixels: float = 40.0, of: float = 640.0) -> float:
+    """WI's 40 pixels in a picture of ``size``: the same part of its longer side, 640 in MS-COCO (our reading)."""
     return pixels * max(size) / of
 
 
@@ -200,10 +194,7 @@ def dilate(mask: Mask, radius: float) -> Mask:
 def maximum_hits(
     heat: Float[np.ndarray, "layer height width"], mask: Mask, seen: Mask
 ) -> Float[np.ndarray, " layer"]:
-    """Share of the maximum's pixels that lie in the mask; only pixels of ``seen`` can be the maximum.
-
-    A map that is 0 everywhere has its maximum everywhere.
-    """
+    """Share of the maximum's pixels that lie in the mask; only pixels of ``seen`` can be the maximum."""
     inside = np.where(seen, heat, -np.inf)
     best = inside.max(axis=(1, 2), keepdims=True)
     at = inside >= best - _TIE * np.abs(best)
@@ -227,16 +218,13 @@ def localise(
 ) -> pd.DataFrame:
     """One word against one object's mask: a row a layer, or a band of layers.
 
-    Means over words by layer: :func:`gatelens.measures.stats.summary` of the tables together, by first and last.
-
     Args:
         attention: of the word on the image's tokens in order (:meth:`ImageAttention.of`).
         tokens: the prompt's map.
         mask: [height, width] of the original picture; where the picture holds several such objects, of all.
         example, image: which prompt and which of its images.
         tolerance: pixels around the mask that still count as near; None scales WI's 40 to the picture.
-        bands: ranges of layers whose attention is averaged before the maximum is looked for; None is each
-            layer by itself.
+        bands: ranges of layers to average before the maximum is looked for; None is each layer by itself.
 
     Returns:
         ``first, last`` (layers, inclusive), ``hit`` (see the module), ``near`` (within the tolerance),
@@ -283,15 +271,11 @@ def _check_fit(
     bands: Sequence[range],
 ) -> None:
     if values.ndim != 2 or values.shape[1] != n_tokens:
-        raise DataError(
-            f"localise: attention {tuple(values.shape)} does not fit {n_tokens} image tokens; "
-            "give [layer, image token]"
-        )
+        misfit = f"attention {tuple(values.shape)} does not fit {n_tokens} image tokens"
+        raise DataError(f"localise: {misfit}; give [layer, image token]")
     if mask.shape != (size[1], size[0]):
-        raise DataError(
-            f"localise: mask {mask.shape} does not fit the picture of {size[0]}x{size[1]} pixels; "
-            "give [height, width]"
-        )
+        misfit = f"mask {mask.shape} does not fit the picture of {size[0]}x{size[1]} pixels"
+        raise DataError(f"localise: {misfit}; give [height, width]")
     if not mask.any():
         raise DataError("localise: the mask is empty; leave objects out that the picture does not hold")
     for band in bands:

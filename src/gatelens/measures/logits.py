@@ -1,9 +1,8 @@
 """Metrics of the next-token logits, public as ``gl.metrics``.
 
-Each function makes a metric: a function of logits ``Float[batch, pos, d_vocab]`` that gives
-``Float[batch]``. It reads one position, the last of the prompt unless told otherwise; since batches are
-padded on the left that is −1 for every example. Probabilities and log-probabilities (natural logarithm,
-nats) are computed in float32 or wider.
+Each function makes a metric: a function of logits ``Float[batch, pos, d_vocab]`` that gives ``Float[batch]``. It
+reads one position, by default the last (−1, as batches are padded on the left). Probabilities and log-probabilities
+(natural logarithm, nats) are computed in float32 or wider.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from gatelens.errors import GatelensError
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
 TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"]
+_Row: TypeAlias = Float[Tensor, "batch d_vocab"]
 
 __all__ = ["Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_diff", "prob", "rank", "top1"]
 
@@ -26,70 +26,69 @@ __all__ = ["Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_di
 def logit(target: TokenIds, pos: int = -1) -> Metric:
     """The logit of ``target``, one token for all examples or one each."""
     ids = _ids(target, "target")
-    return _named("logit", pos, lambda logits: _pick(_at(logits, pos), ids))
+    return _metric("logit", pos, lambda row: _pick(row, ids))
 
 
 def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
     """Logit of ``target`` minus logit of ``base``; each one token for all examples or one each."""
     wanted, other = _ids(target, "target"), _ids(base, "base")
-
-    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-        row = _at(logits, pos)
-        return _pick(row, wanted) - _pick(row, other)
-
-    return _named("logit_diff", pos, metric)
+    return _metric("logit_diff", pos, lambda row: _pick(row, wanted) - _pick(row, other))
 
 
 def log_prob(target: TokenIds, pos: int = -1) -> Metric:
     """Log-probability of ``target`` in nats, at most 0."""
     ids = _ids(target, "target")
-    return _named("log_prob", pos, lambda logits: _pick(_at(logits, pos).log_softmax(dim=-1), ids))
+    return _metric("log_prob", pos, lambda row: _pick(row.log_softmax(dim=-1), ids))
 
 
 def prob(target: TokenIds, pos: int = -1) -> Metric:
     """Probability of ``target``, 0 to 1."""
     ids = _ids(target, "target")
-    return _named("prob", pos, lambda logits: _pick(_at(logits, pos).softmax(dim=-1), ids))
+    return _metric("prob", pos, lambda row: _pick(row.softmax(dim=-1), ids))
 
 
 def rank(target: TokenIds, pos: int = -1) -> Metric:
     """How many tokens have a higher logit than ``target``: 0 is the top."""
     ids = _ids(target, "target")
-
-    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-        row = _at(logits, pos)
-        return (row > _pick(row, ids)[:, None]).sum(dim=-1).to(row.dtype)
-
-    return _named("rank", pos, metric)
+    return _metric("rank", pos, lambda row: _rank(row, ids))
 
 
 def top1(target: TokenIds, pos: int = -1) -> Metric:
     """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy."""
-    place = rank(target, pos)
-    return _named("top1", pos, lambda logits: (place(logits) == 0).to(_at(logits, pos).dtype))
+    ids = _ids(target, "target")
+    return _metric("top1", pos, lambda row: (_rank(row, ids) == 0).to(row.dtype))
 
 
 def entropy(pos: int = -1) -> Metric:
     """Entropy of the next-token distribution in nats, 0 to ln(d_vocab)."""
-    return _named(
-        "entropy", pos, lambda logits: torch.special.entr(_at(logits, pos).softmax(dim=-1)).sum(dim=-1)
-    )
+    return _metric("entropy", pos, lambda row: torch.special.entr(row.softmax(dim=-1)).sum(dim=-1))
 
 
 def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
     """KL(reference ‖ run) of the next-token distributions in nats: how far a run moved from it."""
     before = _at(reference, pos).detach().log_softmax(dim=-1)
 
-    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
-        after = _at(logits, pos).log_softmax(dim=-1)
+    def read(row: _Row) -> Float[Tensor, " batch"]:
+        after = row.log_softmax(dim=-1)
         expected = before.to(after)
         # Some families give tokens they never write a logit of -inf: those count nothing.
         return (expected.exp() * (expected - after)).where(expected.exp() > 0, 0.0).sum(dim=-1)
 
-    return _named("kl", pos, metric)
+    return _metric("kl", pos, read)
 
 
-def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int) -> Float[Tensor, "batch d_vocab"]:
+def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:
+    """The metric that reads the logits of one position."""
+
+    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+        return read(_at(logits, pos))
+
+    metric.__name__ = name  # the label of curves and tables
+    metric.last_only = pos == -1  # type: ignore[attr-defined]  # the engine then spares the other rows
+    return metric
+
+
+def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int) -> _Row:
     if logits.ndim != 3:
         raise GatelensError(
             f"a metric takes logits of shape (batch, pos, d_vocab), not {tuple(logits.shape)}"
@@ -105,16 +104,14 @@ def _ids(value: TokenIds, word: str) -> Int[Tensor, " one_or_batch"]:
     return ids.reshape(-1).long()
 
 
-def _pick(row: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, " one_or_batch"]) -> Float[Tensor, " batch"]:
+def _rank(row: _Row, ids: Int[Tensor, " one_or_batch"]) -> Float[Tensor, " batch"]:
+    return (row > _pick(row, ids)[:, None]).sum(dim=-1).to(row.dtype)
+
+
+def _pick(row: _Row, ids: Int[Tensor, " one_or_batch"]) -> Float[Tensor, " batch"]:
     batch, vocabulary = row.shape
     if len(ids) not in (1, batch):
         raise GatelensError(f"{len(ids)} token ids for a batch of {batch}; give one, or one for each example")
     if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise GatelensError(f"token ids {ids.tolist()} are not all in the vocabulary of {vocabulary}")
     return row.gather(-1, ids.to(row.device).expand(batch)[:, None])[:, 0]
-
-
-def _named(name: str, pos: int, metric: Metric) -> Metric:
-    metric.__name__ = name  # the label of curves and tables
-    metric.last_only = pos == -1  # type: ignore[attr-defined]  # the engine then spares the other rows
-    return metric

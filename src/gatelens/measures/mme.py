@@ -1,10 +1,8 @@
 """MME: yes-no questions in pairs about one picture (Fu et al. 2023, arXiv 2306.13394).
 
-Every picture of the benchmark has two questions, one whose answer is yes and one whose answer is no. ACC is the
-share of questions answered rightly, ACC+ the share of pictures with both answered rightly: chance is 50 % and
-25 %. A subset's score is their sum in per cent, 200 at most; perception adds up ten subsets, cognition four.
-An answer counts by its first four characters in lower case, as in the benchmark's released evaluation: "yes"
-in them is yes, else "no" in them is no ("not", "none", "know" …); anything else is neither, and wrong.
+Every picture has two questions, one whose answer is yes and one whose answer is no. ACC is the share of questions
+answered rightly, ACC+ the share of pictures with both answered rightly: chance is 50 % and 25 %. A subset's score is
+their sum in per cent, 200 at most; perception adds up ten subsets, cognition four.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ REPORTED_COMPRESSED_CONTEXT = MappingProxyType(
 
 
 def yes_or_no(answer: str) -> str:
-    """``yes``, ``no`` or ``other``, by the first four characters."""
+    """``yes``, ``no`` (also of "not", "know" …) or ``other``, by the first four characters, as the benchmark does."""
     start = answer.strip().lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -54,15 +52,14 @@ def mme_scores(
     """ACC and ACC+ of each subset, of all questions together, and as the mean over subsets.
 
     Args:
-        rows: one a question: subset (any name; those of :data:`SUBSETS` are MME's), picture (unique within its
-            subset), prediction (the model's words) and answer ("yes" or "no").
+        rows: one a question: subset, picture (unique within its subset), prediction (the model's words), answer.
         n_boot, seed: of the 95 % bootstrap intervals, which draw pictures, not questions.
 
     Returns:
         ``subset, acc, acc_low, acc_high, acc_plus, acc_plus_low, acc_plus_high, score, n_pictures, n_questions,
-        n_other``: shares from 0 to 1, the score up to 200, answers that are neither yes nor no. Subsets in
-        MME's order, others after them; then ``all``, every question weighing the same, and ``mean of subsets``,
-        every subset weighing the same, whose intervals draw pictures within each subset.
+        n_other``: shares from 0 to 1, the score up to 200, answers that are neither yes nor no. Subsets in MME's order,
+        others after them; then ``all``, every question weighing the same, and ``mean of subsets``, every subset
+        weighing the same, whose intervals draw pictures within each subset.
 
     Raises:
         DataError: no rows, columns missing, an answer that is neither yes nor no, or a picture without two.
@@ -105,10 +102,8 @@ def mme_totals(table: pd.DataFrame) -> dict[str, float]:
     missing = [name for name in SUBSETS if name not in scores]
     if missing:
         raise DataError(f"mme: no subset {missing[0]!r}; the totals need all {len(SUBSETS)}")
-    return {
-        "perception": sum(scores[name] for name in PERCEPTION),
-        "cognition": sum(scores[name] for name in COGNITION),
-    }
+    parts = {"perception": PERCEPTION, "cognition": COGNITION}
+    return {part: sum(scores[name] for name in names) for part, names in parts.items()}
 
 
 def _replicates(pictures: pd.DataFrame, n_boot: int, seed: int) -> Float[np.ndarray, "2 boot"]:

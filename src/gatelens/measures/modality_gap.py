@@ -1,8 +1,7 @@
 """How far image tokens stand from text tokens: cosines of pairs, and clusters that hold one modality only.
 
-NG, section 3: in models trained natively on both, |cos| of image and text tokens stays near 0 and clusters
-are of one modality; in models that only write text the two mix in the middle layers. One call measures one
-layer.
+NG, section 3: in models trained natively on both, |cos| of image and text tokens stays near 0 and clusters are of one
+modality; in models that only write text the two mix in the middle layers. One call measures one layer.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ _LEVELS = 1 << 20
 
 @dataclass(frozen=True)
 class CosineSpread:
-    """The distribution of |cos| over pairs of vectors.
+    """The distribution of |cos| over pairs of vectors; ``signed_mean`` is the mean of cos itself.
 
-    ``quantiles`` maps a probability to its quantile: the order statistic of rank ⌊q (pairs − 1)⌋, so the
-    median of an even number of pairs is the lower of the middle two. ``histogram`` counts pairs in equal bins
-    from 0 to 1, each without its upper edge but the last. ``signed_mean`` is the mean of cos itself.
+    ``quantiles`` maps a probability q to the order statistic of rank ⌊q (pairs − 1)⌋ (the lower of two medians).
+    ``histogram`` counts pairs in equal bins from 0 to 1, each without its upper edge but the last.
     """
 
     median: float
@@ -50,9 +48,8 @@ def cosine_spread(
 ) -> CosineSpread:
     """|cos(a_i, b_j)| over all pairs, or, without ``b``, over the pairs i < j within ``a``.
 
-    NG's modality gap is the median with ``a`` the image tokens and ``b`` the text tokens of one layer, drawn
-    with the quartiles. (Its code takes the pairs i > j there too, about half of them; here all count.)
-    ``cells`` cosines are held at a time.
+    NG's modality gap is the median with ``a`` the image tokens and ``b`` the text tokens of one layer. (Its code takes
+    the pairs i > j there too, about half of them; here all count.) ``cells`` cosines are held at a time.
 
     Raises:
         DataError: rows that are zero or not finite, no pair, widths that differ, a quantile outside [0, 1].
@@ -129,9 +126,8 @@ def homogeneity(classes: Int[Tensor, " point"], clusters: Int[Tensor, " point"])
 class ModalityClusters:
     """Clusters of one layer's image and text tokens, and how far each holds one modality.
 
-    ``labels`` are the clusters of the points as given. ``repeats`` counts the points left out of the
-    clustering as exact copies of another (they carry its label); ``dimension`` is the intrinsic dimension
-    used, ``halo`` the share of points in a halo.
+    ``labels`` are of the points as given; ``repeats`` counts exact copies, which carry the label of their twin;
+    ``dimension`` is the intrinsic dimension used, ``halo`` the share of points in a halo.
     """
 
     homogeneity: float
@@ -152,10 +148,9 @@ def modality_clusters(
 ) -> ModalityClusters:
     """Advanced Density Peaks on one layer's tokens, and the homogeneity of its clusters by modality.
 
-    The defaults are NG's: k-NN density with k = 16, Z = 1.65, 128 neighbours by cosine distance, dimension by
-    Gride at the ranks 8 and 16 (the one its code picks), one image and one text token of each of 10,000
-    examples. Exact copies, common at the first layer where a token's vector is its embedding, are clustered
-    once and counted at their full number in the homogeneity; NG's code sets their distance to 2e-16 instead.
+    The defaults are NG's: k-NN density with k = 16, Z = 1.65, 128 neighbours by cosine distance, dimension by Gride at
+    the ranks 8 and 16 (the one its code picks). Exact copies, common at the first layer, are clustered once and counted
+    in full in the homogeneity; NG's code sets their distance to 2e-16 instead.
 
     Raises:
         DataError: fewer than ``max(k, 16) + 1`` distinct points, or labels of another length.

@@ -1,8 +1,7 @@
 """Exact nearest neighbours by blocks: memory grows with the points times the neighbours kept, never with points².
 
-Distances are taken in float64, for the density and dimension estimates divide by the smallest of them. That is why
-scikit-learn's are not used: by matrix products they lose the distance of close points and order ties at random, and
-without them they are too slow for activations.
+The density and dimension estimates divide by the smallest distances. So they are taken in float64, and scikit-learn's
+are not used: by matrix products they lose the distance of close points, and without them they are too slow.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from gatelens.errors import DataError
 
 Metric = Literal["euclidean", "cosine"]
 
-_CLOSE = 1e-6
-"""Below this share of the squared lengths a squared distance is taken again, from the difference itself."""
-_ROUNDING = (16 * torch.finfo(torch.float64).eps) ** 2
-"""Below this share it is rounding: the two points count as one."""
+# Shares of the squared lengths below which a squared distance is taken again from the difference itself, and below
+# which it is rounding: the two points count as one.
+_CLOSE, _ROUNDING = 1e-6, (16 * torch.finfo(torch.float64).eps) ** 2
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,16 @@ class Neighbours:
 
 
 def check_points(x: Float[Tensor, "point feature"], who: str, directions: bool = False) -> None:
-    """Refuse what no distance can be taken of: not a matrix, values not finite, no direction for a cosine.
-
-    Raises:
-        DataError: naming the first row at fault.
-    """
+    """Refuse what no distance can be taken of: not a matrix, values not finite, no direction for a cosine."""
     if x.ndim != 2 or not x.numel():
         raise DataError(f"{who}: points must be a filled [point, feature] matrix, got shape {tuple(x.shape)}")
     bad = ~torch.isfinite(x).all(-1)
     if bool(bad.any()):
         raise DataError(f"{who}: row {int(bad.nonzero()[0])} holds a value that is not finite; drop the row")
-    if directions and bool((zero := (x == 0).all(-1)).any()):
-        raise DataError(
-            f"{who}: row {int(zero.nonzero()[0])} is all zeros, which has no direction; drop the row"
-        )
+    zero = (x == 0).all(-1)
+    if directions and bool(zero.any()):
+        row = int(zero.nonzero()[0])
+        raise DataError(f"{who}: row {row} is all zeros, which has no direction; drop the row")
 
 
 def check_one_each(
@@ -66,11 +60,7 @@ def check_one_each(
     what: str = "labels",
     each: str = "point",
 ) -> None:
-    """Refuse labels that are not one a point.
-
-    Raises:
-        DataError: naming both sizes.
-    """
+    """Refuse labels that are not one a point."""
     if labels.shape != x.shape[:1]:
         raise DataError(f"{who}: {len(x)} {each}s but {what} {tuple(labels.shape)}; give one a {each}")
 
@@ -80,8 +70,8 @@ def nearest(
 ) -> Neighbours:
     """The ``k`` nearest neighbours of every row of ``x`` among the other rows.
 
-    ``cosine`` is 1 − cos. At equal distance the lower index comes first. ``cells`` distances are held at a
-    time (8 bytes each). The work is done on the points' own GPU, else on the CPU; the answer is on the CPU.
+    ``cosine`` is 1 − cos. At equal distance the lower index comes first. ``cells`` distances (8 bytes each) are held at
+    a time. The work is done on the points' own GPU, else on the CPU; the answer is on the CPU.
 
     Raises:
         DataError: ``k`` not in 1..n − 1; an unknown metric; a row that is not finite or, for cosine, zero.

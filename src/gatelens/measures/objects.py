@@ -1,11 +1,10 @@
 """Objects named in a description, offline: words against a closed vocabulary, as CHAIR does.
 
-The rules: words are compared in lower case, singular or plural, possessive or not; a hyphen joins words as a
-space does; the longest phrase wins ("hot dog" is no dog, "teddy bear" no bear), and a phrase that names
-something else takes its words out ("train station" is no train). ``synonyms.json`` holds our own table for
-the 80 classes of MS-COCO in the manner of CHAIR (Rohrbach et al. 2018, arXiv 1809.02156), with CHAIR's special
-cases: "baby" or "adult" in front of an animal and "passenger" in front of a vehicle name no person, a bow tie
-is a tie, a toilet seat is no chair. What is denied ("no dog") counts as named, as it does in CHAIR.
+Words are compared in lower case, singular or plural, possessive or not; a hyphen joins words as a space does; the
+longest phrase wins ("hot dog" is no dog), and a phrase that names something else takes its words out ("train station"
+is no train). ``synonyms.json`` holds our own table for the 80 classes of MS-COCO in the manner of CHAIR (Rohrbach et
+al. 2018, arXiv 1809.02156), with CHAIR's special cases: "baby" or "adult" in front of an animal names no person, a
+bow tie is a tie, a toilet seat is no chair. What is denied ("no dog") counts as named, as it does in CHAIR.
 """
 
 from __future__ import annotations
@@ -23,29 +22,6 @@ from pydantic import TypeAdapter
 from gatelens.errors import DataError
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-_POSSESSIVE = re.compile(r"'s$")
-_JOINED = re.compile(r"[\s\-]+")
-_IRREGULAR = {
-    "calf": "calves",
-    "child": "children",
-    "foot": "feet",
-    "goose": "geese",
-    "half": "halves",
-    "knife": "knives",
-    "leaf": "leaves",
-    "loaf": "loaves",
-    "man": "men",
-    "mouse": "mice",
-    "ox": "oxen",
-    "person": "people",
-    "scarf": "scarves",
-    "shelf": "shelves",
-    "thief": "thieves",
-    "tooth": "teeth",
-    "wife": "wives",
-    "wolf": "wolves",
-    "woman": "women",
-}
 
 
 @dataclass(frozen=True)
@@ -66,6 +42,7 @@ class _Table:
     """
 
     classes: dict[str, list[str]]
+    irregular_plurals: dict[str, str]
     qualifiers: frozenset[str]
     qualified: tuple[str, ...]
     colors: frozenset[str]
@@ -94,7 +71,7 @@ class _Words:
         matches = list(_WORD.finditer(text))
         spans = [match.span() for match in matches]
         gaps = [text[before[1] : after[0]] for before, after in pairwise(spans)]
-        joined = [False, *(_JOINED.fullmatch(gap) is not None for gap in gaps)]
+        joined = [False, *(re.fullmatch(r"[\s\-]+", gap) is not None for gap in gaps)]
         return cls([match.group().lower().replace("’", "'") for match in matches], spans, joined)
 
 
@@ -160,14 +137,11 @@ class Vocabulary:
         """Where the text names objects, from left to right."""
         text_words = _Words.of(text)
         phrases: list[_Phrase] = []
-        i = 0
-        while i < len(text_words.words):
-            phrase = self._longest_at(text_words, i)
-            if phrase is None:
-                i += 1
-            else:
+        for i in range(len(text_words.words)):
+            inside_the_last = phrases and i < phrases[-1].stop
+            phrase = None if inside_the_last else self._longest_at(text_words, i)
+            if phrase is not None:
                 phrases.append(phrase)
-                i = phrase.stop
         starts = {phrase.first for phrase in phrases}
         return [
             Mention(phrase.name, text_words.spans[phrase.first][0], text_words.spans[phrase.stop - 1][1])
@@ -214,7 +188,7 @@ class Vocabulary:
 
 def _form(words: Sequence[str]) -> tuple[str, ...]:
     """Words as a phrase is known by: only the last may be a possessive ("the dog's bowl" is no "dog bowl")."""
-    return (*words[:-1], _POSSESSIVE.sub("", words[-1]))
+    return (*words[:-1], words[-1].removesuffix("'s"))
 
 
 def _forms(phrase: str) -> list[tuple[str, ...]]:
@@ -228,7 +202,7 @@ def _forms(phrase: str) -> list[tuple[str, ...]]:
 
 def _plurals(word: str) -> list[str]:
     """Plurals a word may have; also ones nobody writes, which do no harm in a closed vocabulary."""
-    for singular, plural in _IRREGULAR.items():
+    for singular, plural in _table().irregular_plurals.items():
         if word == singular or (word.endswith(singular) and singular in ("man", "woman", "child", "knife")):
             return [word[: -len(singular)] + plural, word + "s"]
     if word.endswith("us"):
@@ -255,12 +229,7 @@ def _is_color(text: _Words, i: int) -> bool:
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """How a description names the objects of the reference.
-
-    Attributes:
-        n_reference, n_candidate: objects each names.
-        n_common: objects of the reference named again, each matched to one of the candidate's at most.
-    """
+    """Numbers of objects that the reference, the candidate description, and both name."""
 
     n_reference: int
     n_candidate: int

@@ -15,19 +15,16 @@ def distribution_overlap(
 ) -> Float[Tensor, "*batch"]:
     """Σ_i min(p_i, q_i) of two probability distributions (NG, activation patching): 1 equal, 0 disjoint.
 
-    Equals 1 − total variation distance. Takes probabilities, not logits.
+    Equals 1 − total variation distance.
 
     Raises:
         DataError: rows that do not sum to 1 (logits were passed).
     """
     for name, x in (("p", p), ("q", q)):
         total = x.float().sum(-1)
-        if x.numel() and (
-            bool((x < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-2)
-        ):
-            raise DataError(
-                f"distribution_overlap: {name} is not a probability distribution; pass softmax(logits)"
-            )
+        if bool((x < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-2):
+            what = f"{name} is not a probability distribution"
+            raise DataError(f"distribution_overlap: {what}; pass softmax(logits)")
     return torch.minimum(p, q).sum(-1)
 
 
@@ -36,8 +33,8 @@ def neighbourhood_overlap(
 ) -> Float[Tensor, " sample"]:
     """Share of the ``k`` nearest neighbours (Euclidean, self excluded) with the same label.
 
-    NG's χ^{l,gt} is the mean over samples: ``(1/n) Σ_i (1/k) Σ_{j in N_k(i)} [y_j = y_i]``. Unrelated labels
-    give :func:`overlap_by_chance`.
+    NG's χ^{l,gt} is the mean over samples: ``(1/n) Σ_i (1/k) Σ_{j in N_k(i)} [y_j = y_i]``; see
+    :func:`overlap_by_chance`.
 
     Raises:
         DataError: fewer than ``k + 1`` samples, or labels of another length.

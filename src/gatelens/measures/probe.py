@@ -44,19 +44,9 @@ def linear_probe(
 
     Fitted is scikit-learn's ``make_pipeline(StandardScaler(), LogisticRegression(C))`` in float64, with C such that
     the mean cross-entropy of the softmax over classes + ``ridge``/2 · |weight|² is least; the bias is free. Folds
-    are those of ``StratifiedKFold(folds, shuffle=True, random_state=seed)``, and features are scaled by a fold's
-    own training points. The interval is Wilson's (1927) for a proportion, which keeps a width at an accuracy of 0
-    or 1; it takes the points as independent, which shared training points make only nearly true.
-
-    Args:
-        x: activations.
-        labels: any integers name classes.
-        folds: parts that are held out in turn.
-        ridge: weight of the penalty.
-        seed: deals the points over the folds.
-        level: of the interval.
-        tolerance: the solver stops where no part of the gradient exceeds it.
-        max_iter: the most steps it may take.
+    are those of ``StratifiedKFold(folds, shuffle=True, random_state=seed)``; features are scaled by a fold's own
+    training points. The interval is Wilson's (1927) for a proportion, which takes the points as independent.
+    ``tolerance`` bounds the gradient at which the solver stops.
 
     Raises:
         DataError: fewer than two folds or classes, a class with fewer points than folds, a ridge that is not
@@ -102,8 +92,6 @@ def _check_labels(
     if len(classes) < 2:
         raise DataError("linear_probe: all points have one label; a probe needs at least two classes")
     if int(count.min()) < folds:
-        raise DataError(
-            f"linear_probe: class {classes[count.argmin()].item()} has {int(count.min())} points for {folds} folds; "
-            f"drop it or take fewer folds"
-        )
+        rarest = f"class {classes[count.argmin()].item()} has {int(count.min())} points"
+        raise DataError(f"linear_probe: {rarest} for {folds} folds; drop it or take fewer folds")
     return classes, count

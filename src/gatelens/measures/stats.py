@@ -13,8 +13,7 @@ from scipy import stats
 
 from gatelens.errors import DataError
 
-INTERVAL_METHOD: Literal["percentile", "basic", "bca"] = "percentile"
-"""How :func:`bootstrap_interval` turns replicates into an interval (``scipy.stats.bootstrap``'s ``method``)."""
+INTERVAL_METHOD: Literal["percentile", "basic", "bca"] = "percentile"  # see scipy.stats.bootstrap
 LEVEL = 0.95
 
 _CELLS = 4_000_000  # values drawn at once: bounds memory for large n
@@ -31,11 +30,8 @@ def bootstrap_replicates(
     """Replicates of a statistic when the examples are drawn again with replacement (Efron 1979).
 
     Args:
-        statistic: receives one array ``[boot, example]`` a column and returns ``[boot]``: it reduces over the last
-            axis.
-        columns: paired: the same examples are drawn from each.
-        n_boot: number of replicates.
-        seed: draws the examples; one seed draws the same examples for every statistic.
+        statistic: receives an array ``[boot, example]`` for each column, reduces over the last axis.
+        columns: paired: the same examples are drawn from each, and with one seed for every statistic.
 
     Raises:
         DataError: no values, columns of different length, or a value that is not finite.
@@ -56,9 +52,6 @@ def bootstrap_interval(
     """Bootstrap interval of the mean of ``values`` as ``(low, high)``, by :data:`INTERVAL_METHOD`.
 
     The interval has no width when all values are equal (an accuracy of exactly 0 or 1): read it with n.
-
-    Raises:
-        DataError: see :func:`bootstrap_replicates`; or ``level`` outside (0, 1).
     """
     _check_level(level, "bootstrap")
     (sample,) = _columns([values])
@@ -76,11 +69,7 @@ def replicate_interval(replicates: Float[np.ndarray, " boot"], level: float = LE
 
 
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209).
-
-    Raises:
-        DataError: no proportion, or ``level`` outside (0, 1).
-    """
+    """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209)."""
     if n < 1 or not 0 <= successes <= n:
         raise DataError(f"wilson_interval: {successes} successes of {n} is no proportion")
     _check_level(level, "wilson_interval")
@@ -100,7 +89,7 @@ def summary(
     names: tuple[str, str, str] = ("mean", "low", "high"),
     measure: str = "measure",
 ) -> pd.DataFrame:
-    """The mean of each group with its 95 % bootstrap interval over units: ``*by, mean, low, high, n``.
+    """The mean of each group with its 95 % bootstrap interval over units: ``*by, mean, low, high, n`` (of units).
 
     Groups stand in the order in which they first appear. Several rows of one unit in a group (repeats of a random
     cut, words of a picture) are averaged first, so every unit weighs the same and is drawn as a whole.
@@ -117,13 +106,9 @@ def summary(
         values: the column of numbers; or the name of each measure with its column, for a row a group and measure.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
-        missing: what NaN means: an error, or a unit to which the measure does not apply. A group without any unit
-            left has no row.
+        missing: what NaN means: an error, or a unit that is left out; a group without any unit left has no row.
         names: columns of the mean and the ends of its interval.
         measure: with several ``values``, the column that names them; it follows ``by``.
-
-    Returns:
-        ``n`` counts the units of a group that have a value.
 
     Raises:
         DataError: a column is missing, or a value is not finite.
@@ -153,22 +138,17 @@ def paired_difference(
 ) -> pd.Series:
     """``table``'s value minus the baseline's for the same unit, row by row; :func:`summary` gives its interval.
 
-    Examples that are hard are hard under both conditions, so the paired interval is narrower than the two means'
-    own intervals suggest.
+    Examples that are hard are hard under both conditions: the paired interval is narrower than the means' intervals.
 
     >>> clean = answers[answers.row == "none"]
     >>> change = paired_difference(answers, clean)
     >>> summary(answers.assign(change=change), by=["row"], values="change")
 
     Args:
-        table: rows to compare.
-        baseline: what they are compared with; several rows of one unit are averaged.
+        table, baseline: several rows of one unit in the baseline are averaged.
         values: the column of numbers in both.
         unit: column(s) that name a unit in both.
         within: further columns that must agree, such as the task.
-
-    Returns:
-        Differences with the index of ``table``.
 
     Raises:
         DataError: a column is missing, or a unit without a baseline.
@@ -196,10 +176,9 @@ def _columns(columns: Sequence[Any]) -> list[Float[np.ndarray, " example"]]:
     if not len(arrays[0]):
         raise DataError("bootstrap: no values to draw from; give at least one example")
     for i, a in enumerate(arrays):
-        if not np.isfinite(a).all():
-            raise DataError(
-                f"bootstrap: column {i} holds {int((~np.isfinite(a)).sum())} value(s) that are not finite"
-            )
+        n_bad = int((~np.isfinite(a)).sum())
+        if n_bad:
+            raise DataError(f"bootstrap: column {i} holds {n_bad} value(s) that are not finite")
     return arrays
 
 
@@ -231,12 +210,10 @@ def _bootstrap(
 
 def _per_unit(part: pd.DataFrame, column: str, keys: Sequence[str], skip: bool) -> Float[np.ndarray, " unit"]:
     numbers = part[column].astype(np.float64)
-    if numbers.isna().any():
-        if not skip:
-            raise DataError(
-                f"summary: {int(numbers.isna().sum())} value(s) of {column!r} are NaN; drop them, or missing='skip'"
-            )
-        part, numbers = part[numbers.notna()], numbers.dropna()
+    n_missing = int(numbers.isna().sum())
+    if n_missing and not skip:
+        raise DataError(f"summary: {n_missing} value(s) of {column!r} are NaN; drop them, or missing='skip'")
+    part, numbers = part[numbers.notna()], numbers.dropna()
     if keys and part.duplicated(list(keys)).any():
         numbers = numbers.groupby([part[key] for key in keys], sort=False, dropna=False).mean()
     return numbers.to_numpy()

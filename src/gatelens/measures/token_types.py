@@ -18,8 +18,7 @@ TOKEN_KINDS: dict[str, tuple[Role, ...]] = {
     "markers": (Role.BOI, Role.ROW_BREAK, Role.EOI),
     "generated": (Role.GENERATED,),
 }
-"""Every key a row can look at has one of these. WI's "query" is query and system together; ``generated`` holds
-the earlier generated tokens and the row's own."""
+"""The kinds of key a row can look at; ``generated`` holds the row's own. WI's "query" is query and system together."""
 
 _GENERATED = list(TOKEN_KINDS).index("generated")
 _UNADDED = "token types: a batch was seen but not added; call add(generation.tokens) after it"
@@ -28,11 +27,9 @@ _UNADDED = "token types: a batch was seen but not added; call add(generation.tok
 class TokenTypeShare:
     """Adds up, over batches, what part of generated tokens' attention goes to each kind of token.
 
-    A row counts from the generated token that reads (the row that writes the *next* token); the row of the last
-    prompt token, which writes the first, counts only with ``first=True``. Rows after an example's end never
-    count, and the row of the end-of-sequence token neither. A share is attention summed over the keys of a kind,
-    averaged over heads and divided by its sum over all kinds; then averaged over the rows of a picture, then over
-    pictures. Only ``[layer, row, example, kind]`` numbers of the current batch are held.
+    The rows of generated tokens count, up to the one before the end-of-sequence token; the row of the last prompt
+    token, which writes the first, only with ``first=True``. A share is attention summed over the keys of a kind,
+    averaged over heads and divided by its sum over all kinds; then averaged over the rows of a picture, then pictures.
 
     >>> share = TokenTypeShare(n_layers)
     >>> for inputs in batches:
@@ -56,11 +53,7 @@ class TokenTypeShare:
         return self._share.n
 
     def see(self, tokens: TokenMap) -> AttentionReader:
-        """``see(layer, pattern, position)`` for one batch of prompts, to be ended by :meth:`add`.
-
-        Raises:
-            DataError: the batch before was not added.
-        """
+        """``see(layer, pattern, position)`` for one batch of prompts, to be ended by :meth:`add`."""
         if self._rows:
             raise DataError(_UNADDED)
         self._tokens = tokens
@@ -73,11 +66,7 @@ class TokenTypeShare:
         return see
 
     def add(self, tokens: TokenMap) -> None:
-        """Add the batch that was seen. ``tokens``: the generation's map, which knows where examples ended.
-
-        Raises:
-            DataError: nothing was seen, or the map is of another batch.
-        """
+        """Add the batch that was seen. ``tokens``: the generation's map, which knows where examples ended."""
         rows, n_rows = self._rows, self._check_same_batch(tokens)
         self._rows, self._tokens = {}, None
         start = tokens.prompt_length
@@ -112,18 +101,15 @@ class TokenTypeShare:
         n_rows = 1 + max(row for _, row in self._rows)
         written = tokens.n_pos - seen.prompt_length
         if written < n_rows:
-            raise DataError(
-                f"token types: attention of {n_rows} written tokens was seen, but the map holds "
-                f"{written}; add generation.tokens"
-            )
+            seen_and_held = f"attention of {n_rows} written tokens was seen, but the map holds {written}"
+            raise DataError(f"token types: {seen_and_held}; add generation.tokens")
         return n_rows
 
     def table(self) -> pd.DataFrame:
         """One row a layer and kind: ``layer, kind, share, se, even, mass, n, n_rows``.
 
-        ``share`` sums to 1 over a layer; ``se`` is its standard error over pictures; ``even`` what the kind would
-        get if all positions were looked at alike; ``mass`` a row's whole attention before it is divided up (1
-        but for knockouts that set it to 0); ``n`` pictures, ``n_rows`` rows.
+        ``share`` sums to 1 over a layer, ``se`` is its standard error over ``n`` pictures; ``even`` what the kind would
+        get if all positions were looked at alike; ``mass`` a row's whole attention (1 but for zeroing knockouts).
 
         Raises:
             DataError: no row of a generated token was seen in some layer, or a batch was not added.

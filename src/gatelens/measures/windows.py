@@ -1,9 +1,7 @@
 """Which layers carry an effect, read off a curve of knockouts instead of set by hand.
 
-WI reports that the middle quarter of the layers carries most of the flow from image to text, with windows set
-by hand (layers 4–20 of 32, 20–40 of 80). Here the curve decides: what each layer carries is read off the
-knockouts (:func:`effect_of_windows` or :func:`effect_of_starts`), then the window is the smallest one that
-carries a given part of it (:func:`smallest_window`), or the best one of a given width (:func:`best_window`).
+WI reports that the middle quarter of the layers carries most of the flow from image to text, with windows set by hand
+(layers 4–20 of 32, 20–40 of 80). Here the effect of each layer is read off the knockouts, and decides on the window.
 """
 
 from __future__ import annotations
@@ -17,9 +15,6 @@ from jaxtyping import Float
 
 from gatelens.errors import DataError
 
-MIDDLE = 0.25
-"""Share of all layers in WI's claim."""
-
 
 @dataclass(frozen=True)
 class Window:
@@ -30,11 +25,7 @@ class Window:
 
 
 def layer_windows(n_layers: int, width: int, step: int = 1) -> list[range]:
-    """Every window of ``width`` layers, ``step`` apart; the last one ends at the last layer.
-
-    Raises:
-        DataError: a width or step below 1, or a width above the number of layers.
-    """
+    """Every window of ``width`` layers, ``step`` apart; the last one ends at the last layer."""
     if not 1 <= width <= n_layers or step < 1:
         raise DataError(
             f"windows: width {width}, step {step} do not fit {n_layers} layers; use 1..{n_layers}"
@@ -50,11 +41,8 @@ def effect_of_windows(
 ) -> Float[np.ndarray, " layer"]:
     """Effect of every layer, from the drop in score when each window of layers is knocked out.
 
-    A window's drop (0 when the score rose) is shared out evenly among its layers; a layer has the mean of
-    its shares over the windows that hold it. With windows that do not overlap the effects sum to the drops.
-
-    Raises:
-        DataError: different numbers of drops and windows, a drop that is not finite, or a layer in no window.
+    A window's drop (0 when the score rose) is shared out evenly among its layers; a layer has the mean of its shares
+    over the windows that hold it. With windows that do not overlap the effects sum to the drops.
     """
     values = _finite(drops, len(spans), "windows")
     total, count = np.zeros(n_layers), np.zeros(n_layers)
@@ -71,12 +59,8 @@ def effect_of_windows(
 def effect_of_starts(drops: Sequence[float]) -> Float[np.ndarray, " layer"]:
     """Effect of every layer, from the drops when all layers from 0, 1, 2 … on are knocked out.
 
-    A layer's effect is what it adds to the drop: ``drops[l] − drops[l + 1]``, with nothing after the last. The
-    drops are first made to fall (each at least the largest after it, at least 0), so that noise makes no negative
-    effect and the effects sum to the largest drop.
-
-    Raises:
-        DataError: no drops, or one that is not finite.
+    A layer's effect is what it adds to the drop: ``drops[l] − drops[l + 1]``, with nothing after the last. The drops
+    are first made to fall (each at least the largest after it, at least 0), so that noise makes no negative effect.
     """
     values = _finite(drops, len(drops), "layers")
     falling = np.maximum.accumulate(np.append(np.maximum(values, 0.0), 0.0)[::-1])[::-1]
@@ -86,10 +70,9 @@ def effect_of_starts(drops: Sequence[float]) -> Float[np.ndarray, " layer"]:
 def smallest_window(
     effect: Sequence[float] | Float[np.ndarray, " layer"], share: float = 0.9
 ) -> Window | None:
-    """The fewest contiguous layers that carry at least ``share`` of the summed effect.
+    """The fewest contiguous layers that carry at least ``share`` of the summed effect; None when it is 0.
 
-    Among windows of that size the one that carries the most, then the earliest. None when no layer has any
-    effect: there is nothing to find.
+    Among windows of that size the one that carries the most, then the earliest.
 
     Raises:
         DataError: an effect that is negative or not finite, or a share outside (0, 1].
@@ -128,7 +111,7 @@ def best_window(
 
 def quarter(n_layers: int) -> int:
     """How many layers WI's 25 % are: rounded to the nearest (a half upwards), at least 1."""
-    return max(1, math.floor(MIDDLE * n_layers + 0.5))
+    return max(1, math.floor(0.25 * n_layers + 0.5))
 
 
 def _finite(values: Sequence[float] | Float[np.ndarray, " n"], n: int, what: str) -> Float[np.ndarray, " n"]:
