@@ -110,11 +110,7 @@ class CutAnswers(PlacedPrompts):
 
 
 def knockouts(
-    prompts: LocatedPrompts,
-    places: Sequence[Place],
-    cut: Iterable[int],
-    how: How,
-    spare: Iterable[int] = (),
+    prompts: LocatedPrompts, places: Sequence[Place], cut: Iterable[int], how: How, spare: Iterable[int] = ()
 ) -> list[Any] | None:
     """Knockouts after which nothing after the picture reads the places; None when no example has one.
 

@@ -10,12 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.data import Example
-from gatelens.measures.concentration import (
-    label_information,
-    naming_p_value,
-    set_sizes,
-    smallest_carrying,
-)
+from gatelens.measures.concentration import label_information, naming_p_value, set_sizes, smallest_carrying
 from gatelens.measures.stats import bootstrap_interval, summary
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.gate_finder.measurements import PART
