@@ -22,18 +22,13 @@ def gate_table(result: SearchResult, most: int = SHOWN) -> pd.DataFrame:
 
     Ranked by the drop in log-probability under the first kind of knockout; positions of the gate are marked.
     """
-    top = result.ranking().head(most).place
-    table = pd.DataFrame(
-        [
-            (GATE_MARK if place in result.gate else "", place.name, str(place.position), place.role)
-            for place in (result.places[p] for p in top)
-        ],
-        columns=["", "token", "position", "role"],
-        index=top,
-    )
+    top = result.ranking().head(most).set_index("place")
+    table = top[["name", "position", "role"]].rename(columns={"name": "token"}).astype({"position": str})
+    marks = [GATE_MARK if result.places[p] in result.gate else "" for p in top.index]
+    table.insert(0, "", marks)
     for measure, part in result.measures.groupby("measure", sort=False):
         texts = pd.Series([cell(r.mean, r.low, r.high) for r in part.itertuples()], index=part.place)
-        table[heading(str(measure))] = texts.reindex(top, fill_value="")
+        table[heading(str(measure))] = texts.reindex(top.index, fill_value="")
     return table.reset_index(drop=True)
 
 
