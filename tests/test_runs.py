@@ -185,7 +185,7 @@ def test_asking_for_what_is_not_there_lists_what_is(tmp_path: Path) -> None:
 
 def test_in_memory() -> None:
     run = start(None)
-    run.save_file("figure", ".png", b"123")
+    run.save("figure.png", b"123")
     assert run.file("figure") == b"123"
     run.save("t", TABLE)
     assert run.table("t").equals(TABLE)

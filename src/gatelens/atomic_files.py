@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Files and folders written whole or not at all; OutputError says that the disk refused."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PARTIAL = ".part"  # ends the name of what is being written
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Prove that a folder can be written to, or made where it is not there yet, before any compute.
 
-    Nothing is made but a probe that goes again: of what is there of the path, so that others who check the same path
-    at the same time do not meet half-made folders.
+    Nothing is made but a probe that goes again, so that others who check the same path at the same time do not meet
+    half-made folders.
 
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
@@ -37,21 +37,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old one or the whole new one, never a part.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Write a file so that readers see the old one or the whole new one, never a part."""
     with _written_beside(path, data) as temporary:
         os.replace(temporary, path)
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Write a file that is not there yet, whole or not at all; whether this writer was the first.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Write a file that is not there yet, whole or not at all; whether this writer was the first."""
     with _written_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -69,9 +61,6 @@ def write_folder_atomic(target: Path, files: Mapping[str, bytes]) -> None:
 
     Where several write the same folder, the first that is whole stays. Files of a damaged one are replaced in place,
     so that at no time there is no folder.
-
-    Raises:
-        OutputError: the disk refused.
     """
     partial = _hidden(target)
     try:
@@ -111,11 +100,7 @@ def is_partial(file: Path) -> bool:
 
 @contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """The data in a file of another name in the same folder; it goes when the block ends.
-
-    Raises:
-        OutputError: the disk refused, also in the block.
-    """
+    """The data in a file of another name in the same folder; it goes when the block ends."""
     temporary = _hidden(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,14 +23,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from gatelens.atomic_files import (
-    check_writable,
-    is_partial,
-    is_whole,
-    write_atomic,
-    write_folder_atomic,
-    write_new,
-)
+from gatelens import atomic_files
+from gatelens.atomic_files import check_writable, is_partial, is_whole, write_atomic
 from gatelens.errors import OutputError
 
 FORMAT = 2
@@ -38,14 +32,10 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 _SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
-_MANIFEST_KEYS: dict[str, type] = {
-    "format": int,
-    "study": str,
-    "settings": dict,
-    "fingerprint": str,
-    "info": dict,
-    "created": str,
-    "versions": dict,
+_MANIFEST_KEYS = {
+    int: ["format"],
+    str: ["study", "fingerprint", "created"],
+    dict: ["settings", "info", "versions"],
 }
 _SECONDS = "seconds"  # what a batch took, in the metadata of its tables
 
@@ -82,21 +72,20 @@ class Run:
         Raises:
             OutputError: the folder can't be written, holds something else, or a run with other settings.
         """
-        settings = json.loads(json.dumps(dict(settings), default=str))
+        settings = _as_json(settings)
         fresh = {
             "format": FORMAT,
             "study": study,
             "settings": settings,
             "fingerprint": fingerprint(settings),
-            "info": json.loads(json.dumps(dict(info or {}), default=str)),
+            "info": _as_json(info or {}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
         }
         if path is None:
             return cls(None, fresh)
-        cls.check_folder(path, study)
-        folder = Path(path).expanduser()
-        if write_new(folder / MANIFEST, _json_bytes(fresh)):
+        folder = cls.check_folder(path, study)
+        if atomic_files.write_new(folder / MANIFEST, _json_bytes(fresh)):
             return cls(folder, fresh)
         run = cls.load(folder)
         changed = _differences(run.settings, settings)
@@ -107,8 +96,8 @@ class Run:
         return run
 
     @classmethod
-    def check_folder(cls, path: str | os.PathLike[str], study: str) -> None:
-        """Prove that a run of a study can be started or continued in a folder, before its settings are known.
+    def check_folder(cls, path: str | os.PathLike[str], study: str) -> Path:
+        """The folder, when a run of a study can be started or continued there; asked before its settings are known.
 
         Raises:
             OutputError: the folder can't be written, holds something else, a damaged run, or one of another study.
@@ -127,6 +116,7 @@ class Run:
                 raise OutputError(
                     f"{str(folder)!r} is not a run but holds {others[0]!r}{more}; choose an empty or new folder"
                 )
+        return folder
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
@@ -154,7 +144,7 @@ class Run:
                 f"{str(folder)!r} was written by {'an older' if older else 'a newer'} gatelens (format {written}, this "
                 f"version reads {FORMAT}); {'run the study again in a new folder' if older else 'update gatelens'}"
             )
-        for key, kind in _MANIFEST_KEYS.items():
+        for key, kind in ((key, kind) for kind, keys in _MANIFEST_KEYS.items() for key in keys):
             if type(manifest.get(key)) is not kind:
                 raise _damaged(file, f"its {key!r} is {_short(manifest.get(key))}")
         if fingerprint(manifest["settings"]) != manifest["fingerprint"]:
@@ -185,10 +175,8 @@ class Run:
 
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
-        if self.path is None:
-            return
         with contextlib.suppress(OSError):  # somebody else is at work there, or took it back as well
-            if all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
+            if self.path and all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
                 (self.path / MANIFEST).unlink(missing_ok=True)
                 self.path.rmdir()
 
@@ -197,7 +185,7 @@ class Run:
     def has_batch(self, section: str, batch: str) -> bool:
         """Whether all tables of a batch are there."""
         files = self._batch_files(section, batch)
-        return bool(files) and (self.path is None or all(is_whole(self.path / file) for file in files))
+        return bool(files) and all(self._is_there(file) for file in files)
 
     def save_batch(
         self, section: str, batch: str, tables: Mapping[str, pd.DataFrame], seconds: float = 0.0
@@ -207,8 +195,8 @@ class Run:
         place = _batch_place(section, batch)
         if self.path is None:
             self._memory.update({f"{place}/{name}": data for name, data in files.items()})
-            return
-        write_folder_atomic(self.path / place, files)
+        else:
+            atomic_files.write_folder_atomic(self.path / place, files)
 
     def batch(self, section: str, batch: str) -> dict[str, pd.DataFrame]:
         """The tables of a measured batch, by name.
@@ -229,12 +217,12 @@ class Run:
 
     def seconds(self) -> float:
         """What measuring took in all, over all sessions that worked on the run."""
-        files = [n for n in self._memory if n.startswith(f"{SHARDS}/")]
+        files = [Path(n) for n in self._memory if n.startswith(f"{SHARDS}/")]
         if self.path is not None:
             whole = [p for p in (self.path / SHARDS).glob("*/*/*.parquet") if not is_partial(p.parent)]
-            files = [str(p.relative_to(self.path)) for p in sorted(whole)]
-        first = {str(Path(n).parent): n for n in reversed(files)}  # each table of a batch says the same
-        return sum(float(self._table(n).attrs.get(_SECONDS, 0.0)) for n in first.values())
+            files = [p.relative_to(self.path) for p in sorted(whole)]
+        first = {file.parent: str(file) for file in reversed(files)}  # each table of a batch says the same
+        return sum(float(self._table(file).attrs.get(_SECONDS, 0.0)) for file in first.values())
 
     def _batch_files(self, section: str, batch: str) -> list[str]:
         place = _batch_place(section, batch)
@@ -256,10 +244,6 @@ class Run:
             self._store(name, value)
         else:
             self._store(f"{name}.json", _json_bytes(value))
-
-    def save_file(self, name: str, suffix: str, data: bytes) -> None:
-        """Store a file (a figure, the report) as ``NAME`` with that suffix."""
-        self._store(name + suffix, data)
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table.
@@ -298,18 +282,15 @@ class Run:
     def _names(self) -> list[str]:
         if self.path is None:
             return [n for n in self._memory if not n.startswith(f"{SHARDS}/")]
-        return sorted(
-            p.name
-            for p in self.path.iterdir()
-            if p.suffix in _SUFFIXES and p.name != MANIFEST and is_whole(p)
-        )
+        named = sorted(p.name for p in self.path.iterdir() if p.suffix in _SUFFIXES and p.name != MANIFEST)
+        return [name for name in named if self._is_there(name)]
 
     def _find(self, name: str, suffix: str | None = None) -> str | None:
-        for ending in _SUFFIXES if suffix is None else (suffix,):
-            file = name + ending
-            if file in self._memory or (self.path is not None and is_whole(self.path / file)):
-                return file
-        return None
+        files = [name + ending for ending in ((suffix,) if suffix else _SUFFIXES)]
+        return next((file for file in files if self._is_there(file)), None)
+
+    def _is_there(self, file: str) -> bool:
+        return file in self._memory if self.path is None else is_whole(self.path / file)
 
     def _need(self, name: str, suffix: str | None = None) -> str:
         file = self._find(name, suffix)
@@ -325,9 +306,8 @@ class Run:
             return pd.read_parquet(io.BytesIO(self._bytes(file)))
         except Exception as error:  # pyarrow raises many kinds
             place = str(Path(file).parent) if file.startswith(f"{SHARDS}/") else file
-            raise OutputError(
-                f"{file!r} of run {self.label} is damaged; delete {place!r} there and run again"
-            ) from error
+            message = f"{file!r} of run {self.label} is damaged; delete {place!r} there and run again"
+            raise OutputError(message) from error
 
     def _bytes(self, file: str) -> bytes:
         return self._memory[file] if self.path is None else (self.path / file).read_bytes()
@@ -354,9 +334,12 @@ def _batch_place(section: str, batch: str) -> str:
 
 
 def _damaged(manifest: Path, why: str) -> OutputError:
-    return OutputError(
-        f"{str(manifest)!r} is damaged ({why}); delete {str(manifest.parent)!r} and run the study again"
-    )
+    folder = str(manifest.parent)
+    return OutputError(f"{str(manifest)!r} is damaged ({why}); delete {folder!r} and run the study again")
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(values), default=str))
 
 
 def _json_bytes(value: Any) -> bytes:

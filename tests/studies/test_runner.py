@@ -226,10 +226,10 @@ def test_progress_counts_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_measured_keeps_the_order_of_the_batches() -> None:
-    measured, batches = Measured(), [Batch(f"b-{i}") for i in range(3)]
-    for batch in reversed(batches):
-        measured.add(batch, {"t": pd.DataFrame({"name": [batch.name]}), "empty": pd.DataFrame({"name": []})})
-    assert list(measured.ordered(batches).table("t").name) == ["b-0", "b-1", "b-2"]
+    measured = Measured()
+    for name in ("b-0", "b-1", "b-2"):
+        measured[name] = {"t": pd.DataFrame({"name": [name]}), "empty": pd.DataFrame({"name": []})}
+    assert list(measured.table("t").name) == ["b-0", "b-1", "b-2"]
     assert list(measured.table("t", "b-2").name) == ["b-2"]
     assert measured.table("empty").empty and measured.table("nowhere").empty
     assert "b-1" in measured and "b-3" not in measured

@@ -9,12 +9,4 @@ from gatelens.studies.narrow_gate.study import narrow_gate
 from gatelens.studies.presets import Preset, preset
 from gatelens.studies.whats_in_the_image.study import whats_in_the_image
 
-__all__ = [
-    "STUDIES",
-    "Preset",
-    "find_gate",
-    "finetune_gate",
-    "narrow_gate",
-    "preset",
-    "whats_in_the_image",
-]
+__all__ = ["STUDIES", "Preset", "find_gate", "finetune_gate", "narrow_gate", "preset", "whats_in_the_image"]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gatelens.data import Dataset, Example, load
 from gatelens.model import HookedVLM
 from gatelens.runs import fingerprint
@@ -15,21 +13,16 @@ from gatelens.runs import fingerprint
 
 def resolve_model(model: HookedVLM | str, **options: Any) -> HookedVLM:
     """The model itself, or the one of that name."""
-    if isinstance(model, str):
-        return HookedVLM.from_pretrained(model, **options)
-    return model
+    return HookedVLM.from_pretrained(model, **options) if isinstance(model, str) else model
 
 
 def resolve_data(data: Dataset | str, skip_bad: bool = False) -> Dataset:
     """The data set itself, or the one of that name or folder."""
-    if isinstance(data, str):
-        return load(data, skip_bad=skip_bad)
-    return data
+    return load(data, skip_bad=skip_bad) if isinstance(data, str) else data
 
 
 def provenance(data: Dataset) -> dict[str, Any]:
-    """What a run's manifest says of its data: the place it came from, where there is a choice, and the bad rows that
-    were skipped, where there were any."""
+    """For the manifest: where the data came from, if there is a choice, and the bad rows skipped, if there were any."""
     where = getattr(data, "where", "")
     facts: dict[str, Any] = {"data_from": where} if where else {}
     rows = [f"{r['data']} row {r['row']}: {r['why']}" for r in getattr(data, "skipped", ())]
@@ -51,17 +44,10 @@ def model_name(model: HookedVLM | str) -> str:
 def model_fingerprint(model: HookedVLM) -> str:
     """Changes when the weights do: names, shapes and two moments of every parameter."""
     parts = []
-    with torch.no_grad():
-        for name, parameter in model.hf.named_parameters():
-            value = parameter.detach().flatten()[:4096].float()
-            parts.append(
-                (
-                    name,
-                    tuple(parameter.shape),
-                    f"{float(value.sum()):.5e}",
-                    f"{float(value.square().sum()):.5e}",
-                )
-            )
+    for name, parameter in model.hf.named_parameters():
+        value = parameter.detach().flatten()[:4096].float()
+        moments = [f"{float(moment):.5e}" for moment in (value.sum(), value.square().sum())]
+        parts.append((name, tuple(parameter.shape), *moments))
     return fingerprint(parts)
 
 

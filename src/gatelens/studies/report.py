@@ -1,4 +1,7 @@
-"""The report of a run: its verdict, the cards of its sections, and how it was measured, drawn from its tables alone."""
+"""The report of a run: its verdict, the cards of its sections, and how it was measured, drawn from its tables alone.
+
+Everything here raises OutputError where the run lacks a finished table.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,7 @@ from gatelens.studies.study import Study
 
 
 def page_of(study: Study, run: Run) -> page.Page:
-    """What the report shows.
-
-    Raises:
-        OutputError: the run lacks a finished table.
-    """
+    """What the report shows."""
     settings, said = run.settings, run.json("verdict")
     lead: list[str | tuple[str, str]] = [study.title]
     lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
@@ -34,39 +33,24 @@ def page_of(study: Study, run: Run) -> page.Page:
 
 
 def render_report(study: Study, run: Run) -> str:
-    """The report as one HTML page.
-
-    Raises:
-        OutputError: the run lacks a finished table.
-    """
+    """The report as one HTML page."""
     return page.render(page_of(study, run))
 
 
 def write_report(study: Study, run: Run) -> None:
-    """Draw the figures of a run (``figures/*.png``) and write ``report.html`` beside its tables.
-
-    Raises:
-        OutputError: the run lacks a finished table.
-    """
+    """Draw the figures of a run (``figures/*.png``) and write ``report.html`` beside its tables."""
     shown = page_of(study, run)
     charts = page.draw_charts(shown)
     for name, data in charts.items():
-        run.save_file(f"figures/{name}", ".png", data)
-    run.save_file("report", ".html", page.render(shown, charts).encode())
+        run.save(f"figures/{name}.png", data)
+    run.save("report.html", page.render(shown, charts).encode())
 
 
 def figure(study: Study, run: Run, name: str, dark: bool = False) -> Figure:
-    """One figure of a run's report, drawn from its tables.
-
-    Args:
-        study: the run's.
-        run: a finished run, also one in memory.
-        name: as its file in ``figures/`` is called, without the suffix.
-        dark: draw on dark ground.
+    """One figure of a run's report, named as its file in ``figures/`` is without the suffix.
 
     Raises:
         DataError: the report has no such figure; the message lists those it has.
-        OutputError: the run lacks a finished table.
     """
     charts = page_of(study, run).charts()
     if name not in charts:

@@ -17,20 +17,13 @@ from gatelens.data import Dataset
 from gatelens.errors import GatelensError
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
+from gatelens.studies import identity
 from gatelens.studies.examples import auto_batch_size
 from gatelens.studies.executors import Executor, Here
-from gatelens.studies.identity import (
-    data_fingerprint,
-    model_fingerprint,
-    model_name,
-    provenance,
-    resolve_data,
-    resolve_model,
-)
 from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup
-from gatelens.studies.study import Chosen, Drawn, Study, StudyOptions
+from gatelens.studies.study import Chosen, Drawn, Study
 
 
 def run_study(
@@ -72,14 +65,15 @@ def run_study(
     chosen = study.chosen(sections, asked.limit)
     if out is not None:
         Run.check_folder(out, study.name)
-    source = resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
+    source = identity.resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
     drawn = study.draw(source, asked)
-    called = name or model_name(model)
-    vlm = resolve_model(model, **{k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None})
+    called = name or identity.model_name(model)
+    place = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+    vlm = identity.resolve_model(model, **place)
     drawn = study.ask(vlm, drawn, asked)
     everything = [e for examples in drawn.values() for e in examples]
     size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
-    settings = _settings(study, vlm, source, drawn, asked, chosen, model=called, batch_size=size)
+    settings = {"model": called, **_settings(study, vlm, source, drawn, asked, chosen), "batch_size": size}
     run = Run.open(out, study=study.name, settings=settings, info=_info(vlm, source))
     setup = Setup(vlm, source, drawn, asked, chosen, size, run, progress)
     try:
@@ -93,24 +87,15 @@ def run_study(
 
 
 def _settings(
-    study: Study,
-    vlm: HookedVLM,
-    source: Dataset,
-    drawn: Drawn,
-    asked: StudyOptions,
-    chosen: Mapping[str, Options],
-    model: str,
-    batch_size: int,
+    study: Study, vlm: HookedVLM, source: Dataset, drawn: Drawn, asked: Options, chosen: Mapping[str, Options]
 ) -> dict[str, Any]:
     """What the manifest says was asked for: a run in the same folder must ask for the same."""
     settings = {
-        "model": model,
-        "weights": model_fingerprint(vlm),
+        "weights": identity.model_fingerprint(vlm),
         "data": source.name,
-        "examples": data_fingerprint([e for examples in drawn.values() for e in examples]),
+        "examples": identity.data_fingerprint([e for examples in drawn.values() for e in examples]),
         "n": {task: len(examples) for task, examples in drawn.items()},
         **asked.settings(),
-        "batch_size": batch_size,
         "dtype": str(vlm.dtype),
         "sections": {section: given.settings() for section, given in chosen.items()},
         **study.settings(vlm, source, drawn, asked),
@@ -125,7 +110,7 @@ def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
         "device": str(vlm.device),
         "model_class": type(vlm.hf).__name__,
         "n_layers": int(vlm.cfg.n_layers),
-        **provenance(source),
+        **identity.provenance(source),
     }
 
 
@@ -146,7 +131,7 @@ def measure_sections(study: Study, setup: Setup, executor: Executor, progress: b
                 continue
             for table, value in section.conclude(setup, measured).items():
                 run.save(table, value)
-    run.note(**provenance(setup.data))  # sections may have drawn further examples
+    run.note(**identity.provenance(setup.data))  # sections may have drawn further examples
     run.save("absent", [f"{s.name} ({absent[s.name]})" for s in sections if s.name in absent])
     evidence = [e for s in sections if s.name not in absent for e in s.evidence(run)]
     run.save("verdict", dict(study.verdict(run, evidence)))
@@ -173,7 +158,7 @@ def measure_section(
         batches = section.batches(setup, measured)
         new = [b for b in batches if b.name not in measured]
         if not new:
-            return measured.ordered(batches)
+            return Measured({b.name: measured[b.name] for b in batches})
         twice = next((name for name, n in Counter(b.name for b in new).items() if n > 1), None)
         if twice is not None:
             raise ValueError(f"section {section.name!r} has two batches {twice!r}; their tables would be one")
@@ -184,7 +169,7 @@ def measure_section(
             run.save_batch(section.name, batch.name, tables, seconds)
             bar.step(section.name, batch)
         for batch in new:
-            measured.add(batch, run.batch(section.name, batch.name))
+            measured[batch.name] = run.batch(section.name, batch.name)
 
 
 class Progress:

@@ -7,7 +7,7 @@ machine; the runner alone saves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,35 +43,14 @@ class Batch:
     units: int = field(default=1, kw_only=True)
 
 
-class Measured:
-    """Tables of the batches of one section that are measured, in the order of the batches."""
-
-    def __init__(self) -> None:
-        self._tables: dict[str, Tables] = {}
-
-    def add(self, batch: Batch, tables: Tables) -> None:
-        """Keep what was measured of a batch."""
-        self._tables[batch.name] = tables
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tables
-
-    def __getitem__(self, name: str) -> Tables:
-        """The tables of the batch of that name."""
-        return self._tables[name]
+class Measured(dict[str, Tables]):
+    """Tables of the batches of one section that are measured, by batch, in the order of the batches."""
 
     def table(self, name: str, of: str = "") -> pd.DataFrame:
         """One table over all batches whose names begin with ``of``; empty where nothing was measured."""
-        parts = [t[name] for batch, t in self._tables.items() if batch.startswith(of) and name in t]
-        parts = [part for part in parts if len(part)]
+        tables = [t[name] for batch, t in self.items() if batch.startswith(of) and name in t]
+        parts = [table for table in tables if len(table)]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-    def ordered(self, batches: Iterable[Batch]) -> Measured:
-        """The same in the order of these batches."""
-        out = Measured()
-        for batch in batches:
-            out.add(batch, self._tables[batch.name])
-        return out
 
 
 @dataclass(frozen=True)

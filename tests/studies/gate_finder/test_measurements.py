@@ -170,7 +170,7 @@ def test_parts_that_stand_in_for_each_other_are_both_cut(monkeypatch: pytest.Mon
         return pd.DataFrame(rows, columns=["set", "example", "right", "log_prob"])
 
     monkeypatch.setattr(PlacedPrompts, "answers", answers)
-    monkeypatch.setattr(PlacedPrompts, "located", lambda self, model: None)
+    monkeypatch.setattr("gatelens.studies.gate_finder.measurements.locate", lambda *_: None)
     part = PlacedPrompts("0", (0, 1), [None, None], layout.places, (1, 2), (0, 1))  # type: ignore[list-item]
     candidates = tuple(layout.after)
     order = CutOrder("o", [part], "zero", (0.9, 0.9), (0.05, 0.05), 0.05, candidates, candidates, 1)

@@ -211,7 +211,7 @@ def test_batches_can_be_sent_away_and_taken_up_again(tiny_llava: Any) -> None:
             break
         rounds += 1
         for batch, tables, _ in Here(tiny_llava).run(section.measure, new):
-            measured.add(batch, tables)
+            measured[batch.name] = tables
     assert rounds == 6
     stored = section.conclude(setup, measured)
     alone = find_gate(

@@ -223,11 +223,11 @@ def test_batches_are_data(section: Section, tiny_llava: HookedVLM) -> None:
     while new := [b for b in section.batches(setup, measured) if b.name not in measured]:
         for i, batch in enumerate(new):
             if getattr(batch, "row", "none") in NOT_DRAWN:
-                measured.add(batch, {})  # drawing takes long, and these rows are like the others
+                measured[batch.name] = {}  # drawing takes long, and these rows are like the others
                 continue
             with torch.inference_mode():
                 tables = section.measure(model, batch)
-                measured.add(batch, tables)
+                measured[batch.name] = tables
                 if i >= 2 and section.name != "drawing" and type(batch) is type(new[i - 1]):
                     continue  # like the two before it
                 again = section.measure(model, pickle.loads(pickle.dumps(batch)))

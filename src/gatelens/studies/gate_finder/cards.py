@@ -29,10 +29,7 @@ WORDS = {
 
 
 def search_cards(result: SearchResult, name: str, title: str, say: bool = False) -> list[Card]:
-    """Figures (their names begin with ``name``) and the table of the strongest positions.
-
-    ``say``: also the search's own sentence, where the page does not open with it.
-    """
+    """Figures, named from ``name`` on, and the strongest positions; ``say`` adds the search's own sentence."""
     shown = (
         "Above: every candidate’s measures in the order of the prompt, whiskers 95 % bootstrap intervals over "
         "examples; orange is a narrow gate. Below: how much is gone when so many positions are cut together."
@@ -55,11 +52,10 @@ def _strongest(result: SearchResult) -> Table:
     part = result.measures[result.measures.place.isin(top)]
     part = part.sort_values("place", key=lambda column: column.map(top.index), kind="stable")
     names = {}
-    for p in top:
-        place = result.places[p]
+    for place in (result.places[p] for p in top):
         mark = f"{GATE_MARK} " if place in result.gate else ""
-        where = f"position {place.position}" + ("" if place.in_picture else f", {place.role}")
-        names[p] = (f"{mark}{place.name}", where)
+        role = "" if place.in_picture else f", {place.role}"
+        names[place.number] = (f"{mark}{place.name}", f"position {place.position}{role}")
     marked = f"; {GATE_MARK} belongs to the gate" if result.gate else ""
     caption = (
         f"The strongest {len(top)} of {len(result.places)} candidates by nats lost when cut "

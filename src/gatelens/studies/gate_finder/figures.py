@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -25,7 +26,7 @@ def gate_figure(result: SearchResult, dark: bool = False) -> NotebookFigure:
     if not result.places:
         raise DataError("gate_figure: the search has no positions; run find_gate on a prompt with a picture")
     hows = result.settings["how"]
-    marked = f" (bars how={hows[0]}" + (f", diamonds how={hows[1]}" if len(hows) > 1 else "")
+    marked = f" (bars how={hows[0]}{f', diamonds how={hows[1]}' if len(hows) > 1 else ''}"
     panels = {
         "attention": "Attention it gets, share of all candidates (mean over layers)",
         "overlap": "Neighbours of the same class, best layer",
@@ -63,13 +64,10 @@ def _cells(result: SearchResult) -> pd.DataFrame:
     n_after = max(1, len(result.places) - n_picture)
     share = min(0.10, 0.40 / n_after)
     wide = max(1.0, share * n_cells / max(0.05, 1 - share * n_after))
-    rows = [
-        (float(one.number // together), 1.0)
-        if one.in_picture
-        else (n_cells + 0.6 + (one.number - n_picture) * wide, wide)
-        for one in result.places
-    ]
-    cells = pd.DataFrame(rows, columns=["left", "width"], index=[one.number for one in result.places])
+    number = pd.Series([one.number for one in result.places])
+    after = number - n_picture
+    left = (number // together).astype(float).where(after < 0, n_cells + 0.6 + after * wide)
+    cells = pd.DataFrame({"left": left, "width": np.where(after < 0, 1.0, wide)})
     return cells.assign(middle=cells.left + cells.width / 2)
 
 
@@ -91,16 +89,8 @@ def _bars(axes: Axes, result: SearchResult, cells: pd.DataFrame, measure: str, p
         span = [cells.left[row.place], cells.left[row.last] + cells.width[row.last]]
         axes.fill_between(span, 0, row.mean, color=p.faint, alpha=0.45, linewidth=0, zorder=0)
     if len(part):
-        interval_bars(
-            axes,
-            part.middle,
-            part["mean"],
-            part.low,
-            part.high,
-            color=list(part.color),
-            ink=p.ink,
-            width=part.width * 0.86,
-        )
+        heights, width = (part.middle, part["mean"], part.low, part.high), part.width * 0.86
+        interval_bars(axes, *heights, color=list(part.color), ink=p.ink, width=width)
     # so that little looks little
     least = 0.5 if measure.endswith("accuracy") or measure == "flipped" else 0.05
     axes.set_ylim(min([0.0, *part.low]), 1.12 * max([least, *part.high, *blocks["mean"]]))
@@ -117,10 +107,8 @@ def _strip(axes: Axes, result: SearchResult, cells: pd.DataFrame, p: Palette) ->
     words = words if len(words) <= 14 else []
     labels = [one.token if len(one.token) <= 12 else f"{one.token[:11]}…" for one in words]
     middle = (cells.left[picture[0]] + cells.left[picture[-1]] + 1) / 2
-    axes.set_xticks(
-        [middle, *cells.middle[[one.number for one in words]]],
-        [f"the picture, {len(picture)} positions", *labels],
-    )
+    ticks = [middle, *cells.middle[[one.number for one in words]]]
+    axes.set_xticks(ticks, [f"the picture, {len(picture)} positions", *labels])
     axes.tick_params(axis="x", length=0, labelcolor=p.ink)
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -130,18 +118,8 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
     lines = {"zero": (p.ink, "-"), "mask": (p.neutral, "--")}
     for how, part in result.curves.groupby("how", sort=False):
         color, line = lines[str(how)]
-        label = f"how={how}"
-        curve(
-            axes,
-            part["size"],
-            part.share,
-            part.low,
-            part.high,
-            color=color,
-            label=label,
-            line=line,
-            marker=".",
-        )
+        points = part["size"], part.share, part.low, part.high
+        curve(axes, *points, color=color, label=f"how={how}", line=line, marker=".")
     reference(axes, result.settings["part"], color=p.soft)
     ticks = [2**power for power in range(13) if 2**power <= result.curves["size"].max()]
     axes.set_xscale("log")
@@ -157,25 +135,27 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
 
 
 def gate_layers(result: SearchResult, dark: bool = False) -> NotebookFigure:
-    """Answers that become the other picture's, and the overlap gained with them, when the chosen set (the places that
-    carry most where there is no narrow one) is patched in one layer alone; bands are 95 % bootstrap intervals.
+    """What the chosen set, else the strongest place, carries when it is patched in one layer alone.
+
+    Lines are the answers that become the other picture's and the overlap gained with them; bands are 95 % bootstrap
+    intervals.
 
     Raises:
         DataError: nothing was patched.
     """
     if result.layers.empty:
         raise DataError("gate_layers: nothing was patched in this search; run find_gate with n_pairs above 0")
-    who = ", ".join(
-        f"{result.places[p].name} ({result.places[p].position})" for p in result.settings["patched"]
-    )
+    patched = [result.places[p] for p in result.settings["patched"]]
+    who = ", ".join(f"{place.name} ({place.position})" for place in patched)
     joint = result.settings.get("joint_mean", float("nan"))
     color = "gate" if result.gate else "image"
+    series = [
+        SeriesStyle("flipped", "answers that become the other picture's", color),
+        SeriesStyle("target overlap", "overlap gained with its answer", "third", line="--"),
+    ]
     return curves(
         result.layers,
-        [
-            SeriesStyle("flipped", "answers that become the other picture's", color),
-            SeriesStyle("target overlap", "overlap gained with its answer", "third", line="--"),
-        ],
+        series,
         by="measure",
         references=[ReferenceLine(joint, "answers, patched in all layers")],
         title=f"Patching {who if len(who) < 70 else who[:69] + '…'}, one layer at a time",

@@ -1,14 +1,9 @@
-"""What is measured of the places: each measurement is a batch of work, with the function that does it.
-
-``VaryingInputs`` tells the picture; ``CutAnswers`` are answers with sets of places cut, ``PatchedAnswers`` those with
-another picture's residual stream; ``AttentionReceived`` and ``ClassOverlap`` look at the unmodified model;
-``CutOrder`` chooses in which order places are cut.
-"""
+"""What is measured of the places: each measurement is a batch of work, with the function that does it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,21 +49,11 @@ class VaryingInputs(Prompts):
 
 @dataclass(frozen=True)
 class PlacedPrompts(Prompts):
-    """Some of the examples, and the candidates of a gate in them.
-
-    Attributes:
-        places: the candidates.
-        tokens: first tokens of the class names.
-        labels: the right one of each example, as a number into ``tokens``.
-    """
+    """Some of the examples, and the candidates of a gate in them."""
 
     places: tuple[Place, ...]
-    tokens: tuple[int, ...]
-    labels: tuple[int, ...]
-
-    def located(self, model: HookedVLM) -> LocatedPrompts:
-        """The prompts, ready to run."""
-        return locate(model, self.examples, self.places)
+    tokens: tuple[int, ...]  # first tokens of the class names
+    labels: tuple[int, ...]  # the right one of each example, as a number into ``tokens``
 
     def answers(
         self,
@@ -78,27 +63,23 @@ class PlacedPrompts(Prompts):
         how: How,
         spare: Iterable[int] = (),
     ) -> pd.DataFrame:
-        """Answers when each set is cut: ``set, example, right, log_prob``, and the log-probability of each class by
-        its number."""
+        """When each set is cut: ``set, example, right, log_prob``, and the log-probability of each class by number."""
         runs = [knockouts(prompts, self.places, one, how, spare) for one in sets]
-        wanted, tables = torch.tensor(self.tokens)[list(self.labels)], []
+        tokens, labels = torch.tensor(self.tokens), torch.tensor(self.labels)
+        tables = []
         for number, logits in enumerate(last_logits(model, prompts.inputs, runs)):
             values = logits.float().cpu()
-            classes = values.log_softmax(-1)[:, list(self.tokens)].double().clamp_min(LEAST_LOG_PROB)
-            table = pd.DataFrame(classes.numpy(), columns=[str(c) for c in range(len(self.tokens))])
-            right = (values.argmax(-1) == wanted).double().numpy()
-            log_prob = classes.gather(1, torch.tensor(self.labels)[:, None])[:, 0].numpy()
-            facts = {"set": number, "example": self.numbers, "right": right, "log_prob": log_prob}
-            tables.append(table.assign(**facts))
+            classes = values.log_softmax(-1)[:, tokens].double().clamp_min(LEAST_LOG_PROB)
+            table = pd.DataFrame(classes.numpy(), columns=[str(c) for c in range(len(tokens))])
+            right = (values.argmax(-1) == tokens[labels]).double().numpy()
+            log_prob = classes.gather(1, labels[:, None])[:, 0].numpy()
+            tables.append(table.assign(set=number, example=self.numbers, right=right, log_prob=log_prob))
         return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True)
 class CutAnswers(PlacedPrompts):
-    """Answers when nothing after the picture reads the places of a set; ``spare`` places go on reading.
-
-    The empty set is the unmodified model.
-    """
+    """Answers when nothing after the picture reads the places of a set, but the ``spare`` ones."""
 
     how: How
     sets: Sequence[Sequence[int]]
@@ -106,15 +87,12 @@ class CutAnswers(PlacedPrompts):
 
     def measure(self, model: HookedVLM) -> Tables:
         """``answers``: see :meth:`PlacedPrompts.answers`."""
-        return {"answers": self.answers(model, self.located(model), self.sets, self.how, self.spare)}
+        prompts = locate(model, self.examples, self.places)
+        return {"answers": self.answers(model, prompts, self.sets, self.how, self.spare)}
 
 
 def knockouts(
-    prompts: LocatedPrompts,
-    places: Sequence[Place],
-    cut: Iterable[int],
-    how: How,
-    spare: Iterable[int] = (),
+    prompts: LocatedPrompts, places: Sequence[Place], cut: Iterable[int], how: How, spare: Iterable[int] = ()
 ) -> list[Any] | None:
     """Knockouts after which nothing after the picture reads the places; None when no example has one.
 
@@ -122,29 +100,18 @@ def knockouts(
     """
     cut = list(cut)
     readers = prompts.after & ~prompts.mask(spare)
-    picture = prompts.mask([p for p in cut if places[p].in_picture])
-    specs = [knockout(readers, picture, how=how)] if bool(picture.any()) else []
-    for p in cut:
-        if not places[p].in_picture:
-            key = prompts.mask([p])
-            if bool(key.any()):
-                specs.append(knockout(readers & ~key, key, how=how))
-    return specs or None
+    alone = [[p] for p in cut if not places[p].in_picture]
+    keys = [prompts.mask(one) for one in ([p for p in cut if places[p].in_picture], *alone)]
+    return [knockout(readers & ~key, key, how=how) for key in keys if bool(key.any())] or None
 
 
 @dataclass(frozen=True)
 class PatchedAnswers(PlacedPrompts):
-    """Answers when the residual stream at sets of places comes from other examples, pair by pair.
-
-    Attributes:
-        sources: the other example of each pair.
-        sets: the places.
-        layers: those of each set; None is all of them together.
-    """
+    """Answers when the residual stream at sets of places comes from ``sources``, the other examples of the pairs."""
 
     sources: Sequence[Example]
     sets: Sequence[Sequence[int]]
-    layers: Sequence[int | None] = ()
+    layers: Sequence[int | None] = ()  # of each set; None is all of them together
 
     def measure(self, model: HookedVLM) -> Tables:
         """``moved``: ``set, example, flippable, flipped, gain``.
@@ -152,7 +119,7 @@ class PatchedAnswers(PlacedPrompts):
         ``flippable``: the pair's two clean predictions differ; ``flipped``: the prediction became the other
         example's; ``gain``: by how much Σ min(p, q) with the other's clean answer rose.
         """
-        here, there = _common(self.located(model), locate(model, self.sources, self.places))
+        here, there = _common(*(locate(model, e, self.places) for e in (self.examples, self.sources)))
         base, target = (
             last_logits(model, side.inputs, [None])[0].float().cpu().softmax(-1) for side in (here, there)
         )
@@ -163,8 +130,8 @@ class PatchedAnswers(PlacedPrompts):
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)]
         tables = []
         for group in _groups(self.sets, len(self.numbers) * n_layers * int(model.cfg.d_model)):
-            needed = sorted({p for s in group for p in self.sets[s]})
-            cache = _cached(model, there.inputs, there.mask(needed), names)
+            needed = {p for s in group for p in self.sets[s]}
+            cache = _cached(model, there, needed, names)
             runs: list[Any] = []
             for s in group:
                 at, source = here.mask(self.sets[s]), there.mask(self.sets[s])
@@ -177,33 +144,30 @@ class PatchedAnswers(PlacedPrompts):
         return {"moved": pd.concat(tables, ignore_index=True)}
 
 
-def _common(here: LocatedPrompts, there: LocatedPrompts) -> tuple[LocatedPrompts, LocatedPrompts]:
+def _common(here: LocatedPrompts, there: LocatedPrompts) -> list[LocatedPrompts]:
     """Both sides with the places that only one example of a pair has left out: they stay as they are."""
     both = (here.columns >= 0) & (there.columns >= 0)
-    first, second = (
-        LocatedPrompts(side.inputs, torch.where(both, side.columns, -1), side.after) for side in (here, there)
-    )
-    return first, second
+    return [replace(side, columns=torch.where(both, side.columns, -1)) for side in (here, there)]
 
 
 def _groups(sets: Sequence[Sequence[int]], numbers: int) -> list[list[int]]:
     """Sets whose source activations, of so many numbers a place, fit into memory together."""
-    most = max(1, CACHE // numbers)
     groups: list[list[int]] = [[]]
     held = 0
     for s, one in enumerate(sets):
-        if groups[-1] and held + len(one) > most:
-            groups.append([])
-            held = 0
-        groups[-1].append(s)
         held += len(one)
+        if groups[-1] and held > max(1, CACHE // numbers):
+            groups.append([])
+            held = len(one)
+        groups[-1].append(s)
     return groups
 
 
-def _cached(model: HookedVLM, inputs: Any, mask: Bool[Tensor, "batch pos"], names: Sequence[str]) -> Any:
-    """A run's cache, of the masked rows alone where every example has as many."""
-    alike = len(set(mask.sum(1).tolist())) == 1 and bool(mask.any())
-    return model.run_with_cache(inputs, names_filter=names, positions=mask if alike else None)[1]
+def _cached(model: HookedVLM, prompts: LocatedPrompts, places: Iterable[int], names: Sequence[str]) -> Any:
+    """A run's cache, of the places alone where every example has as many."""
+    mask = prompts.mask(places)
+    alike = len(mask.sum(1).unique()) == 1 and bool(mask.any())
+    return model.run_with_cache(prompts.inputs, names_filter=names, positions=mask if alike else None)[1]
 
 
 @dataclass(frozen=True)
@@ -216,7 +180,7 @@ class AttentionReceived(PlacedPrompts):
         The mean attention a place gets over the rows that can read it (NG's f_j), as a share of what all candidates
         get: the mean over layers, and the sum over examples.
         """
-        prompts = self.located(model)
+        prompts = locate(model, self.examples, self.places)
         after, columns, n_layers = prompts.after, prompts.columns, int(model.cfg.n_layers)
         received = torch.zeros(len(after), n_layers, after.shape[1])
 
@@ -238,10 +202,8 @@ class AttentionReceived(PlacedPrompts):
         numbers = np.array(self.numbers)[row.numpy()]
         table = {"example": numbers, "place": place.numpy(), "value": share.mean(1)[row, place].numpy()}
         layers = pd.DataFrame(share.sum(0).numpy(), columns=list(places)).rename_axis("layer").reset_index()
-        return {
-            "attention": pd.DataFrame(table),
-            "layers": layers.melt("layer", var_name="place", value_name="total"),
-        }
+        layers = layers.melt("layer", var_name="place", value_name="total")
+        return {"attention": pd.DataFrame(table), "layers": layers}
 
 
 def _readers(prompts: LocatedPrompts, place: int) -> Bool[Tensor, "batch pos"]:
@@ -252,13 +214,7 @@ def _readers(prompts: LocatedPrompts, place: int) -> Bool[Tensor, "batch pos"]:
 
 @dataclass(frozen=True)
 class ClassOverlap(Batch):
-    """Whether the class can be read off the residual stream of each place: its neighbours' classes.
-
-    Attributes:
-        parts: all examples.
-        layers: at whose entry.
-        k: neighbours.
-    """
+    """Whether the class can be read off the residual stream entering each layer: the classes of ``k`` neighbours."""
 
     parts: Sequence[PlacedPrompts]
     layers: tuple[int, ...]
@@ -270,23 +226,22 @@ class ClassOverlap(Batch):
         streams = torch.zeros(len(self.layers), n_places, n, int(model.cfg.d_model))
         has, labels = torch.zeros(n_places, n, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
         for part in self.parts:
-            prompts, numbers = part.located(model), list(part.numbers)
+            prompts, numbers = locate(model, part.examples, part.places), list(part.numbers)
             streams[:, :, numbers] = _streams(model, prompts, self.layers).permute(0, 2, 1, 3)
             has[:, numbers] = (prompts.columns >= 0).T
             labels[numbers] = torch.tensor(part.labels)
-        tables = []
+        tables = [pd.DataFrame(columns=["place", "layer", "example", "value"])]
         for p in range(n_places):
             if int(has[p].sum()) <= self.k:
                 continue
             values = [
-                neighbourhood_overlap(streams[at, p][has[p]], labels[has[p]], self.k).double()
-                for at in range(len(self.layers))
+                neighbourhood_overlap(stream[p][has[p]], labels[has[p]], self.k).double()
+                for stream in streams
             ]
             best = max(range(len(values)), key=lambda at: float(values[at].mean()))
             where = {"place": p, "layer": self.layers[best], "example": has[p].nonzero()[:, 0].numpy()}
             tables.append(pd.DataFrame({**where, "value": values[best].numpy()}))
-        columns = ["place", "layer", "example", "value"]
-        return {"overlap": pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)}
+        return {"overlap": pd.concat(tables[1:] or tables, ignore_index=True)}
 
 
 def _streams(
@@ -295,7 +250,7 @@ def _streams(
     """The residual stream entering some layers at every place, 0 where an example lacks one."""
     names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
     columns = prompts.columns
-    cache = _cached(model, prompts.inputs, prompts.mask(range(columns.shape[1])), names)
+    cache = _cached(model, prompts, range(columns.shape[1]), names)
     index = columns.clamp_min(0)
     if cache.kept is not None:
         index = cache.kept.place.gather(1, index).clamp_min(0)
@@ -307,49 +262,39 @@ def _streams(
 class CutOrder(Batch):
     """In which order places are cut jointly: each is the one that leaves the lowest log-probability.
 
-    Attributes:
-        parts: the examples that choose.
-        how: the kind of knockout.
-        clean, floor: probability of the right answer with nothing and with the whole picture cut, by example.
-        chance: the least a probability can mean.
-        singles: the places to order.
-        carrying: those of them that stand after the picture. Should they together be enough while no set of
-            ``limit`` is, they are thinned out one by one: this finds positions that stand in for each other.
-        limit: steps at which all places left are asked anew; then the order last found is kept.
+    At the first ``limit`` steps all places left are asked anew; then the order last found is kept. Should the
+    ``carrying`` places together be enough while no set of ``limit`` is, they are thinned out one by one: this finds
+    positions that stand in for each other.
     """
 
     parts: Sequence[PlacedPrompts]
     how: How
-    clean: tuple[float, ...]
-    floor: tuple[float, ...]
+    clean: tuple[float, ...]  # probability of the right answer, by example
+    floor: tuple[float, ...]  # the same with the whole picture cut
     chance: float
     singles: tuple[int, ...]
-    carrying: tuple[int, ...]
+    carrying: tuple[int, ...]  # of the singles, those after the picture
     limit: int
 
     def measure(self, model: HookedVLM) -> Tables:
         """``order``: the ``place`` cut first in the first row, and so on."""
-        located = [part.located(model) for part in self.parts]
+        located = [locate(model, part.examples, part.places) for part in self.parts]
 
         def log_probs(sets: Sequence[Sequence[int]]) -> Float[np.ndarray, "set example"]:
             parts = zip(self.parts, located, strict=True)
             answers = pd.concat([part.answers(model, prompts, sets, self.how) for part, prompts in parts])
             return answers.pivot(index="set", columns="example", values="log_prob").to_numpy()
 
-        def carried(sets: Sequence[Sequence[int]]) -> list[bool]:
-            shares = share_removed(
-                np.array(self.clean), np.exp(log_probs(sets)), np.array(self.floor), self.chance
-            )
-            return list(shares >= PART)
-
-        def enough(chosen: tuple[int, ...]) -> bool:
-            return bool(carried([chosen])[0])
+        def enough(*sets: Sequence[int]) -> bool:
+            left = np.exp(log_probs(sets))
+            shares = share_removed(np.array(self.clean), left, np.array(self.floor), self.chance)
+            return bool((shares >= PART).any())
 
         order: list[int] = []
         if self.singles:
             order = greedy_order(lambda sets: list(log_probs(sets).mean(1)), self.singles, self.limit, enough)
         first = [order[:size] for size in range(1, min(self.limit, len(order)) + 1)]
-        small = bool(first) and any(carried(first))
+        small = bool(first) and enough(*first)
         if not small and len(self.carrying) > 1 and enough(self.carrying):
             kept = prune(enough, self.carrying)
             order = [*kept, *(p for p in order if p not in kept)]

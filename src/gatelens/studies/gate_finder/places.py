@@ -47,20 +47,16 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The candidates of a gate, in prompt order, and which examples have them.
+    """The candidates of a gate: the picture's places, then those between it and the answer, in prompt order.
 
-    Attributes:
-        places: the picture's, then those between it and the answer. The picture is every place from the first to the
-            last whose input differs between examples of the one prompt (row breaks between them included). What
-            stands before cannot know the picture, so it is no candidate; neither is the last position, which
-            answers: nothing after it reads it.
-        has: a small picture lacks the last places of a large one.
-        gate: numbers of the places that are called the gate.
+    The picture is every place from the first to the last whose input differs between examples of the one prompt (row
+    breaks between them included). What stands before cannot know the picture, so it is no candidate; neither is the
+    last position, which answers: nothing after it reads it.
     """
 
     places: tuple[Place, ...]
-    has: Bool[np.ndarray, "example place"]
-    gate: tuple[int, ...]
+    has: Bool[np.ndarray, "example place"]  # a small picture lacks the last places of a large one
+    gate: tuple[int, ...]  # numbers of the places that are called the gate
 
     @property
     def picture(self) -> list[int]:
@@ -81,24 +77,18 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LocatedPrompts:
-    """Prompts of some examples, and where the places stand in them.
-
-    Attributes:
-        inputs: the prompts.
-        columns: the absolute position of each place, −1 where an example has none.
-        after: the positions after the picture.
-    """
+    """Prompts of some examples, and where the places stand in them."""
 
     inputs: VLMInputs
-    columns: Int[Tensor, "batch place"]
-    after: Bool[Tensor, "batch pos"]
+    columns: Int[Tensor, "batch place"]  # the absolute position of each place, −1 where an example has none
+    after: Bool[Tensor, "batch pos"]  # the positions after the picture
 
     def mask(self, places: Iterable[int]) -> Bool[Tensor, "batch pos"]:
         """The positions of some places."""
-        mask = torch.zeros_like(self.after)
         columns = self.columns[:, list(places)]
-        rows = torch.arange(len(columns))[:, None].expand_as(columns)
-        mask[rows[columns >= 0], columns[columns >= 0]] = True
+        rows, which = (columns >= 0).nonzero(as_tuple=True)
+        mask = torch.zeros_like(self.after)
+        mask[rows, columns[rows, which]] = True
         return mask
 
 
@@ -128,16 +118,10 @@ def numbered_roles(roles: Int[Tensor, " pos"]) -> Iterable[tuple[int, int, int]]
 def varying_inputs(
     model: HookedVLM, examples: Sequence[Example], numbers: Sequence[int], reference: Example | None
 ) -> pd.DataFrame:
-    """Every position of some prompts, and whether the model's input there differs from that of one example.
+    """Every position of examples of one prompt, and whether the model's input there differs from the reference's.
 
-    Args:
-        model: the model.
-        examples: all with the same prompt.
-        numbers: what each is called in the table.
-        reference: the example to compare with; None is the first of these.
-
-    Returns:
-        ``example, role, index, position, token, gate, varies``. A position that the reference lacks does not vary.
+    Without a ``reference`` it is the first of these. A position that it lacks does not vary. The table's columns are
+    ``example, role, index, position, token, gate, varies``; ``numbers`` are what each example is called there.
     """
     asked = [*([] if reference is None else [reference]), *examples]
     inputs = prepare(model, asked)
@@ -158,28 +142,24 @@ def varying_inputs(
 
 
 def find_places(positions: pd.DataFrame, n: int) -> Layout:
-    """Find the picture, and what stands between it and the answer.
-
-    Args:
-        positions: of all examples, as :func:`varying_inputs` gives them.
-        n: examples, numbered from 0.
+    """Find the picture, and what stands between it and the answer, in ``positions`` of ``n`` :func:`varying_inputs`.
 
     Raises:
         Absent: the input is the same for all examples, or nothing stands after the picture.
     """
-    table, key = positions, positions.groupby(KEY)
+    key = positions.groupby(KEY)
     # pictures of other sizes: what an example lacks varies
     varies = key.varies.transform("any") | (key.example.transform("size") < n)
     if not varies.any():
         raise Absent("the model's input is the same for every example; give different pictures")
-    changing = table.position.where(varies).groupby(table.example)
-    whole = table.groupby("example").position
+    changing = positions.position.where(varies).groupby(positions.example)
+    whole = positions.groupby("example").position
     # an example may lack what varies elsewhere (NaN): then no key stands before or after it
-    table = table.assign(
-        before=table.position < changing.transform("min"),
-        after=table.position > changing.transform("max"),
-        start=table.position - whole.transform("min"),
-        end=table.position - whole.transform("max"),
+    table = positions.assign(
+        before=positions.position < changing.transform("min"),
+        after=positions.position > changing.transform("max"),
+        start=positions.position - whole.transform("min"),
+        end=positions.position - whole.transform("max"),
     )
     keys = table.groupby(KEY, as_index=False).agg(
         {"before": "all", "after": "all", "gate": "all", "start": "mean", "end": "mean",

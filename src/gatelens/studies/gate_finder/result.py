@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import pandas as pd
 
@@ -15,8 +15,6 @@ from gatelens.studies.gate_finder.verdict import NARROW
 
 TABLES = ("measures", "blocks", "curves", "layers")
 FACTS = "search"  # the JSON value that holds what is in no table
-
-Self = TypeVar("Self", bound="SearchResult")
 
 
 @dataclass
@@ -64,42 +62,28 @@ class SearchResult:
         measure = measure or f"{self.settings['how'][0]} log_prob"
         part = self.measures[self.measures.measure == measure]
         if part.empty:
-            raise DataError(
-                f"no measure {measure!r}; there are {', '.join(dict.fromkeys(self.measures.measure))}"
-            )
+            raise DataError(f"no measure {measure!r}; there are {', '.join(self.measures.measure.unique())}")
         part = part.sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
         ranked = [self.places[p] for p in part.place]
-        facts = pd.DataFrame({"rank": range(1, len(part) + 1)})
-        for name in ("name", "role", "index", "position"):
-            facts[name] = [getattr(place, name) for place in ranked]
-        return pd.concat([facts, part[["place", "mean", "low", "high", "n", "layer"]]], axis=1)
+        names = ("name", "role", "index", "position")
+        facts = pd.DataFrame({name: [getattr(place, name) for place in ranked] for name in names})
+        facts.insert(0, "rank", facts.index + 1)
+        return facts.join(part[["place", "mean", "low", "high", "n", "layer"]])
 
     def stored(self) -> dict[str, Any]:
         """Tables and JSON values by the names under which a run of the study keeps them."""
-        facts = {
-            "model": self.model,
-            "prompt": self.prompt,
-            "settings": self.settings,
-            "verdict": self.verdict,
-        }
+        facts = {name: getattr(self, name) for name in ("model", "prompt", "settings", "verdict")}
         tables = {name: getattr(self, name) for name in TABLES}
         return {"places": pd.DataFrame([vars(p) for p in self.places]), **tables, FACTS: facts}
 
     @classmethod
-    def from_run(cls: type[Self], run: Run, names: Mapping[str, str] | None = None) -> Self:
-        """What was stored in a run.
-
-        Args:
-            run: the run.
-            names: by its name in :meth:`stored`, what a table or value is called there, where it is called otherwise.
+    def from_run(cls, run: Run, names: Mapping[str, str] | None = None) -> Self:
+        """What was stored in a run; ``names`` are those there, by name in :meth:`stored`, where they are others.
 
         Raises:
             OutputError: the run lacks a table.
         """
-
-        def called(name: str) -> str:
-            return (names or {}).get(name, name)
-
-        facts = run.json(called(FACTS))
-        places = tuple(Place(**row) for row in run.table(called("places")).to_dict("records"))
-        return cls(places=places, **facts, **{name: run.table(called(name)) for name in TABLES})
+        called = {name: name for name in ("places", *TABLES, FACTS)} | dict(names or {})
+        places = tuple(Place(**row) for row in run.table(called["places"]).to_dict("records"))
+        tables = {name: run.table(called[name]) for name in TABLES}
+        return cls(places=places, **run.json(called[FACTS]), **tables)

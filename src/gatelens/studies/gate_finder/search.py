@@ -18,18 +18,10 @@ from gatelens.measures.overlap import overlap_by_chance
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
+from gatelens.studies.examples import consecutive
+from gatelens.studies.gate_finder import measurements
 from gatelens.studies.gate_finder.cards import search_cards
-from gatelens.studies.gate_finder.measurements import (
-    CACHE,
-    PART,
-    AttentionReceived,
-    ClassOverlap,
-    CutAnswers,
-    CutOrder,
-    PatchedAnswers,
-    PlacedPrompts,
-    VaryingInputs,
-)
+from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import SearchState
 from gatelens.studies.gate_finder.verdict import gate_verdict
@@ -71,9 +63,8 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     state = SearchState(NAME, setup, measured)
     work: list[Batch] = []
     for plan in (varying_inputs, first_look, single_places, orders, growing_sets, chosen_set):
-        work += plan(state)
-        if any(batch.name not in measured for batch in work):
-            break
+        if all(batch.name in measured for batch in work):
+            work += plan(state)
     return work
 
 
@@ -90,7 +81,7 @@ def varying_inputs(state: SearchState) -> Iterator[Batch]:
     reference = state.examples[state.halves[0][0]]
     for i, numbers in _parts(state):
         examples = [state.examples[n] for n in numbers]
-        yield VaryingInputs(f"inputs-{i:02d}", numbers, examples, reference if i else None)
+        yield measurements.VaryingInputs(f"inputs-{i:02d}", numbers, examples, reference if i else None)
 
 
 def first_look(state: SearchState) -> Iterator[Batch]:
@@ -102,13 +93,12 @@ def first_look(state: SearchState) -> Iterator[Batch]:
         yield from _cut(state, f"blocks-{how}", how, state.blocks)
     yield from _patched(state, "blocks", state.blocks)
     for i, numbers in _parts(state):
-        yield AttentionReceived(f"attention-{i:02d}", **_placed(state, numbers))
+        yield measurements.AttentionReceived(f"attention-{i:02d}", **_placed(state, numbers))
     steps = np.linspace(0, setup.n_layers - 1, min(setup.n_layers, OVERLAP_LAYERS))
     layers = sorted({round(x) for x in steps})
     group = max(1, CACHE // (len(state.examples) * n_places * int(setup.model.cfg.d_model)))
-    for at in range(0, len(layers), group):
-        some = tuple(layers[at : at + group])
-        yield ClassOverlap(f"overlap-{some[0]:03d}", _placed_parts(state), some, state.k)
+    for _, _, some in consecutive(layers, group):
+        yield measurements.ClassOverlap(f"overlap-{some[0]:03d}", _placed_parts(state), tuple(some), state.k)
 
 
 def single_places(state: SearchState) -> Iterator[Batch]:
@@ -125,7 +115,7 @@ def orders(state: SearchState) -> Iterator[Batch]:
     candidates = tuple(sorted({*state.apart, *state.carrying}))
     for how in state.hows:
         clean, floor = (tuple(state.probability(s)[half].tolist()) for s in ("clean", f"floor-{how}"))
-        yield CutOrder(
+        yield measurements.CutOrder(
             f"order-{how}", parts, how, clean, floor, state.chance, candidates, tuple(state.carrying), state.limit,
             units=1 + state.limit * len(candidates),
         )  # fmt: skip
@@ -146,14 +136,11 @@ def chosen_set(state: SearchState) -> Iterator[Batch]:
     yield from _cut(state, f"around-{how}", how, [others], spare=tuple(state.chosen))
 
 
-def _parts(state: SearchState, half: int | None = None) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _parts(state: SearchState, half: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
     """``(number of the batch, numbers of its examples)`` of one half of the examples, or of all."""
-    parts = [
-        (h, tuple(numbers))
-        for h, one in enumerate(state.halves)
-        for _, _, numbers in state.setup.batched(one)
-    ]
-    return ((i, numbers) for i, (h, numbers) in enumerate(parts) if half in (None, h))
+    first, second = ([tuple(part) for _, _, part in state.setup.batched(one)] for one in state.halves)
+    parts = list(enumerate([*first, *second]))
+    return {None: parts, 0: parts[: len(first)], 1: parts[len(first) :]}[half]
 
 
 def _placed(state: SearchState, numbers: Sequence[int]) -> dict[str, Any]:
@@ -182,7 +169,9 @@ def _cut(
     """Sets of places cut, in every example of a half, or in all."""
     for i, numbers in _parts(state, half):
         held = _placed(state, numbers)
-        yield CutAnswers(f"{step}-{i:02d}", **held, how=how, sets=sets, spare=spare, units=len(sets))
+        yield measurements.CutAnswers(
+            f"{step}-{i:02d}", **held, how=how, sets=sets, spare=spare, units=len(sets)
+        )
 
 
 def _patched(
@@ -194,7 +183,7 @@ def _patched(
         if paired:
             held = _placed(state, paired)
             sources = [state.examples[state.pairs[number]] for number in paired]
-            yield PatchedAnswers(
+            yield measurements.PatchedAnswers(
                 f"{step}-patched-{i:02d}", **held, sources=sources, sets=sets, layers=tuple(layers), units=len(sets)
             )  # fmt: skip
 
@@ -208,9 +197,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     layout, (curves, sets), (layers, confirmed) = state.layout, state.curves_and_sets, state.confirmed()
     told = setup.run.settings
     settings: dict[str, Any] = {
-        name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told
-    }
-    settings |= {
+        **{name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told},
         "n": len(state.examples), "n_pairs": state.options.n_pairs, "how": list(state.hows),
         "seed": setup.options.seed, "narrow": state.limit, "k": state.k,
         "overlap_by_chance": overlap_by_chance(torch.tensor(state.labels)), "n_picture": len(layout.picture),
@@ -236,12 +223,5 @@ def page(run: Run) -> list[Card]:
     return search_cards(SearchResult.from_run(run), "gate", "The positions and what they carry")
 
 
-SECTION = Section(
-    NAME,
-    "which positions carry the picture, told by what they do and not by name",
-    batches,
-    measure,
-    conclude,
-    FinderOptions,
-    page=page,
-)
+ABOUT = "which positions carry the picture, told by what they do and not by name"
+SECTION = Section(NAME, ABOUT, batches, measure, conclude, FinderOptions, page=page)

@@ -10,12 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.data import Example
-from gatelens.measures.concentration import (
-    label_information,
-    naming_p_value,
-    set_sizes,
-    smallest_carrying,
-)
+from gatelens.measures.concentration import label_information, naming_p_value, set_sizes, smallest_carrying
 from gatelens.measures.stats import bootstrap_interval, summary
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.gate_finder.measurements import PART
@@ -48,12 +43,11 @@ class SearchState:
     """One search as far as it is measured.
 
     Attributes:
-        setup, measured: of the section.
-        options: the section's.
         hows: kinds of knockout; the first decides.
         examples: all have the same prompt.
-        tokens: first tokens of the class names, each once.
+        tokens: first tokens of the class names, each once; ``chance`` is to guess the right one.
         labels: the right one of each example, as a number into ``tokens``.
+        k: neighbours of the overlap.
         halves: numbers of the examples that choose sets, and of those that judge them.
         pairs: for the first examples another of a different class.
 
@@ -79,6 +73,8 @@ class SearchState:
             )
         self.labels = np.array([self.tokens.index(i) for i in ids])
         n, seed = len(self.examples), setup.options.seed
+        self.chance = 1 / len(self.tokens)
+        self.k = self.options.k or max(1, min(30, round(n / len(self.tokens)) - 1))
         order = np.random.default_rng([seed, 5]).permutation(n).tolist()
         self.halves = (sorted(order[: n // 2]), sorted(order[n // 2 :]))
         rng = np.random.default_rng([seed, 77])
@@ -86,8 +82,6 @@ class SearchState:
             i: int(rng.choice(np.flatnonzero(self.labels != self.labels[i])))
             for i in range(min(self.options.n_pairs, n))
         }
-
-    # -- numbers the search goes by
 
     @cached_property
     def layout(self) -> Layout:
@@ -103,16 +97,6 @@ class SearchState:
     def limit(self) -> int:
         """Positions of a narrow set, at most."""
         return max(1, min(self.options.narrow, len(self.layout.picture) // 8))
-
-    @property
-    def k(self) -> int:
-        """Neighbours of the overlap."""
-        return self.options.k or max(1, min(30, round(len(self.examples) / len(self.tokens)) - 1))
-
-    @property
-    def chance(self) -> float:
-        """Probability of the right answer by guessing."""
-        return 1 / len(self.tokens)
 
     # -- answers under knockouts
 
@@ -140,11 +124,9 @@ class SearchState:
             place = np.array([one[0] for one in sets])[cut.set]
             kept = self.layout.has[cut.example, place] | all_examples
             for column, name in (("right", "accuracy"), ("log_prob", "log_prob")):
-                value = self.answer("clean", column)[cut.example] - cut[column]
-                table = pd.DataFrame(
-                    {"place": place, "measure": f"{how} {name}", "value": value, "layer": -1}
-                )
-                tables.append(table[kept])
+                lost = self.answer("clean", column)[cut.example] - cut[column]
+                table = pd.DataFrame({"place": place, "value": lost, "layer": -1})
+                tables.append(table.assign(measure=f"{how} {name}")[kept])
         return pd.concat(tables, ignore_index=True)
 
     def moves(self, step: str, sets: Sequence[Sequence[int]]) -> list[pd.DataFrame]:
@@ -163,8 +145,7 @@ class SearchState:
         filled = [table for table in values if len(table)]
         if not filled:
             return pd.DataFrame(columns=COLUMNS)
-        options = self.setup.options
-        by = ["place", "measure", "layer"]
+        by, options = ["place", "measure", "layer"], self.setup.options
         table = summary(pd.concat(filled), by, "value", None, n_boot=options.n_boot, seed=options.seed)
         return table[COLUMNS]
 
@@ -177,9 +158,8 @@ class SearchState:
     @cached_property
     def block_table(self) -> pd.DataFrame:
         """Each block knocked out and patched as a whole: the measures' columns, and the block's ``last`` place."""
-        table = self.summary(
-            self.drops("blocks", self.blocks, all_examples=True), *self.moves("blocks", self.blocks)
-        )
+        drops = self.drops("blocks", self.blocks, all_examples=True)
+        table = self.summary(drops, *self.moves("blocks", self.blocks))
         return table.assign(last=table.place.map({block[0]: block[-1] for block in self.blocks}))
 
     @cached_property
@@ -247,17 +227,15 @@ class SearchState:
             answers = self.measured.table("answers", f"path-{how}-")
             left = np.exp(answers.pivot(index="set", columns="example", values="log_prob").to_numpy())
             grown = self.growing(how)
-            path = {len(one): row for one, row in zip(grown, left, strict=True)}
             settings = (self.chance, PART, options.n_boot, options.seed)
+            for one, row in zip(grown, left, strict=True):
+                share = smallest_carrying(none, floor, {len(one): row}, *settings)
+                curves.append((how, len(one), share.share, share.share_low, share.share_high, one[-1]))
+            path = {len(one): row for one, row in zip(grown, left, strict=True)}
             smallest = smallest_carrying(none, floor, path, *settings)
-            shares = [smallest_carrying(none, floor, {size: row}, *settings) for size, row in path.items()]
-            curve = pd.DataFrame([vars(one) for one in shares])[["share", "share_low", "share_high"]]
-            curve.columns = ["share", "low", "high"]
-            curve = curve.assign(how=how, size=list(path), added=[one[-1] for one in grown])
-            curves.append(curve[["how", "size", "share", "low", "high", "added"]])
             places = self.order(how)[: smallest.size or 0]
             sets[how] = {**vars(smallest), "places": places, "damage": self._damage(how)}
-        return pd.concat(curves, ignore_index=True), sets
+        return pd.DataFrame(curves, columns=["how", "size", "share", "low", "high", "added"]), sets
 
     def _damage(self, how: str) -> list[int]:
         """Places after the picture that carry nothing of it, and still hurt when they are cut."""
@@ -296,8 +274,7 @@ class SearchState:
         return [self.layout.picture[0] if gains.empty else int(gains.place[gains["mean"].idxmax()])]
 
     def confirmed(self) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """The chosen set patched in each layer (a table) and in all; and what passes around it when it alone reads
-        on."""
+        """The chosen set patched in each layer (a table) and in all, and what passes around it when it alone reads."""
         moves = self.moves("layers", [self.chosen] * (self.setup.n_layers + 1))
         facts: dict[str, Any] = {"patched": self.chosen}
         for row in self.summary(*(t[t.set == 0] for t in moves[:1])).to_dict("records"):

@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -64,19 +63,8 @@ from gatelens.studies.study import Drawn, Study, StudyOptions
 
 # what was asked for; the other settings of a search were measured
 ASKED = (
-    "data",
-    "weights",
-    "examples",
-    "n",
-    "n_pairs",
-    "how",
-    "seed",
-    "n_boot",
-    "narrow",
-    "k",
-    "block",
-    "part",
-)
+    "data", "weights", "examples", "n", "n_pairs", "how", "seed", "n_boot", "narrow", "k", "block", "part",
+)  # fmt: skip
 
 
 class GateSearch(SearchResult):
@@ -100,7 +88,7 @@ class GateSearch(SearchResult):
         Raises:
             OutputError: the folder cannot be written or holds something else.
         """
-        asked = {key: self.settings[key] for key in ASKED if key in self.settings}
+        asked = {key: value for key, value in self.settings.items() if key in ASKED}
         settings = {"model": self.model, "prompt": self.prompt, **asked, "sections": {search.NAME: {}}}
         run = Run.open(folder, study=STUDY.name, settings=settings)
         for name, value in {**self.stored(), "verdict": self.verdict}.items():
@@ -160,10 +148,6 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
         raise DataError(f"find_gate: {reason}") from None
 
 
-def _verdict(run: Run, evidence: Any) -> Mapping[str, Any]:
-    return GateSearch.from_run(run).verdict
-
-
 STUDY = Study(
     name="find-gate",
     title="search for a gate",
@@ -171,7 +155,7 @@ STUDY = Study(
     sections=(dataclasses.replace(search.SECTION, batches=batches),),
     draw=draw_examples,
     always=(search.NAME,),
-    verdict=_verdict,
+    verdict=lambda run, evidence: GateSearch.from_run(run).verdict,
     comparable=lambda run: comparable(GateSearch.from_run(run)),
     settings=lambda model, data, drawn, options: {"prompt": drawn["class"][0].prompt},
     summary=lambda run: [str(GateSearch.from_run(run))],

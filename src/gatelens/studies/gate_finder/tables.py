@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from typing import Any
 
 import pandas as pd
 
@@ -13,27 +14,21 @@ from gatelens.plots.style import png
 from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.result import SearchResult
 
-SHOWN = 8
 GATE_MARK = "◆"
 
 
-def gate_table(result: SearchResult, most: int = SHOWN) -> pd.DataFrame:
+def gate_table(result: SearchResult, most: int = 8) -> pd.DataFrame:
     """The strongest positions, one a row, with every measure as ``mean [low, high]``.
 
     Ranked by the drop in log-probability under the first kind of knockout; positions of the gate are marked.
     """
-    top = result.ranking().head(most).place
-    table = pd.DataFrame(
-        [
-            (GATE_MARK if place in result.gate else "", place.name, str(place.position), place.role)
-            for place in (result.places[p] for p in top)
-        ],
-        columns=["", "token", "position", "role"],
-        index=top,
-    )
+    top = result.ranking().head(most).set_index("place")
+    table = top[["name", "position", "role"]].rename(columns={"name": "token"}).astype({"position": str})
+    marks = [GATE_MARK if result.places[p] in result.gate else "" for p in top.index]
+    table.insert(0, "", marks)
     for measure, part in result.measures.groupby("measure", sort=False):
         texts = pd.Series([cell(r.mean, r.low, r.high) for r in part.itertuples()], index=part.place)
-        table[heading(str(measure))] = texts.reindex(top, fill_value="")
+        table[heading(str(measure))] = texts.reindex(top.index, fill_value="")
     return table.reset_index(drop=True)
 
 
@@ -52,11 +47,11 @@ def comparable(result: SearchResult) -> pd.DataFrame:
     accuracy lost with each position after the picture, by its token.
     """
     share, half = percent(result.settings["part"]), result.settings["n"] - result.settings["n"] // 2
-    rows: list[tuple[str, str, str, float, float, float, int]] = []
+    rows: list[tuple[Any, ...]] = []
     for how, one in result.verdict["sets"].items():
         if one["size"] is not None:
-            size = (float(one["size"]), float(one["low"]), float(one["high"]), half)
-            rows.append((how, "positions of the smallest set", f"that takes {share}", *size))
+            size = (float(one[name]) for name in ("size", "low", "high"))
+            rows.append((how, "positions of the smallest set", f"that takes {share}", *size, half))
         curve = result.curves[result.curves.how == how].sort_values("size")
         for r in curve.itertuples():
             if int(r.size).bit_count() == 1:
@@ -74,8 +69,8 @@ def comparable(result: SearchResult) -> pd.DataFrame:
 def as_text(result: SearchResult) -> str:
     """Headline, sentence, evidence and the strongest positions."""
     said = result.verdict
-    table = gate_table(result).drop(columns=["role"])
-    evidence = [f"  {e['kind']}: {e['says']}. {_capital(e['text'])}." for e in said["evidence"]]
+    table = gate_table(result).drop(columns="role")
+    evidence = [f"  {kind}: {text}" for kind, text in _evidence(result)]
     title = f"The strongest of {len(result.places)} positions (mean [95 % interval]):"
     shown = Table.from_frame(table, {column: column for column in table.columns}, title=title)
     return "\n".join([f"{result.model}: {said['headline']}", said["sentence"], *evidence, "", str(shown)])
@@ -85,8 +80,7 @@ def as_html(result: SearchResult) -> str:
     """The same as a piece of a page, with the figure; everything put into it is escaped."""
     said = {name: html.escape(result.verdict[name]) for name in ("headline", "sentence")}
     evidence = "".join(
-        f"<li><b>{html.escape(e['kind'])}</b>: {html.escape(e['says'])}. {html.escape(_capital(e['text']))}.</li>"
-        for e in result.verdict["evidence"]
+        f"<li><b>{html.escape(k)}</b>: {html.escape(text)}</li>" for k, text in _evidence(result)
     )
     picture = base64.b64encode(png(gate_figure(result), dpi=110)).decode()
     table = gate_table(result).to_html(index=False, border=0, justify="left")
@@ -97,5 +91,7 @@ def as_html(result: SearchResult) -> str:
     )
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _evidence(result: SearchResult) -> list[tuple[str, str]]:
+    """Each kind, and what it says with its numbers."""
+    evidence = result.verdict["evidence"]
+    return [(e["kind"], f"{e['says']}. {e['text'][:1].upper()}{e['text'][1:]}.") for e in evidence]

@@ -11,14 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from gatelens.plots.numbers import percent
+from gatelens.plots.numbers import cell, interval, percent, percent_cell
 from gatelens.studies.gate_finder.places import Place
+from gatelens.studies.section import Evidence
 
+Facts = Mapping[str, Any]
 NARROW, DISTRIBUTED = "narrow", "distributed"
 NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
-LEAST_WORTH = (
-    0.1  # probability of the right answer the picture must be worth for a share of it to mean anything
-)
+# probability of the right answer the picture must be worth for a share of it to mean anything
+LEAST_WORTH = 0.1
 CHANCE = 0.05  # answers name the right classes when shuffled names fit as well less often than this
 FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
 # positions stand out when the low ends of their intervals are so many times the high ends of all others
@@ -26,10 +27,7 @@ STANDS_OUT = 1.5
 
 
 def gate_verdict(
-    places: Sequence[Place],
-    measures: pd.DataFrame,
-    sets: Mapping[str, Mapping[str, Any]],
-    facts: Mapping[str, Any],
+    places: Sequence[Place], measures: pd.DataFrame, sets: Mapping[str, Facts], facts: Facts
 ) -> dict[str, Any]:
     """The verdict with its evidence.
 
@@ -44,26 +42,22 @@ def gate_verdict(
         ``verdict`` (narrow, distributed, no communication found, inconclusive), ``headline``, ``sentence``,
         ``places`` (of the set that decided), ``evidence`` (``kind, says, text``), ``disagree`` (kinds), ``sets``.
     """
-    hows = list(sets)
-    first = sets[hows[0]]
+    first = next(iter(sets.values()))
     reading = _reading(facts)
     says = reading or _size_says(first, facts["narrow"])
     gate = named(places, first["places"]) if says == NARROW else ""
-    evidence: list[dict[str, str]] = []
+    evidence: list[Evidence] = []
     if reading is None:
-        evidence = [_knockout(places, how, sets[how], facts) for how in hows]
+        evidence = [_knockout(places, how, one, facts) for how, one in sets.items()]
         evidence.append(_patching(places, facts))
-        evidence.append(_standing_out(places, measures, "attention", 0.0, says, first, facts))
-        evidence.append(
-            _standing_out(places, measures, "overlap", facts["overlap_by_chance"], says, first, facts)
-        )
-    decided = says in (NARROW, DISTRIBUTED)
-    disagree = [e["kind"] for e in evidence if decided and e["says"] != says]
+        for measure in ("attention", "overlap"):
+            evidence.append(_standing_out(measure, places, measures, says, first, facts))
+    disagree: list[str] = []
     sentence = _sentence(says, gate, first, facts)
-    if decided:
-        sentence += (
-            f" Evidence that does not agree: {', '.join(disagree)}." if disagree else " Every measure agrees."
-        )
+    if says in (NARROW, DISTRIBUTED):
+        disagree = [e["kind"] for e in evidence if e["says"] != says]
+        against = f"Evidence that does not agree: {', '.join(disagree)}."
+        sentence += f" {against if disagree else 'Every measure agrees.'}"
     return {
         "verdict": says,
         "headline": {NARROW: f"narrow gate at {gate}"}.get(says, says),
@@ -75,24 +69,28 @@ def gate_verdict(
     }
 
 
-def _reading(facts: Mapping[str, Any]) -> str | None:
+def _reading(facts: Facts) -> str | None:
     """What is to be said before any position is looked at; None when the picture is worth a search."""
     if facts["worth"] >= LEAST_WORTH and facts["worth_low"] > 0:
         return None
     return NOTHING if facts["worth"] < LEAST_WORTH and facts["naming_p"] > CHANCE else INCONCLUSIVE
 
 
-def _size_says(one: Mapping[str, Any], limit: int) -> str:
+def _size_says(one: Facts, limit: int) -> str:
     if one["size"] is not None and one["high"] <= limit:
         return NARROW
     return DISTRIBUTED if one["low"] > limit else INCONCLUSIVE
 
 
-def _sentence(says: str, gate: str, first: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _size(one: Facts) -> str:
+    return f"{one['size']} position{'s' if one['size'] != 1 else ''} [{one['low']}, {one['high']}]"
+
+
+def _sentence(says: str, gate: str, first: Facts, facts: Facts) -> str:
+    between = interval(facts["information_low"], facts["information_high"])
     read = (
-        f"The answers hold {facts['information']:.2f} nats [{facts['information_low']:.2f}, "
-        f"{facts['information_high']:.2f}] about their own picture's class (names shuffled, as much or more in "
-        f"{percent(facts['naming_p'])} of the cases)"
+        f"The answers hold {facts['information']:.2f} nats {between} about their own picture's class (names shuffled, "
+        f"as much or more in {percent(facts['naming_p'])} of the cases)"
     )
     scores = (
         f"probability of the right answer {facts['probability']:.2f}, with the picture cut off or by chance "
@@ -106,43 +104,27 @@ def _sentence(says: str, gate: str, first: Mapping[str, Any], facts: Mapping[str
             "follows, or more examples."
         )
     worth = f"what the picture is worth ({scores})"
-    size = (
-        f"{first['size']} position{'s' if first['size'] != 1 else ''} [{first['low']}, {first['high']}]"
-        if first["size"] is not None
-        else "no set"
-    )
-    carried = f"{percent(min(first['share'], 1.0))}"
+    size = "no set" if first["size"] is None else _size(first)
     if says == NARROW:
-        around = (
-            f"{percent(facts['around'])} [{percent(facts['around_low'])}, {percent(facts['around_high'])}]"
-        )
+        around = percent_cell(facts["around"], facts["around_low"], facts["around_high"])
         return (
             f"The picture reaches the answer through {gate}: {size} cut from all that comes after "
-            f"take{'s' * (first['size'] == 1)} {carried} of {worth}. With that left reading the picture, cutting "
-            f"the picture's other positions from everything else lowers accuracy by {around}."
+            f"take{'s' * (first['size'] == 1)} {percent(min(first['share'], 1.0))} of {worth}. With that left reading "
+            f"the picture, cutting the picture's other positions from everything else lowers accuracy by {around}."
         )
     smallest = f"The smallest set found to carry {percent(facts['part'])} of {worth} holds {size}"
     if says == DISTRIBUTED:
         return f"{smallest} of {facts['n_picture'] + facts['n_after']}."
-    return (
-        f"{smallest}: the interval reaches across the limit of {facts['narrow']} for a narrow gate; give more "
-        "examples."
-    )
+    limit = f"the limit of {facts['narrow']} for a narrow gate"
+    return f"{smallest}: the interval reaches across {limit}; give more examples."
 
 
-def _knockout(
-    places: Sequence[Place], how: str, one: Mapping[str, Any], facts: Mapping[str, Any]
-) -> dict[str, str]:
-    size = one["size"]
-    if size is None:
-        text = "no set that was measured carries it"
-    else:
+def _knockout(places: Sequence[Place], how: str, one: Facts, facts: Facts) -> Evidence:
+    size, text = one["size"], "no set that was measured carries it"
+    if size is not None:
         shown = f" ({named(places, one['places'])})" if size <= facts["narrow"] else ""
-        text = (
-            f"{size} position{'s' if size != 1 else ''} [{one['low']}, {one['high']}]{shown} cut jointly "
-            f"take{'s' * (size == 1)} {percent(min(one['share'], 1.0))} "
-            f"[{percent(min(one['share_low'], 1.0))}, {percent(min(one['share_high'], 1.0))}]"
-        )
+        share = percent_cell(*(min(one[name], 1.0) for name in ("share", "share_low", "share_high")))
+        text = f"{_size(one)}{shown} cut jointly take{'s' * (size == 1)} {share}"
     if one["damage"]:
         text += (
             f"; cutting {named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
@@ -151,49 +133,40 @@ def _knockout(
     return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text}
 
 
-def _patching(places: Sequence[Place], facts: Mapping[str, Any]) -> dict[str, str]:
-    who = named(places, facts["patched"])
+def _patching(places: Sequence[Place], facts: Facts) -> Evidence:
     if "joint_mean" not in facts:
         text = "no pair of examples has two different clean answers, so none can flip"
         return {"kind": "patching", "says": INCONCLUSIVE, "text": text}
     low, high = facts["joint_low"], facts["joint_high"]
     says = NARROW if low > FLIPS[1] else DISTRIBUTED if high < FLIPS[0] else INCONCLUSIVE
     text = (
-        f"patched in all layers from an example of another class, {who} turns {percent(facts['joint_mean'])} "
-        f"[{percent(low)}, {percent(high)}] of the answers into that example's"
+        f"patched in all layers from an example of another class, {named(places, facts['patched'])} turns "
+        f"{percent_cell(facts['joint_mean'], low, high)} of the answers into that example's"
     )
     return {"kind": "patching", "says": says, "text": text}
 
 
 def _standing_out(
-    places: Sequence[Place],
-    measures: pd.DataFrame,
-    measure: str,
-    floor: float,
-    verdict: str,
-    first: Mapping[str, Any],
-    facts: Mapping[str, Any],
-) -> dict[str, str]:
+    measure: str, places: Sequence[Place], measures: pd.DataFrame, verdict: str, first: Facts, facts: Facts
+) -> Evidence:
     """What a measure that knows no cut says: whether a few positions stand out, and whether they are the gate."""
+    floor = facts["overlap_by_chance"] if measure == "overlap" else 0.0
     part = measures[measures.measure == measure].sort_values("mean", ascending=False, kind="stable")
     few: list[int] = []
     for size in range(1, min(facts["narrow"], len(part) - 1) + 1):
         if part.low.iloc[:size].min() - floor > STANDS_OUT * max(part.high.iloc[size:].max() - floor, 0.0):
-            few = [int(p) for p in part.place.iloc[:size]]
+            few = part.place.iloc[:size].tolist()
             break
     top = part.iloc[0]
-    text = f"highest at {named(places, [int(top.place)])}: {top['mean']:.2f} [{top.low:.2f}, {top.high:.2f}]"
+    text = f"highest at {named(places, [top.place])}: {cell(top['mean'], top.low, top.high)}"
     if floor:
         text += f" (by chance {floor:.2f})"
     if not few:
         return {"kind": measure, "says": DISTRIBUTED, "text": f"{text}; no position stands out"}
     text += f"; {named(places, few)} stand{'s' * (len(few) == 1)} out"
     if verdict == NARROW and not set(few) & set(first["places"]):
-        return {
-            "kind": measure,
-            "says": "another gate",
-            "text": f"{text}, which the knockout does not confirm",
-        }
+        text += ", which the knockout does not confirm"
+        return {"kind": measure, "says": "another gate", "text": text}
     alone = measures[(measures.place == few[0]) & (measures.measure == f"{facts['how'][0]} accuracy")]
     if verdict == DISTRIBUTED and len(alone):
         what = "looked at" if measure == "attention" else "where the class can be read"
