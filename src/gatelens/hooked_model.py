@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -24,6 +25,26 @@ FwdHooks = Iterable[tuple[HookName, HookFn]]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
+class ModelLock:
+    """Lets one thread at a time use a model; that thread may take it again. A copied model has a lock of its own.
+
+    Hooks, knockouts and skipped layers stand in the model's modules while a pass runs, so two threads in it at
+    once would see each other's.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[ModelLock], tuple[()]]:
+        return ModelLock, ()
+
+
 class HookedModel(Protocol):
     """What a pass, an intervention's run and a checkpoint need of a model: :class:`gatelens.model.HookedVLM`."""
 
@@ -35,6 +56,7 @@ class HookedModel(Protocol):
     processor: Any
     tokenizer: Any
     hook_points: HookPoints
+    lock: ModelLock
     weight_names: tuple[str, ...]
 
     @property
@@ -58,6 +80,7 @@ class HookPoints:
     """The hook points of a model by TransformerLens' names.
 
     Attributes:
+        lock: held while hooks stand on any of them.
         by_name: all of them.
         of_towers: those outside the decoder.
         unread: the reason why an edit would change nothing, for points where that is so.
@@ -65,6 +88,7 @@ class HookPoints:
 
     def __init__(self, bridge: Any, config: Any) -> None:
         self._bridge = bridge
+        self.lock = ModelLock()
         self.by_name: dict[str, HookPoint] = bridge.hook_dict
         self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
         self.unread: dict[str, str] = towers.unread_points(bridge, config)
@@ -100,27 +124,33 @@ class HookPoints:
 
     @contextmanager
     def hooked(self, fwd_hooks: FwdHooks) -> Iterator[None]:
-        """Hooks that live as long as the block, also when it raises.
+        """Hooks that live as long as the block, also when it raises; no other thread uses the model meanwhile.
 
         Raises:
             InterventionError: an unknown name, a point that never fires, or an edit that would change nothing.
         """
         added: list[tuple[HookPoint, Any]] = []
-        try:
-            for name, fn in fwd_hooks:
-                for spelled, point in self.resolve(name):
-                    if (switch := self.switch_of(spelled)) is not None:
-                        raise InterventionError(
-                            f"hook '{spelled}' never fires: call model.bridge.set_{switch}(True) first"
-                        )
-                    reason = self.unread.get(spelled)
-                    hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
-                    added.append((point, point.add_hook(hook_fn)))
-            yield
-        finally:
-            for point, handle in added:
-                handle.hook.remove()
-                point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+        with self.lock:
+            try:
+                for name, fn in fwd_hooks:
+                    for spelled, point in self.resolve(name):
+                        added.append((point, point.add_hook(self._allowed(spelled, fn))))
+                yield
+            finally:
+                for point, handle in added:
+                    handle.hook.remove()
+                    point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+    def _allowed(self, name: str, fn: HookFn) -> HookFn:
+        """The function, which may only read where an edit would change nothing.
+
+        Raises:
+            InterventionError: the point never fires.
+        """
+        if (switch := self.switch_of(name)) is not None:
+            raise InterventionError(f"hook '{name}' never fires: call model.bridge.set_{switch}(True) first")
+        reason = self.unread.get(name)
+        return fn if reason is None else towers.read_only(fn, name, reason)
 
 
 def forward_step(

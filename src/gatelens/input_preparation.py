@@ -27,25 +27,29 @@ def prepare(model: HookedModel, images: Images, text: str | Sequence[str], chat:
         raise InputError("text must be a string or a list of strings, at least one")
     written = [as_written(model, one, chat) for one in texts]
     pictures = match_images(images, written, model.layout.placeholder)
-    if len(texts) > 1 and model.tokenizer.pad_token_id is None:
+    with model.lock:  # a tokenizer keeps how it pads between its calls
+        tensors = _processed(model, pictures, written)
+    built = model.inputs(images=pictures, **tensors)
+    return dataclasses.replace(built, texts=tuple(texts), single=isinstance(text, str))
+
+
+def _processed(model: HookedModel, pictures: list[list[Any]], written: list[str]) -> dict[str, Any]:
+    if len(written) > 1 and model.tokenizer.pad_token_id is None:
         # the attention mask says what is padding, so any token will do
         model.tokenizer.pad_token = model.tokenizer.eos_token
     process = model.layout.process or model.family.process
     if process is not None:
-        tensors = process(model.processor, pictures, written)
-    else:
-        tensors = dict(
-            model.processor(
-                images=[picture for one in pictures for picture in one] or None,
-                text=written,
-                padding=len(texts) > 1,
-                padding_side="left",
-                return_tensors="pt",
-                **model.family.processor_kwargs,
-            )
+        return process(model.processor, pictures, written)
+    return dict(
+        model.processor(
+            images=[picture for one in pictures for picture in one] or None,
+            text=written,
+            padding=len(written) > 1,
+            padding_side="left",
+            return_tensors="pt",
+            **model.family.processor_kwargs,
         )
-    built = model.inputs(images=pictures, **tensors)
-    return dataclasses.replace(built, texts=tuple(texts), single=isinstance(text, str))
+    )
 
 
 def as_turn(model: HookedModel, text: str) -> str:

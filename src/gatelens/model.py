@@ -40,6 +40,7 @@ class HookedVLM:
         cfg: TransformerLens' config.
         family, layout: how this model lays out its tokens.
         hook_points: by TransformerLens' names.
+        lock: held by every run, so that threads take turns; ``with model.lock:`` keeps it for several calls.
         weight_names: those of the state dict before wrapping.
     """
 
@@ -62,6 +63,7 @@ class HookedVLM:
         self.cfg = bridge.cfg
         self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
         self.hook_points = HookPoints(bridge, hf.config)
+        self.lock = self.hook_points.lock
         install_norms(bridge)
         install_linear_layers(bridge)
         self.attention = "fused"
@@ -214,9 +216,10 @@ class HookedVLM:
 
     @attention.setter
     def attention(self, way: str) -> None:
-        install_attention(self.bridge, self.hf, way)
-        towers.set_tower_mode(self.bridge, way)
-        self._attention = way
+        with self.lock:
+            install_attention(self.bridge, self.hf, way)
+            towers.set_tower_mode(self.bridge, way)
+            self._attention = way
 
     def __repr__(self) -> str:
         c = self.cfg
@@ -275,19 +278,18 @@ class HookedVLM:
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Int[Tensor, "batch pos"]:
         """Token ids of text alone, padded on the left; ``prepend_bos=False`` leaves special tokens out."""
         texts = [text] if isinstance(text, str) else list(text)
-        encoded = self._own_tokenizer()(
-            texts,
-            padding=len(texts) > 1,
-            padding_side="left",
-            add_special_tokens=prepend_bos,
-            return_tensors="pt",
-        )
+        padding: dict[str, Any] = {"padding": len(texts) > 1, "padding_side": "left"}
+        with self.lock:
+            encoded = self._own_tokenizer()(
+                texts, **padding, add_special_tokens=prepend_bos, return_tensors="pt"
+            )
         return encoded["input_ids"].to(self.device)
 
     def to_single_token(self, word: str) -> int:
         """Id of a word that is one token. Raises InputError with its pieces otherwise."""
         tokenizer = self._own_tokenizer()
-        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        with self.lock:
+            ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
             raise InputError(f"'{word}' is not one token but {tokenizer.convert_ids_to_tokens(ids)}")
         return int(ids[0])

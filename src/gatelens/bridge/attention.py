@@ -42,7 +42,28 @@ MODES = ("fused", "stepwise")
 _SWITCHES = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 
 
-class HookedAttention(AttentionBridge):
+class StrictAttention(AttentionBridge):
+    """Attention whose hooks cannot edit in vain.
+
+    Some of TransformerLens' bridges let the wrapped module compute the attention and fire the hooks afterwards, for
+    reading only; an edit there is a warning.
+    """
+
+    def _fire_post_hoc_hook(self, hook: HookPoint, tensor: Tensor, hook_label: str) -> Tensor:
+        result = hook(tensor)
+        if isinstance(result, Tensor) and result is not tensor and not _equal(result, tensor):
+            raise InterventionError(
+                f"this model discards the edit (a hook on {self.name}.{hook_label}): its bridge lets the wrapped "
+                "module compute attention; patch, steer or ablate v or z there instead"
+            )
+        return result
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+
+
+class HookedAttention(StrictAttention):
     """An attention layer of the decoder whose hooks fire where transformers computes.
 
     Mixed into TransformerLens' bridge of that layer by :func:`install_attention`.
@@ -163,7 +184,8 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 def install_attention(bridge: Any, hf: Any, mode: str) -> None:
-    """Let the decoder's attention run ``fused`` where no hook is inside it, or ``stepwise`` everywhere.
+    """Let the decoder's attention run ``fused`` where no hook is inside it, or ``stepwise`` everywhere; an edit that
+    would be discarded is an InterventionError.
 
     Changes this model alone, not TransformerLens' adapters.
 
@@ -180,6 +202,7 @@ def install_attention(bridge: Any, hf: Any, mode: str) -> None:
     ours = all(isinstance(block.attn, HookedAttention) for block in bridge.blocks)
     # a fused projection of queries, keys and values is left to TransformerLens, which computes it step by step
     hf.config.get_text_config()._attn_implementation = IMPLEMENTATION if ours else "eager"
+    refuse_discarded_edits(bridge)
 
 
 def attention_windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
@@ -187,6 +210,19 @@ def attention_windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
     size = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+def refuse_discarded_edits(bridge: Any) -> None:
+    """Make an edit that TransformerLens would discard an InterventionError, in this model."""
+    for component in bridge.modules():
+        if isinstance(component, AttentionBridge) and not isinstance(component, StrictAttention):
+            kind: Any = type(component)
+            component.__class__ = _strict_class(kind)
+
+
+@cache
+def _strict_class(kind: type) -> type:
+    return type(f"Strict{kind.__name__}", (StrictAttention, kind), {})
 
 
 @cache

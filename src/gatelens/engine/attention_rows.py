@@ -62,7 +62,7 @@ def look(
     hooks: list[HookPair] = []
     if run.cuts is None:
         hooks = [(f"blocks.{layer}.attn.hook_pattern", _show_whole(layer, see)) for layer in shown]
-    with run.acting() as pairs:
+    with model.lock, run.acting() as pairs:
         logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, [*pairs, *hooks])
     run.check_fired()
     return logits[:, -1]

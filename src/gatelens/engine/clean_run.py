@@ -62,12 +62,13 @@ class CleanRun:
         for layer, position in starts:
             begin[layer] = min(position, begin.get(layer, position))
         hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep(layer, p)) for layer, p in begin.items()]
-        watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
         keep = {} if every_position else {"logits_to_keep": 1}
-        try:
-            self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
-        finally:
-            watch.remove()
+        with model.lock:
+            watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
+            try:
+                self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
+            finally:
+                watch.remove()
         self.shared: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]
 
     def _shape_of_output(self, block: Any, args: Any, out: Any) -> None:

@@ -113,27 +113,32 @@ class CompressedContext:
         """
         if max_new_tokens < 1:
             raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
-        model, pairs = self.described.model, self._pairs(questions)
-        self._check_length(pairs, max_new_tokens)
+        model = self.described.model
         ends = eos_ids(model) if stop_at_eos else []
-        began, token_ids = now(model), list[Tensor]()
+        token_ids = list[Tensor]()
 
         def decode_some(some: tuple[tuple[int, list[int]], ...]) -> Tensor:
             return decode(self._decoder(some), Greedy(ends), max_new_tokens)
 
-        for first in range(0, len(pairs), batch_size):
-            for _, ids in halving(pairs[first : first + batch_size], decode_some):
-                token_ids += list(ids)
-        seconds = now(model) - began
+        with model.lock:
+            pairs = self._pairs(questions)
+            self._check_length(pairs, max_new_tokens)
+            began = now(model)
+            for first in range(0, len(pairs), batch_size):
+                for _, ids in halving(pairs[first : first + batch_size], decode_some):
+                    token_ids += list(ids)
+            seconds = now(model) - began
         texts = [text_before_end(model, ids.tolist(), ends) for ids in token_ids]
         return Answers(self._nested(pairs, texts), self._nested(pairs, token_ids), seconds)
 
     @torch.no_grad()
     def logits(self, questions: Questions) -> Float[Tensor, "question d_vocab"]:
         """What follows each question, prompt after prompt: logits of its last token. Raises as :meth:`answer`."""
-        pairs = self._pairs(questions)
-        self._check_length(pairs, 0)
-        return torch.cat([logits for _, logits in halving(pairs, lambda some: self._decoder(some).prompt())])
+        with self.described.model.lock:
+            pairs = self._pairs(questions)
+            self._check_length(pairs, 0)
+            parts = list(halving(pairs, lambda some: self._decoder(some).prompt()))
+        return torch.cat([logits for _, logits in parts])
 
     def _decoder(self, pairs: tuple[tuple[int, list[int]], ...]) -> Decoder:
         """Decodes after questions, each put after what is kept of its prompt."""

@@ -100,8 +100,13 @@ def describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int = DESCRI
         raise InterventionError(
             "the attention of this decoder is not exchangeable, so a description cannot be watched: keep=0 or 1"
         )
+    check_windows(model, int((inputs.tokens.roles != Role.PAD).sum(dim=1).max()))
+    with model.lock:
+        return _describe(model, inputs, max_new_tokens)
+
+
+def _describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int) -> Described:
     prompt, began = inputs.tokens, now(model)
-    check_windows(model, int((prompt.roles != Role.PAD).sum(dim=1).max()))
     greedy = Greedy(eos_ids(model))
     sums = _AttentionSums(prompt, int(model.cfg.n_layers), greedy)
     run = FullRun(model, (), prompt.extend(max_new_tokens), sums.see) if max_new_tokens else None

@@ -75,16 +75,17 @@ class Cuts:
 
 @contextmanager
 def apply_cuts(model: HookedModel, cuts: Cuts) -> Iterator[None]:
-    """Let the attention layers follow ``cuts`` while the block lasts, also when it raises."""
+    """Let the attention layers follow ``cuts`` while the block lasts, also when it raises; other threads wait."""
     layers: list[HookedAttention] = [block.attn for block in model.bridge.blocks]
-    outer = [layer.cuts for layer in layers]  # of a run under way, from within which this one is made
-    try:
-        for layer in layers:
-            layer.cuts = cuts
-        yield
-    finally:
-        for layer, before in zip(layers, outer, strict=True):
-            layer.cuts = before
+    with model.lock:
+        outer = [layer.cuts for layer in layers]  # of a run under way, from within which this one is made
+        try:
+            for layer in layers:
+                layer.cuts = cuts
+            yield
+        finally:
+            for layer, before in zip(layers, outer, strict=True):
+                layer.cuts = before
 
 
 def can_apply_cuts(model: HookedModel) -> bool:

@@ -103,8 +103,9 @@ def draw_many(
     inputs = begun(model, inputs)
     n_cells = rows * cols
     new_sampler = partial(_Sampler, model, inputs.batch_size, n_cells, temperature, guidance, seed)
-    batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=n_cells)
-    pictures = batch.decode(new_sampler, raw_logits=True)
+    with model.lock:
+        batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=n_cells)
+        pictures = batch.decode(new_sampler, raw_logits=True)
     return [Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens) for ids in pictures]
 
 

@@ -62,9 +62,10 @@ def full_logits(
     model: HookedModel, inputs: VLMInputs, specs: Sequence[Intervention]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits of one full run."""
-    full = FullRun(model, specs, inputs.tokens)
-    with full.acting() as pairs:
-        logits = model.run_with_hooks(inputs, fwd_hooks=pairs)
+    with model.lock:
+        full = FullRun(model, specs, inputs.tokens)
+        with full.acting() as pairs:
+            logits = model.run_with_hooks(inputs, fwd_hooks=pairs)
     full.check_fired()
     return logits
 

@@ -71,8 +71,10 @@ def generate(
             "see= needs attention that gatelens computes; this decoder's is not exchangeable"
         )
     ends = eos_ids(model) if stop_at_eos else []
-    decoder = full_decoder(model, inputs, as_interventions(interventions), max_new_tokens, see)
-    return finish(model, inputs.tokens, decode(decoder, Greedy(ends), max_new_tokens), ends)
+    with model.lock:
+        decoder = full_decoder(model, inputs, as_interventions(interventions), max_new_tokens, see)
+        ids = decode(decoder, Greedy(ends), max_new_tokens)
+    return finish(model, inputs.tokens, ids, ends)
 
 
 @torch.no_grad()
@@ -94,8 +96,10 @@ def generate_many(
     """
     _check_at_least_one(max_new_tokens)
     ends = eos_ids(model) if stop_at_eos else []
-    batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=max_new_tokens)
-    return [finish(model, inputs.tokens, ids, ends) for ids in batch.decode(partial(Greedy, ends))]
+    with model.lock:
+        batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=max_new_tokens)
+        written = batch.decode(partial(Greedy, ends))
+    return [finish(model, inputs.tokens, ids, ends) for ids in written]
 
 
 def _check_at_least_one(max_new_tokens: int) -> None:

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -60,10 +61,11 @@ def sweep(
             )
     labels, runs = points_of(grid)
     last_only = all(getattr(m, "last_only", False) for m in metrics.values())
-    batch = RunBatch(model, inputs, runs, every_position=not last_only)
     values: dict[int, list[list[float]]] = {}
-    for i, logits in tqdm(batch.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
-        values[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
+    with model.lock, torch.no_grad():
+        batch = RunBatch(model, inputs, runs, every_position=not last_only)
+        for i, logits in tqdm(batch.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
+            values[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
     rows = [
         (*point, example, *numbers)
         for i, point in enumerate(labels)

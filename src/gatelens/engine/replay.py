@@ -71,8 +71,9 @@ class Replay(Decoder):
 
 @contextmanager
 def skip_blocks(model: HookedModel, start: int, in_tuples: bool) -> Iterator[None]:
-    """Let the blocks before ``start`` hand on what they are given, as their family does, for a while."""
-    with ExitStack() as stack:
+    """Let the blocks before ``start`` hand on what they are given, as their family does, for a while; other threads
+    wait."""
+    with model.lock, ExitStack() as stack:
         for block in list(model.bridge.blocks)[:start]:
             # an instance attribute comes before the class's forward; the block, its hooks and cache stay untouched
             block.__dict__["forward"] = _hand_on_tuple if in_tuples else _hand_on

@@ -55,7 +55,8 @@ class RunBatch:
         """The clean run, made when it is first asked for."""
         if self._clean is None:
             starts = [(part.layer, part.position) for part in self.plan.parts]
-            self._clean = CleanRun(self.model, self.inputs, starts, self.every_position)
+            with torch.no_grad():
+                self._clean = CleanRun(self.model, self.inputs, starts, self.every_position)
         return self._clean
 
     def each(self) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
@@ -63,28 +64,27 @@ class RunBatch:
 
         With ``every_position`` the tensor is one buffer, written anew for each run: use it before the next one
         comes. Without, it holds the last position alone, Float[batch, 1, d_vocab].
+
+        Between two runs nothing is held, neither the model nor a grad mode: they may never be asked for.
         """
-        with torch.no_grad():
-            for i in self.plan.clean:
-                yield i, self.clean.logits.clone()
-            for i in self.plan.full:
-                logits = full_logits(self.model, self.inputs, self.runs[i])
-                # a copy of the last row: a view would keep the logits of every position alive
-                yield i, logits if self.every_position else logits[:, -1:].clone()
-            buffer = self._buffer() if self.plan.parts and self.every_position else None
-            for part in self.plan.parts:
-                for numbers, suffixes in halving(part.runs, partial(self._logits, part)):
-                    for i, suffix in zip(numbers, suffixes, strict=True):
-                        if buffer is None:
-                            yield i, suffix
-                            continue
-                        buffer[:, part.position :] = suffix
-                        version = buffer._version
-                        yield i, buffer
-                        if buffer._version != version:  # whoever read it also wrote into it
-                            buffer.copy_(self.clean.logits)
-                if buffer is not None:
-                    buffer[:, part.position :] = self.clean.logits[:, part.position :]
+        for i in self.plan.clean:
+            yield i, self.clean.logits.clone()
+        for i in self.plan.full:
+            yield i, self._full_logits(i)
+        buffer = self._buffer() if self.plan.parts and self.every_position else None
+        for part in self.plan.parts:
+            for numbers, suffixes in halving(part.runs, partial(self._logits, part)):
+                for i, suffix in zip(numbers, suffixes, strict=True):
+                    if buffer is None:
+                        yield i, suffix
+                        continue
+                    buffer[:, part.position :] = suffix
+                    version = buffer._version
+                    yield i, buffer
+                    if buffer._version != version:  # whoever read it also wrote into it
+                        buffer.copy_(self.clean.logits)
+            if buffer is not None:
+                buffer[:, part.position :] = self.clean.logits[:, part.position :]
 
     def decode(
         self, new_chooser: Callable[[], Chooser], raw_logits: bool = False
@@ -114,6 +114,13 @@ class RunBatch:
         with torch.inference_mode(False):  # tensors made in that mode do not count what is written to them
             return self.clean.logits.clone()
 
+    @torch.no_grad()
+    def _full_logits(self, number: int) -> Float[Tensor, "batch pos d_vocab"]:
+        logits = full_logits(self.model, self.inputs, self.runs[number])
+        # a copy of the last row: a view would keep the logits of every position alive
+        return logits if self.every_position else logits[:, -1:].clone()
+
+    @torch.no_grad()
     def _logits(self, part: Part, numbers: tuple[int, ...]) -> Float[Tensor, "run batch suffix d_vocab"]:
         return self._replay(part, numbers).logits(last_only=not self.every_position)
 
@@ -143,8 +150,9 @@ def last_logits(
     Raises:
         InterventionError: an intervention cannot act as written.
     """
-    each = RunBatch(model, inputs, specs_of(runs), every_position=False).each()
-    last = {i: logits[:, -1] for i, logits in each}
+    with model.lock:
+        each = RunBatch(model, inputs, specs_of(runs), every_position=False).each()
+        last = {i: logits[:, -1] for i, logits in each}
     return [last[i] for i in range(len(runs))]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from gatelens.engine.cuts import Cuts, PatternCallback, apply_cuts, can_apply_cuts
-from gatelens.errors import InterventionError
 from gatelens.hooked_model import HookedModel
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import compile_hooks
@@ -62,13 +60,9 @@ class StackedRuns:
 
     @contextmanager
     def acting(self) -> Iterator[list[HookPair]]:
-        """The hooks to pass on, while the knockouts hold and a discarded edit is an error."""
-        with strict_edits():
-            if self.cuts is None:
-                yield self.pairs
-            else:
-                with apply_cuts(self.model, self.cuts):
-                    yield self.pairs
+        """The hooks to pass on, while the knockouts hold."""
+        with nullcontext() if self.cuts is None else apply_cuts(self.model, self.cuts):
+            yield self.pairs
 
     def check_fired(self) -> None:
         """Raise InterventionError if a hook has not fired so far."""
@@ -85,27 +79,6 @@ def compile_for(model: HookedModel, interventions: Any, tokens: TokenMap) -> Com
     compiled = compile_hooks(interventions, tokens, model.cfg)
     compiled.check_names(model.bridge.hook_dict)
     return compiled
-
-
-@contextmanager
-def strict_edits() -> Iterator[None]:
-    """Make TransformerLens' warning that an edit was discarded an error.
-
-    Some bridges let the wrapped module compute the attention and fire the hooks afterwards, for reading only.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "error", message=r"A hook on [\s\S]*returned a modified tensor", category=UserWarning
-        )
-        try:
-            yield
-        except UserWarning as warning:
-            if "returned a modified tensor" not in str(warning):
-                raise
-            raise InterventionError(
-                f"this model discards the edit ({str(warning).split(' returned')[0]}): its bridge lets the "
-                "wrapped module compute attention; patch, steer or ablate v or z there instead"
-            ) from None
 
 
 def stack_hooks(compiled: Sequence[CompiledHooks], n_prompts: int) -> list[HookPair]:

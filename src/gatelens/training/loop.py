@@ -155,12 +155,13 @@ class Training:
             group["lr"] = settings.lr * schedule(step, settings.steps, settings.warmup)
         rng = np.random.default_rng([settings.seed, step])
         chosen = rng.integers(len(self.examples), size=settings.batch_size)
-        batch = training_batch(self.model, [self.examples[int(i)] for i in chosen])
-        loss = loss_of(self.model, batch, self.interventions)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, settings.clip)
-        self.optimizer.step()
+        with self.model.lock:  # no other thread sees weights that are half changed
+            batch = training_batch(self.model, [self.examples[int(i)] for i in chosen])
+            loss = loss_of(self.model, batch, self.interventions)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.trained, settings.clip)
+            self.optimizer.step()
         return {"step": step, "loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
 
 
