@@ -1,66 +1,17 @@
-"""Images against text, pictures of every kind, and batches cut apart."""
+"""Images against text, and batches cut apart."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gatelens.errors import InputError, ModelError
-from gatelens.inputs import load_image, match_images
+from gatelens.inputs import match_images
 from gatelens.model import HookedVLM
 from gatelens.tokens import position_ids
 from tiny_models import make_picture
-
-
-def test_pictures_of_every_kind_are_the_same_picture(tmp_path: Path) -> None:
-    picture = make_picture(7, 5)
-    array = np.asarray(picture)
-    picture.save(tmp_path / "p.png")
-    kinds: list[Any] = [picture, tmp_path / "p.png", str(tmp_path / "p.png"), array, torch.tensor(array)]
-    kinds += [torch.tensor(array).permute(2, 0, 1), array / 255.0, torch.tensor(array).permute(2, 0, 1) / 255]
-    for kind in kinds:
-        assert np.array_equal(np.asarray(load_image(kind)), array)
-    assert load_image(array[..., 0]).size == (7, 5)
-    assert load_image(picture.convert("L")).mode == "RGB"
-
-
-def test_transparency_is_white_and_photos_are_turned(tmp_path: Path) -> None:
-    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert load_image(clear).getpixel((0, 0)) == (255, 255, 255)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    make_picture(8, 4).save(tmp_path / "p.jpg", exif=exif)
-    assert load_image(tmp_path / "p.jpg").size == (4, 8)
-
-
-@pytest.mark.parametrize(
-    "image, message",
-    [
-        ("missing.png", "no such file 'missing.png'"),
-        (np.zeros((2, 2, 7)), r"shape \(2, 2, 7\)"),
-        (np.zeros((0, 2, 3)), "shape"),
-        (np.full((2, 2), np.nan), "not finite"),
-        (np.full((2, 2, 3), -1.5), "outside 0..255"),
-        (42, "picture 1 is a int"),
-    ],
-)
-def test_unreadable_pictures_are_named(image: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_image(image, "picture 1")
-
-
-def test_corrupt_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "not.png").write_text("no picture")
-    make_picture(50, 50).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
-    for name in ("not.png", "cut.png"):
-        with pytest.raises(InputError, match=f"picture 0 of prompt 1.*{name}.*no readable picture"):
-            match_images([[make_picture()], [tmp_path / name]], ["<image>", "<image>"], "<image>")
 
 
 def test_matching() -> None:

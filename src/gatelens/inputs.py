@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gatelens.errors import InputError
+from gatelens.pictures import ImageLike, load_image
 from gatelens.tokens import TokenMap
 
-ImageLike = Image.Image | str | Path | bytes | np.ndarray | Tensor
 Images = ImageLike | Sequence[Any] | None
 
 
@@ -95,58 +94,6 @@ def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
     if highest.ndim == 3:  # streams of time, height and width run together again after a picture
         highest = highest.amax(dim=0, keepdim=True).expand_as(highest)
     return highest + 1 + step
-
-
-def load_image(image: ImageLike, where: str = "image") -> Image.Image:
-    """An RGB picture from a PIL image, a path, a file's bytes or an array: [H,W] or [H,W,3|4], 0..255 or, if
-    float, 0..1.
-
-    A tensor may also be [3,H,W]. Transparency becomes white; a photo is turned as its EXIF data says.
-    Raises InputError naming the file or argument that cannot be read.
-    """
-    if isinstance(image, (str, Path, bytes)):
-        image = _from_file(image, where)
-    elif isinstance(image, (np.ndarray, Tensor)):
-        image = _from_array(image, where)
-    if not isinstance(image, Image.Image):
-        raise InputError(f"{where} is a {type(image).__name__}: give a PIL image, a path or an array")
-    if min(image.size) < 1:
-        raise InputError(f"{where} is empty ({image.size[0]}x{image.size[1]} pixels)")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_file(file: str | Path | bytes, where: str) -> Image.Image:
-    """The picture in a file, turned as its EXIF data says."""
-    named = "the file" if isinstance(file, bytes) else f"'{file}'"
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            opened.load()
-            return opened.copy() if opened.getexif() == {} else ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file {named}: check the path") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{where}: {named} is no readable picture ({reason}): replace the file") from error
-
-
-def _from_array(image: np.ndarray | Tensor, where: str) -> Image.Image:
-    array = np.asarray(image.detach().cpu().float() if isinstance(image, Tensor) else image)
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise InputError(f"{where} has shape {array.shape}: give [height, width] or [height, width, 3]")
-    if not np.isfinite(array).all():
-        raise InputError(f"{where} holds values that are not finite")
-    if array.dtype.kind == "f" and array.max(initial=0) <= 1:
-        array = array * 255
-    if array.min(initial=0) < 0 or array.max(initial=0) > 255:
-        raise InputError(f"{where} holds values outside 0..255: give pixels, not normalised values")
-    return Image.fromarray(np.round(array).astype(np.uint8))
 
 
 def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list[list[Image.Image]]:

@@ -146,7 +146,7 @@ def test_pictures_are_decoded_when_looked_at(place: Path, monkeypatch: pytest.Mo
     examples = opened(place, "vqav2").examples("vqa", 5)
     assert not any(isinstance(v, Image.Image) for e in examples for v in vars(e).values())
     count = []
-    monkeypatch.setattr("PIL.Image.open", lambda file, real=Image.open: count.append(1) or real(file))
+    monkeypatch.setattr("PIL.Image.open", lambda *a, real=Image.open, **k: count.append(1) or real(*a, **k))
     assert examples[2].image.size == (20, 12) and len(count) == 1
 
 
@@ -283,9 +283,9 @@ BAD = {
     "half a picture": (
         "vqav2",
         {"image": {"bytes": copies.png(5, (200, 200), "JPEG")[:700], "path": None}},
-        "unreadable picture",
+        "no readable picture",
     ),
-    "not a picture": ("flickr30k", {"image": {"bytes": b"<html>", "path": None}}, "unreadable picture"),
+    "not a picture": ("flickr30k", {"image": {"bytes": b"<html>", "path": None}}, "no readable picture"),
     "no caption": ("flickr30k", {"caption": []}, "no caption"),
     "empty caption": ("flickr30k", {"caption": ["a", "  ", "c", "d", "e"]}, "caption 2 of 5 is empty"),
     "odd answer": ("mme", {"answer": "maybe"}, "'maybe' is neither yes nor no"),
@@ -332,7 +332,7 @@ def test_one_bad_picture_in_a_thousand(tmp_path: Path) -> None:
     rows = [{"image": copies.picture(i), "caption": [f"thing {i}"]} for i in range(1000)]
     rows[617]["image"] = {"bytes": copies.png(617)[:60], "path": None}
     copies.write(tmp_path / "test.parquet", rows, row_group=100)
-    with pytest.raises(DataError, match=r"flickr30k row 617 of test .*unreadable picture"):
+    with pytest.raises(DataError, match=r"flickr30k row 617 of test .*no readable picture"):
         data.load(f"flickr30k:{tmp_path}").examples("caption")
     found = data.load(f"flickr30k:{tmp_path}", skip_bad=True)
     assert len(found.examples("caption")) == 999 and [s["row"] for s in found.skipped] == [617]

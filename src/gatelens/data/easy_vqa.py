@@ -7,7 +7,7 @@ import numpy as np
 from gatelens.data import prompts
 from gatelens.data.base import Example, check_split, check_task
 from gatelens.errors import DataError
-from gatelens.inputs import load_image
+from gatelens.pictures import load_image
 
 
 class EasyVqa:

@@ -19,7 +19,7 @@ from gatelens.data import prompts
 from gatelens.data.base import Example, note_bad_row
 from gatelens.data.json_lines import read_json_lines, read_text
 from gatelens.errors import DataError, InputError
-from gatelens.inputs import load_image
+from gatelens.pictures import load_image
 
 Result = TypeVar("Result")
 TABLES = ("data.csv", "data.jsonl")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gatelens.data import scenes as emoji
-from gatelens.inputs import load_image
+from gatelens.pictures import load_image
 
 
 def training_pictures(n_scenes: int, seed: int = 0) -> UInt8[np.ndarray, "n 64 64 3"]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gatelens.data import Example
-from gatelens.errors import DataError
+from gatelens.errors import GatelensError
 from gatelens.studies.whats_in_the_image.pictures import mask_box, masks_of, objects_in
 from study_helpers import picture
 
@@ -33,9 +33,9 @@ def test_truth(tmp_path: Path) -> None:
     assert (masks_of(example(masks={"dog": "m.png"}), tmp_path)["dog"] == left).all()
     assert masks_of(example()) == {}
     for meta, match in (
-        ({"masks": {"dog": "none.png"}}, "no readable mask"),
+        ({"masks": {"dog": "none.png"}}, "no such file"),
         ({"masks": {"dog": np.ones((3, 3))}}, r"\(3, 3\), its picture \(16, 16\)"),
         ({"objects": ["dog"], "masks": [left, left]}, "2 masks for 1 objects"),
     ):
-        with pytest.raises(DataError, match=match):
+        with pytest.raises(GatelensError, match=match):
             masks_of(example(**meta), tmp_path)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gatelens.data.base import Example
-from gatelens.errors import DataError, InputError
-from gatelens.inputs import load_image
+from gatelens.errors import DataError
+from gatelens.pictures import load_image
 
 ATTEMPTS = 3
 TIMEOUT_SECONDS = 30
@@ -45,14 +45,9 @@ def decoded(read: Callable[[], bytes]) -> Image.Image:
     """The picture whose file ``read`` gives, in RGB.
 
     Raises:
-        ValueError: it cannot be decoded.
+        InputError: it cannot be read.
     """
-    try:
-        return load_image(read())
-    except InputError as error:
-        cause = error.__cause__
-        reason = "of no known format" if isinstance(cause, UnidentifiedImageError) else cause or error
-        raise ValueError(f"unreadable picture ({reason})") from error
+    return load_image(read(), "picture")
 
 
 def picture_source(

@@ -16,6 +16,7 @@ from gatelens.data.base import kind
 from gatelens.data.prompts import CAPTION_PROMPT
 from gatelens.errors import DataError
 from gatelens.measures.objects import Vocabulary
+from gatelens.pictures import load_mask
 
 Masks = Mapping[str, Bool[np.ndarray, "height width"]]
 Segmenter = Callable[[Image.Image, Sequence[str]], Mapping[str, Any]]
@@ -81,7 +82,8 @@ def masks_of(example: Example, folder: Path | None = None) -> Masks:
     not black is the object).
 
     Raises:
-        DataError: masks that do not fit the objects or the picture, or a file that cannot be read.
+        DataError: masks that do not fit the objects or the picture.
+        InputError: a file that cannot be read.
     """
     masks = example.meta.get("masks")
     if masks is None or len(masks) == 0:
@@ -131,9 +133,4 @@ def _read(given: Any, example: Example, folder: Path | None) -> np.ndarray:
     """An array, or what is in its file."""
     if not isinstance(given, (str, Path)):
         return np.asarray(given, dtype=bool)
-    path = (folder or Path()) / given
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert("L")) > 0
-    except OSError:
-        raise DataError(f"example {example.id!r}: {path} is no readable mask; give a picture file") from None
+    return load_mask((folder or Path()) / given, f"example {example.id!r}: mask")
