@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,7 @@ PARTIAL = ".part"  # ends the name of what is being written
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Prove that a folder can be written to, or made where it is not there yet, before any compute.
 
-    Nothing is made but a probe that goes again, so that others who check the same path at the same time do not meet
-    half-made folders.
+    Nothing is made, so that others who check the same path at the same time do not meet half-made folders.
 
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
@@ -26,9 +26,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     folder = Path(path).expanduser()
     try:
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        probe = _hidden(existing / "write-test")
-        _write(probe, b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(
+            dir=existing
+        ):  # has no name: nothing stays, also of a process that is killed
+            pass
     except OSError as error:
         raise OutputError(
             f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder"

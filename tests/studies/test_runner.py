@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import gatelens
+from gatelens import atomic_files
 from gatelens.errors import DataError, OutputError
 from gatelens.runs import Run
 from gatelens.studies.executors import Here
@@ -100,6 +101,28 @@ def test_killed_at_any_batch(tmp_path: Path, processes: Any, whole: Run) -> None
     assert dict(tables_of(run)) == dict(tables_of(whole))
     assert len([p for p in shards.glob("*/*") if not p.name.startswith(".")]) == 11
     assert (tmp_path / "r" / "report.html").exists()
+
+
+@pytest.mark.parametrize("moment", [1, 4, 9, 14, 20])
+def test_interrupted_within_a_write(
+    tmp_path: Path, whole: Run, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a notebook: nothing half-written stays, and the same call goes on."""
+    write, count = atomic_files._write, 0
+
+    def interrupted(file: Path, data: bytes) -> None:
+        nonlocal count
+        count += 1
+        write(file, data[: len(data) // 2] if count == moment else data)
+        if count == moment:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gatelens.atomic_files._write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path / "r")
+    assert not list(tmp_path.rglob("*.part"))
+    assert dict(tables_of(run_toy(tmp_path / "r"))) == dict(tables_of(whole))
 
 
 def test_two_processes_at_the_same_batches(tmp_path: Path, processes: Any, whole: Run) -> None:

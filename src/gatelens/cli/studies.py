@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from gatelens.cli.models import entry
 from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
+from gatelens.cli.stopping import going_on
 from gatelens.errors import InputError
 
 ABOUT = {  # kept here, as a study's own module imports what takes seconds
@@ -115,7 +116,8 @@ def study_command(name: str) -> Callable[..., None]:
     study = STUDIES[name]
 
     def command(**given: Any) -> None:
-        run_command(name, given)
+        with going_on(given["out"]):
+            run_command(name, given)
 
     parameters = dict(COMMON)
     if name == SEARCH:
