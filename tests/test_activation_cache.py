@@ -54,3 +54,75 @@ def test_examples_must_keep_alike(tiny: Any, batch: Any) -> None:  # noqa: F811
         tiny.run_with_cache(batch, positions="query")
     with pytest.raises(InputError, match=r"positions='generated' selects \[0, 0, 0\]"):
         tiny.run_with_cache(batch, positions="generated")
+
+
+def test_parts_of_the_stream_have_upstreams_names_and_order(tiny: Any, batch: Any) -> None:  # noqa: F811
+    _, cache = tiny.run_with_cache(batch)
+    _, labels = cache.decompose_resid(2, mlp_input=True, return_labels=True)
+    assert labels == ["embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out", "2_attn_out"]
+    stack, labels = cache.stack_head_results(2, return_labels=True, incl_remainder=True)
+    assert labels[:5] == ["L0H0", "L0H1", "L0H2", "L0H3", "L1H0"] and labels[-1] == "remainder"
+    assert stack.shape == (9, 3, batch.tokens.n_pos, 32)
+    stack, labels = cache.stack_neuron_results(2, neuron_slice=5, pos_slice=-1, return_labels=True)
+    assert labels == ["L0N5", "L1N5"] and stack.shape == (2, 3, 32)
+    assert torch.equal(cache.get_neuron_results(1, 5, -1), stack[1])
+    onto = torch.randn(32)
+    projected = cache.get_neuron_results(1, (4, 6), -1, onto)
+    torch.testing.assert_close(projected[:, 1], stack[1] @ onto, atol=1e-4, rtol=0)
+    _, labels = cache.get_full_resid_decomposition(1, expand_neurons=False, return_labels=True)
+    assert labels == ["L0H0", "L0H1", "L0H2", "L0H3", "0_mlp_out", "embed", "bias"]
+    cache.compute_head_results()
+    assert torch.equal(cache["result", 1][:, :, 2], cache.stack_head_results()[6])
+
+
+def test_slices_kept_rows_and_single_prompts_give_the_same_parts(tiny: Any, batch: Any) -> None:  # noqa: F811
+    _, cache = tiny.run_with_cache(batch)
+    whole = cache.decompose_resid(apply_ln=True)
+    torch.testing.assert_close(cache.decompose_resid(apply_ln=True, pos_slice=-1), whole[:, :, -1])
+    _, lean = tiny.run_with_cache(batch, positions="gate | last")
+    torch.testing.assert_close(lean.decompose_resid(apply_ln=True)[:, :, -1], whole[:, :, -1])
+    second = cache.apply_slice_to_batch_dim([1])
+    assert second.tokens.strings == batch.tokens.strings[1:2]
+    torch.testing.assert_close(second.decompose_resid(apply_ln=True), whole[:, 1:2], atol=1e-5, rtol=0)
+    single = second.remove_batch_dim().stack_head_results(apply_ln=True, incl_remainder=True)
+    torch.testing.assert_close(single.sum(0), whole[:, 1].sum(0), atol=1e-4, rtol=0)
+
+
+def test_attributed_tokens_one_for_all_or_one_each(tiny: Any, batch: Any) -> None:  # noqa: F811
+    logits, cache = tiny.run_with_cache(batch)
+    stack = cache.decompose_resid()
+    ids = torch.tensor([25, 26, 27])
+    each = cache.logit_attrs(stack, ids, ids.flip(0)).sum(0)
+    for i in range(3):
+        row = logits[i, :, 25 + i] - logits[i, :, 27 - i]
+        torch.testing.assert_close(each[i], row, atol=1e-4, rtol=0)
+    by_position = ids.repeat(batch.tokens.n_pos)[: batch.tokens.n_pos]
+    want = logits.gather(-1, by_position.expand(3, -1)[..., None])[..., 0]
+    torch.testing.assert_close(cache.logit_attrs(stack, by_position).sum(0), want, atol=1e-4, rtol=0)
+    word = tiny.tokenizer.convert_ids_to_tokens(24)
+    last = cache.logit_attrs(stack[:, :, -1], word, pos_slice=-1).sum(0)
+    torch.testing.assert_close(last, logits[:, -1, 24], atol=1e-4, rtol=0)
+
+
+def test_what_a_cache_cannot_tell_is_an_error(tiny: Any, batch: Any) -> None:  # noqa: F811
+    _, small = tiny.run_with_cache(batch, "blocks.0.hook_resid_pre")
+    with pytest.raises(InputError, match=r"the cache has no 'blocks\.\d\.hook_resid_mid', which this needs"):
+        small.decompose_resid()
+    _, cache = tiny.run_with_cache(batch)
+    with pytest.raises(InputError, match="layer=4: the model has 3 layers"):
+        cache.decompose_resid(4)
+    with pytest.raises(InputError, match="give the pos_slice and batch_slice the stack was made with"):
+        cache.logit_attrs(cache.decompose_resid(pos_slice=-1), 20)
+    with pytest.raises(InputError, match=r"tokens of shape \(2,\) do not fit rows"):
+        cache.logit_attrs(cache.decompose_resid(), torch.tensor([20, 21]))
+    edit = [("blocks.1.hook_attn_out", lambda value, hook: value * 2)]
+    _, edited = tiny.run_with_cache(batch, fwd_hooks=edit)
+    with pytest.raises(InputError, match="the parts of the attention of layer 1 are not what it adds"):
+        edited.stack_head_results()
+    stream = edited["resid_post", 2]
+    torch.testing.assert_close(edited.decompose_resid().sum(0), stream, atol=1e-4, rtol=0)
+
+
+def test_a_cache_prints_in_one_line(tiny: Any, batch: Any) -> None:  # noqa: F811
+    _, cache = tiny.run_with_cache(batch, "blocks.0.hook_resid_pre", positions="last")
+    assert repr(cache) == "ActivationCache(1 activations of 3 prompt(s), positions='last', 0.0 MiB)"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
@@ -183,3 +184,22 @@ def test_qwen_bridges_want_torchvision_and_discard_score_edits(
     assert (left - clean).abs().max() < 1e-5  # nothing happened
     ours, _ = model.forward_step(tensors, [(point, lambda t, hook: t * 0.5)])
     assert (ours - clean).abs().max() > 1e-2
+
+
+def test_attribution_leaves_out_the_final_norms_weight_and_the_pictures() -> None:
+    """TransformerLens' own cache: ``embed`` is not what the decoder reads, and no norm's weight is applied."""
+    hf = make_llava()
+    bridge, tensors = plain_bridge(hf), prompt()
+    names = [
+        name for name in bridge.hook_dict if name.startswith(("blocks.", "ln_final", "embed", "hook_embed"))
+    ]
+    names = [name for name in names if bridge._gated_hook_reason(bridge.hook_dict[name].name or name) is None]
+    values, logits = seen(bridge, hf, tensors, names)
+    cache = ActivationCache(
+        {name: value for name, value in values.items() if isinstance(value, Tensor)}, bridge
+    )
+    missing = (cache.decompose_resid().sum(0) - cache["resid_post", 2]).abs().amax(-1)[0]
+    image = tensors["input_ids"][0] == hf.config.image_token_id
+    assert missing[image].min() > 0.1 and missing[~image].max() < 1e-4
+    attrs = cache.logit_attrs(cache.decompose_resid(pos_slice=-1), 20, 21, pos_slice=-1).sum(0)
+    assert (attrs - (logits[:, -1, 20] - logits[:, -1, 21])).abs().max() > 0.1

@@ -1,16 +1,20 @@
-"""Which activations a cache holds, and which rows of them."""
+"""Which activations a cache holds, which rows of them; and its one type, :class:`ActivationCache`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import transformer_lens
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.utilities import Slice, SliceInput
 
+from gatelens.bridge.stream_parts import StreamParts, as_slice, together
 from gatelens.errors import InputError, InterventionError
+from gatelens.hooked_model import HookedModel
 from gatelens.tokens import SelectorLike, TokenMap
 
 _DECODER = ("blocks.", "ln_final", "unembed", "embed", "hook_embed", "hook_unembed")
@@ -99,3 +103,198 @@ def caching_hooks(
         return hook_fn
 
     return [(name, caching(name)) for name in names]
+
+
+class ActivationCache(transformer_lens.ActivationCache):
+    """TransformerLens' cache, whose ways of taking the residual stream apart hold for pictures in every family.
+
+    What differs from TransformerLens, where each of these is wrong for a VLM or a norm with weights:
+
+    - ``embed`` is what enters block 0, picture features included; what a family adds between later blocks is a
+      component of its own, ``{layer}_features``. Attention, MLPs, heads and neurons are what they add to the
+      stream: after post-norms (at their scale in this run) and residual multipliers.
+    - A norm is applied with its weight. So ``apply_ln=True`` gives what the layer, or ``W_U``, reads, and
+      ``logit_attrs`` sums to the logit less its bias; scale and soft cap of logits are held as the factors they
+      are there.
+
+    Attributes:
+        vlm: the model.
+        tokens: who is where.
+        kept: the rows that are kept; None where all are.
+    """
+
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: HookedModel,
+        tokens: TokenMap,
+        kept: KeptRows | None = None,
+        has_batch_dim: bool = True,
+    ) -> None:
+        super().__init__(cache_dict, model.bridge, has_batch_dim=has_batch_dim)
+        self.vlm = model
+        self.tokens = tokens
+        self.kept = kept
+
+    def __repr__(self) -> str:
+        size = sum(value.numel() * value.element_size() for value in self.cache_dict.values())
+        rows = "" if self.kept is None else f", positions={self.kept.selector!r}"
+        return (
+            f"ActivationCache({len(self)} activations of {self.tokens.batch_size} prompt(s){rows}, "
+            f"{size / 2**20:.1f} MiB)"
+        )
+
+    def apply_slice_to_batch_dim(self, batch_slice: Slice | SliceInput) -> ActivationCache:
+        """The cache of some of its prompts."""
+        sliced = super().apply_slice_to_batch_dim(batch_slice)
+        chosen = as_slice(batch_slice).apply(torch.arange(self.tokens.batch_size), dim=0).flatten()
+        kept = self.kept
+        if kept is not None:
+            kept = KeptRows(kept.selector, kept.positions[chosen], kept.place[chosen])
+        tokens = self.tokens.select(chosen.tolist())
+        return ActivationCache(sliced.cache_dict, self.vlm, tokens, kept, sliced.has_batch_dim)
+
+    # --- the residual stream taken apart
+
+    def _parts(self, layer: int | None, *args: Any, **options: Any) -> StreamParts:
+        return StreamParts(self.vlm.bridge, self.cache_dict, self.has_batch_dim, layer, *args, **options)
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False,
+        pos_slice: Slice | SliceInput = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """What embedding, attention and MLPs add to the stream that enters a layer; arguments as upstream's.
+
+        Returns:
+            Float[component, *batch_and_pos, d_model], with ``return_labels`` also the labels. They sum to the
+            stream, at image positions too.
+        """
+        parts = self._parts(layer, mlp_input, apply_ln, pos_slice)
+        group = parts.outputs(attention=mode != "mlp", mlp=mode != "attn", embeddings=incl_embeds)
+        return parts.stacked([group], return_labels)
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Slice | SliceInput = None,
+        apply_ln: bool = False,
+    ) -> Any:
+        """What each head before a layer adds to the stream, ``L0H0`` first; the remainder is all else."""
+        parts = self._parts(layer, False, apply_ln, pos_slice)
+        return parts.stacked(parts.heads(), return_labels, incl_remainder)
+
+    def _ensure_head_results(self) -> bool:
+        """Put what each head adds to the stream at ``hook_result``, for ``compute_head_results``."""
+        parts = self._parts(None)
+        for layer in range(parts.layer):
+            results = parts.heads_of(layer)[1].movedim(0, -2)
+            self.cache_dict[f"blocks.{layer}.attn.hook_result"] = results.to(parts.dtype)
+        return False
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: Slice | SliceInput = None,
+        pos_slice: Slice | SliceInput = None,
+        project_output_onto: Tensor | None = None,
+    ) -> Tensor:
+        """What each neuron of a layer adds to the stream: Float[*batch_and_pos, neuron, d_model].
+
+        Args:
+            project_output_onto: [d_model] or [d_model, n]: its products take the place of the last dimension.
+        """
+        parts = self._parts(layer, False, False, pos_slice, project_output_onto)
+        results = parts.stacked([parts.neurons_of(layer, neuron_slice)], False)
+        results = results.movedim(0, -1 if parts.scalar else -2)
+        one = as_slice(neuron_slice).mode == "int"
+        return results.squeeze(-1 if parts.scalar else -2) if one else results
+
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Slice | SliceInput = None,
+        neuron_slice: Slice | SliceInput = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Tensor | None = None,
+        mlp_input: bool = False,
+    ) -> Any:
+        """What each neuron before a layer adds to the stream, ``L0N0`` first; the remainder is all else."""
+        parts = self._parts(layer, mlp_input, apply_ln, pos_slice, project_output_onto)
+        return parts.stacked(parts.neurons(neuron_slice), return_labels, incl_remainder)
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Slice | SliceInput = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any:
+        """Every head, every neuron or MLP, the embedding, later features and the biases; they sum to the stream."""
+        parts = self._parts(layer, mlp_input, apply_ln, pos_slice, project_output_onto)
+        mlps = parts.neurons(None) if expand_neurons else [parts.outputs(mlp=True)]
+        groups = [*parts.heads(), *mlps, parts.outputs(embeddings=True), parts.bias(expand_neurons)]
+        return parts.stacked(groups, return_labels)
+
+    # --- from the stream to layers and logits
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Float[Tensor, "component *batch_and_pos d_model"],
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Slice | SliceInput = None,
+        batch_slice: Slice | SliceInput = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Float[Tensor, "component *batch_and_pos d_model"]:
+        """What a layer's norm, or the final one, makes of parts of its input: at the scale it has in this run and
+        with its weight; its bias is no part's. Where a block reads the stream without a norm they stay as they are.
+
+        Args:
+            recompute_ln: apply the final norm itself to each part, for a logit lens.
+        """
+        parts = self._parts(layer, mlp_input, True, pos_slice, batch_slice=batch_slice)
+        if recompute_ln and parts.layer == parts.stream.n_layers:
+            return super().apply_ln_to_stack(
+                residual_stack, layer, mlp_input, pos_slice, batch_slice, has_batch_dim, recompute_ln
+            )
+        if has_batch_dim:
+            residual_stack = as_slice(batch_slice).apply(residual_stack, dim=1)
+        together(residual_stack, parts.target)
+        normed = residual_stack if parts.norm is None else parts.norm(residual_stack)
+        return normed.to(residual_stack.dtype)
+
+    def logit_attrs(
+        self,
+        residual_stack: Float[Tensor, "component *batch_and_pos d_model"],
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Slice | SliceInput = None,
+        batch_slice: Slice | SliceInput = None,
+        has_batch_dim: bool = True,
+    ) -> Float[Tensor, "component *batch_and_pos"]:
+        """What each part adds to the logit of a token, or to the difference of two; arguments as upstream's."""
+        parts = self._parts(None, False, True, pos_slice, batch_slice=batch_slice)
+        if has_batch_dim:
+            residual_stack = as_slice(batch_slice).apply(residual_stack, dim=1)
+        together(residual_stack, parts.target)
+        direction = parts.direction(self._token_ids(tokens))
+        if incorrect_tokens is not None:
+            direction = direction - parts.direction(self._token_ids(incorrect_tokens))
+        return (residual_stack.float() * direction).sum(-1)
+
+    def _token_ids(self, tokens: Any) -> Int[Tensor, "*shape"]:
+        return torch.as_tensor(self.vlm.to_single_token(tokens) if isinstance(tokens, str) else tokens)

@@ -75,6 +75,8 @@ class HookedModel(Protocol):
 
     def inputs(self, input_ids: Int[Tensor, "batch pos"], **tensors: Any) -> VLMInputs: ...
 
+    def to_single_token(self, word: str) -> int: ...
+
 
 class HookPoints:
     """The hook points of a model by TransformerLens' names.

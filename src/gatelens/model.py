@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from gatelens import checkpoints, engine, hooked_model, input_preparation
-from gatelens.activation_cache import KeptRows, caching_hooks
+from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention
 from gatelens.bridge.linear_layers import install_linear_layers
@@ -366,10 +365,7 @@ class HookedVLM:
         cast = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
         caching = caching_hooks(self.hook_points.names(names_filter), stored, kept, device, cast)
         logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *caching])
-        cache = ActivationCache(stored, self.bridge, has_batch_dim=True)
-        cache.tokens = inputs.tokens
-        cache.kept = kept
-        return logits, cache
+        return logits, ActivationCache(stored, self, inputs.tokens, kept)
 
     def run(self, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits under interventions; see :mod:`gatelens.engine`."""

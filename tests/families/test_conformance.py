@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from case import Case, cases
 from PIL import Image
 from torch import Tensor
+from transformer_lens.tools.analysis import direct_logit_attribution
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -47,6 +49,12 @@ class Built:
         if kind == "two":
             return self.model.prepare([a, b], two)
         return self.model.prepare([[b], [a, b]], [second, two])
+
+    @cached_property
+    def one(self) -> tuple[Any, Tensor, gl.ActivationCache]:
+        """One prompt, its logits and all its activations."""
+        inputs = self.inputs("one")
+        return inputs, *self.model.run_with_cache(inputs)
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))
@@ -206,6 +214,41 @@ def test_the_residual_stream_adds_up(built: Built) -> None:
         )
         torch.testing.assert_close(pre + attn + mlp, post, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(pre + attn, cache[f"blocks.{layer}.hook_resid_mid"], atol=1e-4, rtol=1e-4)
+
+
+def test_parts_of_the_stream_sum_to_it(built: Built) -> None:
+    """TransformerLens' ways of taking the stream apart, at every position, images included."""
+    _, _, cache = built.one
+    blocks, n_layers = built.model.bridge.blocks, int(built.model.cfg.n_layers)
+    for layer in range(n_layers + 1):
+        whole = cache["resid_pre", layer] if layer < n_layers else cache["resid_post", n_layers - 1]
+        for parts in (cache.decompose_resid(layer), cache.get_full_resid_decomposition(layer)):
+            torch.testing.assert_close(parts.sum(0), whole, atol=1e-4, rtol=0)
+        for stacked in (cache.stack_head_results, cache.stack_neuron_results):
+            torch.testing.assert_close(stacked(layer, incl_remainder=True).sum(0), whole, atol=1e-4, rtol=0)
+        if layer == n_layers:
+            break
+        between = cache.get_full_resid_decomposition(layer, mlp_input=True, expand_neurons=False)
+        torch.testing.assert_close(between.sum(0), cache["resid_mid", layer], atol=1e-4, rtol=0)
+        # what a norm makes of the parts is what it makes of the whole
+        for norm, mlp_input in (("ln1", False), ("ln2", True)):
+            if getattr(blocks[layer], norm, None) is not None:
+                read = cache.decompose_resid(layer, mlp_input, apply_ln=True).sum(0)
+                torch.testing.assert_close(read, cache[f"blocks.{layer}.{norm}.hook_out"], atol=1e-4, rtol=0)
+
+
+def test_attributions_of_transformer_lens_sum_to_the_logits(built: Built) -> None:
+    inputs, logits, cache = built.one
+    right, wrong = (int(t) for t in logits[0, -1].topk(2).indices)
+    want = logits[..., right] - logits[..., wrong]
+    attrs = cache.logit_attrs(cache.decompose_resid(), right, wrong).sum(0)
+    torch.testing.assert_close(attrs, want, atol=1e-4, rtol=0)
+    for unit in ("component", "head"):
+        found = direct_logit_attribution(built.model, inputs, right, wrong, unit=unit)
+        torch.testing.assert_close(found.attribution.sum(0), want[:, -1], atol=1e-4, rtol=0)
+    # capped logits too: a single logit is the one sum that shows its cap
+    single = cache.logit_attrs(cache.decompose_resid(pos_slice=-1), right, pos_slice=-1).sum(0)
+    torch.testing.assert_close(single, logits[:, -1, right], atol=1e-4, rtol=0)
 
 
 class Reference:

@@ -87,6 +87,7 @@ def gate_means(
     for _, start, part in consecutive(examples, size):
         inputs = prepare(model, part, start)
         _, cache = model.run_with_cache(inputs, names_filter=names, positions=" | ".join(PLACES))
+        assert cache.kept is not None
         for place in PLACES:
             kept = cache.kept.place[inputs.tokens.mask(place)]
             rows = torch.arange(len(part))
