@@ -74,9 +74,18 @@ def hub_reason(
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's class where it has none."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    """The first line of an error's message, or the error's class where it has none.
+
+    A line that ends in a colon takes the next one along; what Python says of a slip in code says little without
+    its class.
+    """
+    name = type(error).__name__
+    first, *others = str(error).strip().splitlines() or [name]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0].strip()}"
+    if isinstance(error, (LookupError, TypeError, AttributeError)) and first != name:
+        first = f"{name}: {first}"
+    return first.rstrip(".")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import checkpoints, engine, hooked_model, input_preparation
+from gatelens import checkpoints, engine, hooked_model, input_preparation, loading
 from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention
@@ -23,7 +23,6 @@ from gatelens.bridge.parts import Parts
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
 from gatelens.hooked_model import FwdHooks, HookPoints, NamesFilter
-from gatelens.hub_errors import one_line
 from gatelens.inputs import Images, VLMInputs, prepared
 from gatelens.tokens import SelectorLike
 
@@ -77,7 +76,7 @@ class HookedVLM:
         attention: str = "fused",
         **kwargs: Any,
     ) -> HookedVLM:
-        """Load a model by its name.
+        """Load a model by its name. The checkpoint must hold the model's weights, all of them and no others.
 
         Args:
             name: ``organism:NAME``, a folder or a hub id.
@@ -88,17 +87,10 @@ class HookedVLM:
             kwargs: go to transformers.
 
         Raises:
-            ModelError: the model is not found or not supported, or ``device`` cannot be used.
+            ModelError: the model is not found or not supported, its weights are not complete and finite (see
+                :func:`gatelens.loading.load`), or ``device`` cannot be used.
         """
-        if device is not None and device_map is not None:
-            raise ModelError("device and device_map were both given: give one")
-        hf, processor = checkpoints.load(name, dtype, device_map, **kwargs)
-        if device is not None:
-            try:
-                hf = hf.to(device)
-            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                raise ModelError(f"device '{device}' cannot be used: {one_line(error)}") from error
-        model = cls.from_module(hf, processor)
+        model = cls.from_module(*loading.load(name, dtype, device, device_map, **kwargs))
         model.attention = attention
         return model
 
@@ -110,11 +102,12 @@ class HookedVLM:
             layout: replaces the family's; needed where TransformerLens has an adapter but gatelens no family.
 
         Raises:
-            ModelError: the class is not supported, or the model is already wrapped.
+            ModelError: the class is not supported, the model is already wrapped, or the processor is none.
         """
-        checkpoints.check_fresh(hf_model)
-        architecture, family = checkpoints.family_for(hf_model, layout)
+        loading.check_wrappable(hf_model, processor)
+        architecture, family = loading.family_for(hf_model, layout)
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
+        loading.check_layout(layout)
         hf_model.eval().requires_grad_(False)
         names = tuple(hf_model.state_dict())
         with adapted(architecture, family):
@@ -161,8 +154,9 @@ class HookedVLM:
             >>> model.run(inputs, gl.knockout(queries="text - gate", keys="eoi", layers=[0, 1])).shape
             torch.Size([1, 8, 50])
         """
-        architecture = checkpoints.decoder_of(language_model)
-        checkpoints.check_fresh(language_model)
+        architecture = loading.decoder_of(language_model)
+        loading.check_wrappable(language_model, processor)
+        loading.check_layout(layout)
         parts = Parts(language_model, embed_images, layout.placeholder_id, layout.evidence)
         parts.eval().requires_grad_(False)
         names = tuple(parts.state_dict())
@@ -361,7 +355,7 @@ class HookedVLM:
         inputs = prepared(inputs)
         stored: dict[str, Tensor] = {}
         kept = None if positions is None else KeptRows.of(inputs.tokens, positions)
-        named = checkpoints.as_dtype(dtype)
+        named = loading.as_dtype(dtype)
         cast = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
         caching = caching_hooks(self.hook_points.names(names_filter), stored, kept, device, cast)
         logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *caching])

@@ -17,7 +17,7 @@ from huggingface_hub import errors as hub_errors
 from torch import Tensor
 
 import gatelens as gl
-from gatelens import checkpoints
+from gatelens import loading
 from gatelens.errors import ModelError
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM
@@ -121,7 +121,7 @@ def test_edits_go_to_where_the_activation_is(folder: Path, i: int) -> None:
 
 
 def test_device_map_without_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "is_accelerate_available", lambda: False)
+    monkeypatch.setattr(loading, "is_accelerate_available", lambda: False)
     with pytest.raises(ModelError, match="device_map needs accelerate: pip install accelerate"):
         HookedVLM.from_pretrained(str(folder), device_map="auto")
     assert HookedVLM.from_pretrained(str(folder)).device.type == "cpu"

@@ -26,7 +26,7 @@ class Parts(nn.Module):
         evidence: names of tensors that go to ``embed_images`` by keyword instead of to the decoder.
 
     Raises:
-        ModelError: the placeholder has no row in the decoder's embedding.
+        ModelError: the placeholder has no row in the decoder's embedding, or the encoder cannot be called.
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class Parts(nn.Module):
         evidence: Collection[str] = (),
     ) -> None:
         super().__init__()
+        if not callable(embed_images):
+            raise ModelError(
+                f"embed_images is a {type(embed_images).__name__}: give a function from pixel values to features"
+            )
         n_ids = language_model.get_input_embeddings().weight.shape[0]
         if not 0 <= placeholder_id < n_ids:
             raise ModelError(

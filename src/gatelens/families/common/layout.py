@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from gatelens.errors import ModelError
 from gatelens.families.common.plan import Picture, PicturePlan
 
 
@@ -50,6 +51,9 @@ class Layout:
         within: whether the ids between two placeholders stand inside one picture, where that takes more than
             being ``inner_ids``.
         process: goes before ``Family.process``, for processing that needs numbers of the config.
+
+    Raises:
+        ModelError: ids that are none, or a word that is not one of those above.
     """
 
     placeholder_id: int
@@ -67,6 +71,26 @@ class Layout:
     pixels: str = "picture"
     within: Callable[[list[int]], bool] | None = None
     process: Callable[[Any, list[list[Any]], list[str]], dict[str, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        named = {"placeholder_id": {self.placeholder_id}}
+        named |= {name: getattr(self, name) for name in ("boi_ids", "eoi_ids", "inner_ids")}
+        for name, ids in named.items():
+            if not isinstance(ids, Set) or not all(isinstance(i, int) for i in ids):
+                raise ModelError(
+                    f"the layout's {name} is {getattr(self, name)!r}: give token ids, whole numbers"
+                )
+        if not callable(self.plan):
+            raise ModelError(
+                f"the layout's plan is {self.plan!r}: give a function of a Picture, as FixedGrid is"
+            )
+        if not isinstance(self.placeholder, str) or not self.placeholder:
+            raise ModelError(
+                f"the layout's placeholder is {self.placeholder!r}: give what stands for a picture"
+            )
+        for name, known in {"pixels": ("picture", "example"), "two_way": (None, "image", "prompt")}.items():
+            if getattr(self, name) not in known:
+                raise ModelError(f"the layout's {name} is {getattr(self, name)!r}: give one of {known}")
 
     @property
     def boi_id(self) -> int | None:
