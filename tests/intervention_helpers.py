@@ -126,6 +126,63 @@ def torch_hooks(handles: list[Any]) -> Any:
             handle.remove()
 
 
+def ends_of(block: Any) -> tuple[Any, Any]:
+    """The modules of a plain decoder block whose outputs are what attention and MLP add to the stream."""
+    if hasattr(block, "post_self_attn_layernorm"):
+        return block.post_self_attn_layernorm, block.post_mlp_layernorm
+    if hasattr(block, "post_feedforward_layernorm"):
+        return block.post_attention_layernorm, block.post_feedforward_layernorm
+    if "Swin" in type(block).__name__:
+        return block.input_layernorm, block.post_attention_layernorm
+    return block.self_attn, block.mlp
+
+
+def site_hooks(block: Any, edits: dict[str, Callable[[Tensor], Tensor]]) -> list[Any]:
+    """Torch hooks on a plain transformers block that edit sites, in the order in which the block computes them.
+
+    Queries, keys, values and z are edited as [batch, pos, head * d_head].
+    """
+    stream: dict[str, Tensor] = {}
+
+    def before(module: Any, one: Callable[[Tensor], Tensor]) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (one(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": one(kwargs["hidden_states"])}
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def after(module: Any, one: Callable[[Tensor], Tensor]) -> Any:
+        def hook(_: Any, args: Any, out: Any) -> Any:
+            return (one(out[0]), *out[1:]) if isinstance(out, tuple) else one(out)
+
+        return module.register_forward_hook(hook)
+
+    def keep(x: Tensor) -> Tensor:
+        stream["in"] = x
+        return x
+
+    attention, (attn_end, mlp_end) = block.self_attn, ends_of(block)
+    places: dict[str, Callable[[Any], list[Any]]] = {
+        "resid_pre": lambda one: [before(block, one)],
+        "attn_in": lambda one: [before(attention, one)],
+        "q": lambda one: [after(attention.q_proj, one)],
+        "k": lambda one: [after(attention.k_proj, one)],
+        "v": lambda one: [after(attention.v_proj, one)],
+        "z": lambda one: [before(attention.o_proj, one)],
+        "attn_out": lambda one: [after(attn_end, one)],
+        # the stream in the middle is what came in and what attention adds
+        "resid_mid": lambda one: [
+            before(block, keep),
+            after(attn_end, lambda out: one(stream["in"] + out) - stream["in"]),
+        ],
+        "mlp_in": lambda one: [before(block.mlp, one)],
+        "mlp_out": lambda one: [after(mlp_end, one)],
+        "resid_post": lambda one: [after(block, one)],
+    }
+    return [handle for site in places if site in edits for handle in places[site](edits[site])]
+
+
 def plain(model: Any, inputs: Any, specs: list[Any]) -> Tensor:
     """Logits by TransformerLens hooks at every layer and position: no engine in it."""
     return model.run_with_hooks(inputs, compile_hooks(specs, inputs.tokens, model.cfg).pairs)

@@ -21,6 +21,7 @@ from gatelens.interventions import ablate as ablate
 from gatelens.interventions import knockout as knockout
 from gatelens.interventions import patch as patch
 from gatelens.interventions import steer as steer
+from gatelens.interventions.compile import hooks as hooks
 from gatelens.measures import metrics as metrics
 from gatelens.model import HookedVLM as HookedVLM
 from gatelens.runs import Run as Run

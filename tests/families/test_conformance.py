@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +19,10 @@ from transformers.masking_utils import eager_mask
 
 import gatelens as gl
 from gatelens.families import family_of
-from gatelens.interventions.sites import SITES, head_count
+from gatelens.interventions.sites import SITES, SiteEdit, head_count
 from gatelens.model import HookedVLM
 from gatelens.tokens import Role
+from intervention_helpers import site_hooks, torch_hooks
 
 CASES = cases()
 TOLERANCE = 1e-5
@@ -203,6 +205,40 @@ def test_self_patch_changes_nothing_and_zeroing_does(built: Built, site: str) ->
     for layer in range(int(built.model.cfg.n_layers)):
         zero = built.model.run(inputs, gl.ablate(at="all", site=site, layers=[layer]))
         assert (zero - clean).abs().max() > 1e-3, layer
+
+
+class Scaled(SiteEdit):
+    """Half of the activation and a number: two of these at one hook point do not commute."""
+
+    reach = SiteEdit.reach
+
+    def new_values(self, old: Tensor, layer: int, prepared: Any, edited: Any) -> Tensor:
+        return 0.5 * old + OFFSETS[self.site]
+
+
+OFFSETS = {site: 0.3 + 0.1 * i for i, site in enumerate(SITES)}
+
+
+def test_two_sites_in_both_orders_equal_plain_transformers(built: Built) -> None:
+    """Sites that share a hook point in a family included: the model's own order holds, not the list's."""
+    inputs = built.inputs("one")
+    last = inputs.tokens.mask("last")[..., None]
+    block = next(
+        m for m in built.plain.modules() if getattr(getattr(m, "self_attn", None), "layer_idx", None) == 1
+    )
+
+    def edit(site: str) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.where(last, 0.5 * x + OFFSETS[site], x)
+
+    pairs = list(itertools.combinations(SITES, 2))
+    specs = {site: Scaled("last", site, layers=(1,)) for site in SITES}
+    runs = [[specs[site] for site in order] for pair in pairs for order in (pair, pair[::-1])]
+    got = gl.engine.last_logits(built.model, inputs, runs)
+    for pair, one, other in zip(pairs, got[::2], got[1::2], strict=True):
+        with torch_hooks(site_hooks(block, {site: edit(site) for site in pair})):
+            want = plain_logits(built, inputs)[:, -1]
+        assert (one - want).abs().max() <= 1e-4, pair
+        assert (other - want).abs().max() <= 1e-4, pair[::-1]
 
 
 def test_the_residual_stream_adds_up(built: Built) -> None:

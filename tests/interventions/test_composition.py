@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import gatelens as gl
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
@@ -132,3 +133,54 @@ def test_edits_of_one_site_act_in_the_order_of_the_list(tiny: Any, batch: Any) -
 def test_what_is_no_intervention_is_refused(tiny: Any, batch: Any, wrong: Any) -> None:
     with pytest.raises(InterventionError, match="no intervention"):
         run(tiny, batch, wrong)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
+def test_hooks_of_a_list_are_the_run(tiny: Any, batch: Any, order: list[int]) -> None:
+    ones = torch.ones(tiny.cfg.d_model)
+    specs = [
+        gi.ablate("last", "resid_post", layers=1),
+        gi.steer(ones, "last", "resid_mid", layers=1),
+        gi.knockout("text", "image", layers=1),
+        gi.knockout("last", "system", layers=1, how="zero"),
+    ]
+    pairs = gl.hooks([specs[order[0]], [specs[i] for i in order[1:]]], batch.tokens, tiny.cfg)
+    expected = run(tiny, batch, specs)
+    torch.testing.assert_close(tiny.run_with_hooks(batch, pairs), expected, atol=1e-5, rtol=1e-5)
+    rest = {name: value for name, value in batch.tensors.items() if name != "input_ids"}
+    with torch.no_grad():
+        got = tiny.bridge.run_with_hooks(batch.tensors["input_ids"], fwd_hooks=pairs, **rest)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def passes(model: Any, inputs: Any) -> list[Any]:
+    """A pass with hooks by gatelens and by plain TransformerLens."""
+    rest = {name: value for name, value in inputs.tensors.items() if name != "input_ids"}
+    ids = inputs.tensors["input_ids"]
+    return [
+        lambda pairs: model.run_with_hooks(inputs, pairs),
+        lambda pairs: model.bridge.run_with_hooks(ids, fwd_hooks=pairs, **rest),
+    ]
+
+
+@torch.no_grad()
+def test_hooks_put_together_by_hand_act_in_the_models_order_or_say_so(tiny: Any, batch: Any) -> None:
+    post = gi.ablate("last", "resid_post", layers=1)
+    mid = gi.steer(torch.ones(tiny.cfg.d_model), "last", "resid_mid", layers=1)
+    expected = run(tiny, batch, [post, mid])
+    first, then = (one.hooks(batch.tokens, tiny.cfg) for one in (mid, post))
+    for run_pass in passes(tiny, batch):
+        torch.testing.assert_close(run_pass(first + then), expected, atol=1e-5, rtol=1e-5)
+        with pytest.raises(InterventionError, match=r"blocks.1.hook_resid_post.*gl\.hooks\("):
+            run_pass(then + first)
+
+
+@torch.no_grad()
+def test_knockouts_put_together_by_hand_leave_no_row_empty(tiny: Any, batch: Any) -> None:
+    halves = [gi.knockout("last", "image", layers=1), gi.knockout("last", "~image", layers=1)]
+    pairs = [pair for half in halves for pair in half.hooks(batch.tokens, tiny.cfg)]
+    apart = [*halves[0].hooks(batch.tokens), *gi.knockout("last", "~image", layers=2).hooks(batch.tokens)]
+    for run_pass in passes(tiny, batch):
+        assert torch.isfinite(run_pass(apart)[batch.tokens.roles != 0]).all()
+        with pytest.raises(InterventionError, match=r"hook_attn_scores, example 0, head 0.*gl\.hooks\("):
+            run_pass(pairs)

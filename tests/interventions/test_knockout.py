@@ -123,7 +123,7 @@ def test_bfloat16_and_padding_give_no_nan(tiny: Any, batch: Any) -> None:
         batch, fwd_hooks=gi.knockout("~pad - pos[0]", "image").hooks(batch.tokens, tiny.cfg)
     )
     assert all(torch.isfinite(value).all() for name, value in cache.items() if "scores" not in name)
-    scores = torch.full((3, 4, batch.tokens.n_pos, batch.tokens.n_pos), float("-inf"), dtype=torch.bfloat16)
+    scores = torch.zeros(3, 4, batch.tokens.n_pos, batch.tokens.n_pos, dtype=torch.bfloat16)
     ((_, fn),) = gi.knockout("text", "image", layers=0).hooks(batch.tokens)
     assert fn(scores, hook=None).dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""Chameleon 34B norms after attention and MLP: the sites mean the same there."""
+"""Chameleon 34B and OLMo 2 norm after attention and MLP: the sites mean the same there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from transformers import Olmo2Config, Olmo2ForCausalLM
 
 import gatelens.interventions as gi
 from gatelens.engine import run
+from gatelens.families import FixedGrid, Geometry, Layout
 from gatelens.model import HookedVLM
-from intervention_helpers import layers_of, prompts, torch_hooks
-from tiny_models import make_chameleon, make_chameleon_processor
+from intervention_helpers import layers_of, prompts, site_hooks, torch_hooks
+from tiny_models import make_chameleon, make_chameleon_processor, randomize
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +37,38 @@ def test_own_activations_change_nothing_and_zero_changes_something(model: Hooked
     assert (run(model, inputs, gi.ablate("last", site, layers=1)) - clean)[:, -1].abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("site", ["attn_out", "resid_mid", "mlp_out"])
+@pytest.mark.parametrize("site", ["attn_out", "resid_mid", "mlp_in", "mlp_out"])
 def test_zero_is_what_plain_transformers_gives(model: HookedVLM, plain: Any, site: str) -> None:
     inputs = prompts(model)
-    at, block = inputs.tokens.mask("gate | last")[..., None], layers_of(plain)[1]
-    held: dict[str, Tensor] = {}
-
-    def keep(_: Any, args: tuple[Tensor, ...]) -> None:
-        held["x"] = args[0]
-
-    norm = block.post_attention_layernorm if site == "mlp_out" else block.input_layernorm
-
-    def replace(_: Any, args: Any, out: Tensor) -> Tensor:
-        return torch.where(at, -held["x"] if site == "resid_mid" else torch.zeros_like(out), out)
-
-    hooks = [block.register_forward_pre_hook(keep), norm.register_forward_hook(replace)]
-    with torch.no_grad(), torch_hooks(hooks):
+    at = inputs.tokens.mask("gate | last")[..., None]
+    with (
+        torch.no_grad(),
+        torch_hooks(site_hooks(layers_of(plain)[1], {site: lambda x: x.masked_fill(at, 0)})),
+    ):
         expected = plain(**inputs.tensors).logits
     real = inputs.tokens.roles != 0
     got = run(model, inputs, gi.ablate("gate | last", site, layers=1))
     torch.testing.assert_close(got[real], expected[real], atol=5e-5, rtol=1e-4)
+
+
+def test_olmo_2_edits_the_stream_before_the_mlp_reads_it() -> None:
+    """Its resid_mid and its mlp_in are one hook point: in both orders the stream is edited first."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Olmo2Config(vocab_size=50, pad_token_id=0, **sizes)
+    torch.manual_seed(0)
+    plain = randomize(Olmo2ForCausalLM._from_config(config, attn_implementation="eager"), 0)
+    layout = Layout(placeholder_id=7, plan=FixedGrid(2, 2, Geometry((16, 16))), eoi_ids=frozenset({8}))
+    features = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    model = HookedVLM.from_parts(copy.deepcopy(plain), lambda pixels: features, layout)
+    ids = torch.tensor([[1, 7, 7, 7, 7, 8, 20, 21]])
+    inputs = model.inputs(ids, pixel_values=torch.zeros(1, 3, 16, 16))
+    embeds = plain.get_input_embeddings()(ids)
+    embeds[ids == 7] = features
+    edits = {"resid_mid": 0.5, "mlp_in": -2.0}
+    at = inputs.tokens.mask("last")[..., None]
+    plain_edits = {site: lambda x, new=new: x.masked_fill(at, new) for site, new in edits.items()}
+    with torch.no_grad(), torch_hooks(site_hooks(plain.model.layers[1], plain_edits)):
+        expected = plain(inputs_embeds=embeds).logits
+    for order in (["resid_mid", "mlp_in"], ["mlp_in", "resid_mid"]):
+        specs = [gi.ablate("last", site, layers=1, with_=torch.full((32,), edits[site])) for site in order]
+        torch.testing.assert_close(run(model, inputs, specs), expected, atol=5e-5, rtol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,57 +11,9 @@ from torch import Tensor
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
-from intervention_helpers import torch_hooks
+from intervention_helpers import site_hooks, torch_hooks
 
 LAYERS = range(3)
-
-
-def zeroing(site: str, block: Any, places: Tensor) -> list[Any]:
-    """Torch hooks on a plain transformers block that set the site to zero at ``places``."""
-
-    def zero(tensor: Tensor) -> Tensor:
-        return tensor.masked_fill(places[..., None], 0)
-
-    def before(module: Any, one: Callable[[Tensor], Tensor]) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (one(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": one(kwargs["hidden_states"])}
-
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    def after(module: Any, one: Callable[[Tensor], Tensor]) -> Any:
-        def hook(_: Any, args: Any, out: Any) -> Any:
-            return (one(out[0]), *out[1:]) if isinstance(out, tuple) else one(out)
-
-        return module.register_forward_hook(hook)
-
-    attention = block.self_attn
-    if (
-        site == "resid_mid"
-    ):  # the stream in the middle is zero when attention adds the opposite of what came in
-        held: dict[str, Tensor] = {}
-
-        def keep(x: Tensor) -> Tensor:
-            held["x"] = x
-            return x
-
-        def opposite(out: Tensor) -> Tensor:
-            return torch.where(places[..., None], -held["x"], out)
-
-        return [before(block, keep), after(attention, opposite)]
-    return {
-        "resid_pre": lambda: [before(block, zero)],
-        "resid_post": lambda: [after(block, zero)],
-        "attn_in": lambda: [before(attention, zero)],
-        "attn_out": lambda: [after(attention, zero)],
-        "mlp_in": lambda: [before(block.mlp, zero)],
-        "mlp_out": lambda: [after(block.mlp, zero)],
-        "q": lambda: [after(attention.q_proj, zero)],
-        "k": lambda: [after(attention.k_proj, zero)],
-        "v": lambda: [after(attention.v_proj, zero)],
-        "z": lambda: [before(attention.o_proj, zero)],
-    }[site]()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -71,7 +22,9 @@ def test_zero_is_what_plain_transformers_gives(
     tiny: Any, oracle: Any, blocks: Any, batch: Any, real: Tensor, site: str, layer: int
 ) -> None:
     at = "gate | last | random_image:4"
-    with torch.no_grad(), torch_hooks(zeroing(site, blocks[layer], batch.tokens.mask(at))):
+    places = batch.tokens.mask(at)[..., None]
+    zero = {site: lambda x: x.masked_fill(places, 0)}
+    with torch.no_grad(), torch_hooks(site_hooks(blocks[layer], zero)):
         expected = oracle(**batch.tensors).logits
     got = run(tiny, batch, gi.ablate(at, site, layers=layer))
     torch.testing.assert_close(got[real], expected[real], atol=5e-5, rtol=1e-4)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError
 from gatelens.interventions.base import Intervention
-from gatelens.interventions.hooks import CompiledHooks, Span
+from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
 from gatelens.interventions.knockouts import knockout_edits, split_knockouts
 from gatelens.tokens import TokenMap
 
@@ -51,3 +51,17 @@ def compile_hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> CompiledHook
     for spec in others:
         edits.extend(spec.edits(tokens, cfg, span))
     return CompiledHooks(edits, span)
+
+
+def hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
+    """Plain ``(hook name, function)`` pairs of several interventions for one whole forward pass over ``tokens``.
+
+    They act as ``model.run`` lets them act, which the ``.hooks()`` of each, put in one list, need not.
+
+    Args:
+        specs, tokens, cfg: see :func:`compile_hooks`.
+
+    Raises:
+        InterventionError: an intervention selects nothing or cannot act as written.
+    """
+    return compile_hooks(specs, tokens, cfg).pairs

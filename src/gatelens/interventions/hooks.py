@@ -28,11 +28,42 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One hook function, and whether it only completes another edit (then it runs before its neighbours)."""
+    """One hook function, and whether it acts before all others at its hook point, whatever the order of the list.
+
+    Some hook points serve two sites, one of which the model computes before the other.
+    """
 
     name: str
     function: HookFunction
     first: bool = False
+
+
+class EditHook:
+    """The function of an edit, as TransformerLens calls it.
+
+    Raises:
+        InterventionError: it should act first at its hook point, and hooks compiled apart from it stand before it.
+    """
+
+    def __init__(self, edit: Edit, fired: set[str]) -> None:
+        self.edit, self.fired = edit, fired
+
+    def __call__(self, tensor: Tensor, hook: Any = None) -> Tensor | None:
+        self.fired.add(self.edit.name)
+        if self.edit.first:
+            self._check_first(hook)
+        return self.edit.function(tensor, hook=hook)
+
+    def _check_first(self, hook: Any) -> None:
+        for handle in getattr(hook, "fwd_hooks", ()):
+            other = getattr(handle, "user_hook", None)
+            if other is self:
+                return
+            if isinstance(other, EditHook) and not other.edit.first:
+                raise InterventionError(
+                    f"the hooks of several interventions meet at {self.edit.name!r} in an order that the model "
+                    "does not compute in; make them together: gl.hooks([one, other], tokens, model.cfg)"
+                )
 
 
 class CompiledHooks:
@@ -47,14 +78,7 @@ class CompiledHooks:
         self.span = span
         self.fired: set[str] = set()
         ordered = [e for e in edits if e.first] + [e for e in edits if not e.first]
-        self.pairs: list[HookPair] = [(e.name, self._noting(e)) for e in ordered]
-
-    def _noting(self, edit: Edit) -> HookFunction:
-        def function(tensor: Tensor, hook: Any = None) -> Tensor | None:
-            self.fired.add(edit.name)
-            return edit.function(tensor, hook=hook)
-
-        return function
+        self.pairs: list[HookPair] = [(e.name, EditHook(e, self.fired)) for e in ordered]
 
     @property
     def names(self) -> set[str]:

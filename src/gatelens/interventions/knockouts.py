@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.bridge.masked_attention import BlockedEntries
@@ -160,7 +160,7 @@ def knockout_edits(specs: Sequence[Knockout], tokens: TokenMap, cfg: Any, span: 
     entries = KnockoutEntries([resolved], span)
     methods: tuple[KnockoutMethod, ...] = ("mask", "zero")
     return [
-        Edit(f"blocks.{layer}.attn.{_HOOK[how]}", _block(how, layer, entries, tokens.batch_size))
+        Edit(f"blocks.{layer}.attn.{_HOOK[how]}", _block(how, layer, entries, tokens.batch_size), first=True)
         for how in methods
         for layer in sorted({n for one in resolved if one.spec.how == how for n in one.layers})
     ]
@@ -176,9 +176,27 @@ def _block(how: KnockoutMethod, layer: int, knockouts: KnockoutEntries, batch: i
         if blocked is None:
             return None
         # a copy, which fill makes itself where gradients flow: the tensor may lie in a cache
-        return blocked.fill(tensor if tensor.requires_grad else tensor.clone(), _FILL[how])
+        cut = blocked.fill(tensor if tensor.requires_grad else tensor.clone(), _FILL[how])
+        if how == "mask":
+            _check_rows_left(cut[:, :, blocked.start : blocked.stop], blocked.entries, name)
+        return cut
 
     return block
+
+
+def _check_rows_left(
+    scores: Float[Tensor, "batch head row key"], entries: Bool[Tensor, "batch head row key"], name: str
+) -> None:
+    """Knockouts compiled together were checked before the run; those of other ``.hooks()`` are seen only here."""
+    lowest = torch.finfo(scores.dtype).min / 2  # what no row may read has the lowest number, or near it
+    empty = (scores.amax(dim=-1) <= lowest) & entries.any(dim=-1)
+    if empty.any():
+        example, head, _ = (int(x) for x in empty.nonzero()[0])
+        raise InterventionError(
+            f"the hooks of several knockouts together leave a row nothing to attend to: {name}, example {example}, "
+            f"head {head}; use how='zero', or make them together for the position: gl.hooks([one, other], tokens, "
+            "model.cfg)"
+        )
 
 
 class KnockoutEntries:

@@ -17,7 +17,8 @@ site            hook point of block l     what it is
 
 ``resid_mid`` is special: TransformerLens' bridge places that hook at the input of the second norm, past the
 skip connection, so a plain edit there changes what the MLP reads and not the stream. Here the difference is
-also added to the block's output, which makes it an edit of the stream itself.
+also added to the block's output, which makes it an edit of the stream itself. In blocks that norm after the MLP
+that hook is the MLP's input too; an edit of ``resid_mid`` acts before one of ``mlp_in`` in every order of a list.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ class SiteEdit(Intervention):
         for layer in layers:
             changes: list[Change] | None = [] if self.site == "resid_mid" else None
             function = self._function(layer, heads, selected, prepared, changes)
-            edits.append(Edit(hook_name(self.site, layer), function))
+            # where norms come after the MLP, mlp_in has the hook point of resid_mid, which comes before it
+            edits.append(Edit(hook_name(self.site, layer), function, first=changes is not None))
             if changes is not None:
                 edits.append(Edit(hook_name("resid_post", layer), _add_to_output(changes), first=True))
         return edits
