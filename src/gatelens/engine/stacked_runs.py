@@ -84,12 +84,14 @@ def compile_for(model: HookedModel, interventions: Any, tokens: TokenMap) -> Com
 def stack_hooks(compiled: Sequence[CompiledHooks], n_prompts: int) -> list[HookPair]:
     """One hook a point, which lets each run edit its own share of the batch."""
     if len(compiled) == 1:
-        return compiled[0].pairs
-    by_name: dict[str, list[tuple[int, Any]]] = {}
+        return list(compiled[0].pairs)
+    # two names may be one point: what acts first there in one run stands before what other runs do there
+    shares: dict[tuple[bool, str], list[tuple[int, Any]]] = {}
     for run, one in enumerate(compiled):
         for name, function in one.pairs:
-            by_name.setdefault(name, []).append((run, function))
-    return [(name, _edit_shares(members, n_prompts)) for name, members in by_name.items()]
+            shares.setdefault((not function.edit.first, name), []).append((run, function))
+    ordered = sorted(shares.items(), key=lambda item: item[0][0])
+    return [(name, _edit_shares(members, n_prompts)) for (_, name), members in ordered]
 
 
 def _edit_shares(members: list[tuple[int, Any]], n_prompts: int) -> Callable[..., Tensor | None]:

@@ -186,7 +186,7 @@ class Intervention(ABC):
             InterventionError: it selects nothing, or cannot act as written.
         """
         span = Span(0, tokens.n_pos)
-        return CompiledHooks(self.edits(tokens, cfg, span), span).pairs
+        return list(CompiledHooks(self.edits(tokens, cfg, span), span).pairs)
 
     def __repr__(self) -> str:
         parts = []

@@ -64,4 +64,4 @@ def hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
     Raises:
         InterventionError: an intervention selects nothing or cannot act as written.
     """
-    return compile_hooks(specs, tokens, cfg).pairs
+    return list(compile_hooks(specs, tokens, cfg).pairs)

@@ -78,7 +78,7 @@ class CompiledHooks:
         self.span = span
         self.fired: set[str] = set()
         ordered = [e for e in edits if e.first] + [e for e in edits if not e.first]
-        self.pairs: list[HookPair] = [(e.name, EditHook(e, self.fired)) for e in ordered]
+        self.pairs: list[tuple[str, EditHook]] = [(e.name, EditHook(e, self.fired)) for e in ordered]
 
     @property
     def names(self) -> set[str]:
