@@ -155,6 +155,26 @@ class HookPoints:
         return fn if reason is None else towers.read_only(fn, name, reason)
 
 
+def check_room(model: HookedModel, position_ids: Int[Tensor, "*stream batch pos"], new: int = 0) -> None:
+    """Refuse prompts that, with the tokens written after them, take more positions than the model has.
+
+    Raises:
+        InputError: they do; the message names the limit.
+    """
+    limit, taken = model.cfg.position_limit, int(position_ids.max()) + 1
+    if limit is None or taken + new <= limit:
+        return
+    if taken > limit:
+        raise InputError(
+            f"the prompt takes {taken} positions, this model has {limit} (max_position_embeddings): shorten it, or "
+            "give fewer or smaller pictures"
+        )
+    raise InputError(
+        f"the prompt takes {taken} positions and {new} new tokens are asked for, this model has {limit} "
+        f"(max_position_embeddings): ask for {limit - taken} at most, or shorten the prompt"
+    )
+
+
 def forward_step(
     model: HookedModel, tensors: dict[str, Any], past: Any = None, use_cache: bool = False
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
@@ -170,6 +190,9 @@ def forward_step(
                     "go on from the prompt's with gatelens.inputs.next_position_ids"
                 )
             kwargs |= model.family.complete(model.hf, kwargs)
+    n_pos = kwargs["input_ids"].shape[1] + (0 if past is None else past.get_seq_length())
+    if n_pos > (model.cfg.position_limit or n_pos):  # padding takes no position
+        check_room(model, kwargs.get("position_ids", torch.tensor([[n_pos - 1]])))
     use_cache = use_cache or past is not None
     if use_cache and past is None:
         past = DynamicCache()  # without sliding layers: hooks count rows and keys from the first position

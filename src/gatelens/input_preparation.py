@@ -13,7 +13,7 @@ from torch import Tensor
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Layout
 from gatelens.families.common.reading import read as read_layout
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, check_room
 from gatelens.inputs import PER_PICTURE, Images, VLMInputs, match_images
 from gatelens.tokens import position_ids
 
@@ -103,6 +103,7 @@ def from_tensors(
         tensors["pixel_values"] = torch.as_tensor(pixel_values).to(model.dtype)
     if model.family.complete is not None:
         tensors = {**tensors, **model.family.complete(model.hf, tensors)}
+    check_room(model, tensors["position_ids"])
     originals = tuple(tuple(one) for one in images) if images is not None else ((),) * len(ids)
     moved = {name: value.to(model.device) for name, value in tensors.items()}
     return VLMInputs(moved, tokens, originals, ("",) * len(ids), rows=rows)

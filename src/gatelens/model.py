@@ -16,7 +16,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from gatelens import checkpoints, engine, hooked_model, input_preparation, loading
 from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.bridge import towers
-from gatelens.bridge.attention import attention_windows, install_attention
+from gatelens.bridge.attention import attention_windows, install_attention, position_limit
 from gatelens.bridge.linear_layers import install_linear_layers
 from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
@@ -60,6 +60,7 @@ class HookedVLM:
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         self.cfg = bridge.cfg
         self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
+        self.cfg.position_limit = position_limit(hf.config.get_text_config())
         self.hook_points = HookPoints(bridge, hf.config)
         self.lock = self.hook_points.lock
         install_norms(bridge)

@@ -220,6 +220,29 @@ def refuse_discarded_edits(bridge: Any) -> None:
             component.__class__ = _strict_class(kind)
 
 
+def position_limit(config: Any) -> int | None:
+    """How many positions the decoder's config allows; None where it names no limit, as with ALiBi.
+
+    A window is no limit. Rotary angles stretched by a factor (linear, dynamic, YaRN) reach that much further than the
+    positions of the pretraining, in the layers that have them; the layers with the least count.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [one for one in rope.values() if isinstance(one, dict)] or [rope]
+    return min(_stretched(int(most), one) for one in by_layer)
+
+
+def _stretched(most: int, rope: dict[str, Any]) -> int:
+    kind, factor = rope.get("rope_type"), rope.get("factor") or 1
+    if kind in ("linear", "dynamic"):
+        return max(most, int(most * factor))
+    if kind == "yarn":  # of other kinds max_position_embeddings is the stretched number
+        return max(most, int((rope.get("original_max_position_embeddings") or most) * factor))
+    return most
+
+
 @cache
 def _strict_class(kind: type) -> type:
     return type(f"Strict{kind.__name__}", (StrictAttention, kind), {})

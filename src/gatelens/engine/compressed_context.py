@@ -17,7 +17,7 @@ from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.generation import Generation, eos_ids, text_before_end
 from gatelens.engine.memory import halving
 from gatelens.errors import InputError, InterventionError, ModelError
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, check_room
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
 ALWAYS, AMONG = "~image", "image"
@@ -193,7 +193,9 @@ class CompressedContext:
         return nested
 
     def _check_length(self, pairs: list[tuple[int, list[int]]], more: int) -> None:
-        prompt = self.n_prompt
+        prompt, after = self.n_prompt, self.described.next_position
+        ends = torch.stack([after[b] + len(ids) - 1 for b, ids in pairs])
+        check_room(self.described.model, ends, more)
         check_windows(self.described.model, max(prompt[b] + len(ids) for b, ids in pairs) + more)
 
 

@@ -42,7 +42,7 @@ from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.full_run import FullRun
 from gatelens.engine.generation import Generation, eos_ids, finish
 from gatelens.errors import InterventionError
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, check_room
 from gatelens.inputs import VLMInputs, next_position_ids
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
@@ -101,6 +101,7 @@ def describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int = DESCRI
             "the attention of this decoder is not exchangeable, so a description cannot be watched: keep=0 or 1"
         )
     check_windows(model, int((inputs.tokens.roles != Role.PAD).sum(dim=1).max()))
+    check_room(model, inputs.tensors["position_ids"], max_new_tokens)
     with model.lock:
         return _describe(model, inputs, max_new_tokens)
 

@@ -73,6 +73,7 @@ def draw(
     Raises:
         ModelError: the model cannot draw.
         InterventionError: an intervention cannot act as written, or has no effect in this model.
+        InputError: prompt and new tokens take more positions than the model has.
     """
     return draw_many(model, inputs, [interventions], temperature=temperature, guidance=guidance, seed=seed)[0]
 
@@ -96,6 +97,7 @@ def draw_many(
     Raises:
         ModelError: the model cannot draw.
         InterventionError: an intervention cannot act as written, or has no effect in this model.
+        InputError: prompt and new tokens take more positions than the model has.
     """
     rows, cols = canvas(model)
     if temperature < 0:

@@ -13,7 +13,7 @@ from gatelens.engine.clean_run import with_mask
 from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.stacked_runs import StackedRuns
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, check_room
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import as_interventions
@@ -78,6 +78,12 @@ def full_decoder(
     see: PatternCallback | None = None,
     raw_logits: bool = False,
 ) -> Decoder:
-    """Decodes one full run; ``see`` as in :class:`FullRun`, ``raw_logits`` as in :class:`Decoder`."""
+    """Decodes one full run; ``see`` as in :class:`FullRun`, ``raw_logits`` as in :class:`Decoder`.
+
+    Raises:
+        InputError: prompt and new tokens take more positions than the model has.
+    """
+    tensors = with_mask(inputs)
+    check_room(model, tensors["position_ids"], max_new_tokens)
     full = FullRun(model, specs, inputs.tokens.extend(max_new_tokens), see)
-    return Decoder(model, with_mask(inputs), DynamicCache(), full, raw_logits)
+    return Decoder(model, tensors, DynamicCache(), full, raw_logits)

@@ -64,6 +64,7 @@ def generate(
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
+        InputError: prompt and new tokens take more positions than the model has.
     """
     _check_at_least_one(max_new_tokens)
     if see is not None and not can_apply_cuts(model):
@@ -93,6 +94,7 @@ def generate_many(
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
+        InputError: prompt and new tokens take more positions than the model has.
     """
     _check_at_least_one(max_new_tokens)
     ends = eos_ids(model) if stop_at_eos else []

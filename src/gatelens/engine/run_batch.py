@@ -17,7 +17,7 @@ from gatelens.engine.full_run import full_decoder, full_logits
 from gatelens.engine.memory import halving
 from gatelens.engine.plan import Part, Plan, Specs, make_plan
 from gatelens.engine.replay import Replay
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, check_room
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
 
@@ -34,6 +34,7 @@ class RunBatch:
 
     Raises:
         InterventionError: an intervention cannot act as written.
+        InputError: prompt and new tokens take more positions than the model has.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class RunBatch:
     ) -> None:
         self.model, self.inputs, self.runs = model, inputs, list(runs)
         self.every_position, self.max_new_tokens = every_position, max_new_tokens
+        if max_new_tokens:
+            check_room(model, inputs.tensors["position_ids"], max_new_tokens)
         self.tokens = inputs.tokens.extend(max_new_tokens) if max_new_tokens else inputs.tokens
         self.plan: Plan = make_plan(model, inputs, self.runs, self.tokens)
         self._clean: CleanRun | None = None
