@@ -23,8 +23,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
     """
-    folder = Path(path).expanduser()
     try:
+        folder = Path(path).expanduser()
+        if "\0" in str(folder):
+            raise ValueError("a name cannot hold a NUL byte")
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(
             dir=existing
@@ -32,8 +34,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
             pass
     except OSError as error:
         raise OutputError(
-            f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder"
+            f"cannot write to {str(path)!r}: {error.strerror}; choose another folder"
         ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # no path, NUL bytes, the home of nobody
+        raise OutputError(f"{path!r} is no folder to write to: {error}; choose another") from error
     return folder
 
 

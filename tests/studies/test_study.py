@@ -89,7 +89,7 @@ def test_a_limit_caps_examples_and_nothing_else() -> None:
     [
         ("round", "no section 'round'; did you mean 'rounds'?"),
         ("steering", "no section 'steering'; known: squares, rounds, picky, idle, all"),
-        ([3], "no section 3; known: squares, rounds, picky, idle, all"),
+        ([3], "sections=[3]: give names, in a list or with commas"),
         ({"squares": {"m": 1}}, "no option of section 'squares' 'm'"),
         ({"squares": {"n_time": 1}}, "no option of section 'squares' 'n_time'; did you mean 'n_times'?"),
         ({"rounds": {"n": 1}}, "no option of section 'rounds' 'n'; known: none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -54,10 +55,10 @@ class Dataset(Protocol):
         ...
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
-        """The task's examples, ``limit`` of them drawn by ``seed`` (all when ``None``), in a fixed order.
+        """The task's examples, at most ``limit`` of them drawn by ``seed`` (all when ``None``), in a fixed order.
 
         Raises:
-            DataError: the data set does not have this task, or an example lacks something.
+            DataError: the data set does not have this task, an example lacks something, or a limit below 1.
         """
         ...
 
@@ -66,6 +67,27 @@ def check_task(name: str, task: str, tasks: Sequence[str]) -> None:
     """Raises DataError, with the tasks there are, when the data set ``name`` does not have this one."""
     if task not in tasks:
         raise DataError(f"{name} has no task {task!r}; it has {', '.join(tasks)}")
+
+
+def check_drawn(name: str, limit: Any, seed: Any, most: int | None = None) -> None:
+    """Refuse a limit or a seed with which examples cannot be drawn, before any is made.
+
+    Args:
+        most: examples that a data set without an end gives at most.
+
+    Raises:
+        DataError: a limit that is no whole number from 1 to ``most``, or a seed that is none of 0 or more.
+    """
+    if limit is not None and not (_whole(limit) and limit >= 1):
+        raise DataError(f"{name}: limit={limit!r}: give a whole number, 1 or more, or None")
+    if most is not None and limit is not None and limit > most:
+        raise DataError(f"{name}: limit={limit}: it makes {most:,} examples of a task at most")
+    if not (_whole(seed) and seed >= 0):
+        raise DataError(f"{name}: seed={seed!r}: give a whole number, 0 or more")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_split(name: str, split: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example, check_split, check_task
+from gatelens.data.base import Example, check_drawn, check_split, check_task
 from gatelens.errors import DataError
 from gatelens.pictures import load_image
 
@@ -36,6 +36,7 @@ class EasyVqa:
             DataError: any task but ``vqa``.
         """
         check_task(self.name, task, self.tasks)
+        check_drawn(self.name, limit, seed)
         n = len(self._questions)
         chosen = np.random.default_rng(seed).permutation(n)[: n if limit is None else limit]
         return [self._example(int(i)) for i in chosen]

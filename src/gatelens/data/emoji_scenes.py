@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from gatelens.data import prompts, scenes
-from gatelens.data.base import TASKS, Example, check_split, check_task
+from gatelens.data.base import TASKS, Example, check_drawn, check_split, check_task
 
 DEFAULT_LIMIT = 500
+MOST = 100_000  # of a task: they are all held at once, about 30 kB each
 
 
 class EmojiScenes:
@@ -31,7 +32,7 @@ class EmojiScenes:
         """``limit`` (default 500) examples; the i-th depends on (split, task, seed, i) alone.
 
         Raises:
-            DataError: unknown task.
+            DataError: unknown task, or a limit outside 1 to ``MOST``.
         """
         makers: dict[str, Callable[[scenes.Scene, np.random.Generator], dict[str, Any]]] = {
             "class": _class,
@@ -40,6 +41,7 @@ class EmojiScenes:
             "draw": _draw,
         }
         check_task(self.name, task, self.tasks)
+        check_drawn(self.name, limit, seed, MOST)
         one_object = 1 if task in ("class", "draw") else None
         examples = []
         for i in range(DEFAULT_LIMIT if limit is None else limit):

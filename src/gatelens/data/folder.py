@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example, note_bad_row
+from gatelens.data.base import Example, check_drawn, note_bad_row
 from gatelens.data.json_lines import read_json_lines, read_text
 from gatelens.errors import DataError, InputError
 from gatelens.pictures import load_image
@@ -57,6 +57,7 @@ class Folder:
         Raises:
             DataError: no row has this task, or a picture cannot be read (named with its row).
         """
+        check_drawn(self.name, limit, seed)
         rows = [r for r in self._rows if r["task"] == task]
         if not rows:
             raise DataError(

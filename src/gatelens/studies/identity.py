@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from gatelens.data import Dataset, Example, load
+from gatelens.errors import DataError, ModelError
 from gatelens.model import HookedVLM
 from gatelens.runs import fingerprint
 
 
-def resolve_model(model: HookedVLM | str, **options: Any) -> HookedVLM:
-    """The model itself, or the one of that name."""
-    return HookedVLM.from_pretrained(model, **options) if isinstance(model, str) else model
+def resolve_model(model: HookedVLM | str | Path, **options: Any) -> HookedVLM:
+    """The model itself, or the one of that name or in that folder."""
+    if isinstance(model, str | Path):
+        return HookedVLM.from_pretrained(str(model), **options)
+    if not hasattr(model, "hf"):
+        raise ModelError(f"model={model!r} is no model: give a HookedVLM, a name, or a folder")
+    return model
 
 
-def resolve_data(data: Dataset | str, skip_bad: bool = False) -> Dataset:
+def resolve_data(data: Dataset | str | Path, skip_bad: bool = False) -> Dataset:
     """The data set itself, or the one of that name or folder."""
-    return load(data, skip_bad=skip_bad) if isinstance(data, str) else data
+    if isinstance(data, str | Path):
+        return load(data, skip_bad=skip_bad)
+    if not callable(getattr(data, "examples", None)):
+        raise DataError(f"data={data!r} is no data set: give one, its name, or a folder")
+    return data
 
 
 def provenance(data: Dataset) -> dict[str, Any]:
@@ -29,10 +38,10 @@ def provenance(data: Dataset) -> dict[str, Any]:
     return {**facts, "bad_rows_left_out": {"n": len(rows), "rows": rows}} if rows else facts
 
 
-def model_name(model: HookedVLM | str) -> str:
+def model_name(model: HookedVLM | str | Path) -> str:
     """How the run calls the model: its name where it has one, else its class."""
-    if isinstance(model, str):
-        return model
+    if isinstance(model, str | Path):
+        return str(model)
     for holder, attribute in ((model, "name"), (getattr(model, "hf", None), "name_or_path")):
         name = getattr(holder, attribute, None)
         if isinstance(name, str) and name:

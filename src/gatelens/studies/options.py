@@ -39,10 +39,15 @@ def _finite(value: float) -> float:
     return value
 
 
-Count = Annotated[int, Field(ge=0), Says("a whole number, 0 or more")]
-AtLeastOne = Annotated[int, Field(ge=1), Says("a whole number, 1 or more")]
-AtLeastTwo = Annotated[int, Field(ge=2), Says("a whole number, 2 or more")]
-Examples = Annotated[int, Field(ge=0), Says("a whole number, 0 or more"), CountsExamples()]
+MOST = 10**9  # of anything counted: what comes after is a slip, and too long for what counts in C
+Count = Annotated[int, Field(ge=0, le=MOST), Says("a whole number, 0 or more")]
+AtLeastOne = Annotated[int, Field(ge=1, le=MOST), Says("a whole number, 1 or more")]
+AtLeastTwo = Annotated[int, Field(ge=2, le=MOST), Says("a whole number, 2 or more")]
+Examples = Annotated[int, Field(ge=0, le=MOST), Says("a whole number, 0 or more"), CountsExamples()]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Says("a whole number, 0 or more")]  # numpy's, the narrowest
+# drawn again and again: each is work, or held in memory
+Repeats = Annotated[int, Field(ge=0, le=1000), Says("a whole number, 0 or more")]
+Resamples = Annotated[int, Field(ge=1, le=100_000), Says("a whole number, 1 or more")]
 NonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite), Says("a number, 0 or more")]
 
 
@@ -96,6 +101,8 @@ def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
                 f"how={value!r} is no kind of knockout; choose 'zero', 'mask' or 'both'"
             ) from None
         reason = f"give {says}" if says else first["msg"].removeprefix("Value error, ")
+        if first["type"] == "less_than_equal":
+            reason = f"give {first['ctx']['le']:,} at most"
         raise DataError(f"option {where}{name}={value!r}: {reason}") from None
 
 

@@ -14,7 +14,7 @@ from gatelens.errors import DataError
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.studies.options import AtLeastOne, Count, Options, check_known, checked
+from gatelens.studies.options import AtLeastOne, Options, Resamples, Seed, check_known, checked
 from gatelens.studies.section import Evidence, Section
 
 Drawn = Mapping[str, Sequence[Example]]
@@ -24,8 +24,8 @@ Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
 class StudyOptions(Options):
     """Options every study has."""
 
-    seed: Annotated[Count, Field(description="Draws examples, random tokens and bootstrap samples.")] = 0
-    n_boot: Annotated[AtLeastOne, Field(description="Bootstrap samples of an interval.")] = 1000
+    seed: Annotated[Seed, Field(description="Draws examples, random tokens and bootstrap samples.")] = 0
+    n_boot: Annotated[Resamples, Field(description="Bootstrap samples of an interval.")] = 1000
     limit: Annotated[
         AtLeastOne | None, Field(description="At most this many examples a task and section.")
     ] = None
@@ -99,9 +99,15 @@ class Study:
         """
         if isinstance(sections, str):
             sections = [name.strip() for name in sections.split(",") if name.strip()]
-        asked: dict[str, Any] = {name: {} for name in ("all",) if sections is None}
-        if sections is not None:
-            asked = dict(sections) if isinstance(sections, Mapping) else {name: {} for name in sections}
+        if sections is None:
+            sections = ["all"]
+        if not (isinstance(sections, Sequence | Mapping) and all(isinstance(name, str) for name in sections)):
+            raise DataError(
+                f"sections={sections!r}: give names, in a list or with commas, or names with options"
+            )
+        asked: dict[str, Any] = (
+            dict(sections) if isinstance(sections, Mapping) else {name: {} for name in sections}
+        )
         names = [s.name for s in self.sections]
         for name, given in asked.items():
             check_known("section", name, [*names, "all"])

@@ -184,7 +184,7 @@ def test_repeats_by_kind(tiny_llava: HookedVLM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "repeats, message",
     [
-        (0, "random_repeats=0 leaves nothing to do"),
+        (0, "random_repeats is 0; give 1 to 1,000"),
         ({"vqa": 0}, "random_repeats of 'vqa' is 0"),
         ({"captions": 3}, "has 'captions', which is no kind of task; use class, vqa, caption"),
     ],

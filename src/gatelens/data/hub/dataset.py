@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gatelens.data.base import Example, check_task, note_bad_row
+from gatelens.data.base import Example, check_drawn, check_task, note_bad_row
 from gatelens.data.hub import coco_objects
 from gatelens.data.hub.entries import ENTRIES, Entry
 from gatelens.data.hub.fields import synonyms
@@ -67,6 +67,7 @@ class HubDataset:
             DataError: another task; or a row is bad (named) and bad rows are not to be skipped.
         """
         check_task(self.name, task, self.tasks)
+        check_drawn(self.name, limit, seed)
         order = self._order(limit, seed)
         needed = list(dict.fromkeys(c for names in self._columns.values() for c in names))
         examples: dict[int, Example] = {}
@@ -76,7 +77,7 @@ class HubDataset:
             example = self._checked(number, row)
             if example is not None:
                 examples[number] = example
-        if not examples and limit != 0:
+        if not examples:
             why = (
                 f"all {n_read} rows read are bad, the first: {self.skipped[0]['why']}"
                 if n_read

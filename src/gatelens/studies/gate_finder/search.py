@@ -25,7 +25,7 @@ from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import SearchState
 from gatelens.studies.gate_finder.verdict import gate_verdict
-from gatelens.studies.options import AtLeastOne, Count, CountsExamples, Examples, How, Options, Says
+from gatelens.studies.options import MOST, AtLeastOne, Count, CountsExamples, Examples, How, Options, Says
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
 NAME = "finder"
@@ -37,7 +37,7 @@ class FinderOptions(Options):
 
     n: Annotated[
         int | None,
-        Field(ge=0, description="Examples of the task class. Default: all that are drawn."),
+        Field(ge=0, le=MOST, description="Examples of the task class. Default: all that are drawn."),
         Says("a whole number, 0 or more"),
         CountsExamples(),
     ] = None

@@ -17,6 +17,7 @@ ASKED = ("vqa", "caption")
 # LLaVA-OneVision without. VILA-U, in turns there, comes by from_parts and has none.
 IN_TURNS = frozenset({"pixtral", "janus", "emu3"})
 REPEATS = 3  # of kinds that a mapping leaves out
+MOST_REPEATS = 1000  # each is a knockout of every example
 
 Repeats = int | Mapping[str, int]
 
@@ -49,15 +50,18 @@ def check_repeats(repeats: Repeats) -> Repeats:
         DataError: a number below 1, or a kind there is not.
     """
     if isinstance(repeats, int):
-        if repeats < 1:
-            raise DataError(f"random_repeats={repeats} leaves nothing to do; give at least 1")
+        _check_number("random_repeats", repeats)
         return repeats
     for name, n in repeats.items():
         if name not in KINDS:
             raise DataError(f"random_repeats has {name!r}, which is no kind of task; use {', '.join(KINDS)}")
-        if n < 1:
-            raise DataError(f"random_repeats of {name!r} is {n}, which leaves nothing to do; give at least 1")
+        _check_number(f"random_repeats of {name!r}", n)
     return {name: repeats.get(name, REPEATS) for name in KINDS}
+
+
+def _check_number(what: str, n: int) -> None:
+    if not 1 <= n <= MOST_REPEATS:
+        raise DataError(f"{what} is {n}; give 1 to {MOST_REPEATS:,}")
 
 
 def repeats_of(repeats: Repeats, task: str) -> int:

@@ -17,7 +17,7 @@ from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Checks, Text, token_card
 from gatelens.runs import Run, fingerprint
-from gatelens.studies.options import AtLeastOne, CountsExamples, Says
+from gatelens.studies.options import MOST, AtLeastOne, CountsExamples, Says
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
 from gatelens.studies.study import Drawn, Study, StudyOptions
@@ -82,6 +82,7 @@ class WhatsInTheImageOptions(StudyOptions):
         int | None,
         Field(
             ge=0,
+            le=MOST,
             description="Pictures whose questions are put to the compressed context; 0 is none. Default: 60, or all "
             "of MME.",
         ),

@@ -57,7 +57,7 @@ from gatelens.studies.narrow_gate.steering.directions import (
 from gatelens.studies.narrow_gate.steering.page import cards
 from gatelens.studies.narrow_gate.steering.table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, FEWEST, FLIPS, INCONCLUSIVE, MIXED, NARROW
-from gatelens.studies.options import Count, Examples, Options, Says
+from gatelens.studies.options import Examples, Options, Repeats, Says
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
 FIT = "fit"
@@ -88,7 +88,7 @@ class SteeringOptions(Options):
     n: Annotated[Examples, Field(description="Pictures of each pair that are steered.")] = 12
     n_caption: Annotated[Examples, Field(description="Pictures whose captions are steered.")] = 32
     n_vqa: Annotated[Examples, Field(description="Questions that concern neither class.")] = 64
-    n_random: Annotated[Count, Field(description="Random directions of a pair.")] = 3
+    n_random: Annotated[Repeats, Field(description="Random directions of a pair.")] = 3
     doses: Annotated[
         Any,
         AfterValidator(doses_of),
