@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from gatelens.errors import InputError, InterventionError, ModelError
 from gatelens.inputs import VLMInputs
@@ -129,7 +130,7 @@ def test_cache_is_transformerlens_own_and_knows_the_tokens(tiny: HookedVLM) -> N
     inputs = tiny.prepare(PICTURES[:2], TEXTS[:2])
     logits, cache = tiny.run_with_cache(inputs)
     assert close(logits, tiny(inputs), inputs)
-    assert type(cache).__name__ == "ActivationCache" and cache.tokens is inputs.tokens
+    assert isinstance(cache, ActivationCache) and cache.tokens is inputs.tokens
     n = inputs.tokens.n_pos
     assert cache["resid_pre", 0].shape == (2, n, 32) and cache["v", 0].shape == (2, n, 2, 8)
     torch.testing.assert_close(
@@ -169,7 +170,7 @@ def test_gradients_reach_activations_though_parameters_are_frozen(tiny: HookedVL
 
 
 @pytest.mark.parametrize(
-    "given", ["what is it", make_picture(), torch.ones(1, 3), {"input_ids": [[1]]}, None]
+    "given", [["what is it", 3], make_picture(), torch.ones(1, 3), {"input_ids": [[1]]}, None]
 )
 @pytest.mark.parametrize("call", ["__call__", "run", "generate", "run_with_hooks", "run_with_cache"])
 def test_what_is_not_prepared_is_one_line(tiny_llava: HookedVLM, call: str, given: Any) -> None:

@@ -82,6 +82,7 @@ def caching_hooks(
     kept: KeptRows | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    pos_slice: Slice | None = None,
 ) -> list[tuple[str, Callable[..., None]]]:
     """Hooks that put the activations of these names into ``stored``.
 
@@ -89,16 +90,20 @@ def caching_hooks(
         kept: which rows of the decoder's activations; None keeps all.
         device: where to put them; None leaves them where they are.
         dtype: what floating point values are cast to; None leaves them.
+        pos_slice: TransformerLens' choice of positions, of the decoder's activations.
     """
 
     def caching(name: str) -> Callable[..., None]:
-        def hook_fn(tensor: Any, hook: Any) -> None:
+        def hook_fn(tensor: Any, hook: Any, suffix: str = "") -> None:
             value = tensor[0] if isinstance(tensor, tuple) else tensor
             if isinstance(value, Tensor):
                 value = value.detach()
                 if kept is not None and name.startswith(_DECODER):
                     value = kept.rows(value, name)
-                stored[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                if pos_slice is not None and name.startswith(_DECODER) and value.ndim > 1:
+                    value = pos_slice.apply(value, dim=-2 if name.endswith(_BY_QUERY) else 1)
+                cast = dtype if value.is_floating_point() else None
+                stored[name + suffix] = value.to(device=device, dtype=cast)
 
         return hook_fn
 

@@ -30,6 +30,10 @@ class InterventionError(GatelensError):
     """An intervention that cannot act as written: wrong layer, empty selection, a row left with nothing."""
 
 
+class UnknownNameError(ModelError, AttributeError):
+    """A name that a model or a batch does not have, with the nearest one."""
+
+
 class DataError(GatelensError):
     """A data set, folder or table that lacks something, named with its row."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ HookFn = Callable[..., Any]
 HookName = str | Callable[[str], bool]
 FwdHooks = Iterable[tuple[HookName, HookFn]]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+Way = Literal["fwd", "bwd"]
 
 
 class ModelLock:
@@ -89,31 +90,46 @@ class HookPoints:
     """
 
     def __init__(self, bridge: Any, config: Any) -> None:
-        self._bridge = bridge
         self.lock = ModelLock()
         self.by_name: dict[str, HookPoint] = bridge.hook_dict
         self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
         self.unread: dict[str, str] = towers.unread_points(bridge, config)
+        self._closed_by: Callable[[str], str | None] = bridge._gated_hook_reason
+
+    def __call__(self) -> list[HookPoint]:
+        """Every point once: ``model.hook_points()``, as TransformerLens' models give them."""
+        return list({id(point): point for point in self.by_name.values()}.values())
 
     def of_decoder(self) -> list[HookPoint]:
         return [point for name, point in self.by_name.items() if name not in self.of_towers]
 
     def resolve(self, name: HookName) -> list[tuple[str, HookPoint]]:
-        """The points of a name or of a predicate on names, each once, with the name it was found by.
+        """The points of a name or of a predicate on names, each once, with the name it was asked for by.
+
+        A point that a predicate knows by several names goes by its own. Points that wait for a switch are none of a
+        predicate's.
 
         Raises:
-            InterventionError: no point has this name.
+            InterventionError: no point has this name, or none that fires satisfies the predicate.
         """
         if isinstance(name, str):
             if name not in self.by_name:
                 raise InterventionError(f"no hook '{name}' in this model{did_you_mean(name, self.by_name)}")
             return [(name, self.by_name[name])]
-        chosen = {id(point): (spelled, point) for spelled, point in self.by_name.items() if name(spelled)}
+        chosen: dict[int, tuple[str, HookPoint]] = {}
+        for spelled, point in self.by_name.items():
+            better = id(point) not in chosen or spelled == point.name
+            if better and name(spelled) and self.switch_of(spelled) is None:
+                chosen[id(point)] = (spelled, point)
+        if not chosen:
+            raise InterventionError(
+                "no hook of this model satisfies the filter: see model.hook_dict for their names"
+            )
         return list(chosen.values())
 
     def switch_of(self, name: str) -> str | None:
         """What must be switched on before this point fires; None when it fires as it is."""
-        return self._bridge._gated_hook_reason(self.by_name[name].name or name)
+        return self._closed_by(self.by_name[name].name or name)
 
     def names(self, names_filter: NamesFilter) -> list[str]:
         """The names a filter of ``run_with_cache`` asks for."""
@@ -124,35 +140,52 @@ class HookPoints:
         wanted = [name for name in self.by_name if names_filter is None or names_filter(name)]
         return [name for name in wanted if self.switch_of(name) is None]
 
+    def add(
+        self, name: HookName, fn: HookFn, way: Way = "fwd", is_permanent: bool = False, prepend: bool = False
+    ) -> list[tuple[HookPoint, Any]]:
+        """Put a hook on its points, and say where; inside it ``hook.name`` is the name that was asked for.
+
+        Raises:
+            InterventionError: an unknown name, or a point that never fires.
+        """
+        added = []
+        for spelled, point in self.resolve(name):
+            if (switch := self.switch_of(spelled)) is not None:
+                raise InterventionError(f"hook '{spelled}' never fires: call model.set_{switch}(True) first")
+            reason = self.unread.get(spelled) if way == "fwd" else None
+            hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
+            names = None if spelled == point.name else [spelled]
+            added.append(
+                (point, point.add_hook(hook_fn, way, is_permanent, prepend=prepend, alias_names=names))
+            )
+        return added
+
     @contextmanager
-    def hooked(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+    def hooked(
+        self, fwd_hooks: FwdHooks, bwd_hooks: FwdHooks = (), keep: bool = False, prepend: bool = False
+    ) -> Iterator[None]:
         """Hooks that live as long as the block, also when it raises; no other thread uses the model meanwhile.
+
+        With ``keep`` they stay when the block does not raise.
 
         Raises:
             InterventionError: an unknown name, a point that never fires, or an edit that would change nothing.
         """
         added: list[tuple[HookPoint, Any]] = []
+        done = False
         with self.lock:
             try:
                 for name, fn in fwd_hooks:
-                    for spelled, point in self.resolve(name):
-                        added.append((point, point.add_hook(self._allowed(spelled, fn))))
+                    added += self.add(name, fn, "fwd", prepend=prepend)
+                for name, fn in bwd_hooks:
+                    added += self.add(name, fn, "bwd", prepend=prepend)
                 yield
+                done = True
             finally:
-                for point, handle in added:
+                for point, handle in () if keep and done else added:
                     handle.hook.remove()
-                    point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-    def _allowed(self, name: str, fn: HookFn) -> HookFn:
-        """The function, which may only read where an edit would change nothing.
-
-        Raises:
-            InterventionError: the point never fires.
-        """
-        if (switch := self.switch_of(name)) is not None:
-            raise InterventionError(f"hook '{name}' never fires: call model.bridge.set_{switch}(True) first")
-        reason = self.unread.get(name)
-        return fn if reason is None else towers.read_only(fn, name, reason)
+                    for handles in (point.fwd_hooks, point.bwd_hooks):
+                        handles[:] = [other for other in handles if other is not handle]
 
 
 def check_room(model: HookedModel, position_ids: Int[Tensor, "*stream batch pos"], new: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
@@ -45,6 +46,21 @@ class VLMInputs:
     def batch_size(self) -> int:
         return self.tokens.batch_size
 
+    @property
+    def ids(self) -> Int[Tensor, "batch pos"]:
+        """The token ids alone; a picture is placeholders in them."""
+        return self.tensors["input_ids"]
+
+    @property
+    def of_pictures(self) -> tuple[str, ...]:
+        """Names of the tensors that hold pictures rather than positions."""
+        return tuple(name for name in self.tensors if name in self.rows or name in PIXELS | PER_PICTURE)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, pos)"""
+        return self.ids.shape
+
     def select(self, examples: slice | Sequence[int]) -> VLMInputs:
         """Some of the examples. Rows of ``pixel_values`` follow the example their picture belongs to."""
         chosen = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
@@ -76,16 +92,6 @@ class VLMInputs:
         """The same batch with its tensors on another device."""
         moved = {name: value.to(device) for name, value in self.tensors.items()}
         return dataclasses.replace(self, tensors=moved)
-
-
-def prepared(inputs: Any) -> VLMInputs:
-    """The inputs themselves. Raises InputError, with what to write instead, for a prompt or tensors as they are."""
-    if not isinstance(inputs, VLMInputs):
-        raise InputError(
-            f"inputs is a {type(inputs).__name__}: give model.prepare(images, text), or model.inputs(input_ids, "
-            "pixel_values=...) of tensors"
-        )
-    return inputs
 
 
 def next_position_ids(position_ids: Tensor, step: int) -> Tensor:

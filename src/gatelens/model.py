@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import checkpoints, engine, hooked_model, input_preparation, loading
-from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
+from gatelens import checkpoints, engine, input_preparation, loading
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention, position_limit
 from gatelens.bridge.linear_layers import install_linear_layers
@@ -22,19 +20,19 @@ from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
-from gatelens.hooked_model import FwdHooks, HookPoints, NamesFilter
-from gatelens.inputs import Images, VLMInputs, prepared
-from gatelens.tokens import SelectorLike
+from gatelens.hooked_bridge import HookedBridge
+from gatelens.hooked_model import HookPoints
+from gatelens.inputs import Images, VLMInputs
 
 
-class HookedVLM:
+class HookedVLM(HookedBridge):
     """A transformers VLM wrapped by TransformerLens, with the map of its tokens.
 
+    It is a ``TransformerBridge``: what works on one works on it, with pictures (``docs/transformer-lens.md``).
     Parameters are frozen; gradients with respect to activations still flow.
 
     Attributes:
         hf: the transformers model, whose modules now carry the hooks.
-        bridge: TransformerLens' view of it.
         cfg: TransformerLens' config.
         family, layout: how this model lays out its tokens.
         hook_points: by TransformerLens' names.
@@ -42,30 +40,30 @@ class HookedVLM:
         weight_names: those of the state dict before wrapping.
     """
 
-    def __init__(
-        self,
-        hf: Any,
-        bridge: Any,
-        family: Family,
-        layout: Layout,
-        processor: Any = None,
-        weight_names: tuple[str, ...] = (),
-    ) -> None:
-        self.hf = hf
-        self.weight_names = weight_names
-        self.bridge = bridge
-        self.family = family
-        self.layout = layout
-        self.processor = processor
-        self.tokenizer: Any = getattr(processor, "tokenizer", None)
-        self.cfg = bridge.cfg
-        self.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(self.cfg.n_layers))
-        self.cfg.position_limit = position_limit(hf.config.get_text_config())
-        self.hook_points = HookPoints(bridge, hf.config)
-        self.lock = self.hook_points.lock
-        install_norms(bridge)
-        install_linear_layers(bridge)
-        self.attention = "fused"
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ModelError(
+            "HookedVLM is made by from_pretrained(name), from_module(hf_model) or from_parts(...)"
+        )
+
+    @classmethod
+    def _around(
+        cls, hf: Any, bridge: Any, family: Family, layout: Layout, processor: Any, names: tuple[str, ...]
+    ) -> HookedVLM:
+        """The bridge that TransformerLens built, as a model that knows its family."""
+        points = HookPoints(bridge, hf.config)
+        bridge.__class__ = cls
+        model: HookedVLM = bridge
+        # not by setattr, which would register the wrapped model as a module of the bridge
+        model.__dict__.update(hf=hf, processor=processor, hook_points=points, lock=points.lock)
+        model._gradient_handles = []
+        model.weight_names, model.family, model.layout = names, family, layout
+        model.tokenizer = getattr(processor, "tokenizer", None)
+        model.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(model.cfg.n_layers))
+        model.cfg.position_limit = position_limit(hf.config.get_text_config())
+        install_norms(model)
+        install_linear_layers(model)
+        model.attention = "fused"
+        return model
 
     @classmethod
     def from_pretrained(
@@ -116,7 +114,7 @@ class HookedVLM:
         towers.install_towers(bridge)
         if family.adjust is not None:
             family.adjust(bridge)
-        return cls(hf_model, bridge, family, layout, processor, names)
+        return cls._around(hf_model, bridge, family, layout, processor, names)
 
     @classmethod
     def from_parts(
@@ -163,7 +161,7 @@ class HookedVLM:
         names = tuple(parts.state_dict())
         bridge = build_bridge_from_module(language_model, architecture, hf_config=language_model.config)
         family = Family(f"parts:{architecture}", (architecture,), lambda config, processor: layout)
-        return cls(parts, bridge, family, layout, processor, names)
+        return cls._around(parts, bridge, family, layout, processor, names)
 
     def save_pretrained(
         self,
@@ -211,8 +209,8 @@ class HookedVLM:
     @attention.setter
     def attention(self, way: str) -> None:
         with self.lock:
-            install_attention(self.bridge, self.hf, way)
-            towers.set_tower_mode(self.bridge, way)
+            install_attention(self, self.hf, way)
+            towers.set_tower_mode(self, way)
             self._attention = way
 
     def __repr__(self) -> str:
@@ -269,13 +267,27 @@ class HookedVLM:
         rows = rows if rows and isinstance(rows[0], (list, tuple, Tensor)) else [rows]
         return self._own_tokenizer().batch_decode(rows, skip_special_tokens=True)
 
-    def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Int[Tensor, "batch pos"]:
-        """Token ids of text alone, padded on the left; ``prepend_bos=False`` leaves special tokens out."""
+    def to_tokens(
+        self,
+        text: str | Sequence[str] | VLMInputs,
+        prepend_bos: bool | None = True,
+        padding_side: str = "left",
+        **unused: Any,
+    ) -> Any:
+        """Token ids of text alone, Int[batch, pos]; ``prepend_bos=False`` leaves special tokens out.
+
+        A batch that is prepared already is given back, pictures and all.
+        """
+        if isinstance(text, VLMInputs):
+            return text
         texts = [text] if isinstance(text, str) else list(text)
-        padding: dict[str, Any] = {"padding": len(texts) > 1, "padding_side": "left"}
         with self.lock:
             encoded = self._own_tokenizer()(
-                texts, **padding, add_special_tokens=prepend_bos, return_tensors="pt"
+                texts,
+                padding=len(texts) > 1,
+                padding_side=padding_side or "left",
+                add_special_tokens=prepend_bos is not False,
+                return_tensors="pt",
             )
         return encoded["input_ids"].to(self.device)
 
@@ -293,82 +305,15 @@ class HookedVLM:
             raise ModelError("this model has no tokenizer: pass processor= to from_module")
         return self.tokenizer
 
-    # --- passes
+    # --- runs
 
-    def __call__(self, inputs: VLMInputs) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits, as transformers gives them."""
-        return self.forward_step(prepared(inputs).tensors)[0]
-
-    def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager[None]:
-        """Hooks that live as long as the block, also when it raises. Unknown names: InterventionError."""
-        return self.hook_points.hooked(fwd_hooks)
-
-    def forward_step(
-        self, tensors: dict[str, Any], fwd_hooks: FwdHooks = (), past: Any = None, use_cache: bool = False
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
-        """One forward pass, on a prompt or (with ``past``) on the tokens after it: (logits, cache or None).
-
-        Args:
-            tensors: transformers' forward arguments. With ``past``, ``attention_mask`` covers past and new
-                positions and ``position_ids`` the new ones. Missing ``position_ids`` follow from the mask.
-            past: a key-value cache, extended in place: copy it to reuse it.
-
-        Raises:
-            InputError: ``position_ids`` are missing where the family's do not follow from the mask.
-        """
-        with self.hooks(fwd_hooks):
-            return hooked_model.forward_step(self, tensors, past, use_cache)
-
-    def run_with_hooks(
-        self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits with TransformerLens hooks: (name or filter, fn(tensor, hook)), gone after the call.
-
-        Raises:
-            InterventionError: unknown names, or an edit of the vision tower that would change nothing.
-        """
-        tensors = prepared(inputs).tensors
-        with towers.must_fire(fwd_hooks, self.hook_points.of_towers) as hooks:
-            return self.forward_step(tensors, hooks)[0]
-
-    def run_with_cache(
-        self,
-        inputs: VLMInputs,
-        names_filter: NamesFilter = None,
-        fwd_hooks: FwdHooks = (),
-        device: str | torch.device | None = None,
-        positions: SelectorLike | None = None,
-        dtype: torch.dtype | str | None = None,
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
-        """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
-
-        Args:
-            names_filter: a hook name, a list, or a predicate on names; None caches everything.
-            device: where the cache goes.
-            positions: only these rows of the decoder's activations are kept, [batch, kept, ...] (of scores and
-                patterns their query rows), as many in every example; :func:`gatelens.patch` finds them again.
-            dtype: what the cache is cast to.
-
-        Raises:
-            InterventionError: unknown names.
-            InputError: the examples of a batch select different numbers of positions.
-        """
-        inputs = prepared(inputs)
-        stored: dict[str, Tensor] = {}
-        kept = None if positions is None else KeptRows.of(inputs.tokens, positions)
-        named = loading.as_dtype(dtype)
-        cast = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
-        caching = caching_hooks(self.hook_points.names(names_filter), stored, kept, device, cast)
-        logits, _ = self.forward_step(inputs.tensors, [*fwd_hooks, *caching])
-        return logits, ActivationCache(stored, self, inputs.tokens, kept)
-
-    def run(self, inputs: VLMInputs, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
+    def run(self, inputs: Any, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits under interventions; see :mod:`gatelens.engine`."""
-        return engine.run(self, prepared(inputs), interventions)
+        return engine.run(self, self.batch(inputs), interventions)
 
     def generate(
         self,
-        inputs: VLMInputs,
+        inputs: Any,
         interventions: Any = (),
         max_new_tokens: int = 20,
         stop_at_eos: bool = True,
@@ -382,8 +327,9 @@ class HookedVLM:
         """
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
+        inputs = self.batch(inputs)
         generation = engine.generate(
-            self, prepared(inputs), interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
+            self, inputs, interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
         )
         if return_type != "str":
             return generation

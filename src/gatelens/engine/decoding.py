@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.errors import InputError
 from gatelens.hooked_model import HookedModel
 from gatelens.inputs import next_position_ids
 from gatelens.interventions.hooks import HookPair
@@ -117,6 +119,64 @@ class Greedy:
         return bool(self.ended.all())
 
     def __call__(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
-        self._last = torch.where(self.ended, self._last, logits.argmax(dim=-1).cpu())
+        self._last = torch.where(self.ended, self._last, self._pick(logits.detach().cpu()))
         self.ended = self.ended | torch.isin(self._last, self._ends)
         return self._last
+
+    def _pick(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+        return logits.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, as transformers words it.
+
+    Attributes:
+        temperature: logits are divided by it; above 0.
+        top_k: only so many of the likeliest tokens compete.
+        top_p: only the likeliest tokens whose probabilities reach this sum compete.
+        seed: of the random numbers. An example's draw does not depend on the others of its batch.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature={self.temperature}: give a number above 0, or none for greedy decoding"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k={self.top_k}: give at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p}: give a share above 0, up to 1")
+
+    def probabilities(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+        """What is drawn from."""
+        logits = logits.float() / self.temperature
+        if self.top_k is not None:
+            least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        probabilities = logits.softmax(dim=-1)
+        if self.top_p is not None:
+            likeliest, order = probabilities.sort(dim=-1, descending=True)
+            before = likeliest.cumsum(dim=-1) - likeliest
+            left_out = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
+            probabilities = probabilities.masked_fill(left_out, 0)
+        return probabilities / probabilities.sum(dim=-1, keepdim=True)
+
+
+class Sampler(Greedy):
+    """Draws the next token of each example; see :class:`Sampling`."""
+
+    def __init__(self, ends: Sequence[int], sampling: Sampling, example_ids: Sequence[int]) -> None:
+        super().__init__(ends)
+        self._sampling = sampling
+        seeds = [sampling.seed * 1_000_003 + number for number in example_ids]
+        self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _pick(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+        drawn = zip(self._sampling.probabilities(logits), self._random, strict=True)
+        return torch.stack([row.multinomial(1, generator=random)[0] for row, random in drawn])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from gatelens.bridge.blocks import skip_blocks
 from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.plan import Part, Specs
 from gatelens.engine.stacked_runs import StackedRuns
-from gatelens.hooked_model import HookedModel
 from gatelens.interventions.hooks import HookPair
 from gatelens.tokens import TokenMap
 
@@ -57,7 +56,7 @@ class Replay(Decoder):
         if last_only:
             tensors["logits_to_keep"] = 1
         self.stack.at(position, self.n_prompt)
-        with skip_blocks(self.model, layer, self.clean.in_tuples):
+        with self.model.lock, skip_blocks(self.model.bridge, layer, self.clean.in_tuples):
             logits = self._forward(tensors, [begin])
         self.stack.check_fired()
         return logits.view(n_runs, -1, *logits.shape[1:])
@@ -67,23 +66,3 @@ class Replay(Decoder):
         logits = self.logits(last_only=True)[:, :, -1].flatten(0, 1)
         self.clean.fill_skipped(self.past, self.part.position, len(self.part.runs), self.part.layer)
         return logits
-
-
-@contextmanager
-def skip_blocks(model: HookedModel, start: int, in_tuples: bool) -> Iterator[None]:
-    """Let the blocks before ``start`` hand on what they are given, as their family does, for a while; other threads
-    wait."""
-    with model.lock, ExitStack() as stack:
-        for block in list(model.bridge.blocks)[:start]:
-            # an instance attribute comes before the class's forward; the block, its hooks and cache stay untouched
-            block.__dict__["forward"] = _hand_on_tuple if in_tuples else _hand_on
-            stack.callback(block.__dict__.pop, "forward")
-        yield
-
-
-def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-def _hand_on_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-    return (hidden_states,)

@@ -1,0 +1,28 @@
+"""Decoder layers that are left out of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+
+@contextmanager
+def skip_blocks(bridge: Any, start: int, in_tuples: bool) -> Iterator[None]:
+    """Let the blocks before ``start`` hand on what they are given, as their family does, for a while."""
+    with ExitStack() as stack:
+        for block in list(bridge.blocks)[:start]:
+            # an instance attribute comes before the class's forward; the block, its hooks and cache stay untouched
+            block.__dict__["forward"] = _hand_on_tuple if in_tuples else _hand_on
+            stack.callback(block.__dict__.pop, "forward")
+        yield
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _hand_on_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    return (hidden_states,)
