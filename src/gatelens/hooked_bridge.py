@@ -226,7 +226,7 @@ class HookedBridge(VLMBridge):
     @contextmanager
     def _hooked(self, fwd_hooks: FwdHooks, bwd_hooks: FwdHooks, reset: bool, clear: bool) -> Iterator[Any]:
         with self.lock, ExitStack() as flowing:
-            for handle in let_gradients_flow(self.hf) if bwd_hooks else []:
+            for handle in let_gradients_flow(self.hf, self.unembed) if bwd_hooks else []:
                 if reset:
                     flowing.callback(handle.remove)
                 else:
@@ -249,7 +249,7 @@ class HookedBridge(VLMBridge):
         """
         self.hook_points.add(name, hook_fn, dir, is_permanent)
         if dir == "bwd":
-            self._gradient_handles += let_gradients_flow(self.hf)
+            self._gradient_handles += let_gradients_flow(self.hf, self.unembed)
 
     def reset_hooks(
         self,

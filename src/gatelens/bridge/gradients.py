@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def let_gradients_flow(hf: nn.Module) -> list[Any]:
+def let_gradients_flow(hf: nn.Module, unembed: nn.Module) -> list[Any]:
     """Let what the model reads ask for gradients, embeddings and pixels, so that every activation has one.
 
     Returns:
@@ -20,6 +20,8 @@ def let_gradients_flow(hf: nn.Module) -> list[Any]:
     return [
         embedding.register_forward_hook(lambda module, args, out: _asking(out)),
         hf.register_forward_pre_hook(_pixels_asking, with_kwargs=True),
+        # Chameleon writes into its logits, which torch forbids after a hook on their gradient
+        unembed.register_forward_hook(lambda module, args, out: out.clone() if out.requires_grad else out),
     ]
 
 
