@@ -197,7 +197,9 @@ def test_start_at_layer_computes_no_layer_before(tiny: HookedVLM, inputs: Any, s
     towers = [m for n, m in tiny.hf.named_modules() if n.endswith(("vision_tower", "vqmodel"))]
     watch = [tower.register_forward_hook(lambda m, a, out: ran.append(-1)) for tower in towers]
     for number, block in enumerate(tiny.blocks):
-        watch.append(block.original_component.register_forward_hook(lambda m, a, out, n=number: ran.append(n)))
+        watch.append(
+            block.original_component.register_forward_hook(lambda m, a, out, n=number: ran.append(n))
+        )
     got = tiny(residual, start_at_layer=start, tokens=inputs)
     for handle in watch:
         handle.remove()
@@ -313,7 +315,7 @@ def test_incl_bwd_is_the_gradient_of_the_loss(tiny: HookedVLM, inputs: Any) -> N
     with pytest.raises(InputError, match="return_type='loss'"):
         tiny.run_with_cache(inputs, RESID, incl_bwd=True)
     _, everything = tiny.run_with_cache(inputs, incl_bwd=True, return_type="loss")
-    towers = [name for name in everything if name in tiny.hook_points.of_towers and name.endswith("_grad")]
+    towers = [name for name in tiny.hook_points.of_towers if f"{name}_grad" in everything]
     assert "unembed.hook_out_grad" in everything
     assert bool(towers) == (tiny.family.name == "llava")  # codes carry no gradient
     assert no_hook_left(tiny)
