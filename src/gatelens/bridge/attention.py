@@ -123,7 +123,8 @@ class HookedAttention(StrictAttention):
             return out, None
         heads = SharedKeys(prefix, key, value)
         scores = masked_scores(capped(heads.scores(query) * scaling, softcap), mask, layer_cuts.masked)
-        pattern = softmax_pattern(self.hook_attn_scores(scores), query.dtype)
+        scores = self.hook_attn_scores(scores)
+        pattern = softmax_pattern(scores, query.dtype, rest.get("dropout", 0.0))  # 0 but while training
         if layer_cuts.zeroed is not None:
             pattern = layer_cuts.zeroed.fill(pattern, 0.0)
         pattern = self.hook_pattern(pattern)
@@ -135,7 +136,7 @@ class HookedAttention(StrictAttention):
     def _show_rows(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, layer_cuts: LayerCuts
     ) -> None:
-        """Build the pattern only of the rows to be shown, a block at a time."""
+        """Build the pattern only of the rows to be shown, a block at a time; without dropout."""
         cuts, layer = self.cuts, self._layer_idx
         shown = None if cuts is None else cuts.shown_rows(layer)
         if cuts is None or shown is None:

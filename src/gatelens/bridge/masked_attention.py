@@ -97,10 +97,11 @@ def masked_scores(
 
 
 def softmax_pattern(
-    scores: Float[Tensor, "batch head q k"], dtype: torch.dtype
+    scores: Float[Tensor, "batch head q k"], dtype: torch.dtype, dropout: float = 0.0
 ) -> Float[Tensor, "batch head q k"]:
-    """The softmax over keys, computed in float32 as transformers does."""
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    """The softmax over keys, computed in float32, and then dropout, as transformers does."""
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    return torch.nn.functional.dropout(pattern, dropout) if dropout else pattern
 
 
 def fused_attention(
@@ -120,7 +121,16 @@ def fused_attention(
     zeroed = cuts.zeroed
     if zeroed is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **rest)[0]
-    pattern = pattern_rows(query, key, mask, scaling, LayerCuts(None, zeroed), zeroed.start, zeroed.stop)
+    pattern = pattern_rows(
+        query,
+        key,
+        mask,
+        scaling,
+        LayerCuts(None, zeroed),
+        zeroed.start,
+        zeroed.stop,
+        rest.get("dropout", 0.0),
+    )
     mixed = SharedKeys(None, key, value).mix(pattern)
     if (zeroed.start, zeroed.stop) == (0, n_q):
         return mixed
@@ -145,7 +155,14 @@ def _mask_without(mask: Tensor | None, blocked: BlockedEntries, n_q: int, n_k: i
 
 
 def pattern_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, cuts: LayerCuts, start: int, stop: int
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    cuts: LayerCuts,
+    start: int,
+    stop: int,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "batch head rows key"]:
     """The pattern of the rows ``start … stop - 1`` alone, with the cuts of the layer."""
     n_q, n_k = query.shape[2], key.shape[2]
@@ -153,7 +170,7 @@ def pattern_rows(
     if mask is None:
         mask = causal_mask(n_q, n_k, query.device)[None, None]
     scores = masked_scores(scores, mask[:, :, start:stop], cuts.masked, start)
-    pattern = softmax_pattern(scores, query.dtype)
+    pattern = softmax_pattern(scores, query.dtype, dropout)
     return pattern if cuts.zeroed is None else cuts.zeroed.fill(pattern, 0.0, start)
 
 
