@@ -105,8 +105,18 @@ def test_both_right_is_rarer_than_one_and_intervals_draw_pictures() -> None:
 def test_the_mean_of_subsets_has_an_interval_of_its_own() -> None:
     rows = [*pair("count", "a", "yes", "no"), *pair("OCR", "a", "", "")]
     mean = row(mme_scores(rows), MEAN)
-    assert (mean.acc, mean.acc_low, mean.acc_high) == (0.5, 0.5, 0.5)  # each subset has one picture to draw
-    assert row(mme_scores(rows), ALL).acc_low == 0.0
+    assert mean.acc == mean.acc_plus == 0.5
+    assert 0 < mean.acc_low < 0.5 < mean.acc_high < 1  # one picture a subset says little
+    # the variance of a mean of independent subsets is the mean of theirs over their number
+    rows = [
+        one
+        for subset, right in (("count", 0.5), ("OCR", 0.9))
+        for i in range(400)
+        for one in pair(subset, str(i), *(("yes", "no") if i < 400 * right else ("", "")))
+    ]
+    mean = row(mme_scores(rows, n_boot=4000), MEAN)
+    wanted = 2 * 1.96 * np.sqrt((0.25 + 0.09) / 400 / 4)
+    assert mean.acc_high - mean.acc_low == pytest.approx(wanted, rel=0.1)
 
 
 def test_totals() -> None:

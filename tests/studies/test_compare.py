@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from gatelens.errors import OutputError
+from gatelens.measures.stats import wilson_interval
 from gatelens.runs import Run
 from gatelens.studies.compare import compare, compare_html, compare_text
+from gatelens.studies.narrow_gate.knockout_table import summarise
 from study_helpers import synthetic_run
 
 
@@ -19,8 +23,62 @@ def test_comparison(tmp_path: Path) -> None:
     row = table[(table.metric == "class accuracy") & (table.row == "gate → text")].iloc[0]
     assert row.apart
     assert row.difference == pytest.approx(row.mean_b - row.mean_a)
+    assert not row.paired  # nothing says that the examples are the same
+    assert row.difference_low < row.difference < row.difference_high < 1
     assert "apart" not in compare_text(run, run)
     assert "same settings" in compare_text(run, run)
     assert "organism:open" in compare_html(run, other)
     with pytest.raises(OutputError, match="cannot compare"):
         compare(run, Run.open(None, study="other", settings={}))
+
+
+def scored(name: str, right: dict[str, list[float]], examples: str = "same") -> Run:
+    """A run whose unmodified model scored so, by metric's task."""
+    run = Run.open(None, study="narrow-gate", settings={"model": name, "examples": examples})
+    predictions = pd.DataFrame(
+        [
+            (task, "zero", "none", 0, f"{task}-{i}", float(score), float("nan"))
+            for task, scores in right.items()
+            for i, score in enumerate(scores)
+        ],
+        columns=["task", "how", "row", "repeat", "id", "score", "restricted"],
+    )
+    run.save("predictions", predictions)
+    run.save("knockout", summarise(predictions, 200, 0))
+    run.save("verdict", {"verdict": "mixed", "headline": "mixed", "sentence": "", "evidence": []})
+    return run
+
+
+def test_two_runs_on_the_same_examples_are_compared_example_by_example() -> None:
+    """One example of 200 in six turns from right to wrong, none the other way: a difference that two intervals of
+    accuracies, which overlap, do not show."""
+    hard = [i % 4 != 0 for i in range(200)]
+    worse = [right and i % 8 != 1 for i, right in enumerate(hard)]
+    captions = [3.0 + (i % 5) for i in range(200)]
+    a = scored("a", {"class": hard, "caption": captions})
+    b = scored("b", {"class": worse, "caption": [c - 0.1 - 0.001 * (i % 3) for i, c in enumerate(captions)]})
+    table = compare(a, b).set_index("metric")
+    row = table.loc["class accuracy"]
+    assert row.low_a < row.high_b and row.difference == pytest.approx(-0.125)
+    assert row.paired and row.apart and row.difference_high < 0
+    change = np.array(worse, float) - np.array(hard, float)
+    half = 1.96 * change.std() / 200**0.5
+    assert row.difference_low == pytest.approx(-0.125 - half, abs=0.01)
+    assert row.difference_high == pytest.approx(-0.125 + half, abs=0.01)
+    cider = table.loc["CIDEr-D"]
+    assert cider.paired and cider.apart and cider.difference_high - cider.difference_low < 0.01
+    assert "paired" in compare_text(a, b) and "paired" in compare_html(a, b)
+
+
+def test_other_examples_are_not_paired() -> None:
+    right = [i % 4 != 0 for i in range(200)]
+    a = scored("a", {"class": right})
+    row = compare(a, scored("b", {"class": right}, examples="other")).iloc[0]
+    assert not row.paired and not row.apart
+    # Newcombe's interval of two independent proportions, 150 of 200 each
+    low, high = wilson_interval(150, 200)
+    half = np.hypot(0.75 - low, high - 0.75)
+    assert (row.difference_low, row.difference_high) == pytest.approx((-half, half))
+    same = compare(a, scored("b", {"class": right})).iloc[0]
+    assert same.paired and 0 < same.difference_high < half
+    assert not compare(a, scored("b", {"class": right[:100]})).iloc[0].paired  # not all of them

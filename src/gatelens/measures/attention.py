@@ -246,7 +246,7 @@ class AttentionShare:
 
         The groups are :data:`GROUPS`; their shares sum to 1 over a layer. ``positions`` is a group's mean number of
         positions in an example, to which its share by chance is proportional; groups without any are left out.
-        ``low, high``: bootstrap interval over examples (95 %).
+        ``low, high``: interval over examples (95 %).
 
         Raises:
             DataError: a layer whose hook never fired.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from gatelens.errors import DataError
-from gatelens.measures.stats import bootstrap_replicates, replicate_interval
+from gatelens.measures.stats import drawn_means, middle
 
 Item = TypeVar("Item")
 Remains = Callable[[Sequence[tuple[Item, ...]]], Sequence[float]]
@@ -122,8 +121,9 @@ def set_sizes(n: int, every: int = 16, growth: float = 1.25) -> list[int]:
 class Carriers:
     """Size (None where no set is enough) and share of the smallest measured set that carries the wanted part.
 
-    ``low`` and ``high`` are the 95 % bootstrap interval of the size over examples, along the one path; a replicate
-    that never gets there counts as the largest size.
+    ``size`` is an upper bound: another set of fewer parts may carry as much. ``low`` and ``high`` are a 95 % interval
+    over examples of the size at which this one path gets there, and say nothing of other paths; a draw that never
+    gets there counts as the largest size.
     """
 
     size: int | None
@@ -145,8 +145,10 @@ def smallest_carrying(
 ) -> Carriers:
     """The first size on a ``path`` (size of set: scores with it cut) where :func:`share_removed` reaches ``part``.
 
+    Scores are between 0 and 1, such as probabilities of the right answer.
+
     Raises:
-        DataError: an empty path, or ``part`` outside (0, 1].
+        DataError: an empty path, a score outside 0 and 1, or ``part`` outside (0, 1].
     """
     if not path:
         raise DataError("smallest_carrying: the path holds no set; measure at least one")
@@ -154,17 +156,19 @@ def smallest_carrying(
         raise DataError(f"smallest_carrying: part {part} is outside (0, 1]; 0.9 means 90 %")
     sizes = sorted(path)
 
-    share = partial(share_removed, chance=chance)
-    point = np.array([share(none, path[k], floor) for k in sizes])
-    drawn = np.stack(  # one seed: the same draws of examples for every size
-        [bootstrap_replicates(share, none, path[k], floor, n_boot=n_boot, seed=seed) for k in sizes]
-    )
+    def drawn_share(cut: Float[np.ndarray, " example"]) -> Float[np.ndarray, " boot"]:
+        # one seed: the same draws of examples for every size
+        whole, left, least = drawn_means(none, cut, floor, n_boot=n_boot, seed=seed)[..., None]
+        return share_removed(whole, left, least, chance)
+
+    point = np.array([share_removed(none, path[k], floor, chance) for k in sizes])
+    drawn = np.stack([drawn_share(path[k]) for k in sizes])
     first = np.where((drawn >= part).any(axis=0), (drawn >= part).argmax(axis=0), len(sizes) - 1)
     low, high = np.percentile(np.array(sizes)[first], [2.5, 97.5], method="nearest")
     reached = np.flatnonzero(point >= part)
     at = int(reached[0]) if len(reached) else len(sizes) - 1
-    # a replicate in which the whole is worth nothing has no share
-    bounds = drawn[at][np.isfinite(drawn[at])]
-    share_interval = replicate_interval(bounds) if len(bounds) else (np.nan, np.nan)
+    # a draw in which the whole is worth nothing has no share
+    usable = drawn[at][np.isfinite(drawn[at])]
+    share_interval = middle(usable) if len(usable) else (np.nan, np.nan)
     size = sizes[at] if len(reached) else None
     return Carriers(size, int(low), int(high), float(point[at]), *share_interval)

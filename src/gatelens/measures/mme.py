@@ -7,7 +7,7 @@ their sum in per cent, 200 at most; perception adds up ten subsets, cognition fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from gatelens.errors import DataError
-from gatelens.measures.stats import bootstrap_replicates, replicate_interval
+from gatelens.measures.stats import LEVEL, drawn_means, mean_interval, middle
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -53,7 +53,7 @@ def mme_scores(
 
     Args:
         rows: one a question: subset, picture (unique within its subset), prediction (the model's words), answer.
-        n_boot, seed: of the 95 % bootstrap intervals, which draw pictures, not questions.
+        n_boot, seed: of the 95 % intervals, which are over pictures, not questions.
 
     Returns:
         ``subset, acc, acc_low, acc_high, acc_plus, acc_plus_low, acc_plus_high, score, n_pictures, n_questions,
@@ -85,11 +85,17 @@ def mme_scores(
     given = list(dict.fromkeys(table.subset))
     order = [name for name in SUBSETS if name in given] + [name for name in given if name not in SUBSETS]
     parts = {name: pictures.loc[name] for name in order} | {ALL: pictures}
-    out = [_row(name, part, _replicates(part, n_boot, seed)) for name, part in parts.items()]
+    out = []
+    for name, part in parts.items():
+        out.append(_row(name, part, [mean_interval(m, n_boot=n_boot, seed=seed) for m in _measures(part)]))
     subsets = pd.DataFrame(out[:-1])
-    drawn = np.mean([_replicates(parts[name], n_boot, seed + i) for i, name in enumerate(order)], axis=0)
-    mean = _row(MEAN, pictures, drawn) | dict(subsets[["acc", "acc_plus", "score"]].mean())
-    return pd.DataFrame([*out, mean])
+    drawn = np.mean(
+        [drawn_means(*_measures(parts[name]), n_boot=n_boot, seed=seed + i) for i, name in enumerate(order)],
+        axis=0,
+    )
+    around = subsets[["acc", "acc_plus"]].mean()
+    mean = _row(MEAN, pictures, [middle(*pair) for pair in zip(drawn, (LEVEL, LEVEL), around, strict=True)])
+    return pd.DataFrame([*out, mean | dict(subsets[["acc", "acc_plus", "score"]].mean())])
 
 
 def mme_totals(table: pd.DataFrame) -> dict[str, float]:
@@ -106,16 +112,15 @@ def mme_totals(table: pd.DataFrame) -> dict[str, float]:
     return {part: sum(scores[name] for name in names) for part, names in parts.items()}
 
 
-def _replicates(pictures: pd.DataFrame, n_boot: int, seed: int) -> Float[np.ndarray, "2 boot"]:
-    """ACC and ACC+ when pictures are drawn again."""
-    measures = (lambda right: right.mean(axis=-1) / 2, lambda right: (right == 2).mean(axis=-1))
+def _measures(pictures: pd.DataFrame) -> tuple[Float[np.ndarray, " picture"], Float[np.ndarray, " picture"]]:
+    """Of each picture the share of its questions answered rightly, and whether both were."""
     right = pictures.right.to_numpy()
-    return np.stack([bootstrap_replicates(one, right, n_boot=n_boot, seed=seed) for one in measures])
+    return right / 2, (right == 2).astype(float)
 
 
-def _row(name: str, pictures: pd.DataFrame, drawn: Float[np.ndarray, "2 boot"]) -> dict[str, Any]:
-    acc, plus = float(pictures.right.mean() / 2), float((pictures.right == 2).mean())
-    (acc_low, acc_high), (plus_low, plus_high) = map(replicate_interval, drawn)
+def _row(name: str, pictures: pd.DataFrame, intervals: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    acc, plus = (float(measure.mean()) for measure in _measures(pictures))
+    (acc_low, acc_high), (plus_low, plus_high) = intervals
     return {
         "subset": name,
         "acc": acc,

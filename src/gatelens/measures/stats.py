@@ -1,9 +1,23 @@
-"""How sure a mean is: bootstrap intervals over examples, and tables of means with their intervals."""
+"""How sure a mean is: intervals over examples, and tables of means with their intervals.
+
+:func:`mean_interval` decides for every mean of the package:
+
+- a proportion (outcomes of 0 and 1) has Wilson's score interval;
+- other values that cannot leave known bounds (accuracies with partial credit, shares, differences of outcomes of the
+  same examples) have a Bayesian bootstrap in which one made-up example, half of it at each bound, stands for what was
+  not drawn. For a proportion this is Jeffreys' interval. It has a width however alike the values are, where
+  resampling the values alone finds none;
+- values without bounds (nats, CIDEr-D) have the BCa bootstrap.
+
+``python -m benchmarks.intervals`` measures how often they hold the truth.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,59 +27,71 @@ from scipy import stats
 
 from gatelens.errors import DataError
 
-INTERVAL_METHOD: Literal["percentile", "basic", "bca"] = "percentile"  # see scipy.stats.bootstrap
 LEVEL = 0.95
+Bounds = tuple[float, float]
+SHARE: Bounds = (0.0, 1.0)
+CHANGE: Bounds = (-1.0, 1.0)  # the difference of two shares
+IN_WORDS = (
+    "95 %. Of a proportion Wilson’s; of other values between known bounds (partial credit, shares, differences of the "
+    "same examples) a Bayesian bootstrap in which one made-up example stands for what was not drawn, so that it has a "
+    "width however alike the examples score; of values without bounds (CIDEr-D, nats) the BCa bootstrap, without width "
+    "where all are alike."
+)
 
-_CELLS = 4_000_000  # values drawn at once: bounds memory for large n
-
-Statistic = Callable[..., Float[np.ndarray, " boot"]]
-
-
-def bootstrap_replicates(
-    statistic: Statistic,
-    *columns: Sequence[float] | Float[np.ndarray, " example"],
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Float[np.ndarray, " boot"]:
-    """Replicates of a statistic when the examples are drawn again with replacement (Efron 1979).
-
-    Args:
-        statistic: receives an array ``[boot, example]`` for each column, reduces over the last axis.
-        columns: paired: the same examples are drawn from each, and with one seed for every statistic.
-
-    Raises:
-        DataError: no values, columns of different length, or a value that is not finite.
-    """
-    arrays = _columns(columns)
-    if len(arrays[0]) == 1:  # there is only one way to draw one example, and scipy refuses it
-        return np.repeat(np.asarray(statistic(*(a[None] for a in arrays)), dtype=np.float64), n_boot)
-    drawn = _bootstrap(arrays, statistic, n_boot, seed, LEVEL).bootstrap_distribution
-    return np.asarray(drawn, dtype=np.float64)
+_CELLS = 4_000_000  # numbers drawn at once: bounds memory for large n
+_ROUNDING = 1e-5  # how far a value that was added up in single precision may lie outside its bounds
 
 
-def bootstrap_interval(
+def mean_interval(
     values: Sequence[float] | Float[np.ndarray, " example"],
+    bounds: Bounds | None = SHARE,
+    *,
     n_boot: int = 1000,
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean of ``values`` as ``(low, high)``, by :data:`INTERVAL_METHOD`.
+    """Interval of the mean of ``values`` over examples as ``(low, high)``; the module says by which method.
 
-    The interval has no width when all values are equal (an accuracy of exactly 0 or 1): read it with n.
+    Values without bounds that are all equal have an interval without width, as nothing says how far others could lie
+    from them: read it with n.
+
+    Args:
+        values: one an example.
+        bounds: the least and the most a value can be, whether or not any is: :data:`SHARE`, :data:`CHANGE` for
+            differences of shares; None where there are none.
+        n_boot, seed: of the intervals that are drawn.
+        level: 0.95 means a 95 % interval.
+
+    Raises:
+        DataError: no values, a value that is not finite or outside the bounds, a level outside (0, 1).
     """
-    _check_level(level, "bootstrap")
+    _check_level(level, "mean_interval")
     (sample,) = _columns([values])
+    if bounds is not None:
+        _check_bounds(sample, bounds)
+        if bounds == SHARE and bool(np.isin(sample, SHARE).all()):
+            return wilson_interval(int(sample.sum()), len(sample), level)
+        drawn = drawn_means(sample, bounds=bounds, n_boot=n_boot, seed=seed)[0]
+        return middle(drawn, level, around=float(sample.mean()))
     if bool((sample == sample[0]).all()):
         return float(sample[0]), float(sample[0])
-    low, high = _bootstrap([sample], lambda v: v.mean(axis=-1), n_boot, seed, level).confidence_interval
-    return float(low), float(high)
-
-
-def replicate_interval(replicates: Float[np.ndarray, " boot"], level: float = LEVEL) -> tuple[float, float]:
-    """The middle ``level`` of replicates of any statistic, as ``(low, high)``."""
-    _check_level(level, "bootstrap")
-    low, high = np.percentile(replicates, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore")  # of what is not finite, which is looked at below
+        resampled = stats.bootstrap(
+            (sample,),
+            np.mean,
+            n_resamples=n_boot,
+            batch=max(1, _CELLS // len(sample)),
+            vectorized=True,
+            confidence_level=level,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = resampled.confidence_interval
+    if math.isfinite(low) and math.isfinite(high):
+        return float(low), float(high)
+    # so few replicates that all of them lie on one side of the mean
+    return middle(resampled.bootstrap_distribution, level, around=float(sample.mean()))
 
 
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -77,41 +103,107 @@ def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float
     return float(low), float(high)
 
 
+def drawn_means(
+    *columns: Sequence[float] | Float[np.ndarray, " example"],
+    bounds: Bounds | None = SHARE,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Float[np.ndarray, "column boot"]:
+    """Means that columns of the same examples may have, for the interval of any function of them (:func:`middle`).
+
+    The Bayesian bootstrap (Rubin, Ann. Statist. 9 (1981) 130): in each draw every example has a random weight, the same
+    in all columns. Made-up examples, one for every way in which the columns can take their bounds, share the weight
+    of a single example. Without them a column whose values are all alike would seem to be known exactly.
+
+    Args:
+        columns: paired by example.
+        bounds: the least and the most a value can be, in every column; None adds no examples.
+        n_boot, seed: draws. One seed gives the same weights for columns of one length.
+
+    Raises:
+        DataError: no values, columns of different length, a value that is not finite or outside its bounds.
+    """
+    arrays = np.stack(_columns(columns))
+    weights = np.ones(arrays.shape[1])
+    if bounds is not None:
+        for values in arrays:
+            _check_bounds(values, bounds)
+        corners = np.array(list(itertools.product(bounds, repeat=len(arrays)))).T
+        arrays = np.concatenate([arrays, corners], axis=1)
+        weights = np.concatenate([weights, np.full(corners.shape[1], 1 / corners.shape[1])])
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, n_boot, size := max(1, _CELLS // len(weights))):
+        drawn = rng.standard_gamma(weights, size=(min(size, n_boot - start), len(weights)))
+        parts.append(arrays @ (drawn / drawn.sum(axis=1, keepdims=True)).T)
+    return np.concatenate(parts, axis=1)
+
+
+def middle(
+    draws: Float[np.ndarray, " boot"], level: float = LEVEL, around: float | None = None
+) -> tuple[float, float]:
+    """The interval that holds the middle ``level`` of the draws, as ``(low, high)``.
+
+    ``around``: a value that it is stretched to where it misses it, as it may miss the mean of values that all lie at
+    one of their bounds.
+    """
+    _check_level(level, "middle")
+    low, high = map(float, np.percentile(draws, [50 * (1 - level), 50 * (1 + level)]))
+    return (low, high) if around is None else (min(low, around), max(high, around))
+
+
+def independent_difference(
+    a: tuple[float, float, float], b: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Interval of b − a for two means of different examples, from ``(mean, low, high)`` of each.
+
+    The squared distances to the ends are added up (Zou and Donner, Stat. Med. 27 (2008) 1693); of two proportions with
+    Wilson's intervals it is Newcombe's. Two means can differ surely although their intervals overlap.
+    """
+    (mean_a, low_a, high_a), (mean_b, low_b, high_b) = a, b
+    difference = mean_b - mean_a
+    down, up = math.hypot(mean_b - low_b, high_a - mean_a), math.hypot(high_b - mean_b, mean_a - low_a)
+    return difference - down, difference + up
+
+
 def summary(
     table: pd.DataFrame,
     by: Sequence[str],
     values: str | Mapping[str, str] = "score",
     unit: str | Sequence[str] | None = "id",
     *,
+    bounds: Bounds | Mapping[str, Bounds | None] | None = SHARE,
     n_boot: int = 1000,
     seed: int = 0,
     missing: Literal["error", "skip"] = "error",
     names: tuple[str, str, str] = ("mean", "low", "high"),
     measure: str = "measure",
 ) -> pd.DataFrame:
-    """The mean of each group with its 95 % bootstrap interval over units: ``*by, mean, low, high, n`` (of units).
+    """The mean of each group with its 95 % interval over units: ``*by, mean, low, high, n`` (of units).
 
     Groups stand in the order in which they first appear. Several rows of one unit in a group (repeats of a random
     cut, words of a picture) are averaged first, so every unit weighs the same and is drawn as a whole.
 
     >>> answers = pd.DataFrame({"row": ["none"] * 2 + ["gate"] * 2, "id": [0, 1] * 2, "score": [1, 1, 0, 0]})
     >>> summary(answers, by=["row"])
-        row  mean  low  high  n
-    0  none   1.0  1.0   1.0  2
-    1  gate   0.0  0.0   0.0  2
+        row  mean       low      high  n
+    0  none   1.0  0.342380  1.000000  2
+    1  gate   0.0  0.000000  0.657620  2
 
     Args:
         table: one row a unit, or several.
         by: columns that name a group; columns that are constant in a group may stand here to be kept.
         values: the column of numbers; or the name of each measure with its column, for a row a group and measure.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one.
+        bounds: the least and the most a value can be (:func:`mean_interval`), of all measures or by its name in
+            ``values``; a measure that is not named has none.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
         missing: what NaN means: an error, or a unit that is left out; a group without any unit left has no row.
         names: columns of the mean and the ends of its interval.
         measure: with several ``values``, the column that names them; it follows ``by``.
 
     Raises:
-        DataError: a column is missing, or a value is not finite.
+        DataError: a column is missing, or a value is not finite or outside its bounds.
     """
     measures = {"": values} if isinstance(values, str) else dict(values)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
@@ -122,7 +214,8 @@ def summary(
             numbers = _per_unit(part, column, keys, skip=missing == "skip")
             if not len(numbers):
                 continue
-            interval = bootstrap_interval(numbers, n_boot=n_boot, seed=seed)
+            limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
+            interval = mean_interval(numbers, limits, n_boot=n_boot, seed=seed)
             place = group if isinstance(values, str) else (*group, name)
             rows.append((*place, float(numbers.mean()), *interval, len(numbers)))
     named = [] if isinstance(values, str) else [measure]
@@ -142,7 +235,7 @@ def paired_difference(
 
     >>> clean = answers[answers.row == "none"]
     >>> change = paired_difference(answers, clean)
-    >>> summary(answers.assign(change=change), by=["row"], values="change")
+    >>> summary(answers.assign(change=change), by=["row"], values="change", bounds=CHANGE)
 
     Args:
         table, baseline: several rows of one unit in the baseline are averaged.
@@ -171,40 +264,24 @@ def _columns(columns: Sequence[Any]) -> list[Float[np.ndarray, " example"]]:
     sizes = {a.shape for a in arrays}
     if not arrays or len(sizes) != 1 or arrays[0].ndim != 1:
         raise DataError(
-            f"bootstrap: columns must be one-dimensional and equally long, got shapes {sorted(sizes)}"
+            f"interval: columns must be one-dimensional and equally long, got shapes {sorted(sizes)}"
         )
     if not len(arrays[0]):
-        raise DataError("bootstrap: no values to draw from; give at least one example")
+        raise DataError("interval: no values to draw from; give at least one example")
     for i, a in enumerate(arrays):
         n_bad = int((~np.isfinite(a)).sum())
         if n_bad:
-            raise DataError(f"bootstrap: column {i} holds {n_bad} value(s) that are not finite")
+            raise DataError(f"interval: column {i} holds {n_bad} value(s) that are not finite")
     return arrays
 
 
-def _bootstrap(
-    arrays: Sequence[Float[np.ndarray, " example"]],
-    statistic: Statistic,
-    n_boot: int,
-    seed: int,
-    level: float,
-) -> Any:
-    def along_last(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        return statistic(*drawn)
-
-    # A statistic may be nan (a share of nothing); scipy warns, and takes a standard error that nobody reads.
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        return stats.bootstrap(
-            arrays,
-            along_last,
-            n_resamples=n_boot,
-            batch=max(1, _CELLS // len(arrays[0])),
-            vectorized=True,
-            paired=len(arrays) > 1,
-            confidence_level=level,
-            method=INTERVAL_METHOD,
-            rng=np.random.default_rng(seed),
+def _check_bounds(values: Float[np.ndarray, " example"], bounds: Bounds) -> None:
+    low, high = bounds
+    slack = _ROUNDING * max(high - low, 1.0)
+    if values.min() < low - slack or values.max() > high + slack:
+        raise DataError(
+            f"interval: values from {values.min():.6g} to {values.max():.6g} leave the bounds {low:g} to {high:g}; "
+            "give bounds=(least, most), or None where a value has none"
         )
 
 

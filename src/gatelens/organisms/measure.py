@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gatelens import data
 from gatelens.drawing import codec
 from gatelens.drawing.pictures import draw_pictures
 from gatelens.measures.answers import vqa_accuracy
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
 from gatelens.studies import narrow_gate
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def measure(model: HookedVLM, n: int, n_drawn: int, seed: int) -> dict[str, Any]:
-    """All numbers of the card, each with its 95 % bootstrap interval and n."""
+    """All numbers of the card, each with its 95 % interval and n."""
     run = narrow_gate(
         model, "emoji-scenes", seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), sections=["knockouts"],
         random_repeats=5,
@@ -96,7 +95,7 @@ def _drawn(model: HookedVLM, n: int, seed: int) -> dict[str, float]:
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
-    low, high = bootstrap_interval(np.asarray(values, dtype=float), n_boot=2000, seed=0)
+    low, high = mean_interval(values, n_boot=2000)
     mean = math.fsum(values) / len(values)
     return {"mean": mean, "low": float(low), "high": float(high), "n": len(values)}
 

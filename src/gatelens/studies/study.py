@@ -18,6 +18,7 @@ from gatelens.studies.options import AtLeastOne, Options, Resamples, Seed, check
 from gatelens.studies.section import Evidence, Section
 
 Drawn = Mapping[str, Sequence[Example]]
+CELL = ("how", "metric", "row")  # what names a cell that two runs are compared in
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -52,6 +53,9 @@ class Study:
         verdict: of the finished tables and the evidence of all sections: ``verdict, headline, sentence, evidence,
             disagree``, and whatever else its report shows.
         comparable: cells ``how, metric, row, mean, low, high, n`` for the comparison of two runs.
+        answers: what the cells are the means of, ``how, metric, row, id, value, bounded`` (whether values are between
+            0 and 1), so that runs on the same examples are compared example by example; of cells that it leaves out
+            only the means are compared.
         always: sections that are measured whether or not they are asked for.
         ask: the drawn examples as this model is asked, such as in turns of a chat.
         settings: what the manifest says beside the options, of model, data, examples and options.
@@ -69,6 +73,9 @@ class Study:
     draw: Callable[[Dataset, Any], Drawn]
     verdict: Callable[[Run, list[Evidence]], Mapping[str, Any]]
     comparable: Callable[[Run], pd.DataFrame]
+    answers: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(
+        columns=[*CELL, "id", "value", "bounded"]
+    )
     always: tuple[str, ...] = ()
     ask: Callable[[HookedVLM, Drawn, Any], Drawn] = lambda model, drawn, options: drawn
     settings: Callable[[HookedVLM, Dataset, Drawn, Any], Mapping[str, Any]] = lambda *_: {}

@@ -31,7 +31,7 @@ WORDS = {
 def search_cards(result: SearchResult, name: str, title: str, say: bool = False) -> list[Card]:
     """Figures, named from ``name`` on, and the strongest positions; ``say`` adds the search's own sentence."""
     shown = (
-        "Above: every candidate’s measures in the order of the prompt, whiskers 95 % bootstrap intervals over "
+        "Above: every candidate’s measures in the order of the prompt, whiskers 95 % intervals over "
         "examples; orange is a narrow gate. Below: how much is gone when so many positions are cut together."
     )
     caption = f"{result.verdict['sentence']} {shown}" if say else shown
@@ -59,7 +59,7 @@ def _strongest(result: SearchResult) -> Table:
     marked = f"; {GATE_MARK} belongs to the gate" if result.gate else ""
     caption = (
         f"The strongest {len(top)} of {len(result.places)} candidates by nats lost when cut "
-        f"({result.settings['how'][0]}){marked}. Small: 95 % bootstrap intervals. Positions of blocks of the "
+        f"({result.settings['how'][0]}){marked}. Small: 95 % intervals. Positions of blocks of the "
         "picture that do nothing as a whole were not cut and patched one by one."
     )
     return Table.from_means(

@@ -21,7 +21,7 @@ _MOST_CELLS = 160
 def gate_figure(result: SearchResult, dark: bool = False) -> NotebookFigure:
     """Four panels over the prompt's tokens (attention, overlap, knockout, patching), and the share sets carry.
 
-    Bars are means, whiskers 95 % bootstrap intervals; a pale band is a block that was measured as a whole only.
+    Bars are means, whiskers 95 % intervals; a pale band is a block that was measured as a whole only.
     """
     if not result.places:
         raise DataError("gate_figure: the search has no positions; run find_gate on a prompt with a picture")
@@ -137,7 +137,7 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
 def gate_layers(result: SearchResult, dark: bool = False) -> NotebookFigure:
     """What the chosen set, else the strongest place, carries when it is patched in one layer alone.
 
-    Lines are the answers that become the other picture's and the overlap gained with them; bands are 95 % bootstrap
+    Lines are the answers that become the other picture's and the overlap gained with them; bands are 95 %
     intervals.
 
     Raises:

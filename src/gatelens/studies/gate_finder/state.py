@@ -11,7 +11,7 @@ import pandas as pd
 
 from gatelens.data import Example
 from gatelens.measures.concentration import label_information, naming_p_value, set_sizes, smallest_carrying
-from gatelens.measures.stats import bootstrap_interval, summary
+from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval, summary
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.gate_finder.measurements import PART
 from gatelens.studies.gate_finder.places import Layout, find_places
@@ -37,6 +37,13 @@ def why_not(examples: Sequence[Example]) -> str | None:
     if len({labels_of(e)[0] for e in examples}) < 2:
         return "has examples of one class alone, and two are needed"
     return None
+
+
+def bounds_of(measure: str) -> Bounds | None:
+    """The least and the most a measure can be in one example."""
+    if measure.endswith("log_prob"):
+        return None
+    return CHANGE if measure == "target overlap" or measure.endswith("accuracy") else SHARE
 
 
 class SearchState:
@@ -146,12 +153,18 @@ class SearchState:
         if not filled:
             return pd.DataFrame(columns=COLUMNS)
         by, options = ["place", "measure", "layer"], self.setup.options
-        table = summary(pd.concat(filled), by, "value", None, n_boot=options.n_boot, seed=options.seed)
-        return table[COLUMNS]
+        tables = [
+            summary(
+                part, by, "value", None, bounds=bounds_of(measure), n_boot=options.n_boot, seed=options.seed
+            )
+            for measure, part in pd.concat(filled).groupby("measure", sort=False)
+        ]
+        return pd.concat(tables, ignore_index=True)[COLUMNS]
 
-    def interval(self, values: np.ndarray) -> tuple[float, float]:
+    def interval(self, values: np.ndarray, bounds: Bounds | None) -> tuple[float, float]:
         """Of a mean over examples."""
-        return bootstrap_interval(values, self.setup.options.n_boot, self.setup.options.seed)
+        options = self.setup.options
+        return mean_interval(values, bounds, n_boot=options.n_boot, seed=options.seed)
 
     # -- blocks and single places
 
@@ -167,7 +180,7 @@ class SearchState:
         """The blocks whose places are measured one by one, strongest first."""
         whole = {f"{how} log_prob": self.whole_drop(how) for how in self.hows} | {"target overlap": 1.0}
         table = self.block_table[(self.block_table.low > 0) & self.block_table.measure.isin(whole)]
-        size = table["mean"] / table.measure.map(whole)
+        size = table["mean"] / table.measure.map(whole).astype(float)  # of no row, a column of words
         strength = size[size >= MATTERS].groupby(table.place, sort=False).max()
         order = strength.sort_values(ascending=False, kind="stable").index[: self.options.refine]
         by_first = {block[0]: block for block in self.blocks}
@@ -252,9 +265,9 @@ class SearchState:
         none, floor = self.probability("clean"), self.probability(f"floor-{self.hows[0]}")
         logs = np.stack([self.answer("clean", str(c)) for c in range(len(self.tokens))], axis=1)
         information = label_information(logs, self.labels)
-        low, high = self.interval(information)
+        low, high = self.interval(information, None)
         least = max(float(floor.mean()), self.chance)
-        above, (worth_low, worth_high) = float(none.mean()) - least, self.interval(none - floor)
+        above, (worth_low, worth_high) = float(none.mean()) - least, self.interval(none - floor, CHANGE)
         return {
             "chance": self.chance, "accuracy": float(self.answer("clean", "right").mean()),
             "probability": float(none.mean()), "floor": least, "worth": above,
@@ -281,6 +294,6 @@ class SearchState:
             facts |= {f"joint_{name}": row[name] for name in ("mean", "low", "high")}
         layers = self.summary(*(t[t.set > 0].assign(layer=t.set - 1) for t in moves))
         drop = self.answer("clean", "right") - self.answer(f"around-{self.hows[0]}", "right")
-        low, high = self.interval(drop)
+        low, high = self.interval(drop, CHANGE)
         facts |= {"around": float(drop.mean()), "around_low": low, "around_high": high}
         return layers[["measure", "layer", "mean", "low", "high", "n"]], facts

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from gatelens.inputs import VLMInputs
 from gatelens.interventions import knockout
 from gatelens.measures.answers import accuracy, restricted_accuracy, vqa_accuracy
 from gatelens.measures.captions import cider_d
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import SHARE, Bounds, mean_interval
 from gatelens.model import HookedVLM
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.options import How
@@ -33,6 +32,11 @@ RESTRICTED = "class accuracy among the class names"
 def metric_of(task: str) -> str:
     """The metric of a task, with the data set's name where several have it: ``CIDEr-D (coco)``."""
     return METRICS[kind(task)] + task.removeprefix(kind(task))
+
+
+def bounds_of(task: str) -> Bounds | None:
+    """The least and the most that an example of a task can score; CIDEr-D weighs words by how rare they are."""
+    return None if kind(task) == "caption" else SHARE
 
 
 @dataclass(frozen=True)
@@ -114,20 +118,33 @@ def score_captions(
     return out
 
 
-def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """The knockout table: ``how, row, task, metric, mean, low, high, n, repeats``.
+def by_example(predictions: pd.DataFrame) -> pd.DataFrame:
+    """What the knockout table averages: ``how, row, task, metric, id, value, bounded, repeats``.
 
-    Repeats of a random row are averaged within each example first; the interval is over examples.
+    The repeats of a random row are averaged within each example. ``bounded``: values are between 0 and 1.
     """
+    keys = ["how", "row", "task", "id"]
+    means = predictions.groupby(keys, sort=False).agg(
+        score=("score", "mean"), restricted=("restricted", "mean"), repeats=("repeat", "nunique")
+    )
+    means = means.reset_index()
+    means["bounded"] = [bounds_of(task) is not None for task in means.task]
+    scores = means.assign(metric=means.task.map(metric_of), value=means.score)
+    # only where class names are known, and then of every example
+    restricted = means[means.restricted.notna()].assign(metric=RESTRICTED, value=means.restricted)
+    order = pd.concat([scores, restricted], ignore_index=True)
+    return order[["how", "row", "task", "metric", "id", "value", "bounded", "repeats"]]
+
+
+def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """The knockout table: ``how, row, task, metric, mean, low, high, n, repeats``; intervals are over examples."""
     rows = []
-    for (how, name, task), part in predictions.groupby(["how", "row", "task"], sort=False):
-        metrics = [(metric_of(task), "score")]
-        if kind(task) == "class" and part.restricted.notna().all():
-            metrics.append((RESTRICTED, "restricted"))
-        for metric, column in metrics:
-            values = part.groupby("id", sort=False)[column].mean().to_numpy(dtype=np.float64)
-            numbers = (values.mean(), *bootstrap_interval(values, n_boot=n_boot, seed=seed), len(values))
-            rows.append((how, name, task, metric, *numbers, part.repeat.nunique()))
+    for (how, name, task), part in by_example(predictions).groupby(["how", "row", "task"], sort=False):
+        for metric, values in part.groupby("metric", sort=False):
+            bounds = SHARE if values.bounded.all() else None
+            interval = mean_interval(values.value, bounds, n_boot=n_boot, seed=seed)
+            numbers = (values.value.mean(), *interval, len(values))
+            rows.append((how, name, task, metric, *numbers, part.repeats.max()))
     return pd.DataFrame(rows, columns=["how", "row", "task", "metric", "mean", "low", "high", "n", "repeats"])
 
 

@@ -35,7 +35,7 @@ from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
 CAPTION = (
     "What the model still gets right when the text can no longer read the named tokens: a short bar means that those "
-    "tokens carried the picture to the text. Whiskers: 95 % bootstrap interval over examples. The last row is a "
+    "tokens carried the picture to the text. Whiskers: 95 % interval over examples. The last row is a "
     "control that cuts every path at once."
 )
 SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
@@ -173,7 +173,7 @@ def page(run: Run) -> list[card.Card]:
 
 
 def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
-    """One panel a metric, one bar a row of the knockout table, whiskers the 95 % bootstrap interval.
+    """One panel a metric, one bar a row of the knockout table, whiskers the 95 % interval.
 
     Args:
         knockout: ``how, row, metric, mean, low, high, n`` as a study's ``knockout`` table.

@@ -32,7 +32,7 @@ from gatelens.interventions import hook_name
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.measures.overlap import neighbourhood_overlap, overlap_by_chance, representation_overlap
 from gatelens.measures.probe import linear_probe
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card, Chart
 from gatelens.plots.curve import curves
@@ -228,7 +228,7 @@ def readable(
                 values[WITH_GATE] = (common, k / (len(labels) - 1), 1.0)
             for what, (share, *yardsticks) in values.items():
                 numbers = share.double().numpy()
-                low, high = bootstrap_interval(numbers, n_boot=n_boot, seed=seed)
+                low, high = mean_interval(numbers, n_boot=n_boot, seed=seed)
                 rows.append((name, layer, what, numbers.mean(), low, high, len(numbers), *yardsticks, k))
             if can_probe and layer in probed:
                 # as they are: scaled to one size, the differences that part ties would be features

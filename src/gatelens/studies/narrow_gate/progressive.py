@@ -21,7 +21,7 @@ from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
 from gatelens.interventions import knockout
-from gatelens.measures.stats import summary
+from gatelens.measures.stats import CHANGE, summary
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card, Chart
@@ -176,7 +176,8 @@ def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
     table = answers.assign(metric=answers.task.map(rows.metric_of)).join(clean, on=asked)
     table["drop"] = table.clean - table.score
     scores = summary(table, place, n_boot=n_boot, seed=seed)
-    drops = summary(table, place, "drop", n_boot=n_boot, seed=seed, names=("drop", "drop_low", "drop_high"))
+    names = ("drop", "drop_low", "drop_high")
+    drops = summary(table, place, "drop", bounds=CHANGE, n_boot=n_boot, seed=seed, names=names)
     return scores.drop(columns="n").merge(drops, on=place)
 
 
@@ -232,7 +233,7 @@ def _caption(table: pd.DataFrame, layers: pd.DataFrame) -> str:
     text = (
         "Left: the text cannot read the gate (orange) or the image tokens (blue) from a layer on to the last; as long "
         "as the curve lies low, what it needs of the picture passes in that layer or later. Right: cut in "
-        f"{window} alone; it falls only where the layers before and after cannot make up for it. Bands: 95 % bootstrap "
+        f"{window} alone; it falls only where the layers before and after cannot make up for it. Bands: 95 % "
         "interval over examples. "
     )
     return text + " ".join(_says(row) for row in layers.to_dict("records"))

@@ -64,7 +64,7 @@ WORDS = {
         "cut after which the model does worse than guessing removes more than 100 %."
     ),
     "removed": (
-        "(unmodified − cut) / (unmodified − floor), in per cent with its paired bootstrap interval over the questions; "
+        "(unmodified − cut) / (unmodified − floor), in per cent with its interval over the questions, the cuts paired; "
         "the verdict of a kind follows the same rule as that of a task."
     ),
 }
@@ -237,7 +237,7 @@ def page(run: Run) -> list[Card]:
 def caption(shares: pd.DataFrame) -> str:
     """What the bars show, and the kinds by verdict."""
     text = (
-        "VQA accuracy by kind of question when the text can no longer read the named tokens. Whiskers: 95 % bootstrap "
+        "VQA accuracy by kind of question when the text can no longer read the named tokens. Whiskers: 95 % "
         "interval over questions; the dashed line is the best blind guess."
     )
     names = _names(shares)

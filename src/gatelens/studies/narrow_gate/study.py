@@ -18,6 +18,7 @@ from gatelens.studies.narrow_gate import finder, knockouts, meaning, progressive
 from gatelens.studies.narrow_gate.asking import REPEATS, as_asked, check_repeats, turned_kinds
 from gatelens.studies.narrow_gate.attention import section as attention
 from gatelens.studies.narrow_gate.drawing import section as drawing
+from gatelens.studies.narrow_gate.knockout_table import by_example
 from gatelens.studies.narrow_gate.modality_gap import section as modality_gap
 from gatelens.studies.narrow_gate.patching import section as patching
 from gatelens.studies.narrow_gate.steering import section as steering
@@ -112,6 +113,7 @@ STUDY = Study(
     draw=draw_tasks,
     verdict=conclude,
     comparable=lambda run: run.table("knockout"),
+    answers=lambda run: by_example(run.table("predictions")),
     always=("knockouts",),
     tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", INCONCLUSIVE: "none"},
     words=words,

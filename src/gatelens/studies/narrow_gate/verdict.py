@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gatelens.measures.stats import bootstrap_replicates
+from gatelens.measures.stats import drawn_means, middle
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.studies.gate_finder.verdict import FLIPS
-from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, metric_of
+from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, bounds_of, metric_of
 
 NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
 MOST = 0.5  # a knockout "removes most" when its interval lies above this share
@@ -39,7 +39,7 @@ def task_verdicts(
     """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the verdict.
 
     Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
-    verdict, why``; intervals are paired bootstrap intervals over examples (95 %). ``chances``: what a blind guesser
+    verdict, why``; intervals are over examples, the cuts paired (95 %). ``chances``: what a blind guesser
     scores in a task, below which its floor cannot lie.
     """
     rows = []
@@ -52,41 +52,34 @@ def task_verdicts(
         row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
         row |= {"none": none, "floor": max(floor, chance)}
         row["worth"] = row["none"] - row["floor"]
-        draws = _shares(scores, chance, n_boot, seed)
+        draws = _shares(drawn_means(*scores, bounds=bounds_of(task), n_boot=n_boot, seed=seed), chance)
         reason = ""
         if len(wide) < FEWEST:
             reason = f"only {len(wide)} examples (at least {FEWEST} are needed)"
-        elif row["worth"] < LEAST_ABOVE_FLOOR or np.percentile(draws["worth"], 2.5) <= 0:
+        elif row["worth"] < LEAST_ABOVE_FLOOR or middle(draws["worth"])[0] <= 0:
             reason = (
                 f"the unmodified {row['metric']} {row['none']:.2f} is too near the floor {row['floor']:.2f} "
                 "for a share of the difference to mean anything"
             )
         for name, left in (("gate", gate), ("image", image)):
             share = (none - left) / row["worth"] if row["worth"] > 0 else float("nan")
-            low, high = np.percentile(draws[name], [2.5, 97.5]) if not reason else (float("nan"),) * 2
-            row |= {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
+            low, high = middle(draws[name], around=share) if not reason else (float("nan"),) * 2
+            row |= {name: share, f"{name}_low": low, f"{name}_high": high}
         row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason else _judge(row, draws)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _shares(scores: list[np.ndarray], chance: float, n_boot: int, seed: int) -> dict[str, np.ndarray]:
-    """Bootstrap replicates of what the picture is worth and of both shares, on the same draws of examples."""
-    none, gate, image, floor = (
-        bootstrap_replicates(lambda drawn: drawn.mean(-1), values, n_boot=n_boot, seed=seed)
-        for values in scores
-    )
+def _shares(means: np.ndarray, chance: float) -> dict[str, np.ndarray]:
+    """What the picture is worth and the share that each cut removes, of draws of the four means."""
+    none, gate, image, floor = means
     worth = none - np.maximum(floor, chance)
-    whole = np.where(np.abs(worth) < 1e-9, np.nan, worth)
-    return {
-        "worth": worth,
-        "gate": np.nan_to_num((none - gate) / whole),
-        "image": np.nan_to_num((none - image) / whole),
-    }
+    whole = np.where(worth > 1e-9, worth, np.inf)  # where the picture is worth nothing, nothing is removed
+    return {"worth": worth, "gate": (none - gate) / whole, "image": (none - image) / whole}
 
 
 def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]:
-    apart = np.percentile(draws["gate"] - draws["image"], [2.5, 97.5])
+    apart = middle(draws["gate"] - draws["image"])
     most = "cutting {} removes most of what the picture is worth, cutting {} little"
     if row["gate_low"] > MOST and apart[0] > APART and row["image"] < MOST:
         return NARROW, most.format("the gate", "the image tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gatelens.measures.stats import IN_WORDS
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import METRICS, RESTRICTED
 
@@ -30,7 +31,7 @@ METHOD = {
         "Greedy caption of at most {caption} tokens; CIDEr-D as the COCO caption evaluation computes it, its "
         "factor 10 included (1.00 is often written 100), words split by a plain tokeniser."
     ),
-    "interval": "Percentile bootstrap over examples, 95 %. It has no width where all examples score alike.",
+    "interval": IN_WORDS,
     "verdict": (
         "Of the difference between the unmodified model and the floor (gate and image both cut; for classes "
         "at least chance), the share each knockout removes. Narrow: the gate's share lies above 50 %, the "

@@ -23,7 +23,7 @@ from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
 from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
 from gatelens.measures.answers import normalise_answer, vqa_accuracy
-from gatelens.measures.stats import bootstrap_replicates, replicate_interval
+from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval
 from gatelens.model import HookedVLM
 from gatelens.studies.examples import consecutive
 from gatelens.studies.whats_in_the_image.questions import kind_of, question_of
@@ -187,11 +187,11 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
 
     Args:
         answers: from :func:`answer_all`.
-        n_boot, seed: of the intervals. Pictures are drawn, with all their questions.
+        n_boot, seed: of the intervals, which are over pictures with all their questions.
 
     Returns:
         ``context, keep, accuracy, low, high, difference, difference_low, difference_high`` (to the full
-        context after the same prompt, on the same drawn pictures), ``same_answer`` (share of answers equal to
+        context after the same prompt, paired by picture), ``same_answer`` (share of answers equal to
         the full context's), ``tokens, nbytes`` (means over questions), ``seconds`` and ``seconds_before`` (an
         answer), ``n_pictures, n_questions``. Read bytes as ``row["nbytes"]``: pandas gives ``row.nbytes`` a
         meaning of its own. A context that is answered badly may take longer, its answers having no end.
@@ -205,15 +205,13 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
     of_picture = full.groupby("picture", sort=False).score.agg(["sum", "size"]).astype(float)
     n, right_in_full = of_picture["size"].to_numpy(), of_picture["sum"].to_numpy()
 
-    def interval(right: np.ndarray) -> tuple[float, float]:
-        return replicate_interval(bootstrap_replicates(_share, right, n, n_boot=n_boot, seed=seed))
-
     rows = []
     for name, part in answers.groupby("context", sort=False):
         part = part.reset_index(drop=True)
         right = part.groupby("picture", sort=False).score.sum().loc[of_picture.index].to_numpy(float)
-        low, high = interval(right)
-        difference_low, difference_high = interval(right - right_in_full)
+        low, high = _per_question(right, n, SHARE, n_boot, seed)
+        change, same_context = right - right_in_full, name == FULL
+        difference = (0.0, 0.0) if same_context else _per_question(change, n, CHANGE, n_boot, seed)
         same = part.prediction.map(normalise_answer) == full.prediction.map(normalise_answer)
         rows.append(
             {
@@ -223,8 +221,8 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
                 "low": low,
                 "high": high,
                 "difference": part.score.mean() - full.score.mean(),
-                "difference_low": difference_low,
-                "difference_high": difference_high,
+                "difference_low": difference[0],
+                "difference_high": difference[1],
                 "same_answer": same.mean(),
                 **part[["tokens", "nbytes", "seconds", "seconds_before"]].mean(),
                 "n_pictures": len(of_picture),
@@ -234,6 +232,16 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _share(right: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Right answers per question, of drawn pictures."""
-    return right.sum(axis=-1) / n.sum(axis=-1)
+def _per_question(
+    total: np.ndarray, n: np.ndarray, bounds: Bounds, n_boot: int, seed: int
+) -> tuple[float, float]:
+    """Interval of a mean over all questions, from each picture's sum over its ``n`` questions.
+
+    Pictures are the units. Where their numbers of questions differ, the ratio of the two means is made linear, as is
+    usual (Cochran, Sampling Techniques, 1977, ch. 6).
+    """
+    if (n == n[0]).all():
+        return mean_interval(total / n, bounds, n_boot=n_boot, seed=seed)
+    ratio, largest = total.sum() / n.sum(), n.max() / n.mean()
+    limits = (ratio + (bounds[0] - ratio) * largest, ratio + (bounds[1] - ratio) * largest)
+    return mean_interval(ratio + (total - ratio * n) / n.mean(), limits, n_boot=n_boot, seed=seed)

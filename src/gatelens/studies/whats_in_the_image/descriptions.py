@@ -174,7 +174,7 @@ def pooled_types(types: pd.DataFrame) -> pd.DataFrame:
 
 
 def localisation_table(hits: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """Means over named objects, by band of layers, with bootstrap intervals over objects.
+    """Means over named objects, by band of layers, with intervals over objects.
 
     Columns ``first, last, hit, hit_low, hit_high, chance, near, near_low, near_high, chance_near, mass, n``.
     """

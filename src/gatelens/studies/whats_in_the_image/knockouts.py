@@ -224,7 +224,7 @@ def _blocks(
         caption = (
             "Objects of the unmodified description that are still named, when query rows, generated rows or both "
             f"cannot see the image. Where a curve is high, what it cuts off is not needed any more.{shaded} Bands and "
-            "whiskers: 95 % bootstrap intervals."
+            "whiskers: 95 % intervals."
         )
         blocks.append(Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption))
     if window is not None and table.scope.isin([WITHIN, OUTSIDE]).any():

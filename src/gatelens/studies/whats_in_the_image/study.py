@@ -14,19 +14,20 @@ from gatelens.data.prompts import PAPER_DESCRIBE_PROMPT
 from gatelens.errors import DataError
 from gatelens.measures.judge import Judge, LLMJudge
 from gatelens.measures.objects import Vocabulary
+from gatelens.measures.stats import IN_WORDS
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Checks, Text, token_card
 from gatelens.runs import Run, fingerprint
 from gatelens.studies.options import MOST, AtLeastOne, CountsExamples, Says
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
-from gatelens.studies.study import Drawn, Study, StudyOptions
+from gatelens.studies.study import CELL, Drawn, Study, StudyOptions
 from gatelens.studies.whats_in_the_image import compressed_context, descriptions, knockouts
 from gatelens.studies.whats_in_the_image.configurations import FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
 from gatelens.studies.whats_in_the_image.planted import PLANTED
 from gatelens.studies.whats_in_the_image.questions import draw_questions
-from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, NO_LOG, CachedJudge
+from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, METRICS, NO_LOG, CachedJudge
 from gatelens.studies.whats_in_the_image.verdict import TONES, verdict
 
 PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own) and longest description
@@ -34,10 +35,7 @@ PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own
     "paper": ("<image>" + PAPER_DESCRIBE_PROMPT, 300),
 }
 WORDS = {
-    "interval": (
-        "Percentile bootstrap over pictures (for words: over words), 95 %. It has no width where all "
-        "score alike."
-    ),
+    "interval": f"Over pictures (for words: over words), {IN_WORDS}",
     "verdict": (
         "Of the F1 between the floor (image → both cut in all layers, at least that of another picture's "
         "description) and 1, the share a knockout keeps. Stored in the query tokens: with image → query "
@@ -194,6 +192,9 @@ def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
     return verdict(run.table("shares"), run.table("knockout"), run.json("window"), evidence, planted)
 
 
+CONTEXTS = {"how": "compressed context", "metric": "accuracy"}  # cells of the comparison of two runs
+
+
 def comparable(run: Run) -> pd.DataFrame:
     """F1 under every knockout, and accuracies from every context."""
     table = run.table("knockout")
@@ -201,7 +202,20 @@ def comparable(run: Run) -> pd.DataFrame:
     if not run.has("trade_off"):
         return table
     trade = run.table("trade_off").rename(columns={"context": "row", "accuracy": "mean", "n_questions": "n"})
-    return pd.concat([table, trade.assign(how="compressed context", metric="accuracy")], ignore_index=True)
+    return pd.concat([table, trade.assign(**CONTEXTS)], ignore_index=True)
+
+
+def answers(run: Run) -> pd.DataFrame:
+    """What these are the means of: F1 by picture, accuracy by picture asked about."""
+    texts = run.table("predictions")
+    tables = [
+        texts.assign(metric=metric, value=texts[METRICS[metric]]).dropna(subset="value")
+        for metric in (F1, AGAINST_TRUTH)
+    ]
+    if run.has("trade_off"):
+        asked = run.table("answers").rename(columns={"context": "row", "picture": "id", "score": "value"})
+        tables.append(asked.assign(**CONTEXTS))
+    return pd.concat(tables, ignore_index=True)[[*CELL, "id", "value"]].assign(bounded=True)
 
 
 def summary(run: Run) -> list[str]:
@@ -241,6 +255,7 @@ STUDY = Study(
     draw=draw,
     verdict=conclude,
     comparable=comparable,
+    answers=answers,
     always=("descriptions", "knockouts"),
     settings=settings,
     summary=summary,

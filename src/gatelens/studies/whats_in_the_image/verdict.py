@@ -10,13 +10,13 @@ the unmodified model, a knockout keeps ``(knocked out − floor) / (1 − floor)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gatelens.measures.stats import bootstrap_replicates, replicate_interval
+from gatelens.measures.stats import drawn_means, middle
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
@@ -68,7 +68,7 @@ def kept_shares(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFra
     """One row a ``how``: what each path, cut in all layers, leaves of what the picture is worth, and the verdict.
 
     Columns ``how, n, floor, worth, generated, generated_low, generated_high, query, query_low, query_high,
-    verdict, why``; intervals are paired bootstrap intervals over pictures (95 %).
+    verdict, why``; intervals are over pictures, the paths paired (95 %).
 
     Args:
         predictions: ``id, how, path, scope, f1, chance`` of the study; ``f1`` is missing where the unmodified
@@ -101,41 +101,30 @@ def _kept(scores: pd.DataFrame, n_boot: int, seed: int) -> dict[str, Any]:
     worth = 1 - floor
     row: dict[str, Any] = {"floor": floor, "worth": worth}
     draws = _draws(columns, n_boot, seed)
-    if not reason and (worth < LEAST_WORTH or replicate_interval(draws["worth"])[0] <= 0):
+    if not reason and (worth < LEAST_WORTH or middle(draws["worth"])[0] <= 0):
         reason = f"without sight of the image F1 is still {floor:.2f}: nothing to keep or lose"
     for name, values in (("generated", columns[0]), ("query", columns[1])):
         low = high = share = float("nan")
         if not reason:
             share = (values.mean() - floor) / worth
-            low, high = replicate_interval(draws[name])
+            low, high = middle(draws[name], around=share)
         row |= {name: share, f"{name}_low": low, f"{name}_high": high}
     row["verdict"], row["why"] = (INCONCLUSIVE, reason) if reason else _judge(row, draws)
     return row
 
 
 def _draws(columns: list[np.ndarray], n_boot: int, seed: int) -> dict[str, np.ndarray]:
-    """Bootstrap replicates of the picture's worth and of both shares, on the same draws of pictures."""
-
-    def worth(generated: np.ndarray, query: np.ndarray, both: np.ndarray, chance: np.ndarray) -> np.ndarray:
-        return 1 - np.maximum(both.mean(-1), chance.mean(-1))
-
-    def kept(index: int) -> Callable[..., np.ndarray]:
-        def share(*drawn: np.ndarray) -> np.ndarray:
-            whole = worth(*drawn)
-            return (drawn[index].mean(-1) - (1 - whole)) / np.where(np.abs(whole) < 1e-9, np.nan, whole)
-
-        return share
-
-    statistics = {"worth": worth, "generated": kept(0), "query": kept(1)}
-    return {
-        name: np.nan_to_num(bootstrap_replicates(statistic, *columns, n_boot=n_boot, seed=seed))
-        for name, statistic in statistics.items()
-    }
+    """Draws of the picture's worth and of both shares, on the same pictures."""
+    generated, query, both, chance = drawn_means(*columns, n_boot=n_boot, seed=seed)
+    floor = np.maximum(both, chance)
+    worth = 1 - floor
+    whole = np.where(worth > 1e-9, worth, np.inf)  # where the picture is worth nothing, nothing is kept
+    return {"worth": worth, "generated": (generated - floor) / whole, "query": (query - floor) / whole}
 
 
 def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]:
     """The verdict of one kind of knockout, and why."""
-    apart_low, apart_high = replicate_interval(draws["generated"] - draws["query"])
+    apart_low, apart_high = middle(draws["generated"] - draws["query"])
     if row["query_high"] < MOST and apart_low > APART:
         return (
             STORED,

@@ -93,7 +93,7 @@ def caption(table: pd.DataFrame) -> str:
         text += "" if apart(row, NONE, FOLLOWS) else ", no different"
     if apart(ALL_TEXT, NONE, BROKEN):
         text += f". With both cut off, {share(ALL_TEXT, BROKEN)} show the class asked for again"
-    return text + ". Whiskers: 95 % bootstrap interval over drawings; dashed: chance."
+    return text + ". Whiskers: 95 % interval over drawings; dashed: chance."
 
 
 def pictures(drawn: dict[str, Any]) -> Pictures:

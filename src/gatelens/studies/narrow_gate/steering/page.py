@@ -66,7 +66,7 @@ def cards(run: Run) -> list[Card]:
     caption = (
         "Left: dose 1 on the half that the directions were fitted on, by layer; the ring marks the layer chosen there. "
         "Right: the other half in that layer. Good steering is orange high, grey low, blue level. Bands: 95 % "
-        "bootstrap interval over pictures."
+        "interval over pictures."
     )
     blocks: list[Block] = [
         Chart("steering", partial(dose_curve, table, layers), caption),

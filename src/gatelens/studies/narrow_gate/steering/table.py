@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.captions import caption_words
-from gatelens.measures.stats import bootstrap_interval
+from gatelens.measures.stats import CHANGE, SHARE, mean_interval
 from gatelens.studies.narrow_gate.class_pairs import pair_name
 from gatelens.studies.narrow_gate.steering.directions import MEANS, NOTHING, RANDOM, REFERENCE
 
@@ -90,7 +90,8 @@ def summarise(
     def add(pair: str, dose: float, direction: str, measure: str, values: pd.Series) -> None:
         numbers = values.to_numpy(dtype=np.float64)
         if len(numbers):
-            low, high = bootstrap_interval(numbers, n_boot=n_boot, seed=seed)
+            bounds = CHANGE if measure == ABOVE else SHARE
+            low, high = mean_interval(numbers, bounds, n_boot=n_boot, seed=seed)
             layer = layers["last" if direction == REFERENCE else "gate"]
             rows.append((pair, layer, dose, direction, measure, numbers.mean(), low, high, len(numbers)))
 
