@@ -17,6 +17,7 @@ from torch import Tensor
 
 import gatelens as gl
 from gatelens import engine
+from gatelens.errors import GatelensError
 
 Job = Callable[[], Tensor]
 
@@ -82,7 +83,7 @@ def main() -> int:
         try:
             with torch.no_grad():
                 return torch.equal(by_kind[kind][number](), alone[kind][number])
-        except (RuntimeError, gl.GatelensError) as error:  # shapes of another thread's pass
+        except (RuntimeError, GatelensError) as error:  # shapes of another thread's pass
             print(f"{kind}: {str(error).splitlines()[0]}")
             return False
 

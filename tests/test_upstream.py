@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import DynamicCache
+from transformers import ChameleonForConditionalGeneration, DynamicCache
 
+import gatelens as gl
 from gatelens.model import HookedVLM
+from gatelens.shipped_organisms import organism_folder
 from tiny_models import make_chameleon, make_llava, make_llava_processor, make_picture
 
 sys.path.append(str(Path(__file__).parent / "families"))
@@ -145,6 +147,30 @@ def test_transformers_own_cache_forgets_what_left_the_window() -> None:
         given = hf(**tensors, use_cache=True, past_key_values=DynamicCache()).past_key_values
     assert [layer.keys.shape[2] for layer in past.layers] == [window - 1, window - 1, n]
     assert [layer.keys.shape[2] for layer in given.layers] == [n, n, n]
+
+
+@pytest.mark.organism
+def test_chameleon_codes_pictures_otherwise_in_bfloat16() -> None:
+    """The VQ encoder runs in the model's dtype, and near ties between codes turn; the text model itself is close."""
+    examples = gl.data.load("emoji-scenes").examples("class", limit=6)
+    whole, half = (gl.HookedVLM.from_pretrained("organism:gated", dtype=d) for d in ("float32", "bfloat16"))
+    plain = ChameleonForConditionalGeneration.from_pretrained(organism_folder("gated"), dtype=torch.bfloat16)
+    here, there = (
+        m.prepare([e.image for e in examples], [e.prompt for e in examples]) for m in (whole, half)
+    )
+    with torch.no_grad():
+        codes, others = (
+            model.hf.model.get_image_tokens(inputs.tensors["pixel_values"]).long()
+            for model, inputs in ((whole, here), (half, there))
+        )
+        assert torch.equal(others, plain.model.get_image_tokens(there.tensors["pixel_values"]).long())
+        assert 0.02 < (codes != others).float().mean() < 0.3
+        ids = here.tensors["input_ids"].clone()
+        ids[ids == whole.layout.placeholder_id] = codes.flatten()
+        clean = whole(here)[:, -1]
+        shown = clean > -1e4  # logits of image tokens are masked out
+        gap = [(clean - half(one)[:, -1].float())[shown].abs().max() for one in (there, half.inputs(ids))]
+    assert gap[1] < 0.25 < 0.5 < gap[0]
 
 
 def test_a_blocks_aliases_are_fixed_when_it_is_made() -> None:
