@@ -63,7 +63,7 @@ class VLMInputs:
 
     def select(self, examples: slice | Sequence[int]) -> VLMInputs:
         """Some of the examples. Rows of ``pixel_values`` follow the example their picture belongs to."""
-        chosen = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
+        chosen = self.tokens.examples(examples)
         pictures = any(self.tokens.image_sizes[e] for e in chosen)
         tensors: dict[str, Tensor] = {}
         for name, value in self.tensors.items():

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, Reach, as_indices, prompt_only, select
-from gatelens.interventions.cached import cached_values
-from gatelens.interventions.hooks import Span
+from gatelens.interventions.arguments import Heads, Layers, as_indices, check_vector, shown
+from gatelens.interventions.base import Reach, prompt_only, select
+from gatelens.interventions.cached import cached_values, check_same_model
+from gatelens.interventions.hooks import Edit, Span
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
 from gatelens.tokens import SelectorLike, TokenMap
 
@@ -33,6 +34,10 @@ class Ablate(SiteEdit):
     with_: Replacement = field(default="zero", kw_only=True)
     over: SelectorLike | None = field(default=None, kw_only=True)
     reference: Any = field(default=None, kw_only=True, repr=False)
+
+    def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
+        check_same_model(self.reference, cfg, self, "take the mean of it yourself and give it as with_=")
+        return super().edits(tokens, cfg, span)
 
     def prepare(self, tokens: TokenMap) -> _Means | None:
         """Where the mean is taken; None without one."""
@@ -126,8 +131,10 @@ def ablate(
             a mean over nothing, or over the one position it would replace.
     """
     check_site(site)
-    if not isinstance(with_, Tensor) and with_ not in ("zero", "mean"):
-        raise InterventionError(f"with_={with_!r} is unknown; say 'zero', 'mean' or give a tensor")
+    if isinstance(with_, Tensor):
+        check_vector(with_, "with_")
+    elif not isinstance(with_, str) or with_ not in ("zero", "mean"):
+        raise InterventionError(f"with_={shown(with_)} is unknown; say 'zero', 'mean' or give a tensor")
     if (over is not None or reference is not None) and not _is_mean(with_):
         raise InterventionError("over= and reference= go with with_='mean'")
     if reference is not None and getattr(reference, "tokens", None) is None:

@@ -7,44 +7,18 @@ An intervention names positions (selectors), layers, perhaps heads, and a site. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from gatelens.errors import InterventionError
+from gatelens.interventions.arguments import Indices
 from gatelens.interventions.hooks import CompiledHooks, Edit, HookPair, Span
 from gatelens.tokens import Role, SelectorLike, TokenMap
-
-Indices: TypeAlias = tuple[int, ...] | slice | None
-Layers: TypeAlias = int | Iterable[int] | slice | None
-Heads: TypeAlias = int | Iterable[int] | slice | None
-
-
-def as_indices(value: Layers | Heads, word: str) -> Indices:
-    """Normalise ``layers=`` or ``heads=``: None and slices stay, ints and iterables become a sorted tuple.
-
-    Raises:
-        InterventionError: nothing in it, or something that is not an integer.
-    """
-    if value is None or isinstance(value, slice):
-        return value
-    value = value.tolist() if hasattr(value, "tolist") else value  # tensors and numpy arrays
-    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    for item in items:
-        if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise InterventionError(
-                f"{word}={value!r}: {item!r} is no {word[:-1]} number; give an int, several ints, a range "
-                "or a slice"
-            )
-    if not items:
-        raise InterventionError(
-            f"{word} is empty, so nothing would happen; leave the intervention out (None in a sweep's grid)"
-        )
-    return tuple(sorted({int(item) for item in items}))
 
 
 def resolve_indices(value: Indices, n: int | None, word: str, owner: object) -> tuple[int, ...]:
@@ -79,6 +53,14 @@ def config_number(cfg: Any, name: str) -> int | None:
     """An integer of the TransformerLens config; None when there is no config or it does not say."""
     value = getattr(cfg, name, None)
     return None if value is None else int(value)
+
+
+def check_tokens(tokens: object) -> None:
+    """Raise :class:`InterventionError` for what is no token map."""
+    if not isinstance(tokens, TokenMap):
+        raise InterventionError(
+            f"tokens is a {type(tokens).__name__}: give the TokenMap of the inputs, inputs.tokens"
+        )
 
 
 def select(tokens: TokenMap, selector: SelectorLike, owner: object) -> Bool[Tensor, "batch pos"]:
@@ -185,6 +167,7 @@ class Intervention(ABC):
         Raises:
             InterventionError: it selects nothing, or cannot act as written.
         """
+        check_tokens(tokens)
         span = Span(0, tokens.n_pos)
         return list(CompiledHooks(self.edits(tokens, cfg, span), span).pairs)
 

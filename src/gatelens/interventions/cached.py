@@ -23,6 +23,17 @@ _BRIDGE_NAMES = {
 }
 
 
+def check_same_model(cache: Any, cfg: Any, owner: object, fix: str) -> None:
+    """Refuse a cache of another model: its activations mean something else there, also where shapes are equal.
+
+    Raises:
+        InterventionError: it is of another one, and the message ends with ``fix``. Nothing is known without ``cfg``.
+    """
+    source = getattr(cache, "vlm", None)
+    if cfg is not None and source is not None and source.cfg is not cfg:
+        raise InterventionError(f"{owner!r}: the cache is of another model, {source!r}; {fix}")
+
+
 def cached_values(
     cache: Any,
     site: str,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Intervention
+from gatelens.interventions.arguments import shown
+from gatelens.interventions.base import Intervention, check_tokens
 from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
 from gatelens.interventions.knockouts import knockout_edits, split_knockouts
 from gatelens.tokens import TokenMap
@@ -24,10 +25,10 @@ def as_interventions(specs: Any) -> list[Intervention]:
         return []
     if isinstance(specs, Intervention):
         return [specs]
-    if isinstance(specs, Iterable) and not isinstance(specs, str | dict | Tensor):
+    if isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping | Tensor):
         return [one for group in specs for one in as_interventions(group)]
     raise InterventionError(
-        f"{specs!r} is no intervention; make one with gl.knockout, gl.patch, gl.steer or gl.ablate"
+        f"{shown(specs)} is no intervention; make one with gl.knockout, gl.patch, gl.steer or gl.ablate"
     )
 
 
@@ -45,6 +46,7 @@ def compile_hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> CompiledHook
     Raises:
         InterventionError: an intervention selects nothing or cannot act as written.
     """
+    check_tokens(tokens)
     span = Span(0, tokens.n_pos)
     knockouts, others = split_knockouts(as_interventions(specs))
     edits = knockout_edits(knockouts, tokens, cfg, span)

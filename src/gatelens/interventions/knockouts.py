@@ -20,13 +20,10 @@ from torch import Tensor
 
 from gatelens.bridge.masked_attention import BlockedEntries
 from gatelens.errors import InterventionError
+from gatelens.interventions.arguments import Heads, Indices, Layers, as_indices, check_choice
 from gatelens.interventions.base import (
-    Heads,
-    Indices,
     Intervention,
-    Layers,
     Reach,
-    as_indices,
     check_selected,
     config_number,
     first_position,
@@ -82,10 +79,7 @@ def knockout(
             the model lacks, for a selection without one (query, key) pair that attention reads, and for
             ``"mask"`` knockouts which together leave a row nothing to attend to.
     """
-    if how not in _HOOK:
-        raise InterventionError(
-            f"how={how!r} is unknown; say how='mask' (renormalises) or how='zero' (does not)"
-        )
+    check_choice(how, {"mask": "renormalises", "zero": "does not"}, "how")
     return Knockout(
         queries, keys, layers=as_indices(layers, "layers"), heads=as_indices(heads, "heads"), how=how
     )

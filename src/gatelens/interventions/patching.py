@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, as_indices, prompt_only, select
-from gatelens.interventions.cached import cached_values
+from gatelens.interventions.arguments import Heads, Layers, as_flag, as_indices
+from gatelens.interventions.base import prompt_only, select
+from gatelens.interventions.cached import cached_values, check_same_model
+from gatelens.interventions.hooks import Edit, Span
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
 from gatelens.tokens import SelectorLike, TokenMap
 
@@ -54,11 +56,18 @@ class Patch(SiteEdit):
     cache: Any = field(default=None, kw_only=True, repr=False)
     source: SelectorLike | None = field(default=None, kw_only=True)
     broadcast: bool = field(default=False, kw_only=True, repr=False)
+    other_model: bool = field(default=False, kw_only=True, repr=False)
 
     reach = SiteEdit.reach  # what it writes does not depend on this run
 
     def places(self, tokens: TokenMap) -> Bool[Tensor, "batch pos"]:
         return prompt_only(tokens, select(tokens, self.at, self))
+
+    def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
+        if not self.other_model:
+            fix = "take it from this one's run_with_cache, or say other_model=True if that is meant"
+            check_same_model(self.cache, cfg, self, fix)
+        return super().edits(tokens, cfg, span)
 
     def pairs(self, tokens: TokenMap) -> PatchPairs:
         """Who is patched from whom, in the order it is done; prints as a table.
@@ -118,7 +127,7 @@ class Patch(SiteEdit):
         if values.shape != old.shape:
             raise InterventionError(
                 f"{self!r}: the cached activation holds {tuple(values.shape[1:])} a position, this model's "
-                f"{tuple(old.shape[1:])}; patch between runs of one model"
+                f"{tuple(old.shape[1:])}; patch between models of one width"
             )
         return values
 
@@ -131,6 +140,7 @@ def patch(
     heads: Heads = None,
     source: SelectorLike | None = None,
     broadcast: bool = False,
+    other_model: bool = False,
 ) -> Patch:
     """Replace activations at ``at`` by those of another run, position for position by their place in the
     selection.
@@ -147,10 +157,11 @@ def patch(
         heads: at ``q``, ``z`` (query heads), ``k``, ``v`` (key-value heads): only those.
         source: selector in the cached prompt; None is the same as ``at``.
         broadcast: let a single source position serve every position of ``at``.
+        other_model: let the cache be of another model, whose activations have the same shapes.
 
     Raises:
         InterventionError: unknown site; a cache without ``.tokens``. When run: selections of different size,
-            or an activation the cache does not hold.
+            an activation the cache does not hold, or a cache of another model without ``other_model``.
     """
     check_site(site)
     if getattr(cache, "tokens", None) is None:
@@ -163,7 +174,8 @@ def patch(
         site,
         cache=cache,
         source=source,
-        broadcast=broadcast,
+        broadcast=as_flag(broadcast, "broadcast"),
+        other_model=as_flag(other_model, "other_model"),
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
     )

@@ -32,8 +32,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import InterventionError
+from gatelens.interventions.arguments import Indices, shown
 from gatelens.interventions.base import (
-    Indices,
     Intervention,
     Reach,
     check_selected,
@@ -57,15 +57,17 @@ _HEADS = {"q": "n_heads", "z": "n_heads", "k": "n_key_value_heads", "v": "n_key_
 
 def check_site(site: str) -> None:
     """Raise :class:`InterventionError` for a site that is none of :data:`SITES`."""
-    if site in ("scores", "pattern"):
-        raise InterventionError(f"site={site!r} is edited with knockout(..., how='mask' or 'zero')")
+    if not isinstance(site, str) or site not in (*SITES, "scores", "pattern"):
+        raise InterventionError(f"site={shown(site)} is unknown; the sites are {', '.join(SITES)}")
     if site not in SITES:
-        raise InterventionError(f"site={site!r} is unknown; the sites are {', '.join(SITES)}")
+        raise InterventionError(f"site={site!r} is edited with knockout(..., how='mask' or 'zero')")
 
 
 def hook_name(site: str, layer: int) -> str:
     """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``."""
     check_site(site)
+    if type(layer) is not int or layer < 0:
+        raise InterventionError(f"layer {shown(layer)} is none: give a number from 0 on")
     if site in _HEADS:
         return f"blocks.{layer}.attn.hook_{site}"
     return f"blocks.{layer}.{_INSIDE.get(site, 'hook_' + site)}"

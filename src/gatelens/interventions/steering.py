@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.base import Heads, Layers, as_indices
+from gatelens.interventions.arguments import Heads, Layers, as_flag, as_indices, as_number, check_vector
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
 from gatelens.tokens import SelectorLike
 
@@ -59,35 +59,38 @@ def steer(
         heads: at ``q k v z``: only those heads.
 
     Raises:
-        InterventionError: unknown site, or a direction that is no tensor, has length 0 with ``normalize``,
-            or does not fit the site (found when it is run).
+        InterventionError: unknown site, or a direction that is no tensor of finite real numbers, has length 0
+            with ``normalize``, or does not fit the site (found when it is run).
     """
     check_site(site)
+    as_flag(normalize, "normalize")
+    vectors: Any
     if isinstance(direction, Mapping):
+        as_indices(direction.keys(), "layers of direction")
         layers = tuple(direction) if layers is None else layers
-        vectors: Any = {int(layer): _unit(vector, normalize) for layer, vector in direction.items()}
+        vectors = {
+            int(layer): _unit(vector, normalize, f"direction of layer {layer}")
+            for layer, vector in direction.items()
+        }
     else:
-        vectors = _unit(direction, normalize)
+        vectors = _unit(direction, normalize, "direction")
     return Steer(
         at,
         site,
         direction=vectors,
-        scale=float(scale),
+        scale=as_number(scale, "scale"),
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
     )
 
 
-def _unit(vector: Any, normalize: bool) -> Tensor:
-    if not isinstance(vector, Tensor):
-        raise InterventionError(
-            f"direction is a {type(vector).__name__}; give a tensor, or a dict of layer to tensor"
-        )
+def _unit(vector: Any, normalize: bool, word: str) -> Tensor:
+    check_vector(vector, word)
     if not normalize:
         return vector
     length = vector.norm(dim=-1, keepdim=True)
     if not (length > 0).all():
         raise InterventionError(
-            "direction has length 0 and cannot be normalised; give another, or normalize=False"
+            f"{word} has length 0 and cannot be normalised; give another, or normalize=False"
         )
     return vector / length

@@ -66,9 +66,14 @@ def entropy(pos: int = -1) -> Metric:
 
 def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
     """KL(reference ‖ run) of the next-token distributions in nats: how far a run moved from it."""
-    before = _at(reference, pos).detach().log_softmax(dim=-1)
+    before = _at(reference, pos, "reference").detach().log_softmax(dim=-1)
 
     def read(row: _Row) -> Float[Tensor, " batch"]:
+        if before.shape[-1] != row.shape[-1] or len(before) not in (1, len(row)):
+            raise GatelensError(
+                f"the reference at one position has shape {tuple(before.shape)}, the logits {tuple(row.shape)}: give "
+                "logits of the same prompts, or of one, in the same model"
+            )
         after = row.log_softmax(dim=-1)
         expected = before.to(after)
         # Some families give tokens they never write a logit of -inf: those count nothing.
@@ -80,6 +85,9 @@ def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
 def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:
     """The metric that reads the logits of one position."""
 
+    if type(pos) is not int:
+        raise GatelensError(f"pos={pos!r:.60}: give one position, a whole number; -1 is the last")
+
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         return read(_at(logits, pos))
 
@@ -88,19 +96,34 @@ def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]
     return metric
 
 
-def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int) -> _Row:
-    if logits.ndim != 3:
+def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int, word: str = "logits") -> _Row:
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise GatelensError(f"a metric takes {word} of shape (batch, pos, d_vocab), not {given}")
+    n_pos = logits.shape[1]
+    if type(pos) is not int or not -n_pos <= pos < n_pos:
         raise GatelensError(
-            f"a metric takes logits of shape (batch, pos, d_vocab), not {tuple(logits.shape)}"
+            f"pos={pos!r:.60} is none of the {n_pos} positions of the {word}: give a whole number"
         )
     row = logits[:, pos]
     return row if row.dtype == torch.float64 else row.float()
 
 
 def _ids(value: TokenIds, word: str) -> Int[Tensor, " one_or_batch"]:
-    ids = torch.as_tensor(value).detach().cpu()
-    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 1 or ids.numel() == 0:
-        raise GatelensError(f"{word}={value!r}: give a token id, or one id for each example")
+    try:
+        ids = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        ids = torch.empty(0)  # refused below
+    if (
+        ids.dtype == torch.bool
+        or ids.is_floating_point()
+        or ids.is_complex()
+        or ids.ndim > 1
+        or not len(ids.view(-1))
+    ):
+        given = " ".join(f"{value!r:.60}".split())
+        word_for = ", e.g. model.to_single_token('cat')" if isinstance(value, str) else ""
+        raise GatelensError(f"{word}={given}: give a token id{word_for}, or one id for each example")
     return ids.reshape(-1).long()
 
 

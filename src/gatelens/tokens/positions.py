@@ -141,8 +141,10 @@ class Image:
 
 
 def _bound(name: str, masks: Masks) -> Any:
+    if not isinstance(masks, Mapping):
+        raise SelectorError(f"masks is a {type(masks).__name__}: give a dict, {{'{name}': mask}}")
     if name not in masks:
-        given = ", ".join(sorted(masks)) or "none"
+        given = ", ".join(sorted(map(str, masks))) or "none"
         raise SelectorError(
             f"no pixel mask named '{name}' (given: {given}): give the mask that "
             f"tokens.mask(selector, masks={{'{name}': array}}) returns"
@@ -162,7 +164,10 @@ def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) ->
         )
     out = torch.zeros_like(candidates)
     for b, pixels in enumerate(per_example):
-        array = np.asarray(pixels, dtype=bool)
+        array = np.asarray(pixels)
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise SelectorError(f"mask '{name}' holds other than numbers: give one True or False a pixel")
+        array = array.astype(bool)
         if array.ndim != 2:
             raise SelectorError(
                 f"mask '{name}' has shape {array.shape}: give [height, width] in picture pixels"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,13 @@ class Selection:
         """Raises SelectorError naming the word that cannot be read."""
         if not isinstance(text, str):
             raise SelectorError(f"selector {text!r:.80} is a {type(text).__name__}: give text")
+        text = re.sub(r"\s", " ", text)  # messages are one line
+        if not text.isprintable():
+            raise SelectorError(
+                f"selector {text!a:.80} has characters that cannot be printed: leave them out"
+            )
         try:
-            return _parse(re.sub(r"\s", " ", text))  # messages are one line
+            return _parse(text)
         except (RecursionError, MemoryError):
             raise _too_deep(text) from None
 
@@ -221,6 +227,8 @@ def _image_atom(match: re.Match[str], word: str, text: str) -> Image:
                 f"'{word}' in selector '{text}': write box(x0,y0,x1,y1), four numbers in pixels"
             )
         x0, y0, x1, y1 = (float(g) for g in numbers.groups())
+        if not all(math.isfinite(edge) for edge in (x0, y0, x1, y1)):
+            raise SelectorError(f"'{word}' in selector '{text}' has an edge that is not finite: give pixels")
         if x1 <= x0 or y1 <= y0:
             raise SelectorError(f"'{word}' in selector '{text}' is an empty box: give x0 < x1 and y0 < y1")
         return Image(index, box=(x0, y0, x1, y1))

@@ -104,11 +104,31 @@ class TokenMap:
 
     def positions(self, selector: SelectorLike, example: int = 0) -> list[int]:
         """Absolute positions a selector names in one example, ascending."""
-        return self.mask(selector)[example].nonzero().flatten().tolist()
+        (row,) = self.examples([example])
+        return self.mask(selector)[row].nonzero().flatten().tolist()
+
+    def examples(self, which: slice | Sequence[int]) -> list[int]:
+        """The numbers of examples of this batch, 0 ≤ i < batch; negative ones count from its end.
+
+        Raises SelectorError for none, and for one that is not there.
+        """
+        n = self.batch_size
+        given: Any = which.tolist() if hasattr(which, "tolist") else which
+        try:
+            numbers = list(range(n))[given] if isinstance(given, slice) else list(given)
+        except (TypeError, ValueError):
+            numbers = []
+        for number in numbers:
+            if isinstance(number, bool) or not hasattr(number, "__index__") or not -n <= number < n:
+                raise SelectorError(f"example {number!r:.60} is not in the batch: it has {n}, counted from 0")
+        if not numbers or isinstance(which, str | bytes | Mapping):
+            raise SelectorError(f"{which!r:.60} names no example: give a slice or numbers from 0 to {n - 1}")
+        return [int(number) % n for number in numbers]
 
     def extend(self, n_generated: int, strings: Sequence[Sequence[str]] | None = None) -> TokenMap:
         """This map with ``n_generated`` positions of role ``generated`` on its right."""
-
+        if type(n_generated) is not int or n_generated < 0:
+            raise SelectorError(f"n_generated={n_generated!r:.60}: give a whole number from 0 on")
         grown: dict[str, Any] = {}
         for name, value in _GENERATED.items():
             tensor = getattr(self, name)
@@ -120,7 +140,7 @@ class TokenMap:
 
     def select(self, examples: slice | Sequence[int]) -> TokenMap:
         """The map of some of the examples."""
-        rows = list(range(self.batch_size))[examples] if isinstance(examples, slice) else list(examples)
+        rows = self.examples(examples)
         return dataclasses.replace(
             self,
             **{name: getattr(self, name)[rows] for name in _GENERATED},
