@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
+from gatelens.model import HookedVLM
 from intervention_helpers import prompts
 
 
@@ -104,3 +106,22 @@ def test_batches_that_do_not_fit(tiny: Any, batch: Any) -> None:
 def test_a_cache_under_the_bridges_own_names_will_do(tiny: Any, batch: Any) -> None:
     clean, cache = tiny.run_with_cache(batch, "blocks.1.hook_in")
     assert torch.equal(run(tiny, batch, gi.patch(cache, "image", layers=1)), clean)
+
+
+def test_another_model_is_patched_from_only_when_that_is_said(tiny: Any, batch: Any, oracle: Any) -> None:
+    """Equal shapes do not make a cache fit; said, its activations arrive as they are."""
+    hf = copy.deepcopy(oracle)
+    for weight in hf.parameters():
+        weight.data *= 1.1
+    other = HookedVLM.from_module(hf, tiny.processor)
+    name = "blocks.1.hook_resid_pre"
+    _, cache = other.run_with_cache(batch, name)
+    with pytest.raises(
+        InterventionError, match=r"the cache is of another model, HookedVLM.*other_model=True"
+    ):
+        run(tiny, batch, gi.patch(cache, "image", layers=1))
+    meant = gi.patch(cache, "image", layers=1, other_model=True)
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=meant.hooks(batch.tokens, tiny.cfg))
+    image = batch.tokens.mask("image")
+    assert torch.equal(after[name][image], cache[name][image])
+    assert (after[name][image] - tiny.run_with_cache(batch, name)[1][name][image]).abs().max() > 0.01
