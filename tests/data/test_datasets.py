@@ -1,8 +1,10 @@
 """Data sets: what a study gets, and what bad data says."""
 
+import csv
 import json
 
 import easy_vqa
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,9 +40,10 @@ def test_easy_vqa_is_the_package_s_own():
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "data").mkdir()
     for name in ("a.png", "b.png"):
-        Image.new("RGB", (20, 10), "red").save(tmp_path / name)
-    return tmp_path
+        Image.new("RGB", (20, 10), "red").save(tmp_path / "data" / name)
+    return tmp_path / "data"
 
 
 def test_a_folder_with_csv(folder):
@@ -70,14 +73,92 @@ def test_a_folder_with_jsonl_and_own_prompts(folder):
     assert found.examples("caption")[0].prompt == "<image>say it"
 
 
+def test_a_row_gives_every_task_it_has_columns_for(folder):
+    """A label beside a caption is no less a label."""
+    rows = [
+        {"image": "a.png", "label": "cat", "caption": "a cat", "kind": "pet"},
+        {"image": "b.png", "label": "dog", "question": "what?", "answer": "dog", "captions": ["x", "y"]},
+        {"image": "b.png", "label": "pig", "caption": "only a fact", "task": "class"},
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = data.load(folder)
+    assert found.tasks == ("class", "vqa", "caption") and found.classes == ("cat", "dog", "pig")
+    got = {task: [(e.id, e.answers) for e in found.examples(task)] for task in found.tasks}
+    assert got == {
+        "class": [("1-class", ("cat",)), ("2-class", ("dog",)), ("3", ("pig",))],
+        "vqa": [("2-vqa", ("dog",))],
+        "caption": [("1-caption", ("a cat",)), ("2-caption", ("x", "y"))],
+    }
+    prompts = [found.examples(task)[0].prompt for task in found.tasks]
+    assert prompts == ["<image>this is a", "<image>what? answer:", "<image>describe the image."]
+    assert found.examples("class")[0].meta["kind"] == "pet" and found.skipped == []
+    (folder / "data.jsonl").unlink()
+    (folder / "data.csv").write_text("image,label,caption\na.png,cat,a cat\n")
+    assert data.load(folder).tasks == ("class", "caption")
+
+
+ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"  # all of which str.splitlines splits at
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_each_row_is_read_as_it_was_written(folder, ends, mark):
+    cells = [
+        ODD,
+        'he said "so", twice',
+        "two" + ends + "lines",
+        "x" * 131_072,
+        "[laughs]",
+        "[1, 2]",
+        '["a", "b | c"]',
+    ]
+    written = [("a.png", cell) for cell in cells]
+    with (folder / "data.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(mark)
+        csv.writer(file, lineterminator=ends).writerows(
+            [("image", "caption"), *written, (), ("b.png", "last")]
+        )
+    found = data.load(folder).examples("caption")
+    wanted = [(cell,) for cell in cells[:5]] + [("1", "2"), ("a", "b | c"), ("last",)]
+    assert [e.answers for e in found] == wanted
+    assert [e.id for e in found] == ["1", "2", "3", "4", "5", "6", "7", "9"]  # the empty row counts
+    (folder / "data.csv").unlink()
+    lines = [json.dumps({"image": "a.png", "caption": cell}, ensure_ascii=False) for cell in cells]
+    (folder / "data.jsonl").write_bytes((mark + ends.join(lines) + ends).encode())
+    assert [e.answers for e in data.load(folder).examples("caption")] == wanted[:7]
+
+
+def test_objects_and_masks(folder):
+    mask = np.zeros((10, 20), bool)
+    mask[2:5, 3:9] = True
+    Image.fromarray(mask).save(folder / "m.png")
+    values = {"image": "a.png", "caption": "a cup", "objects": ["cup", "mug"], "masks": {"cup": "m.png"}}
+    (folder / "data.jsonl").write_text(json.dumps(values))
+    (example,) = data.load(folder).examples("caption")
+    assert example.meta["objects"] == ("cup", "mug") and np.array_equal(example.meta["masks"]["cup"], mask)
+    (folder / "data.jsonl").unlink()
+    with (folder / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([values, [*list(values.values())[:2], "cup|mug", '{"cup": "m.png"}']])
+    (example,) = data.load(folder).examples("caption")
+    assert example.meta["objects"] == ("cup", "mug") and np.array_equal(example.meta["masks"]["cup"], mask)
+
+
+def test_links_within_a_folder_and_folders_below_it(folder):
+    (folder / "below").mkdir()
+    (folder / "below" / "c.png").symlink_to(folder / "a.png")
+    (folder / "data.csv").write_text("image,label\nbelow/c.png,cat\nbelow/../b.png,dog\n")
+    (folder.parent / "linked").symlink_to(folder)
+    assert len(data.load(folder.parent / "linked").examples("class")) == 2
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,label\na.png,\n", "row 1 has no 'label'"),
+        ("image,label\na.png,\n", "row 1: no 'label'"),
         ("image,label\nzzz.png,cat\n", "row 1: no picture 'zzz.png'"),
-        ("image,label\na.png,x\n,cat\n", "row 2 has no 'image'"),
+        ("image,label\na.png,x\n,cat\n", "row 2: no 'image'"),
         ("image,task,label\na.png,sing,cat\n", "unknown task 'sing'"),
-        ("image,task,answer\na.png,vqa,x\n", "row 1 has no 'question'"),
+        ("image,task,answer\na.png,vqa,x\n", "row 1: no 'question'"),
     ],
 )
 def test_a_bad_row_is_named(folder, table, message):
@@ -90,7 +171,7 @@ def test_a_bad_row_is_named(folder, table, message):
 def test_an_unreadable_picture_is_named_with_its_row(folder):
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "data.csv").write_text("image,label\na.png,x\nb.png,y\n")
-    with pytest.raises(DataError, match=r"row 2: .*b\.png is no readable picture"):
+    with pytest.raises(DataError, match=r"row 2: .*b\.png' is no readable picture"):
         data.load(folder).examples("class")
 
 

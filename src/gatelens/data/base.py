@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from gatelens.errors import DataError
+
+Result = TypeVar("Result")
 
 TASKS = ("class", "vqa", "caption", "draw")
 
@@ -96,8 +98,47 @@ def check_split(name: str, split: str) -> None:
         raise DataError(f"{name} has no split {split!r}; use 'train' or 'test'")
 
 
-def note_bad_row(skipped: list[dict[str, Any]], name: str, row: int, why: str) -> None:
-    """List a row that the data set ``name`` leaves out, once however often it is met."""
-    bad_row = {"data": name, "row": row, "why": why}
-    if bad_row not in skipped:
-        skipped.append(bad_row)
+class BadRows:
+    """What a data set does with its bad rows: the first is an error that names it, or all are left out and listed.
+
+    Args:
+        data: the data set's name.
+        called: what an error calls a row, from its number.
+        skip: leave them out.
+
+    Attributes:
+        skipped: those left out so far: ``{"data", "row", "why"}``, each once however often it is met.
+    """
+
+    def __init__(self, data: str, called: Callable[[int], str], skip: bool):
+        self.data, self.called, self.skip = data, called, skip
+        self.skipped: list[dict[str, Any]] = []
+
+    def unless_bad(self, number: int, make: Callable[..., Result], *arguments: Any) -> Result | None:
+        """What ``make`` makes of a row; None where the row is bad (a ValueError) and bad rows are left out.
+
+        Raises:
+            DataError: the row is bad and bad rows are not left out; or ``make``'s own, which is no fault of the row.
+        """
+        try:
+            return make(*arguments)
+        except DataError:
+            raise
+        except ValueError as error:
+            why = _shortened(str(error))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            why = f"not in the form of this data set ({type(error).__name__}: {_shortened(str(error))})"
+        if not self.skip:
+            raise DataError(
+                f"{self.called(number)}: {why}; fix it, or skip bad rows with --skip-bad (skip_bad=True)"
+            )
+        bad_row = {"data": self.data, "row": number, "why": why}
+        if bad_row not in self.skipped:
+            self.skipped.append(bad_row)
+        return None
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    """A text as one line, cut where a table has put a book into a cell."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[:most] + "…"

@@ -1,33 +1,55 @@
 """A user's own folder: pictures and one table of text, ``data.csv`` or ``data.jsonl``.
 
-Columns: ``image`` (a file in the folder), ``task`` (class, vqa or caption; may be left out when it shows from
-the columns), ``question`` (vqa), ``answer`` or ``answers`` (vqa; several as a JSON list or separated by ``|``),
-``caption`` or ``captions``, ``label`` (class), and ``prompt`` to replace the default wording.
+A row is about one picture and gives an example for each task whose columns it fills:
+
+| column | what it holds |
+|---|---|
+| ``image`` | a file in the folder |
+| ``label`` | the class (task ``class``), with other names for it as for answers |
+| ``question``, ``answers`` (or ``answer``) | task ``vqa``; several answers as a JSON list, or with ``|`` between them |
+| ``captions`` (or ``caption``) | task ``caption``; several as for answers |
+| ``task`` | the only task the row is for, where it is not for all that it could give |
+| ``prompt`` | in place of the task's own wording |
+| ``objects`` | names of what is in the picture; several as for answers |
+| ``masks`` | a JSON object from names to picture files in the folder, not black where the object is |
+
+Any other column is a fact of the examples, in ``meta``. Whatever else a row holds is an error with its number.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
+from PIL import Image
 
 from gatelens.data import prompts
-from gatelens.data.base import Example, check_drawn, note_bad_row
-from gatelens.data.json_lines import read_json_lines, read_text
-from gatelens.errors import DataError, InputError
-from gatelens.pictures import load_image
+from gatelens.data.base import BadRows, Example, check_drawn
+from gatelens.data.tables import Row, json_object, named, read_csv, read_json_lines
+from gatelens.errors import DataError, did_you_mean
+from gatelens.pictures import load_image, load_mask
 
-Result = TypeVar("Result")
 TABLES = ("data.csv", "data.jsonl")
-_ANSWER_COLUMNS = {
-    "class": ("label",),
-    "vqa": ("answers", "answer"),
-    "caption": ("captions", "caption"),
-}
+_ANSWERS = {"class": "label", "vqa": "answers", "caption": "captions"}
+_ALSO = {"answer": "answers", "caption": "captions"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row that is checked but for its pictures."""
+
+    number: int
+    tasks: tuple[str, ...]
+    values: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
 
 class Folder:
@@ -38,17 +60,23 @@ class Folder:
 
     def __init__(self, path: str | Path, skip_bad: bool = False):
         self.path = Path(path)
-        self.name = self.path.name
-        self.skip_bad = skip_bad
-        self.skipped: list[dict[str, Any]] = []
-        table = next((self.path / t for t in TABLES if (self.path / t).exists()), None)
-        if table is None:
+        self.name = self.path.resolve().name
+        tables = [self.path / name for name in TABLES if (self.path / name).exists()]
+        if not tables:
             raise DataError(f"{self.path} has no {' or '.join(TABLES)}; put one beside the pictures")
-        self._table = table
-        checked = [self._unless_bad(number, self._check, number, row) for number, row in _read(table)]
-        self._rows = [row for row in checked if row is not None]
-        self.tasks = tuple(t for t in _ANSWER_COLUMNS if any(r["task"] == t for r in self._rows))
-        labels = {r["answers"][0] for r in self._rows if r["task"] == "class"}
+        if len(tables) > 1:
+            raise DataError(f"{self.path} has both {' and '.join(TABLES)}; keep one")
+        self._table, self._root = tables[0], os.path.realpath(self.path)
+        self._bad = BadRows(self.name, lambda number: f"{self._table.name} row {number}", skip_bad)
+        self.skipped = self._bad.skipped
+        parse, lines = self._lines()
+        read = [self._bad.unless_bad(number, self._checked, number, parse, line) for number, line in lines]
+        self._rows = [row for row in read if row is not None]
+        if not self._rows:
+            why = f"all {len(read)} rows are bad, the first: {self.skipped[0]['why']}" if read else "no rows"
+            raise DataError(f"{self._table} gives no example ({why}); give a row for each picture")
+        self.tasks = tuple(task for task in _ANSWERS if any(task in row.tasks for row in self._rows))
+        labels = {row.values["label"][0] for row in self._rows if "class" in row.tasks}
         self.classes: tuple[str, ...] = tuple(sorted(labels))
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
@@ -58,93 +86,166 @@ class Folder:
             DataError: no row has this task, or a picture cannot be read (named with its row).
         """
         check_drawn(self.name, limit, seed)
-        rows = [r for r in self._rows if r["task"] == task]
+        rows = [row for row in self._rows if task in row.tasks]
         if not rows:
-            raise DataError(
-                f"{self._table} has no row for task {task!r}; it has {', '.join(self.tasks) or 'none'}"
-            )
+            raise DataError(f"{self._table} has no row for task {task!r}; it has {', '.join(self.tasks)}")
         if limit is not None and limit < len(rows):
             chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])
             rows = [rows[i] for i in chosen]
-        examples = [self._unless_bad(r["number"], self._example, r) for r in rows]
-        return [e for e in examples if e is not None]
+        made = [self._bad.unless_bad(row.number, self._example, row, task) for row in rows]
+        return [example for example in made if example is not None]
 
-    def _unless_bad(self, number: int, make: Callable[..., Result], *arguments: Any) -> Result | None:
-        """What ``make`` makes of a row; None when the row is bad and bad rows are left out."""
-        try:
-            return make(*arguments)
-        except DataError as error:
-            if not self.skip_bad:
-                raise
-            note_bad_row(self.skipped, self.name, number, str(error))
-            return None
-
-    def _check(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
-        where = f"{self._table.name} row {number}"
-        if not row.get("image"):
-            raise DataError(f"{where} has no 'image'; name a picture in {self.path}")
-        if not (self.path / str(row["image"])).is_file():
-            raise DataError(f"{where}: no picture {row['image']!r} in {self.path}")
-        task = row.get("task") or _guess_task(row)
-        if task not in _ANSWER_COLUMNS:
-            raise DataError(f"{where}: unknown task {task!r}; use {', '.join(_ANSWER_COLUMNS)}")
-        answers = next((_listed(row[c]) for c in _ANSWER_COLUMNS[task] if row.get(c)), ())
-        if not answers:
+    def _lines(self) -> tuple[Callable[[Any], Row], Sequence[tuple[int, Any]]]:
+        """The table's rows as they lie, with their numbers, and what reads one."""
+        if self._table.suffix == ".jsonl":
+            return json_object, read_json_lines(self._table)
+        columns, rows = read_csv(self._table)
+        if "image" not in columns:
+            there = ", ".join(map(repr, columns))[:100]
             raise DataError(
-                f"{where} has no {' or '.join(map(repr, _ANSWER_COLUMNS[task]))}, which task {task} needs"
+                f"{self._table} has no column 'image' (its first row: {there}); name the columns there, with commas "
+                "between them"
             )
-        if task == "vqa" and not (row.get("question") or row.get("prompt")):
-            raise DataError(f"{where} has no 'question', which task vqa needs")
-        return {**row, "task": task, "answers": answers, "number": number}
+        return partial(named, columns), rows
 
-    def _example(self, row: dict[str, Any]) -> Example:
-        task = row["task"]
-        default = {
+    def _checked(self, number: int, parse: Callable[[Any], Row], line: Any) -> _Row:
+        """Raises ValueError with the reason a row is bad."""
+        values, facts = _values(parse(line))
+        if "image" not in values:
+            raise ValueError(f"no 'image'; name a picture in {self.path}")
+        for name in (values["image"], *values.get("masks", {}).values()):
+            self._inside(name)
+        return _Row(number, _tasks(values), values, facts)
+
+    def _inside(self, name: str) -> Path:
+        """A file of the folder, which may not lead out of it: a table may come from anywhere."""
+        path = self.path / name
+        end = os.path.realpath(path)
+        if Path(name).is_absolute() or not Path(end).is_relative_to(self._root):
+            raise ValueError(f"{name!r} leads out of {self.path}; copy the file into the folder")
+        if not os.path.isfile(path):
+            raise ValueError(f"no picture {name!r} in {self.path}")
+        return path
+
+    def _example(self, row: _Row, task: str) -> Example:
+        values = row.values
+        image = load_image(self._inside(values["image"]), "picture")
+        masks = {name: self._mask(name, file, image) for name, file in values.get("masks", {}).items()}
+        question = values.get("question", "")
+        wording = {
             "class": prompts.CLASS_PROMPT,
             "caption": prompts.CAPTION_PROMPT,
-            "vqa": prompts.QUESTION_PROMPT.format(question=row.get("question")),
-        }[task]
-        prompt = row.get("prompt") or default
-        path = self.path / row["image"]
-        try:
-            image = load_image(path)
-        except InputError:
-            raise DataError(
-                f"{self._table.name} row {row['number']}: {path} is no readable picture; replace it or remove the row"
-            ) from None
+            "vqa": prompts.QUESTION_PROMPT,
+        }
+        prompt = values.get("prompt") or wording[task].replace("{question}", question)
+        answers = values[_ANSWERS[task]]
         return Example(
             image=image,
             prompt=prompt if "<image>" in prompt else "<image>" + prompt,
-            answers=row["answers"],
+            answers=answers,
             task=task,
-            id=str(row["number"]),
-            label=row["answers"][0] if task == "class" else None,
-            meta={k: v for k, v in row.items() if k not in ("answers", "number")},
+            id=f"{row.number}-{task}" if len(row.tasks) > 1 else str(row.number),
+            label=answers[0] if task == "class" else None,
+            meta={**row.facts, **values, **({"masks": masks} if masks else {})},
         )
 
-
-def _read(table: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(row number, row) pairs; numbers count from 1 as a person would, the header of a CSV not counted."""
-    if table.suffix == ".csv":
-        return list(enumerate(csv.DictReader(read_text(table).splitlines()), start=1))
-    return read_json_lines(table, line_word="row")
-
-
-def _guess_task(row: dict[str, Any]) -> str:
-    if row.get("question"):
-        return "vqa"
-    if row.get("caption") or row.get("captions"):
-        return "caption"
-    return "class"
+    def _mask(self, name: str, file: str, image: Image.Image) -> Bool[np.ndarray, "height width"]:
+        mask = load_mask(self._inside(file), f"mask of {name!r}")
+        if mask.shape != image.size[::-1]:
+            raise ValueError(
+                f"the mask of {name!r} is {mask.shape[1]}x{mask.shape[0]}, its picture {image.width}x{image.height}"
+            )
+        return mask
 
 
-def _listed(value: Any) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(str(v) for v in value)
-    text = str(value).strip()
-    if text.startswith("["):
-        try:
-            return tuple(str(v) for v in json.loads(text))
-        except json.JSONDecodeError:
-            pass
-    return tuple(part.strip() for part in text.split("|") if part.strip())
+def _values(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of a row that are filled: those with a meaning here, read; and the others as they are."""
+    values: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for column, value in row.items():
+        name = _ALSO.get(column, column)
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+            continue
+        if name not in _READERS:
+            near = "" if "_" in column else did_you_mean(column.lower(), [*_READERS, *_ALSO], cutoff=0.8)
+            if near:
+                raise ValueError(f"nothing reads a column {column!r}{near}")
+            facts[column] = value
+        elif name in values:
+            raise ValueError(f"both {name!r} and {name[:-1]!r}; keep one")
+        else:
+            try:
+                values[name] = _READERS[name](value)
+            except ValueError as error:
+                raise ValueError(f"{column!r} is {error}") from error
+    return values, facts
+
+
+def _tasks(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks a row is for."""
+    able, only = [task for task, column in _ANSWERS.items() if column in values], values.get("task")
+    if only is not None and only not in _ANSWERS:
+        raise ValueError(f"unknown task {only!r}; use {', '.join(_ANSWERS)}")
+    if only is not None and only not in able:
+        raise ValueError(f"no {_ANSWERS[only]!r}, which task {only} needs")
+    tasks = tuple(able) if only is None else (only,)
+    if not tasks:
+        raise ValueError(f"no {' or '.join(map(repr, _ANSWERS.values()))}, so nothing is right")
+    if only is None and "question" in values and "vqa" not in tasks:
+        raise ValueError("a 'question' without 'answers'")
+    prompt = values.get("prompt")
+    if "vqa" in tasks and "question" not in values and prompt is None:
+        raise ValueError("no 'question', which task vqa needs")
+    if prompt is not None and len(tasks) > 1:
+        raise ValueError(f"one 'prompt' for {' and '.join(tasks)}; say in 'task' which it is for")
+    asked = [prompt] if prompt is not None else [values["question"]] if "vqa" in tasks else []
+    if any(words.count("<image>") > 1 for words in asked):
+        raise ValueError("more than one <image> for one picture")
+    return tasks
+
+
+def _text(value: Any) -> str:
+    """The text of a cell. Raises ValueError, with what it is instead."""
+    if not isinstance(value, str):
+        kind = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+        raise ValueError(f"{kind.get(type(value), 'a number')}, no text")
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("text with a NUL or half a character in it")
+    return value
+
+
+def _names(value: Any, numbers: tuple[type, ...] = (int, float)) -> tuple[str, ...]:
+    """One text or several: a list, a list as JSON, or with ``|`` between them; ``numbers`` count as text."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        with suppress(ValueError, RecursionError):  # a text may begin with a bracket
+            value = json.loads(value)
+    parts = value if isinstance(value, list) else value.split("|") if isinstance(value, str) else [value]
+    texts = [str(p) if isinstance(p, numbers) and not isinstance(p, bool) else _text(p) for p in parts]
+    names = tuple(text.strip() for text in texts if text.strip())
+    if not names or (isinstance(value, list) and len(names) < len(texts)):
+        raise ValueError("a list with an empty text")
+    return names
+
+
+def _files(value: Any) -> dict[str, str]:
+    """Names of files by name of object."""
+    try:
+        files = json_object(value) if isinstance(value, str) else value
+    except ValueError:
+        files = None
+    if not isinstance(files, dict):
+        raise ValueError('no JSON object of files: give {"cup": "cup-mask.png"}')
+    return {_text(name): _text(file) for name, file in files.items()}
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "image": _text,
+    "task": _text,
+    "prompt": _text,
+    "question": _text,
+    "answers": _names,
+    "captions": _names,
+    "label": _names,
+    "objects": partial(_names, numbers=()),
+    "masks": _files,
+}

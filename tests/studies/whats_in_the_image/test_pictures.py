@@ -30,7 +30,7 @@ def test_truth(tmp_path: Path) -> None:
     twice = masks_of(example(objects=["dog", "dog"], masks=[left, ~left]))
     assert twice["dog"].all()
     Image.fromarray((255 * left).astype(np.uint8)).save(tmp_path / "m.png")
-    assert (masks_of(example(masks={"dog": "m.png"}), tmp_path)["dog"] == left).all()
+    assert (masks_of(example(masks={"dog": tmp_path / "m.png"}))["dog"] == left).all()
     assert masks_of(example()) == {}
     for meta, match in (
         ({"masks": {"dog": "none.png"}}, "no such file"),
@@ -38,4 +38,4 @@ def test_truth(tmp_path: Path) -> None:
         ({"objects": ["dog"], "masks": [left, left]}, "2 masks for 1 objects"),
     ):
         with pytest.raises(GatelensError, match=match):
-            masks_of(example(**meta), tmp_path)
+            masks_of(example(**meta))

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gatelens.data.base import Example, check_drawn, check_task, note_bad_row
+from gatelens.data.base import BadRows, Example, check_drawn, check_task
 from gatelens.data.hub import coco_objects
 from gatelens.data.hub.entries import ENTRIES, Entry
 from gatelens.data.hub.fields import synonyms
@@ -52,10 +52,10 @@ class HubDataset:
         self.name = self.entry.name
         self.tasks: tuple[str, ...] = (self.entry.task,)
         self.split = split or self.entry.split
-        self.skip_bad = skip_bad
-        self.skipped: list[dict[str, Any]] = []
         self._seed_classes = seed_classes
         self.where, self.rows = self._open(where)
+        self._bad = BadRows(self.name, self._row_name, skip_bad)
+        self.skipped = self._bad.skipped
         self._columns = self._match_columns()
 
     def examples(self, task: str, limit: int | None = None, seed: int = 42) -> list[Example]:
@@ -74,7 +74,7 @@ class HubDataset:
         n_read = 0
         for number, row in self.rows.read(order, needed):
             n_read += 1
-            example = self._checked(number, row)
+            example = self._bad.unless_bad(number, self._example, number, row)
             if example is not None:
                 examples[number] = example
         if not examples:
@@ -154,7 +154,8 @@ class HubDataset:
 
     @cached_property
     def _labels(self) -> list[Any]:
-        return self._column("label")
+        """The labels, None for what can be none."""
+        return [label if isinstance(label, (str, int)) else None for label in self._column("label")]
 
     @cached_property
     def _label_names(self) -> Mapping[Any, str]:
@@ -191,23 +192,8 @@ class HubDataset:
             )
         return coco_objects.category_names(seen) if seen else None
 
-    def _checked(self, number: int, row: Row) -> Example | None:
-        """The example of a row; None for a bad row that is to be skipped."""
-        try:
-            return self._example(number, row)
-        except DataError:
-            raise
-        except ValueError as error:
-            why = " ".join(str(error).split())
-        except (KeyError, TypeError, IndexError) as error:
-            why = f"not in the form of this data set ({type(error).__name__}: {' '.join(str(error).split())})"
-        if not self.skip_bad:
-            raise DataError(
-                f"{self.name} row {number} of {self.split} in {self.where} (counted from 0): {why}; fix it, or skip "
-                "bad rows with --skip-bad (skip_bad=True)"
-            )
-        note_bad_row(self.skipped, self.name, number, why)
-        return None
+    def _row_name(self, number: int) -> str:
+        return f"{self.name} row {number} of {self.split} in {self.where} (counted from 0)"
 
     def _example(self, number: int, row: Row) -> Example:
         values = self._values(row)
@@ -237,8 +223,8 @@ class HubDataset:
             role: next((row[n] for n in names if row.get(n) is not None), None)
             for role, names in self._columns.items()
         }
-        if "label" in values and values["label"] in self._label_names:
-            values["label"] = self._label_names[values["label"]]
+        if isinstance(values.get("label"), (str, int)):
+            values["label"] = self._label_names.get(values["label"], values["label"])
         if "objects" in values:
             numbered = bool(coco_objects.category_numbers(values["objects"]))
             values["category_names"] = self._category_names if numbered else None

@@ -12,7 +12,9 @@ def texts(value: Any, keys: Sequence[str]) -> list[Any]:
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except RecursionError:
+            raise ValueError("JSON nested too deeply") from None
+        except ValueError:
             return [value]
     if isinstance(value, Mapping):
         value = next((value[k] for k in keys if k in value), None)
@@ -22,14 +24,21 @@ def texts(value: Any, keys: Sequence[str]) -> list[Any]:
         return [value]
     if not isinstance(value, Sequence) and not hasattr(value, "__iter__"):
         return [value]
-    return [
+    given = [
         next((one[k] for k in keys if k in one), None) if isinstance(one, Mapping) else one for one in value
     ]
+    odd = next((i for i, one in enumerate(given) if isinstance(one, (Mapping, list))), None)
+    if odd is not None:
+        raise ValueError(f"entry {odd + 1} of {len(given)} is no text")
+    return given
 
 
 def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The people's answers to a question; an empty one among them counts as given by nobody."""
-    if not str(row.get("question") or "").strip():
+    question = row.get("question") or ""
+    if not isinstance(question, str):
+        raise ValueError("the question is no text")
+    if not question.strip():
         raise ValueError("no question")
     given = texts(row["answers"], ("answer", "raw"))
     answers = tuple(str(a) for a in given if a is not None and str(a).strip())
@@ -62,7 +71,9 @@ def class_names(row: Mapping[str, Any]) -> tuple[str, ...]:
     """A class and its synonyms: ImageNet writes ``tench, Tinca tinca``."""
     if row["label"] is None or row["label"] == -1:  # -1 marks the unlabelled test split
         raise ValueError("no label")
-    names = synonyms(str(row["label"]))
+    if not isinstance(row["label"], str):
+        raise ValueError("the label is no text")
+    names = synonyms(row["label"])
     if not names:
         raise ValueError("no label")
     return names

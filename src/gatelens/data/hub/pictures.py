@@ -75,7 +75,7 @@ def picture_source(
         if isinstance(path, str) and path:
             names.append(path)
     for file in _candidates(names, base, folder):
-        if file.is_file():
+        if os.path.isfile(file):
             return file.read_bytes
     address = next((name for name in names if name.startswith(_ADDRESS)), address)
     if address is None:
@@ -84,11 +84,19 @@ def picture_source(
 
 
 def _candidates(names: Sequence[str], base: Path | None, folder: str) -> Iterator[Path]:
-    """The files that a picture of one of these names may be."""
-    if base is not None:
-        for name in names:
-            if not name.startswith(_ADDRESS):
-                yield from (base / below / name for below in ("", folder, "images"))
+    """The files that a picture of one of these names may be; below ``base``, as a table may come from anywhere.
+
+    Links are followed: the hub's own cache is made of them.
+    """
+    for name in names:
+        if base is not None and not name.startswith(_ADDRESS):
+            for below in ("", folder, "images"):
+                path = Path(below, name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise ValueError(
+                        f"the picture {str(path)!r} leads out of {base}; copy it beside the table"
+                    )
+                yield base / path
 
 
 def fetch(address: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gatelens.data.hub.rows import IndexedRows, ParquetRows, Row, Rows, StreamedRows, hub_library, undecoded
-from gatelens.data.json_lines import read_json_lines
+from gatelens.data.tables import json_object, read_json_lines
 from gatelens.errors import DataError
 from gatelens.hub_errors import hub_reason, one_line
 
@@ -127,11 +127,17 @@ def _from_files(files: Sequence[Path], base: Path, label: str) -> Rows:
         raise DataError(
             f"{label}: {files[0]} is neither {' nor '.join(TABLES)}; give one of these or a folder"
         )
-    try:
-        rows = [row for file in files for _, row in read_json_lines(file)]
-    except DataError as error:
-        raise DataError(f"{label}: {error}") from error
-    return IndexedRows(rows, base)
+    return IndexedRows([row for file in files for row in _from_json_lines(file, label)], base)
+
+
+def _from_json_lines(file: Path, label: str) -> list[Row]:
+    rows = []
+    for number, line in read_json_lines(file):
+        try:
+            rows.append(json_object(line))
+        except ValueError as error:
+            raise DataError(f"{label}: {file.name} line {number}: {error}; fix the line") from error
+    return rows
 
 
 def _from_coco(files: Sequence[Path], split: str, base: Path, label: str) -> Rows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,6 @@ class PictureBatch(Batch):
         examples: pictures and prompts.
         max_new_tokens: the longest description.
         vocabulary: the objects to look for.
-        folder: where files of masks are.
         segmenter: gives masks where the data has none.
         shown: ids of the pictures in the report.
     """
@@ -76,7 +74,6 @@ class PictureBatch(Batch):
     examples: Sequence[Example]
     max_new_tokens: int
     vocabulary: Vocabulary
-    folder: Path | None
     segmenter: Segmenter | None
     shown: frozenset[str]
 
@@ -85,11 +82,9 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """All pictures."""
     options, drawn = setup.options, setup.drawn["pictures"]
     vocabulary = options.vocabulary or vocabulary_of(setup.data, drawn)
-    folder, shown = getattr(setup.data, "path", None), frozenset(e.id for e in drawn[:SHOWN])
+    shown = frozenset(e.id for e in drawn[:SHOWN])
     return [
-        PictureBatch(
-            f"{number:04d}", start, part, options.longest, vocabulary, folder, options.segmenter, shown
-        )
+        PictureBatch(f"{number:04d}", start, part, options.longest, vocabulary, options.segmenter, shown)
         for number, start, part in setup.batched_by_length(drawn)
     ]
 
@@ -115,7 +110,7 @@ def measure(model: HookedVLM, batch: PictureBatch) -> Tables:
 
 def _masks(batch: PictureBatch, example: Example, text: str) -> Masks:
     """The data's masks, else those of the segmenter for the objects a text names."""
-    masks = masks_of(example, batch.folder)
+    masks = masks_of(example)
     if masks or batch.segmenter is None:
         return masks
     names = batch.vocabulary.objects(text)

@@ -75,25 +75,23 @@ def objects_in(example: Example) -> list[str] | None:
     return list(dict.fromkeys(str(getattr(o, "name", o)).strip() for o in objects))
 
 
-def masks_of(example: Example, folder: Path | None = None) -> Masks:
+def masks_of(example: Example) -> Masks:
     """Mask of each object by name, several of one name together; empty where the data has none.
 
-    ``meta["masks"]``: arrays in the order of ``meta["objects"]``, or by name arrays or files (of ``folder``; what is
-    not black is the object).
+    ``meta["masks"]``: arrays in the order of ``meta["objects"]``, or by name; also the paths of their files.
 
     Raises:
         DataError: masks that do not fit the objects or the picture.
-        InputError: a file that cannot be read.
     """
     masks = example.meta.get("masks")
     if masks is None or len(masks) == 0:
         return {}
     if isinstance(masks, Mapping):
-        return _joined([(str(name), mask) for name, mask in masks.items()], example, folder)
+        return _joined([(str(name), mask) for name, mask in masks.items()], example)
     names = [str(getattr(o, "name", o)) for o in example.meta.get("objects", ())]
     if len(names) != len(masks):
         raise DataError(f"example {example.id!r} has {len(masks)} masks for {len(names)} objects")
-    return _joined(list(zip(names, masks, strict=True)), example, folder)
+    return _joined(list(zip(names, masks, strict=True)), example)
 
 
 def segmented(segmenter: Segmenter, example: Example, names: Sequence[str]) -> Masks:
@@ -103,7 +101,7 @@ def segmented(segmenter: Segmenter, example: Example, names: Sequence[str]) -> M
         DataError: a mask that does not fit the picture.
     """
     assert example.image is not None
-    return _joined(list(segmenter(example.image, names).items()), example, None)
+    return _joined(list(segmenter(example.image, names).items()), example)
 
 
 def mask_box(mask: np.ndarray) -> list[float]:
@@ -114,23 +112,17 @@ def mask_box(mask: np.ndarray) -> list[float]:
     return [round(float(e), 4) for e in edges]
 
 
-def _joined(named: Sequence[tuple[str, Any]], example: Example, folder: Path | None) -> Masks:
+def _joined(named: Sequence[tuple[str, Any]], example: Example) -> Masks:
     """The masks by name; those of one name are one."""
     assert example.image is not None
     shape = (example.image.height, example.image.width)
     out: dict[str, np.ndarray] = {}
     for name, given in named:
-        mask = _read(given, example, folder)
+        is_file = isinstance(given, (str, Path))
+        mask = load_mask(given, f"mask of {name!r}") if is_file else np.asarray(given, dtype=bool)
         if mask.shape != shape:
             raise DataError(
                 f"example {example.id!r}: the mask of {name!r} is {mask.shape}, its picture {shape} (height, width)"
             )
         out[name] = out[name] | mask if name in out else mask
     return out
-
-
-def _read(given: Any, example: Example, folder: Path | None) -> np.ndarray:
-    """An array, or what is in its file."""
-    if not isinstance(given, (str, Path)):
-        return np.asarray(given, dtype=bool)
-    return load_mask((folder or Path()) / given, f"example {example.id!r}: mask")
