@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from gatelens import input_preparation
+from gatelens.bridge.folding import fold_final_norm
 from gatelens.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from gatelens.families import Family, Layout
 from gatelens.hooked_model import HookPoints, ModelLock
@@ -26,8 +27,7 @@ REFUSED = {
     "boot_tl_legacy": "use HookedVLM.from_pretrained(name) or from_module(hf_model)",
     "check_model_support": "see gatelens.families.all_families(), or `gatelens models`",
     "list_supported_models": "see gatelens.families.all_families(), or `gatelens models`",
-    "enable_compatibility_mode": "it rewrites weights; gatelens applies the final norm as it is",
-    "process_weights": "it rewrites weights; gatelens applies the final norm as it is",
+    "process_weights": "it rewrites every layer's weights; enable_compatibility_mode() folds the final norm alone",
     "init_weights": "it is for models that TransformerLens builds itself; make the transformers model anew",
     "hf_generate": "use generate(inputs, ...); without hooks, model.hf.generate(**inputs.tensors) is transformers' own",
     "generate_stream": "use generate(inputs, ..., return_type='ids'), which gives all tokens and the map of them",
@@ -151,6 +151,21 @@ class VLMBridge(TransformerBridge):
         return input_preparation.prepare(self, images, text, chat=False)
 
     # --- weights
+
+    def enable_compatibility_mode(self, **options: Any) -> None:
+        """Fold the final norm into the unembedding, which is what TransformerLens' direct logit attribution asks for.
+
+        Logits stay what they are, to rounding. Nothing else is changed; a tied unembedding is untied.
+
+        Raises:
+            ModelError: an option was given, or the norm cannot be folded.
+        """
+        if options:
+            raise ModelError(f"{', '.join(options)}: enable_compatibility_mode() takes no options for a VLM")
+        with self.lock:
+            if not self.compatibility_mode:
+                fold_final_norm(self)
+            self.compatibility_mode = True
 
     def parameters(self, recurse: bool = True) -> Iterator[Any]:
         """Those of the whole model, tower and projector included."""

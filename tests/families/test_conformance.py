@@ -285,8 +285,11 @@ def test_attributions_of_transformer_lens_sum_to_the_logits(built: Built) -> Non
     want = logits[..., right] - logits[..., wrong]
     attrs = cache.logit_attrs(cache.decompose_resid(), right, wrong).sum(0)
     torch.testing.assert_close(attrs, want, atol=1e-4, rtol=0)
+    folded = built.wrap(built.plain)
+    folded.enable_compatibility_mode()
+    torch.testing.assert_close(folded(inputs), logits, atol=1e-4, rtol=0)
     for unit in ("component", "head"):
-        found = direct_logit_attribution(built.model, inputs, right, wrong, unit=unit)
+        found = direct_logit_attribution(folded, inputs, right, wrong, unit=unit)
         torch.testing.assert_close(found.attribution.sum(0), want[:, -1], atol=1e-4, rtol=0)
     # capped logits too: a single logit is the one sum that shows its cap
     single = cache.logit_attrs(cache.decompose_resid(pos_slice=-1), right, pos_slice=-1).sum(0)
