@@ -154,10 +154,9 @@ class HookPoints:
                 raise InterventionError(f"hook '{spelled}' never fires: call model.set_{switch}(True) first")
             reason = self.unread.get(spelled) if way == "fwd" else None
             hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
-            names = None if spelled == point.name else [spelled]
-            added.append(
-                (point, point.add_hook(hook_fn, way, is_permanent, prepend=prepend, alias_names=names))
-            )
+            handle = point.add_hook(_named(hook_fn, spelled, point), way, is_permanent, prepend=prepend)
+            handle.user_hook = hook_fn
+            added.append((point, handle))
         return added
 
     @contextmanager
@@ -186,6 +185,27 @@ class HookPoints:
                     handle.hook.remove()
                     for handles in (point.fwd_hooks, point.bwd_hooks):
                         handles[:] = [other for other in handles if other is not handle]
+
+
+class NamedPoint:
+    """A hook point as a hook sees it: by the name it was asked for, else the point itself."""
+
+    def __init__(self, name: str, point: HookPoint) -> None:
+        self.name, self._point = name, point
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._point, name)
+
+    def layer(self) -> int:
+        """The layer in the name."""
+        return int(self.name.split(".")[1])
+
+
+def _named(fn: HookFn, name: str, point: HookPoint) -> HookFn:
+    if name == point.name:
+        return fn
+    seen = NamedPoint(name, point)
+    return lambda tensor, hook: fn(tensor, hook=seen)
 
 
 def check_room(model: HookedModel, position_ids: Int[Tensor, "*stream batch pos"], new: int = 0) -> None:
