@@ -43,13 +43,24 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old one or the whole new one, never a part."""
-    with _written_beside(path, data) as temporary:
+    with written_whole(path) as temporary:
+        _write(temporary, data)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden file to write to, which takes the name ``path`` when the block ends without an error."""
+    with _beside(path) as temporary:
+        yield temporary
+        with open(temporary, "rb") as opened:
+            os.fsync(opened.fileno())
         os.replace(temporary, path)
 
 
 def write_new(path: Path, data: bytes) -> bool:
     """Write a file that is not there yet, whole or not at all; whether this writer was the first."""
-    with _written_beside(path, data) as temporary:
+    with _beside(path) as temporary:
+        _write(temporary, data)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -104,12 +115,11 @@ def is_partial(file: Path) -> bool:
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """The data in a file of another name in the same folder; it goes when the block ends."""
+def _beside(path: Path) -> Iterator[Path]:
+    """A name for a file in the same folder; the file goes when the block ends."""
     temporary = _hidden(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, data)
         yield temporary
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror}") from error

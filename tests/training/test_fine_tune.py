@@ -17,7 +17,7 @@ from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.training import OthersGate, fine_tune
 from gatelens.training.batches import IGNORED, training_batch
-from gatelens.training.loop import loss_of, schedule
+from gatelens.training.loop import Checkpoint, loss_of, schedule
 from study_helpers import TinyData
 from tiny_models import make_chameleon_processor, make_llava_processor
 
@@ -105,7 +105,7 @@ def test_documents_predict_the_answer_and_its_end_and_nothing_else(
 def test_a_training_cut_short_goes_on_to_the_same_weights(
     fresh: HookedVLM, oracle: Any, examples: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"steps": 4, "batch_size": 4, "lr": 1e-2, "warmup": 1, "save_every": 2, "progress": False}
+    settings = {"steps": 4, "batch_size": 4, "lr": 1e-2, "warmup": 1, "save_every": 0, "progress": False}
     start = {k: v.clone() for k, v in weights(fresh).items()}
     log = fine_tune(fresh, examples, GATE, **settings)
     through = {k: v.clone() for k, v in weights(fresh).items()}
@@ -128,11 +128,40 @@ def test_a_training_cut_short_goes_on_to_the_same_weights(
         fine_tune(fresh, examples, GATE, out=tmp_path, **settings)
     monkeypatch.setattr(module, "loss_of", real)
     put_weights(fresh, start)
+    calls.clear()
+    monkeypatch.setattr(module, "loss_of", lambda *args: (calls.append(1), real(*args))[1])
     again = fine_tune(fresh, examples, GATE, out=tmp_path, **settings)
+    assert len(calls) == 1  # a checkpoint after each step
     assert again.loss.tolist() == log.loss.tolist()
     assert all(torch.equal(v, through[k]) for k, v in weights(fresh).items())
     with pytest.raises(OutputError, match="other settings \\(lr\\)"):
         fine_tune(fresh, examples, GATE, out=tmp_path, **{**settings, "lr": 1e-3})
+
+
+def test_checkpoints_are_written_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every ten seconds, and seldom enough that writing takes a tenth of the time at most."""
+    now = 0.0
+    monkeypatch.setattr("gatelens.training.loop.time.monotonic", lambda: now)
+    checkpoint = Checkpoint(tmp_path, {}, every=10.0)
+    now = 9.0
+    assert not checkpoint.due()
+    now = 10.0
+    assert checkpoint.due()
+    checkpoint._saved, checkpoint._took = 10.0, 4.0
+    now = 45.0
+    assert not checkpoint.due()
+    now = 46.0
+    assert checkpoint.due()
+    assert Checkpoint(tmp_path, {}, every=0.0).due()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_says_what_to_delete(
+    fresh: HookedVLM, examples: list[Any], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "training_state.pt").write_bytes(content)
+    with pytest.raises(OutputError, match=r"training_state\.pt' is damaged; delete it"):
+        fine_tune(fresh, examples, GATE, steps=1, batch_size=2, out=tmp_path, progress=False)
 
 
 def test_the_loss_falls_and_only_named_parameters_move(fresh: HookedVLM, examples: list[Any]) -> None:
@@ -182,8 +211,9 @@ def test_the_gate_of_another(fresh: HookedVLM, examples: list[Any]) -> None:
 def test_bad_input(fresh: HookedVLM, examples: list[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to learn"):
         fine_tune(fresh, [])
-    with pytest.raises(DataError, match="steps=0"):
-        fine_tune(fresh, examples, steps=0)
+    for name, value in (("steps", 0), ("steps", 1.5), ("seed", -1), ("seed", "a"), ("batch_size", True)):
+        with pytest.raises(DataError, match=f"^{name}={value!r}: give a whole number"):
+            fine_tune(fresh, examples, **{name: value})
     with pytest.raises(DataError, match="no parameter's name"):
         fine_tune(fresh, examples, parameters="no such", steps=1)
     mute = copy.copy(examples[0])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gatelens.atomic_files import check_writable, write_atomic
+from gatelens.atomic_files import check_writable, write_atomic, written_whole
 from gatelens.checkpoints import put_weights, weights
 from gatelens.data.base import Example
 from gatelens.engine.full_run import FullRun
@@ -45,8 +46,10 @@ class OptimizerSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise DataError(f"steps={self.steps}, batch_size={self.batch_size}: give at least 1 of each")
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise DataError(f"{name}={value!r}: give a whole number, {least} or more")
 
 
 def fine_tune(
@@ -63,7 +66,7 @@ def fine_tune(
     weight_decay: float = 0.01,
     clip: float = 1.0,
     seed: int = 0,
-    save_every: int = 200,
+    save_every: float = 10.0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train the weights on the examples' answers while the interventions hold.
@@ -78,11 +81,11 @@ def fine_tune(
         interventions: hold in every step, as for ``model.run``; or a function from a batch's inputs to them, as
             :class:`gatelens.training.OthersGate`, whose ``repr`` says what it does.
         parameters: regular expression; only parameters whose name it finds are trained; None: all.
-        out: folder for a checkpoint every ``save_every`` steps, from which a run cut short goes on; None: nowhere.
+        out: folder for a checkpoint every ``save_every`` seconds, from which a run cut short goes on; None: nowhere.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW; the learning rate rises over ``warmup`` steps and
             falls along a half cosine; gradients are clipped to norm ``clip``.
         seed: draws the batches.
-        save_every: steps between checkpoints.
+        save_every: seconds between checkpoints, more where writing one takes over a tenth of that; 0: after each step.
         progress: show a bar.
 
     Returns:
@@ -97,14 +100,14 @@ def fine_tune(
         raise DataError("there is nothing to learn from: give at least one example")
     settings = OptimizerSettings(steps, batch_size, lr, warmup, weight_decay, clip, seed)
     training = Training(model, examples, interventions, _matching(model, parameters), settings)
-    checkpoint = Checkpoint(out, {**training.description(), "parameters": parameters})
+    checkpoint = Checkpoint(out, {**training.description(), "parameters": parameters}, save_every)
     log = checkpoint.resume(model, training.optimizer)
     bar = tqdm(range(len(log), steps), "fine-tuning", steps, initial=len(log), disable=not progress)
     with training.gradients():
         for step in bar:
             log.append(training.step(step))
             bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", refresh=False)
-            if (step + 1) % save_every == 0 or step + 1 == steps:
+            if checkpoint.due() or step + 1 == steps:
                 checkpoint.save(model, training.optimizer, log)
     return pd.DataFrame(log)
 
@@ -201,17 +204,29 @@ def half_cosine(progress: float) -> float:
 class Checkpoint:
     """The checkpoint of a training run in a folder, or nowhere."""
 
-    def __init__(self, out: str | os.PathLike[str] | None, settings: dict[str, Any]) -> None:
+    def __init__(self, out: str | os.PathLike[str] | None, settings: dict[str, Any], every: float) -> None:
         self.folder = None if out is None else check_writable(out)
         self.settings = json.loads(json.dumps(settings))
+        self.every = every  # seconds
+        self._saved, self._took = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether a step has been taken long enough ago; what saving costs stays a tenth of the time."""
+        wait = max(self.every, 9 * self._took) if self.every else 0.0
+        return time.monotonic() - self._saved >= wait
 
     def resume(self, model: HookedVLM, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
         """Put the checkpoint's weights and optimiser state in place; the log so far."""
         if self.folder is None or not (self.folder / STATE).exists():
             return []
-        state = torch.load(self.folder / STATE, map_location=model.device)
-        if state["settings"] != self.settings:
-            changed = [k for k, v in self.settings.items() if state["settings"].get(k) != v]
+        file = self.folder / STATE
+        try:
+            state = torch.load(file, map_location=model.device)
+            there = state["settings"]
+        except Exception as error:  # torch raises many kinds
+            raise OutputError(f"{str(file)!r} is damaged; delete it, and the training begins anew") from error
+        if there != self.settings:
+            changed = [k for k, v in self.settings.items() if there.get(k) != v]
             raise OutputError(
                 f"{str(self.folder)!r} holds training with other settings ({', '.join(changed)}); "
                 "choose another folder or delete it"
@@ -224,9 +239,10 @@ class Checkpoint:
         """Store all that is needed to go on; readers see the old state or the new one, whole."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{STATE}.part"
-        torch.save({"settings": self.settings, "weights": weights(model), "optimizer": optimizer.state_dict(),
-                    "log": log}, partial)  # fmt: skip
-        partial.replace(self.folder / STATE)
+        started = time.monotonic()
+        with written_whole(self.folder / STATE) as partial:
+            torch.save({"settings": self.settings, "weights": weights(model), "optimizer": optimizer.state_dict(),
+                        "log": log}, partial)  # fmt: skip
         write_atomic(self.folder / LOG, pd.DataFrame(log).to_csv(index=False).encode())
+        self._saved = time.monotonic()
+        self._took = self._saved - started

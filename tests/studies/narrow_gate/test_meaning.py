@@ -109,6 +109,31 @@ def test_overlap_is_brute_force_and_small_classes_cap_it() -> None:
     assert not (table.measure == "probe").any()  # one class of three examples cannot be dealt over five folds
 
 
+def test_a_layer_is_a_batch_and_the_model_runs_on_a_few_examples(tiny_chameleon: Any) -> None:
+    """However the examples are cut into batches, and each layer by itself: the numbers are those of all at once."""
+    tables = []
+    for size in (10, 24):
+        setup = setup_of(STUDY, tiny_chameleon, TinyData(n=24), {"meaning": {"folds": 2, "layers": 2}}, size)
+        run_sections(STUDY, setup)
+        names = [b.name for b in meaning.batches(setup, measured_of(setup.run, "meaning"))]
+        streams = [f"stream-{i:04d}" for i in range(-(-24 // size))]
+        assert names == [*streams, "layer-000", "layer-001", "layer-002", "layer-003"]
+        tables.append(setup.run.table("meaning"))
+    pd.testing.assert_frame_equal(*tables)
+    examples = setup.drawn["class"]
+    stream = meaning.residual_stream(tiny_chameleon, examples, 0)
+    labels = torch.tensor([sorted({e.label for e in examples}).index(e.label) for e in examples])
+    k, n_boot = 30, setup.options.n_boot
+    at_once = meaning.readable(stream, labels, k, 2, [0, 3], n_boot, setup.options.seed)
+    pd.testing.assert_frame_equal(tables[1], at_once)
+
+
+def measured_of(run: Run, section: str) -> Measured:
+    """What a run in memory has measured."""
+    names = {name.split("/")[2] for name in run._memory if name.startswith(f"shards/{section}/")}
+    return Measured({name: run.batch(section, name) for name in sorted(names)})
+
+
 def test_a_study_of_a_tiny_model(tiny_chameleon: Any) -> None:
     data = TinyData(n=24)
     run = run_sections(

@@ -42,6 +42,7 @@ from gatelens.runs import Run
 from gatelens.studies.examples import labels_of, prepare
 from gatelens.studies.options import AtLeastOne, AtLeastTwo, Count, Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.vectors import as_table, at_layer, vectors_of
 from gatelens.tokens import TokenMap
 
 Further = tuple[str, str, int]  # a place that stands out in attention: its name, kind and index
@@ -89,42 +90,64 @@ class MeaningOptions(Options):
 
 @dataclass(frozen=True)
 class Stream(Batch):
-    """All examples, as neighbours are sought among all of them; ``parts`` are ``(number of the first, examples)``."""
+    """Examples whose residual stream is kept at each place; ``start`` numbers the first."""
 
-    parts: Sequence[tuple[int, Sequence[Example]]]
+    start: int
+    examples: Sequence[Example]
     further: Sequence[Further]
+
+
+@dataclass(frozen=True)
+class Readable(Batch):
+    """One layer of all examples, as neighbours are sought among all of them.
+
+    ``rows`` are of :func:`~gatelens.studies.vectors.at_layer`; ``probed``: whether the probe is fitted, too.
+    """
+
+    layer: int
+    rows: pd.DataFrame
+    labels: Sequence[int]
+    probed: bool
     options: MeaningOptions
     n_boot: int
     seed: int
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
-    """One batch: one vector a place, layer and example is kept."""
+    """The residual stream of some examples at a time; then what can be read of it, a layer at a time."""
     options: MeaningOptions = setup.section_options["meaning"]
     tasks = setup.examples("class")
     examples = tasks[0][1][: options.n] if tasks else []
     names = [labels_of(e)[0] for e in examples]
     if len(set(names)) < 2 or len(set(names)) == len(names):
         raise Absent("it needs classes with several examples each")
-    parts = [(start, part) for _, start, part in setup.batched(examples)]
     further, study = standing_out(setup.run, options.extra), setup.options
-    return [Stream("all", parts, further, options, study.n_boot, study.seed, units=4 * len(parts))]
-
-
-def measure(model: HookedVLM, batch: Stream) -> Tables:
-    """``meaning``: see :func:`readable`."""
-    parts = [residual_stream(model, part, start, batch.further) for start, part in batch.parts]
-    common = [name for name in parts[0] if all(name in part for part in parts)]
-    stream = {name: torch.cat([part[name] for part in parts]) for name in common}
-    names = [labels_of(e)[0] for _, part in batch.parts for e in part]
+    work: list[Batch] = [
+        Stream(f"stream-{i:04d}", start, part, further, units=2) for i, start, part in setup.batched(examples)
+    ]
+    if any(batch.name not in measured for batch in work):
+        return work
+    streams = [measured[batch.name]["stream"] for batch in work]
     classes = sorted(set(names))
-    labels = torch.tensor([classes.index(name) for name in names])
-    k, folds, probed = (
-        batch.options.k,
-        batch.options.folds,
-        evenly(int(model.cfg.n_layers), batch.options.layers),
-    )
-    return {"meaning": readable(stream, labels, k, folds, probed, batch.n_boot, batch.seed)}
+    labels = [classes.index(name) for name in names]
+    probed = evenly(setup.n_layers, options.layers)
+    return work + [
+        Readable(
+            f"layer-{layer:03d}", layer, at_layer(streams, layer), labels, layer in probed, options, study.n_boot,
+            study.seed, units=4,
+        )
+        for layer in range(setup.n_layers + 1)
+    ]  # fmt: skip
+
+
+def measure(model: HookedVLM, batch: Stream | Readable) -> Tables:
+    """``stream``: see :func:`~gatelens.studies.vectors.as_table`; or ``meaning`` of a layer: see :func:`readable`."""
+    if isinstance(batch, Stream):
+        return {"stream": as_table(residual_stream(model, batch.examples, batch.start, batch.further))}
+    stream = {place: x[:, None] for place, x in vectors_of(batch.rows).items()}
+    k, folds, probed = batch.options.k, batch.options.folds, [0] if batch.probed else []
+    table = readable(stream, torch.tensor(batch.labels), k, folds, probed, batch.n_boot, batch.seed)
+    return {"meaning": table.assign(layer=batch.layer)}
 
 
 def places(tokens: TokenMap, further: Sequence[Further] = ()) -> dict[str, Bool[Tensor, "batch pos"]]:
@@ -246,7 +269,7 @@ def evenly(n_layers: int, most: int) -> list[int]:
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``meaning``."""
-    return measured["all"]
+    return {"meaning": measured.table("meaning", "layer-")}
 
 
 def page(run: Run) -> list[Card]:

@@ -38,6 +38,7 @@ from gatelens.studies.narrow_gate.meaning import stream_names
 from gatelens.studies.narrow_gate.modality_gap.figures import cosine_by_layer, homogeneity_by_layer
 from gatelens.studies.options import Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.vectors import as_table, at_layer, vectors_of
 from gatelens.tokens import TokenMap
 
 PAIRS = ("image-text", "image-image", "text-text")
@@ -69,35 +70,53 @@ class ModalityGapOptions(Options):
 
 @dataclass(frozen=True)
 class Samples(Batch):
-    """All samples, as clusters need the tokens of all at once; ``parts`` are ``(number of the first, examples)``."""
+    """Samples of which an image and a text token are kept; ``start`` numbers the first."""
 
-    parts: Sequence[tuple[int, Sequence[Example]]]
+    start: int
+    examples: Sequence[Example]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Gap(Batch):
+    """One layer of all samples, as clusters need the tokens of all; ``rows`` as in section *meaning*."""
+
+    layer: int
+    rows: pd.DataFrame
     seed: int
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
-    """One batch: two vectors a sample and layer are kept."""
-    examples = samples(setup)
+    """The tokens of some samples at a time; then what they show, a layer at a time."""
+    examples, seed = samples(setup), setup.options.seed
     if len(examples) < 2:
         raise Absent("it needs two samples")
-    parts = [(start, part) for _, start, part in setup.batched(examples)]
-    return [Samples("all", parts, setup.options.seed, units=2 * len(parts))]
+    work: list[Batch] = [
+        Samples(f"tokens-{i:04d}", start, part, seed, units=2) for i, start, part in setup.batched(examples)
+    ]
+    if any(batch.name not in measured for batch in work):
+        return work
+    tokens = [measured[batch.name]["tokens"] for batch in work]
+    layers = range(setup.n_layers + 1)
+    return work + [Gap(f"layer-{layer:03d}", layer, at_layer(tokens, layer), seed) for layer in layers]
 
 
-def measure(model: HookedVLM, batch: Samples) -> Tables:
-    """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``, by layer."""
-    tokens = torch.cat([drawn_tokens(model, part, start, batch.seed) for start, part in batch.parts], dim=1)
-    spreads, histogram, clusters = [], [], []
-    for layer in range(tokens.shape[2]):
-        image, text = tokens[:, :, layer].to(model.device)
-        spread, bins, clustered = compare(image, text, batch.seed)
-        spreads += [{"layer": layer, **row} for row in spread]
-        histogram += [{"layer": layer, **row} for row in bins]
-        clusters += [{"layer": layer, **clustered}] if clustered else []
+def measure(model: HookedVLM, batch: Samples | Gap) -> Tables:
+    """``tokens``: see :func:`~gatelens.studies.vectors.as_table`; or ``modality_gap``, ``modality_gap_histogram`` and
+    ``modality_clusters`` of a layer."""
+    if isinstance(batch, Samples):
+        image, text = drawn_tokens(model, batch.examples, batch.start, batch.seed)
+        return {"tokens": as_table({"image": image, "text": text})}
+    both = vectors_of(batch.rows)
+    image, text = (both[name].to(model.device) for name in ("image", "text"))
+    spreads, bins, clustered = compare(image, text, batch.seed)
+    at = {"layer": batch.layer}
     return {
-        "modality_gap": pd.DataFrame(spreads),
-        "modality_gap_histogram": pd.DataFrame(histogram),
-        "modality_clusters": pd.DataFrame(clusters, columns=CLUSTER_COLUMNS),
+        "modality_gap": pd.DataFrame([{**at, **row} for row in spreads]),
+        "modality_gap_histogram": pd.DataFrame([{**at, **row} for row in bins]),
+        "modality_clusters": pd.DataFrame(
+            [{**at, **clustered}] if clustered else [], columns=CLUSTER_COLUMNS
+        ),
     }
 
 
@@ -186,7 +205,13 @@ def compare(
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``modality_gap``, ``modality_gap_histogram`` and ``modality_clusters``."""
-    return measured["all"]
+    tables = {name: measured.table(name, "layer-") for name in ("modality_gap", "modality_gap_histogram")}
+    clusters = measured.table("modality_clusters", "layer-")
+    # of too few points there is none in any layer
+    return {
+        **tables,
+        "modality_clusters": clusters if len(clusters) else pd.DataFrame(columns=CLUSTER_COLUMNS),
+    }
 
 
 def page(run: Run) -> list[Card]:
