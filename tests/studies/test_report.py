@@ -54,7 +54,9 @@ def test_report_of_an_unfinished_or_other_run(tmp_path: Path) -> None:
 def test_figures_leave_matplotlib_as_it_was(run: Run, dark: bool) -> None:
     before = dict(mpl.rcParams)
     for drawn in (
-        knockout_bars(run.table("knockout"), dark=dark),
+        knockout_bars(
+            run.table("knockout"), dark=dark, chances={"class accuracy": 0.05, "VQA accuracy": 0.44}
+        ),
         attention_shares(run.table("attention"), dark=dark),
         patching_curve(run.table("patching"), dark=dark),
     ):
@@ -62,6 +64,21 @@ def test_figures_leave_matplotlib_as_it_was(run: Run, dark: bool) -> None:
     assert dict(mpl.rcParams) == before
     with pytest.raises(DataError, match="how='mask'"):
         knockout_bars(run.table("knockout"), how="mask")
+
+
+def test_the_level_without_the_picture_is_drawn_across_the_bars(run: Run) -> None:
+    chances = {"class accuracy": 0.05, "VQA accuracy": 0.44, "CIDEr-D": 0.0}
+    drawn = knockout_bars(run.table("knockout"), chances=chances)
+    levels = {
+        axes.get_title(loc="left").split("  ")[0]: [
+            line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1
+        ]
+        for axes in drawn.axes
+    }
+    assert 0.05 in levels["class accuracy"] and 0.44 in levels["VQA accuracy"]
+    assert not levels["CIDEr-D"]  # a caption is not guessed
+    tasks = run.table("tasks").set_index("metric").chance
+    assert tasks["class accuracy"] == 0.05
 
 
 def test_one_figure_by_its_name(run: Run) -> None:

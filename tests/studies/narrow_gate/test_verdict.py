@@ -9,6 +9,7 @@ import pytest
 
 from gatelens.plots.numbers import percent
 from gatelens.studies.narrow_gate.verdict import (
+    BEYOND,
     attention_evidence,
     patching_evidence,
     task_verdicts,
@@ -230,3 +231,24 @@ def test_flips_count_by_their_interval(low: float, high: float, n: int, wanted: 
     (evidence,) = patching_evidence(pd.DataFrame(rows, columns=columns))
     assert evidence["says"] == wanted
     assert "best layer, 3" in evidence["text"]
+
+
+def test_a_cut_that_leaves_less_than_no_picture_is_explained_in_place() -> None:
+    said = verdict(
+        task_verdicts(scored(n=100, none=1, floor=0.2, gate=0.1, image=1), 1, 200, 0), [], "<eoss>"
+    )
+    beyond = "all, and 12\u00a0% beyond"
+    assert f"removes {beyond} in VQA accuracy" in said["sentence"] and BEYOND in said["sentence"]
+    assert beyond in said["evidence"][0]["text"] and "112\u00a0%" not in said["sentence"]
+    plain = verdict(
+        task_verdicts(scored(n=100, none=1, floor=0.2, gate=0.2, image=1), 1, 200, 0), [], "<eoss>"
+    )
+    assert BEYOND not in plain["sentence"]
+
+
+def test_the_floor_of_questions_is_what_the_question_alone_tells() -> None:
+    """A gate that takes all the model knows of the picture takes all of it, however blindly it goes on guessing."""
+    table = scored(n=100, none=0.9, floor=0.2, gate=0.4, image=0.9)
+    low, blind = (task_verdicts(table, 1, 200, 0, chances).iloc[0] for chances in ({}, {"vqa": 0.4}))
+    assert (low.chance, low.floor, blind.chance, blind.floor) == (0, 0.2, 0.4, 0.4)
+    assert low.gate == pytest.approx(0.5 / 0.7) and blind.gate == pytest.approx(1.0)

@@ -21,12 +21,13 @@ from gatelens.plots import card
 from gatelens.plots.bars import bars
 from gatelens.plots.numbers import number
 from gatelens.plots.pictures import picture_uri
-from gatelens.plots.style import NotebookFigure
+from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
 from gatelens.studies.narrow_gate.asking import repeats_of
+from gatelens.studies.narrow_gate.blind import blind_scores, facts, other_questions
 from gatelens.studies.narrow_gate.reference import reference_for
 from gatelens.studies.narrow_gate.verdict import task_verdicts
 from gatelens.studies.narrow_gate.words import METHOD
@@ -35,8 +36,9 @@ from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
 CAPTION = (
     "What the model still gets right when the text can no longer read the named tokens: a short bar means that those "
-    "tokens carried the picture to the text. Whiskers: 95 % interval over examples. The last row is a "
-    "control that cuts every path at once."
+    "tokens carried the picture to the text. Whiskers: 95 % interval over examples. Dashed: what is "
+    "right without the picture, by chance or by guessing from the question. The last row is a control that cuts every "
+    "path at once."
 )
 SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
 
@@ -102,10 +104,21 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     return {
         "predictions": predictions,
         "knockout": table.summarise(predictions, options.n_boot, options.seed),
-        "tasks": task_verdicts(predictions, len(setup.data.classes), options.n_boot, options.seed),
+        "tasks": task_verdicts(
+            predictions, len(setup.data.classes), options.n_boot, options.seed, blind_accuracy(setup)
+        ),
         "tokens": _tokens(setup),
         "examples": _examples(setup, predictions),
     }
+
+
+def blind_accuracy(setup: Setup) -> dict[str, float]:
+    """What each task of questions scores when they are answered without the picture."""
+    floors = {}
+    for task, examples in setup.examples("vqa"):
+        others = other_questions(setup.data, task, examples, setup.options.seed)
+        floors[task] = float(blind_scores(facts(examples), facts(others)).mean())
+    return floors
 
 
 def _tokens(setup: Setup) -> dict[str, Any]:
@@ -155,13 +168,14 @@ def page(run: Run) -> list[card.Card]:
     longest = run.settings["max_new_tokens"]
     words = {term: text.format(**longest) for term, text in METHOD.items() if term in used}
     blocks: list[card.Block] = []
+    chances = run.table("tasks").groupby("metric").chance.first().to_dict()
     for how, name, title in table.kinds_shown(knockout, "knockout"):
         part = knockout[knockout.how == how]
         repeats = part.groupby("row").repeats.max()
         drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
         looks: dict[str, Any] = {"corner": "attention cut", "controls": (table.FLOOR,), "title": title}
         blocks.append(card.Table.from_means(part, names=drawn, **looks))
-        blocks.append(card.Chart(name, partial(knockout_bars, knockout, how), CAPTION))
+        blocks.append(card.Chart(name, partial(knockout_bars, knockout, how, chances=chances), CAPTION))
     cards = [card.Card("What is left when a path is cut", blocks, words)]
     reference = reference_for(str(run.settings["model"]))
     if reference:
@@ -172,13 +186,20 @@ def page(run: Run) -> list[card.Card]:
     return cards
 
 
-def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = False) -> NotebookFigure:
+def knockout_bars(
+    knockout: pd.DataFrame,
+    how: str | None = None,
+    dark: bool = False,
+    chances: Mapping[str, float] | None = None,
+) -> NotebookFigure:
     """One panel a metric, one bar a row of the knockout table, whiskers the 95 % interval.
 
     Args:
         knockout: ``how, row, metric, mean, low, high, n`` as a study's ``knockout`` table.
         how: which kind of knockout; None is the first.
         dark: draw on dark ground.
+        chances: of a metric what is scored without the picture, drawn as a line; the column ``chance`` of a study's
+            ``tasks`` table.
 
     Raises:
         DataError: the table has no such ``how``.
@@ -189,9 +210,11 @@ def knockout_bars(knockout: pd.DataFrame, how: str | None = None, dark: bool = F
     tops = {m: 1.0 if "accuracy" in m else max(float(g.high.max()), 0.05) for m, g in part.groupby("metric")}
     titles = {m: f"{m}  (n = {int(g.n.max())})" for m, g in part.groupby("metric")}
     colors = {table.NONE: "neutral", table.GATE: "gate", table.IMAGE: "image"}
+    known = {metric: level for metric, level in (chances or {}).items() if level > 0}
     return bars(
-        part, groups="row", panels="metric", colors=colors, top=tops, titles=titles, values=True, dark=dark
-    )
+        part, groups="row", panels="metric", colors=colors, top=tops, titles=titles, values=True, dark=dark,
+        references=[ReferenceLine(known, "without the picture", (0, (3, 2)))] if known else [],
+    )  # fmt: skip
 
 
 def closing(run: Run) -> list[card.Card]:

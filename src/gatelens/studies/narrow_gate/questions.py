@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from gatelens.data import Dataset, Example
-from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
-from gatelens.plots.numbers import MISSING, number, percent
+from gatelens.plots.numbers import MISSING, number, percent, removed_share
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
+from gatelens.studies.narrow_gate.blind import blind_scores, facts, kind_of, other_questions
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, kinds_shown, table_rows
 from gatelens.studies.narrow_gate.verdict import (
+    BEYOND,
     DISTRIBUTED,
     INCONCLUSIVE,
     MIXED,
@@ -43,13 +43,8 @@ from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
-NAMED = (
-    "kind",
-    "category",
-)  # where data sets keep the kind of a question (VQAv2: its answer type; MME: its subset)
 SEED = 7919  # keeps the further questions apart from those every section shares
 LOOKED_AT = 20  # further questions are sought among so many times as many as are wanted of a kind
-CANDIDATES = 20  # answers a blind guesser chooses from, the most frequent ones
 
 
 MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones
@@ -59,13 +54,13 @@ WORDS = {
         "are those of the knockout table; kinds with few questions there got further ones."
     ),
     "blind": (
-        "VQA accuracy of always giving the one answer that fits most often to these questions. Where the unmodified "
-        "model is no better, its answers say nothing about the picture. A floor below it is raised to it, so that a "
-        "cut after which the model does worse than guessing removes more than 100 %."
+        "VQA accuracy of a guesser that sees the question and not the picture: it gives the answer that fits most "
+        "often to the same question elsewhere in the data (where that is rare, to its kind). Where the unmodified "
+        "model is no better, its answers say nothing about the picture. A floor below it is raised to it."
     ),
     "removed": (
         "(unmodified − cut) / (unmodified − floor), in per cent with its interval over the questions, the cuts paired; "
-        "the verdict of a kind follows the same rule as that of a task."
+        f"the verdict of a kind follows the same rule as that of a task. {BEYOND}"
     ),
 }
 
@@ -117,14 +112,6 @@ def measure(model: HookedVLM, batch: Further) -> Tables:
     return {"answers": answers.merge(facts(batch.examples, batch.by), on="id", how="left")}
 
 
-def kind_of(example: Example, by: str | None = None) -> str | None:
-    """What kind of question it is: the fact ``by`` of the example, or the first of ``kind`` and ``category``."""
-    for name in NAMED if by is None else (by,):
-        if example.meta.get(name) is not None:
-            return str(example.meta[name])
-    return None
-
-
 def further(
     data: Dataset, task: str, drawn: Sequence[Example], by: str | None, per_kind: int, n: int, seed: int
 ) -> list[Example]:
@@ -153,54 +140,41 @@ def further(
         limit, before = min(4 * limit, most), len(asked)
 
 
-def facts(examples: Sequence[Example], by: str | None) -> pd.DataFrame:
-    """``id, kind`` and the accepted ``answers`` of the examples that name a kind."""
-    named = [(e.id, kind_of(e, by), list(e.answers)) for e in examples if kind_of(e, by) is not None]
-    return pd.DataFrame(named, columns=["id", "kind", "answers"])
-
-
-def chance(answers: Sequence[Sequence[str]]) -> float:
-    """VQA accuracy of the best answer a blind guesser can give to all of these questions.
-
-    With one accepted answer a question it is the share of the most frequent one. It is the best guess for these very
-    questions, so it is a little too high where they are few.
-    """
-    usual = Counter(Counter(a).most_common(1)[0][0] for a in answers if len(a))
-    guesses = [guess for guess, _ in usual.most_common(CANDIDATES)]
-    return max((float(np.mean([vqa_accuracy(g, a) for a in answers])) for g in guesses), default=0.0)
-
-
 def summarise(answers: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """``how, task, kind, row, mean, low, high, n, chance`` of answers, ``how, task, kind, row, id, score, answers``."""
+    """``how, task, kind, row, mean, low, high, n, chance`` of ``how, task, kind, row, id, score, blind``."""
     place = ["how", "task", "kind"]
     clean = answers[answers.row == NONE].groupby(place, sort=False)
-    blind = clean.answers.agg(lambda a: chance([list(one) for one in a])).rename("chance").reset_index()
+    chance = clean.blind.mean().rename("chance").reset_index()
     # rows of one kind side by side
     ordered = pd.concat([part for _, part in answers.groupby(place, sort=False)])
-    return summary(ordered, [*place, "row"], n_boot=n_boot, seed=seed).merge(blind, on=place)
+    return summary(ordered, [*place, "row"], n_boot=n_boot, seed=seed).merge(chance, on=place)
 
 
 def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """:func:`~gatelens.studies.narrow_gate.verdict.task_verdicts` of each kind, the floor at least ``chance``; with the
-    columns ``kind, chance``."""
+    """:func:`~gatelens.studies.narrow_gate.verdict.task_verdicts` of each kind, the floor at least its ``chance``; with
+    the column ``kind``."""
     tables = []
     for (task, name), part in answers.groupby(["task", "kind"], sort=False):
         mine = table[(table.task == task) & (table.kind == name)]
         blind = float(mine.chance.iloc[0])
-        judged = task_verdicts(part, 0, n_boot, seed, chances={str(task): blind})
-        tables.append(judged.assign(kind=name, chance=blind))
+        tables.append(task_verdicts(part, 0, n_boot, seed, chances={str(task): blind}).assign(kind=name))
     return pd.concat(tables, ignore_index=True)
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     """``question_kinds`` and ``question_kinds_shares``."""
     predictions, by = setup.run.table("predictions"), setup.section_options["questions"].by
-    drawn = [facts(examples, by).assign(task=task) for task, examples in setup.examples("vqa")]
-    columns = ["how", "task", "kind", "row", "id", "score", "answers"]
-    answers = predictions[predictions.row.isin(ROWS)].merge(pd.concat(drawn), on=["task", "id"])[columns]
-    more = measured.table("answers")
-    answers = pd.concat([answers, more[columns]] if len(more) else [answers], ignore_index=True)
-    answers = answers.sort_values("kind", kind="stable")
+    columns = ["how", "task", "row", "id", "score", "kind", "question", "answers"]
+    tables = [measured.table("answers")]
+    for task, examples in setup.examples("vqa"):
+        mine = predictions[predictions.row.isin(ROWS) & (predictions.task == task)]
+        tables.append(mine.merge(facts(examples, by), on="id"))
+    answers = pd.concat([t[columns] for t in reversed(tables) if len(t)], ignore_index=True)
+    answers = answers[answers.kind != ""].sort_values("kind", kind="stable", ignore_index=True)
+    for task, examples in setup.examples("vqa"):
+        others = facts(other_questions(setup.data, task, examples, setup.options.seed), by)
+        mine = answers[answers.task == task]
+        answers.loc[mine.index, "blind"] = blind_scores(mine, others)
     n_boot, seed = setup.options.n_boot, setup.options.seed
     table = summarise(answers, n_boot, seed)
     return {"question_kinds": table, "question_kinds_shares": shares(answers, table, n_boot, seed)}
@@ -212,7 +186,9 @@ def evidence(run: Run) -> list[Evidence]:
     first = table[table.how == table.how.iloc[0]]
     said = []
     for name, row in zip(_names(first), first.to_dict("records"), strict=True):
-        removed = f"gate → text removes {percent(row['gate'])}, image → text {percent(row['image'])}"
+        removed = (
+            f"gate → text removes {removed_share(row['gate'])}, image → text {removed_share(row['image'])}"
+        )
         known = row["verdict"] != INCONCLUSIVE
         number_of = f"(n = {row['n']})"
         said.append(
@@ -238,7 +214,8 @@ def caption(shares: pd.DataFrame) -> str:
     """What the bars show, and the kinds by verdict."""
     text = (
         "VQA accuracy by kind of question when the text can no longer read the named tokens. Whiskers: 95 % "
-        "interval over questions; the dashed line is the best blind guess."
+        "interval over questions; the dashed line is the best guess from the question "
+        "alone."
     )
     names = _names(shares)
     said = {
@@ -270,7 +247,7 @@ def shares_table(table: pd.DataFrame, shares: pd.DataFrame, title: str = "") -> 
         for cut in ("gate", "image"):
             low, high = percent(one[f"{cut}_low"]), percent(one[f"{cut}_high"])
             known = one["verdict"] != INCONCLUSIVE
-            cells.append((percent(one[cut]), f"{low} to {high}") if known else MISSING)
+            cells.append((removed_share(one[cut]), f"{low} to {high}") if known else MISSING)
         cells.append(one["verdict"])
         rows.append(cells)
         if one["verdict"] == INCONCLUSIVE:

@@ -2,8 +2,8 @@
 
 The knockout decides; attention and patching are evidence beside it, and the verdict says where they disagree.
 For each task, with *floor* what is left when gate and image are both cut off from the text (for classes at
-least 1 / number of classes), the share of the picture's contribution that a knockout removes is
-``(none − knocked out) / (none − floor)``.
+least 1 / number of classes, for questions at least what is guessed from the question alone), the share of the
+picture's contribution that a knockout removes is ``(none − knocked out) / (none − floor)``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import drawn_means, middle
-from gatelens.plots.numbers import percent, percent_cell
+from gatelens.plots.numbers import percent, percent_cell, removed_cell, removed_share
 from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, bounds_of, metric_of
 
@@ -24,6 +24,10 @@ MOST = 0.5  # a knockout "removes most" when its interval lies above this share
 APART = 0.25  # …and the two knockouts differ when the interval of their difference lies above this
 LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
 EITHER = "either path alone is enough"
+BEYOND = (
+    "“Beyond all” means that answers with the cut are worse than without any picture, as those of a guesser: the cut "
+    "does damage besides."
+)
 ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
 GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
@@ -38,7 +42,7 @@ def task_verdicts(
 ) -> pd.DataFrame:
     """One row a ``how`` and task: what the picture is worth, the shares the two knockouts remove, and the verdict.
 
-    Columns ``how, task, metric, n, none, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
+    Columns ``how, task, metric, n, none, chance, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
     verdict, why``; intervals are over examples, the cuts paired (95 %). ``chances``: what a blind guesser
     scores in a task, below which its floor cannot lie.
     """
@@ -50,7 +54,7 @@ def task_verdicts(
         chance = 1 / n_classes if task == "class" and n_classes > 1 else 0.0
         chance = max(chance, (chances or {}).get(task, 0.0))
         row: dict[str, Any] = {"how": how, "task": task, "metric": metric_of(task), "n": len(wide)}
-        row |= {"none": none, "floor": max(floor, chance)}
+        row |= {"none": none, "chance": chance, "floor": max(floor, chance)}
         row["worth"] = row["none"] - row["floor"]
         draws = _shares(drawn_means(*scores, bounds=bounds_of(task), n_boot=n_boot, seed=seed), chance)
         reason = ""
@@ -162,7 +166,7 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
         return "Nothing can be said: " + "; ".join(reasons) + "."
     used = tasks[tasks.verdict != INCONCLUSIVE]
     numbers = ", ".join(
-        f"{percent(r.gate)} in {r.metric} (cutting the image tokens: {percent(r.image)})"
+        f"{removed_share(r.gate)} in {r.metric} (cutting the image tokens: {removed_share(r.image)})"
         for r in used.itertuples()
     )
     opening = {
@@ -171,6 +175,8 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
         MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
     }[overall]
     text = f"{opening} Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
+    if any("beyond" in removed_share(share) for share in [*used.gate, *used.image]):
+        text += f" {BEYOND}"
     if overall == MIXED:
         reasons = [f"{r.metric}: {r.why}" for r in used[used.verdict == MIXED].itertuples()]
         text += " " + "; ".join(reasons) + "."
@@ -181,7 +187,7 @@ def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
     kind = f"knockout, {row['metric']}"
     if row["verdict"] == INCONCLUSIVE:
         return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
-    gate, image = (percent_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
+    gate, image = (removed_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
     text = (
         f"unmodified {row['none']:.2f}, floor {row['floor']:.2f} (n = {row['n']}); of the difference "
         f"gate → text removes {gate}, image → text {image}: {row['why']}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from gatelens.measures.stats import IN_WORDS
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import METRICS, RESTRICTED
+from gatelens.studies.narrow_gate.verdict import APART, BEYOND, FEWEST, LEAST_ABOVE_FLOOR, MOST
 
 ALWAYS_SAID = ("X → text", "interval", "verdict")
 
@@ -33,11 +35,11 @@ METHOD = {
     ),
     "interval": IN_WORDS,
     "verdict": (
-        "Of the difference between the unmodified model and the floor (gate and image both cut; for classes "
-        "at least chance), the share each knockout removes. Narrow: the gate's share lies above 50 %, the "
-        "image tokens' below, and they are more than 25 points apart, intervals considered; distributed: the "
-        "reverse. It needs 20 examples a task and a difference of at least 0.1. Shares can leave 0–100 %, "
-        "as a knockout can do better or worse than the unmodified model or the floor."
+        "Of the difference between the unmodified model and the floor (gate and image both cut; for classes at least "
+        "chance, for questions at least what is guessed from the question alone), the share each knockout removes. "
+        f"Narrow: the gate's share lies above {percent(MOST)}, the image tokens' below, and they are more than "
+        f"{100 * APART:.0f} points apart, intervals considered; distributed: the reverse. It needs {FEWEST} examples a "
+        f"task and a difference of at least {LEAST_ABOVE_FLOOR}. A share below 0 means that the cut helps. {BEYOND}"
     ),
 }
 
