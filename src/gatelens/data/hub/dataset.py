@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gatelens.data.hub.pictures import LazyExample, decoded, picture_source
 from gatelens.data.hub.rows import Row, Rows
 from gatelens.data.hub.sources import from_disk, from_hub
 from gatelens.errors import DataError
+from gatelens.hub_errors import one_line
 
 _NO_LABEL = (None, -1, "")
 _META_ROLES = ("picture", "kind", "question_type", "part")
@@ -72,7 +74,7 @@ class HubDataset:
         needed = list(dict.fromkeys(c for names in self._columns.values() for c in names))
         examples: dict[int, Example] = {}
         n_read = 0
-        for number, row in self.rows.read(order, needed):
+        for number, row in self._read(order, needed):
             n_read += 1
             example = self._bad.unless_bad(number, self._example, number, row)
             if example is not None:
@@ -126,12 +128,32 @@ class HubDataset:
                 )
         return matched
 
+    def _read(self, wanted: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+        with self._reading():
+            yield from self.rows.read(wanted, columns)
+
     def _column(self, role: str) -> list[Any]:
-        return self.rows.column(self._columns[role][0])
+        with self._reading():
+            return self.rows.column(self._columns[role][0])
 
     def _feature(self, role: str) -> Any:
         """What the table says of a role's column, as ``datasets`` has it; None when it says nothing."""
-        return (self.rows.features or {}).get(self._columns[role][0])
+        with self._reading():
+            return (self.rows.features or {}).get(self._columns[role][0])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One line for what stops the reading of the table, which is no fault of a row."""
+        try:
+            yield
+        except DataError:
+            raise
+        except (
+            Exception
+        ) as error:  # OSError, Arrow's, datasets' and, when a connection breaks, the HTTP client's
+            raise DataError(
+                f"{self.name}: {self.where} cannot be read ({one_line(error)}); give another copy"
+            ) from error
 
     def _order(self, limit: int | None, seed: int) -> Sequence[int]:
         """The rows to read, in the order of the examples."""

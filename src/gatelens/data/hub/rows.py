@@ -70,16 +70,11 @@ class ParquetRows:
                 while remaining and remaining[-1] < end:
                     inside.append(remaining.pop())
                 if inside:
-                    table = self._row_group(i, group, columns).take(pa.array([n - start for n in inside]))
-                    yield from zip(inside, table.to_pylist(), strict=True)
+                    present = [c for c in columns if c in self._file(i).schema_arrow.names]
+                    table = self._file(i).read_row_group(group, columns=present)
+                    rows = table.take(pa.array([n - start for n in inside])).to_pylist()
+                    yield from zip(inside, rows, strict=True)
                 start = end
-
-    def _row_group(self, i: int, group: int, columns: Sequence[str]) -> pa.Table:
-        present = [c for c in columns if c in self._file(i).schema_arrow.names]
-        try:
-            return self._file(i).read_row_group(group, columns=present)
-        except Exception as error:  # OSError, Arrow's, and the HTTP client's when a connection breaks
-            raise DataError(f"{self.label}: {self.files[i]} cannot be read ({one_line(error)})") from error
 
     def _file(self, i: int) -> pq.ParquetFile:
         if i not in self._open_files:

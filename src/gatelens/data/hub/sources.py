@@ -149,7 +149,7 @@ def _from_coco(files: Sequence[Path], split: str, base: Path, label: str) -> Row
         )
     try:
         rows = _coco_rows(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{label}: {file} is no COCO instance file ({one_line(error)})") from error
     folder = file.stem.removeprefix("instances_")
     return IndexedRows([{**row, "folder": folder} for row in rows], base)
