@@ -226,8 +226,8 @@ BY_MODULE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "name": (lambda: HookedVLM.from_module("a/b"), "'a/b' is no model .* name to HookedVLM.from_pretrained"),
     "class": (lambda: HookedVLM.from_module(nn.Linear), "a type is no model"),
-    "plain module": (lambda: HookedVLM.from_module(nn.Linear(2, 2)), "a Linear is no model"),
-    "wrapped": (lambda: HookedVLM.from_module(wrapped()), "a HookedVLM is no model"),
+    "plain module": (lambda: HookedVLM.from_module(nn.Linear(2, 2)), "a Linear is no model of transformers"),
+    "wrapped": (lambda: HookedVLM.from_module(wrapped()), "this HookedVLM is wrapped already"),
     "hooked": (lambda: HookedVLM.from_module(wrapped().hf), "wrapped already: wrap a fresh one"),
     "word as processor": (
         lambda: HookedVLM.from_module(make_llava(), "x"),

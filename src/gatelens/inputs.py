@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gatelens.errors import InputError
+from gatelens.hub_errors import one_line
 from gatelens.pictures import ImageLike, load_image
 from gatelens.tokens import TokenMap
 
@@ -89,8 +90,14 @@ class VLMInputs:
         )
 
     def to(self, device: str | torch.device) -> VLMInputs:
-        """The same batch with its tensors on another device."""
-        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        """The same batch with its tensors on another device. Raises InputError where that cannot be used."""
+        try:
+            named = torch.device(device)
+            moved = {name: value.to(named) for name, value in self.tensors.items()}
+        except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+            raise InputError(f"device {device!r} cannot be used: {one_line(error)}") from error
+        if named.type == "meta":
+            raise InputError("device 'meta' cannot be used: it holds no values")
         return dataclasses.replace(self, tensors=moved)
 
 

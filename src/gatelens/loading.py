@@ -208,11 +208,15 @@ def without_progress_bar(hide: bool) -> Iterator[None]:
 
 
 def _processor(where: str, name: str, hub: dict[str, Any]) -> Any:
+    """The processor, or its parts where it wants torchvision; None, with a warning, where neither can be built."""
     try:
-        return AutoProcessor.from_pretrained(where, **hub)
-    except Exception as error:  # a damaged file can end in any exception of transformers' code
-        if "torchvision" in str(error).lower():  # its video part needs it, pictures do not
+        try:
+            return AutoProcessor.from_pretrained(where, **hub)
+        except Exception as error:
+            if "torchvision" not in str(error).lower():  # its video part needs it, pictures do not
+                raise
             return ImageTextParts.from_pretrained(where, **hub)
+    except Exception as error:  # a damaged file can end in any exception of transformers' code
         warnings.warn(
             f"{name} has no usable processor ({one_line(error)}): use inputs(...), not prepare", stacklevel=4
         )

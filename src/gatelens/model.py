@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import checkpoints, engine, input_preparation, loading
+from gatelens import checkpoints, engine, input_checks, input_preparation, loading
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention, position_limit
 from gatelens.bridge.linear_layers import install_linear_layers
@@ -263,8 +263,7 @@ class HookedVLM(HookedBridge):
 
     def decode(self, ids: Int[Tensor, "batch pos"] | Sequence[Any]) -> list[str]:
         """Texts of token ids, special tokens left out: one a row (a flat list is one row)."""
-        rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        rows = rows if rows and isinstance(rows[0], (list, tuple, Tensor)) else [rows]
+        rows = input_checks.rows_of_ids(self, ids)
         return self._own_tokenizer().batch_decode(rows, skip_special_tokens=True)
 
     def to_tokens(
@@ -280,7 +279,7 @@ class HookedVLM(HookedBridge):
         """
         if isinstance(text, VLMInputs):
             return text
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = input_checks.as_texts(text)
         with self.lock:
             encoded = self._own_tokenizer()(
                 texts,
@@ -293,7 +292,7 @@ class HookedVLM(HookedBridge):
 
     def to_single_token(self, word: str) -> int:
         """Id of a word that is one token. Raises InputError with its pieces otherwise."""
-        tokenizer = self._own_tokenizer()
+        tokenizer, word = self._own_tokenizer(), input_checks.as_text(word, "word")
         with self.lock:
             ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:

@@ -41,6 +41,11 @@ class Tiles:
     placeholder_id: int
     marker_id: int
 
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """(width, height) of each tile in ``pixel_values``."""
+        return self.pixels, self.pixels
+
     def __call__(self, picture: Picture) -> PicturePlan:
         """The tiles, and the whole picture after them.
 

@@ -87,6 +87,11 @@ class Tiles:
     least: int = 1
     most: int = 12
 
+    @property
+    def pixel_size(self) -> Size:
+        """(width, height) of each tile in ``pixel_values``."""
+        return self.side[1], self.side[0]
+
     def __call__(self, picture: Picture) -> PicturePlan:
         """One tile where there are placeholders for no more: the cutting can be switched off."""
         per_tile = self.n * self.n

@@ -55,7 +55,9 @@ class EditHook:
         return self.edit.function(tensor, hook=hook)
 
     def _check_first(self, hook: Any) -> None:
-        point = getattr(hook, "_target", hook)  # under another of its names TransformerLens hands on a stand-in
+        point = getattr(
+            hook, "_target", hook
+        )  # under another of its names TransformerLens hands on a stand-in
         for handle in getattr(point, "fwd_hooks", ()):
             other = getattr(handle, "user_hook", None)
             if other is self:

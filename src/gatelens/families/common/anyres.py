@@ -59,6 +59,11 @@ class AnyRes:
     most: int | None = None
     lone: bool = False
 
+    @property
+    def pixel_size(self) -> Size:
+        """(width, height) of each tile in ``pixel_values``."""
+        return self.side, self.side
+
     def __call__(self, picture: Picture) -> PicturePlan:
         """The overview, and the rows of the tiles after it.
 

@@ -154,6 +154,11 @@ class FixedGrid:
         return cls(side, side, Geometry.of_processor(processor, vision.image_size))
 
     @property
+    def pixel_size(self) -> Size:
+        """(width, height) of each picture in ``pixel_values``."""
+        return self.geometry.processed
+
+    @property
     def n_tokens(self) -> int:
         return self.rows * self.cols + self.n_leading
 

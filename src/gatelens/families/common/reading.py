@@ -49,8 +49,8 @@ def token_map(
         tensors: what else goes to the model, for ``layout.evidence``.
 
     Raises:
-        InputError: padding is not on the left, placeholders do not make whole pictures, or their number differs
-            from the pictures given.
+        InputError: padding is not on the left, the mask is no mask, placeholders do not make whole pictures, or
+            their number differs from the pictures given.
     """
     return read(layout, input_ids, attention_mask, image_sizes, strings, tensors)[0]
 
@@ -64,6 +64,7 @@ def read(
     tensors: Mapping[str, Tensor] | None = None,
 ) -> tuple[TokenMap, list[list[PicturePlan]]]:
     """:func:`token_map`, and the plans of the pictures that came as placeholders, per example."""
+    _check_batch(input_ids, attention_mask, {"image_sizes": image_sizes, "strings": strings})
     ids, tensors = input_ids.tolist(), tensors or {}
     batch, n_pos = len(ids), len(ids[0]) if ids else 0
     mask = [[1] * n_pos] * batch if attention_mask is None else attention_mask.tolist()
@@ -77,7 +78,9 @@ def read(
     sizes: list[tuple[Size, ...]] = []
     plans: list[list[PicturePlan]] = []
     for b in range(batch):
-        start = mask[b].index(1) if 1 in mask[b] else n_pos
+        if 1 not in mask[b]:
+            raise InputError(f"prompt {b} is padding alone: give it a token")
+        start = mask[b].index(1)
         if 0 in mask[b][start:]:
             raise InputError(f"prompt {b} is padded on its right or inside: pad on the left only")
         first = sum(map(len, plans))
@@ -112,6 +115,24 @@ def read(
         prompt_length=n_pos,
     )
     return tokens, plans
+
+
+def _check_batch(ids: Any, mask: Any, by_prompt: Mapping[str, Any]) -> None:
+    """Raises InputError for ids that are no batch, a mask that is none of it, or lists without an entry a prompt."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"input_ids are {shape}: give a tensor of whole numbers [batch, pos]")
+    if mask is not None:
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: make them alike"
+            )
+        other = mask[(mask != 0) & (mask != 1)]
+        if len(other):
+            raise InputError(f"attention_mask holds {other[0].item()}: give 0 at padding and 1 at tokens")
+    for name, entries in by_prompt.items():
+        if entries is not None and len(entries) != len(ids):
+            raise InputError(f"{name} has {len(entries)} entries for {len(ids)} prompts: give one a prompt")
 
 
 def _rows_by_prompt(layout: Layout, tensors: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
