@@ -24,6 +24,11 @@ from gatelens.interventions import steer as steer
 from gatelens.interventions.compile import hooks as hooks
 from gatelens.measures import metrics as metrics
 from gatelens.model import HookedVLM as HookedVLM
+from gatelens.readouts import Attribution as Attribution
+from gatelens.readouts import LabelledTensor as LabelledTensor
+from gatelens.readouts import LogitLens as LogitLens
+from gatelens.readouts import attribute as attribute
+from gatelens.readouts import logit_lens as logit_lens
 from gatelens.runs import Run as Run
 from gatelens.tokens import Role as Role
 from gatelens.tokens import Selection as Selection

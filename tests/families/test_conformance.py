@@ -296,6 +296,35 @@ def test_attributions_of_transformer_lens_sum_to_the_logits(built: Built) -> Non
     torch.testing.assert_close(single, logits[:, -1, right], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("by", ["component", "layer", "head", "mlp", "neuron", "position"])
+def test_attributions_sum_to_the_logit_difference(built: Built, by: Any) -> None:
+    inputs, logits, _ = built.one
+    right, wrong = (int(t) for t in logits[0, -1].topk(2).indices)
+    parts = gl.attribute(built.model, inputs, (right, wrong), by=by, at="last | image")
+    at = parts.axes["row"]["at"].tolist()
+    want = logits[0, at, right] - logits[0, at, wrong]
+    torch.testing.assert_close(parts.tensor.sum(1), want, atol=1e-4, rtol=0)
+    assert parts.error <= 1e-4 and len(set(parts.axes["part"]["part"])) == parts.tensor.shape[1]
+    if by == "position":
+        # the picture's share, on its own, is what its tokens' values bring in
+        share = parts.sel(role="image").tensor.abs().sum()
+        assert share > 0 and set(parts.sel(role="image").table["kind"]) == {"source"}
+
+
+def test_the_last_layer_of_the_lens_is_the_model(built: Built) -> None:
+    inputs, logits, _ = built.one
+    n_layers = int(built.model.cfg.n_layers)
+    right = int(logits[0, -1].argmax())
+    lens = gl.logit_lens(built.model, inputs, at="all", layers=[1, n_layers], targets=right, top=3)
+    last = lens.sel(layer=n_layers)
+    positions = last.axes["position"]["position"].tolist()
+    want = logits[0, positions].log_softmax(-1)
+    ids = torch.tensor(last.columns["token_id"][0])
+    torch.testing.assert_close(last.tensor[0], want.gather(1, ids), atol=1e-4, rtol=0)
+    assert torch.equal(ids[:, 0], want.argmax(-1)) and (ids[:, 3] == right).all()
+    assert torch.equal(torch.tensor(last.columns["rank"][0, :, 3]), (want > want[:, [right]]).sum(1))
+
+
 class Reference:
     """Plain transformers whose attention function leaves out given entries. Nothing of gatelens is in it."""
 

@@ -53,7 +53,7 @@ class FrozenNorm:
         width, dtype = rows.shape[-1], rows.dtype
         ones = torch.full((width,), _PROBE, dtype=dtype, device=rows.device)
         signs = ones * torch.where(torch.arange(width, device=rows.device) % 2 == 0, 1, -1)
-        normed = norm(torch.cat([flat, torch.stack([ones, -ones, signs])])[None])[0].float()
+        normed = unhooked(norm)(torch.cat([flat, torch.stack([ones, -ones, signs])])[None])[0].float()
         *_, plus, minus, alternating = normed
         bias = (plus + minus) / 2
         centred = not bool(((plus - bias).abs() > 1e-3 * plus.abs().max()).any())
@@ -217,6 +217,13 @@ class ResidualStream:
         return weight
 
 
+def unhooked(component: Any) -> Any:
+    """The wrapped module, so that hooks of a run in another thread see nothing of this."""
+    if getattr(component, "compatibility_mode", False):  # its weights stand in the bridge
+        return component
+    return getattr(component, "original_component", None) or component
+
+
 def readable(weight: Tensor, owner: Any) -> Tensor:
     """The weight itself. Raises ModelError where it is quantised or not in memory."""
     reason = unreadable_weight_reason(weight)
@@ -229,7 +236,8 @@ def readable(weight: Tensor, owner: Any) -> Tensor:
 
 def output_logits(bridge: Any, rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     """What the model makes of rows of its last stream: final norm, unembedding, scale and soft cap."""
-    return bridge.adapter.apply_output_logits_transform(bridge.unembed(bridge.ln_final(rows[None])))[0]
+    normed = unhooked(bridge.ln_final)(rows[None])
+    return bridge.adapter.apply_output_logits_transform(unhooked(bridge.unembed)(normed))[0]
 
 
 def token_directions(

@@ -88,14 +88,14 @@ def _write(
             value = means.iloc[i, j]
             if not np.isfinite(value):
                 continue
-            cell = _lightness(color_of(value))
-            distance = {ink: abs(_lightness(to_rgba(ink)) - cell) for ink in (palette.ink, palette.ground)}
+            cell = lightness(color_of(value))
+            distance = {ink: abs(lightness(to_rgba(ink)) - cell) for ink in (palette.ink, palette.ground)}
             ink = max(distance, key=distance.__getitem__)
             text = number(value) if counts is None else f"{number(value)}\nn = {int(counts[row, column])}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
 
 
-def _lightness(color: Sequence[float]) -> float:
+def lightness(color: Sequence[float]) -> float:
     """How light an RGBA colour looks, from 0 to 1."""
     red, green, blue = color[:3]
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

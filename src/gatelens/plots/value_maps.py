@@ -1,0 +1,272 @@
+"""Numbers with names as colours: in a grid of cells, and over the picture whose tokens they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
+from matplotlib.figure import SubFigure
+from PIL.Image import Image
+
+from gatelens.plots.heatmap import MOST_WRITTEN, lightness
+from gatelens.plots.numbers import number
+from gatelens.plots.style import NotebookFigure, Palette, styled, wrapped
+
+MOST_TICKS = 32
+CELL = 0.5  # inches of a cell with a number; a word needs more
+WIDEST, HIGHEST = 13.0, 9.0
+PANEL = 2.5  # inches of a picture
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Values of named rows and columns.
+
+    Attributes:
+        text: what is written in each cell; None writes the numbers where there is room.
+    """
+
+    values: Float[np.ndarray, "row column"]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_label: str = ""
+    column_label: str = ""
+    text: Sequence[Sequence[str]] | None = None
+    title: str = ""
+
+    @property
+    def inches(self) -> tuple[float, float]:
+        longest = max((len(word) for row in self.text or () for word in row), default=0)
+        across = min(WIDEST, 1.9 + len(self.columns) * max(CELL, 0.085 * longest + 0.15))
+        return max(3.2, across), min(HIGHEST, 1.5 + 0.34 * len(self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class PicturePanels:
+    """Values of a picture's tokens, a panel each.
+
+    Attributes:
+        boxes: of the tokens, in pixels of the picture (x0, y0, x1, y1).
+        panels: by title, one value a token.
+        texts: by the same titles, a word for each token; written where boxes are large enough.
+    """
+
+    picture: Image
+    boxes: Float[np.ndarray, "token 4"]
+    panels: Mapping[str, Float[np.ndarray, " token"]]
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """A value of each name."""
+
+    names: Sequence[str]
+    values: Float[np.ndarray, " name"]
+    title: str = ""
+
+
+def value_figure(
+    *,
+    unit: str,
+    signed: bool,
+    title: str = "",
+    panels: PicturePanels | None = None,
+    grid: Grid | None = None,
+    bars: Bars | None = None,
+    dark: bool = False,
+) -> NotebookFigure:
+    """What of panels over a picture, bars and a grid of cells is given; cells and pictures on one scale of colours.
+
+    Args:
+        unit: what a value is, beside the scale, which is shown once.
+        signed: the scale is symmetric about 0: blue below, orange above.
+        panels, bars: side by side.
+        grid: below them.
+        title: over all.
+        dark: draw on dark ground.
+    """
+    with styled(dark) as p:
+        sizes = [(_panels_width(panels, bars), _panels_height(panels, bars))] if panels or bars else []
+        sizes += [] if grid is None else [grid.inches]
+        across = max(width for width, _ in sizes)
+        heading = wrapped(title, across) if title else ""
+        down = sum(height for _, height in sizes) + 0.22 * (heading.count("\n") + 1 if heading else 0)
+        figure = NotebookFigure(figsize=(across, down), layout="constrained")
+        if heading:
+            figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
+        scale = _Scale(_all_values(panels, grid), signed, p)
+        ratios = [high for _, high in sizes]
+        stripes = list(figure.subfigures(len(sizes), 1, squeeze=False, height_ratios=ratios)[:, 0])
+        # what is narrower than the figure keeps its own width
+        stripes = [
+            one if wide > 0.95 * across else one.subfigures(1, 2, width_ratios=[wide, across - wide])[0]
+            for one, (wide, _) in zip(stripes, sizes, strict=True)
+        ]
+        if panels or bars:
+            _upper(stripes.pop(0), panels, bars, scale, unit, p)
+        if grid is not None:
+            _draw_grid(stripes[0], grid, scale, "" if panels else unit, p)
+    return figure
+
+
+def _all_values(panels: PicturePanels | None, grid: Grid | None) -> np.ndarray:
+    every = [np.asarray(values, dtype=float).ravel() for values in (panels.panels.values() if panels else ())]
+    if grid is not None:
+        every.append(np.asarray(grid.values, dtype=float).ravel())
+    joined = np.concatenate(every) if every else np.zeros(1)
+    joined = joined[np.isfinite(joined)]
+    return joined if len(joined) else np.zeros(1)
+
+
+class _Scale:
+    """From values to colours, the same everywhere in a figure."""
+
+    def __init__(self, values: np.ndarray, signed: bool, p: Palette) -> None:
+        low, high = float(values.min()), float(values.max())
+        if signed:
+            high = max(abs(low), abs(high)) or 1.0
+            low = -high
+            colors = LinearSegmentedColormap.from_list("signed", [p.image, p.ground, p.gate])
+        else:
+            high = high if high > low else low + 1
+            colors = LinearSegmentedColormap.from_list("values", [p.ground, p.image, p.ink])
+        self.colors: Colormap = colors.with_extremes(bad=p.grid)
+        self.norm, self.signed = Normalize(low, high), signed
+
+    def of(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:
+        return np.asarray(self.colors(np.asarray(self.norm(values))))
+
+    def weight(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """From 0 to 1: how far a signed value is from 0, another one from the lowest."""
+        share = np.asarray(self.norm(values))
+        return np.clip(np.abs(2 * share - 1) if self.signed else share, 0, 1)
+
+    def bar(self, figure: SubFigure, axes: Sequence[Axes], unit: str, p: Palette) -> None:
+        bar = figure.colorbar(
+            ScalarMappable(self.norm, self.colors), ax=list(axes), shrink=0.85, pad=0.02, aspect=25
+        )
+        bar.set_label(unit, color=p.soft)
+        bar.outline.set_visible(False)
+
+
+def _panels_width(panels: PicturePanels | None, bars: Bars | None) -> float:
+    across = 0.0 if panels is None else PANEL * (1 + len(panels.panels)) + 0.9
+    return min(WIDEST + 2, across + ((3.6 if panels else 4.6) if bars else 0.0))
+
+
+def _panels_height(panels: PicturePanels | None, bars: Bars | None) -> float:
+    high = 0.0 if bars is None else 0.9 + 0.26 * len(bars.names)
+    if panels is None:
+        return high
+    return max(high, PANEL * panels.picture.height / panels.picture.width + 0.6)
+
+
+def _upper(
+    figure: SubFigure,
+    panels: PicturePanels | None,
+    bars: Bars | None,
+    scale: _Scale,
+    unit: str,
+    p: Palette,
+) -> None:
+    n = 0 if panels is None else 1 + len(panels.panels)
+    ratios = [1.0] * n + ([1.3] if bars else [])
+    axes = list(np.atleast_1d(figure.subplots(1, len(ratios), width_ratios=ratios)))
+    if panels is not None:
+        _draw_panels(axes[:n], panels, scale, p)
+        scale.bar(figure, axes[:n], unit, p)
+    if bars is not None:
+        _draw_bars(axes[-1], bars, unit, p)
+
+
+def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, p: Palette) -> None:
+    width, height = panels.picture.size
+    grey = np.asarray(panels.picture.convert("L"))
+    for one in axes:
+        one.set_axis_off()
+        one.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    axes[0].imshow(np.asarray(panels.picture), extent=(0, width, height, 0), interpolation="nearest")
+    axes[0].set_title("picture")
+    for one, (name, values) in zip(axes[1:], panels.panels.items(), strict=True):
+        one.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="nearest")
+        one.set_title(name)
+        colors = scale.of(np.asarray(values, dtype=float)).copy()
+        # where a value is near the lowest, or a signed one near 0, the picture shows through
+        colors[:, 3] = (0.05 if scale.signed else 0.25) + 0.65 * scale.weight(np.asarray(values, dtype=float))
+        words = panels.texts.get(name, [""] * len(values))
+        for (x0, y0, x1, y1), color, word in zip(panels.boxes, colors, words, strict=True):
+            one.fill(
+                [x0, x1, x1, x0],
+                [y0, y0, y1, y1],
+                facecolor=color,
+                edgecolor=(*color[:3], 0.2),
+                linewidth=0.2,
+            )
+            room = PANEL * 72 * (x1 - x0) / width / max(1, len(word))  # points a character
+            if word and room > 3.4:
+                ink = _ink(color, p)
+                middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+                one.text(*middle, word, ha="center", va="center", fontsize=min(9, 1.5 * room), color=ink)
+
+
+def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
+    places = np.arange(len(bars.names))
+    values = np.asarray(bars.values, dtype=float)
+    axes.barh(places, values, 0.7, color=[p.gate if value >= 0 else p.image for value in values])
+    axes.axvline(0, color=p.faint, linewidth=0.8)
+    axes.set_yticks(places, list(bars.names))
+    axes.set_ylim(len(bars.names) - 0.4, -0.6)
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    room = 0.22 * ((high - low) or 1)
+    axes.set_xlim(low - room * (low < 0), high + room * (high > 0))
+    for place, value in zip(places, values, strict=True):
+        side = ("left", 3) if value >= 0 else ("right", -3)
+        axes.annotate(
+            number(value),
+            (value, place),
+            xytext=(side[1], 0),
+            textcoords="offset points",
+            ha=side[0],
+            va="center",
+            fontsize=8,
+            color=p.soft,
+        )
+    axes.tick_params(left=False, bottom=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set(xlabel=unit, title=bars.title)
+    axes.grid(axis="x")
+
+
+def _draw_grid(figure: SubFigure, grid: Grid, scale: _Scale, unit: str, p: Palette) -> None:
+    axes = figure.subplots()
+    values = np.ma.masked_invalid(np.asarray(grid.values, dtype=float))
+    axes.imshow(values, cmap=scale.colors, norm=scale.norm, aspect="auto", interpolation="nearest")
+    for names, place, turned in ((grid.columns, axes.set_xticks, True), (grid.rows, axes.set_yticks, False)):
+        step = -(-len(names) // MOST_TICKS)
+        style: dict[str, Any] = {"rotation": 40, "ha": "right"} if turned and max(map(len, names)) > 4 else {}
+        place(range(0, len(names), step), list(names)[::step], **style)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel=grid.column_label, ylabel=grid.row_label, title=grid.title)
+    if grid.text is not None or values.size <= MOST_WRITTEN:
+        room = grid.inches[0] * 60 / max(1, len(grid.columns))  # points of a cell
+        colors = scale.of(values.filled(np.nan).ravel()).reshape(*values.shape, 4)
+        for i, j in np.ndindex(values.shape):
+            value = float(values.filled(np.nan)[i, j])
+            word = grid.text[i][j] if grid.text is not None else number(value) if np.isfinite(value) else ""
+            size = min(8, 1.6 * room / max(4, len(word)))
+            axes.text(j, i, word, ha="center", va="center", fontsize=size, color=_ink(colors[i, j], p))
+    if unit:
+        scale.bar(figure, [axes], unit, p)
+
+
+def _ink(color: Sequence[float] | np.ndarray, p: Palette) -> str:
+    """The one of the palette's two inks that stands out more from a colour."""
+    return max((p.ink, p.ground), key=lambda ink: abs(lightness(to_rgba(ink)) - lightness(tuple(color))))

@@ -1,0 +1,9 @@
+"""What one looks at in a run: where a prediction comes from, and what each layer would say."""
+
+from __future__ import annotations
+
+from gatelens.readouts.attribution import Attribution, attribute
+from gatelens.readouts.labelled import LabelledTensor
+from gatelens.readouts.lens import LogitLens, logit_lens
+
+__all__ = ["Attribution", "LabelledTensor", "LogitLens", "attribute", "logit_lens"]

@@ -1,0 +1,211 @@
+"""The logit lens: what the model would say at any position if it stopped at any layer.
+
+The residual stream goes through the model's own final norm, unembedding, and scale and soft cap of the logits
+(nostalgebraist 2020, *interpreting GPT: the logit lens*), plain or after a learned affine map of each layer (the
+tuned lens, Belrose et al. 2023, arXiv 2303.08112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gatelens.bridge.residual import ROUNDING, output_logits
+from gatelens.errors import InputError, ModelError
+from gatelens.inputs import VLMInputs, prepared
+from gatelens.model import HookedVLM
+from gatelens.readouts.labelled import LabelledTensor, position_labels
+from gatelens.readouts.rows import Rows, token_ids, word_of
+from gatelens.tokens import SelectorLike
+
+ROWS_AT_ONCE = 64  # of logits: 64 x 65,536 in float32 are 16 MiB
+Translator = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitLens(LabelledTensor):
+    """Float[layer, position, word]: log-probabilities in nats; ``n_layers`` as layer is the model's own output.
+
+    A word is a target, or ``top 0`` … of a cell. ``.table`` says of each cell its ``word``, ``token_id`` and
+    ``rank`` (0 is the top).
+    """
+
+
+@torch.no_grad()
+def logit_lens(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    at: SelectorLike = "image | last",
+    layers: Sequence[int] | None = None,
+    targets: Any = None,
+    top: int = 5,
+    translators: Sequence[Translator] | Mapping[int, Translator] | None = None,
+) -> LogitLens:
+    """What the model would say at chosen positions from the stream entering each layer.
+
+    Args:
+        inputs: the prompts.
+        at: the positions to read, image tokens included.
+        layers: the stream entering these; ``n_layers`` is what the final norm reads, so the model's own output.
+            Negative ones count from there (-1). None is all.
+        targets: tokens (words or ids) whose log-probability and rank to give; each one for all examples, or a
+            tensor or list with one for each.
+        top: how many of the likeliest tokens to give.
+        translators: for a tuned lens, a map of Float[row, d_model] for each layer (a list, or a mapping of layers),
+            applied before the final norm; a layer without one is read plainly. None is the plain lens.
+
+    Memory grows with rows x layers x (top + targets): the vocabulary is never held for more than 64 rows.
+
+    Raises:
+        InputError: no such layer or token, or nothing is selected.
+        ModelError: the last layer read in this way is not the model's own output.
+
+        >>> import gatelens as gl
+        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
+        >>> scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
+        >>> lens = gl.logit_lens(model, model.prepare(scene.image, scene.prompt), at="last", targets="sunflower")
+        >>> lens.sel(target="top 0").table["word"].tolist()
+        ['next', 'guitar', 'sunflower', 'sunflower', 'sunflower', 'sunflower', 'sunflower']
+        >>> [int(rank) for rank in lens.sel(kind="target").table["rank"]]
+        [19, 2, 0, 0, 0, 0, 0]
+    """
+    inputs = prepared(inputs)
+    chosen = _layers(layers, int(model.cfg.n_layers))
+    rows = Rows(inputs, at)
+    words, ids = _targets(model, targets, inputs.batch_size, rows)
+    if type(top) is not int or not 0 <= top <= int(model.cfg.d_vocab) or not (top or words):
+        raise InputError(f"top={top}: give how many tokens to read, or targets")
+    streams, unwritten = _streams(model, inputs, rows, chosen)
+    read = _Reader(model, top, unwritten)
+    cells = [read(streams[layer], ids, _translator(translators, layer)) for layer in chosen]
+    return _result(model, inputs, rows, chosen, top, words, cells)
+
+
+def _streams(
+    model: HookedVLM, inputs: VLMInputs, rows: Rows, layers: Sequence[int]
+) -> tuple[dict[int, Float[Tensor, "row d_model"]], Bool[Tensor, " d_vocab"]]:
+    """The stream entering each layer at these rows, and the tokens the model never writes."""
+    n_layers = int(model.cfg.n_layers)
+    output = f"blocks.{n_layers - 1}.hook_resid_post"
+    names = {layer: output if layer == n_layers else f"blocks.{layer}.hook_resid_pre" for layer in layers}
+    with model.lock:
+        last = Rows(inputs, "last")
+        hooks = [*rows.hooks(set(names.values())), *last.hooks([output])]
+        logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, hooks)
+    unwritten = _check(model, last.activations[output], logits[:, -1])
+    return {layer: rows.activations[name] for layer, name in names.items()}, unwritten
+
+
+def _result(
+    model: HookedVLM,
+    inputs: VLMInputs,
+    rows: Rows,
+    layers: list[int],
+    top: int,
+    words: list[str],
+    cells: Sequence[tuple[Tensor, Tensor, Tensor]],
+) -> LogitLens:
+    """The log-probabilities, tokens and ranks of every layer with their names."""
+    values, tokens, ranks = (torch.stack(each) for each in zip(*cells, strict=True))
+    kinds = ["top"] * top + ["target"] * len(words)
+    axes = {
+        "layer": pd.DataFrame({"layer": layers}),
+        "position": position_labels(inputs.tokens, rows.example, rows.position),
+        "word": pd.DataFrame({"target": [f"top {i}" for i in range(top)] + words, "kind": kinds}),
+    }
+    text = {int(token): word_of(model, int(token)) for token in tokens.unique()}
+    said = np.vectorize(text.__getitem__, otypes=[object])(tokens.numpy())
+    columns = {"word": said, "token_id": tokens.numpy(), "rank": ranks.numpy()}
+    return LogitLens(values, axes, "log-probability (nats)", inputs.tokens, inputs.images, columns)
+
+
+def _layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    wanted = (
+        list(range(n_layers + 1)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    )
+    for layer in wanted:
+        if type(layer) is not int or not -n_layers - 1 <= layer <= n_layers:
+            raise InputError(
+                f"layers: {layer!r} is none of 0 … {n_layers} ({n_layers} is the model's own output)"
+            )
+    return list(dict.fromkeys(layer % (n_layers + 1) for layer in wanted))
+
+
+def _targets(
+    model: HookedVLM, targets: Any, n_examples: int, rows: Rows
+) -> tuple[list[str], Int[Tensor, "row target"]]:
+    """The names of the targets, and the token of each row."""
+    if targets is None:
+        targets = []
+    found: dict[str, Tensor] = {}
+    for target in [targets] if isinstance(targets, (int, str, Tensor)) else list(targets):
+        ids = token_ids(model, target, n_examples)
+        named = isinstance(target, str) or len(set(ids.tolist())) == 1
+        name = (target if isinstance(target, str) else word_of(model, int(ids[0]))) if named else "target"
+        while name in found:
+            name += "'"
+        found[name] = ids[rows.example]
+    none = torch.zeros(len(rows.example), 0, dtype=torch.long)
+    return list(found), torch.stack(list(found.values()), 1) if found else none
+
+
+def _translator(translators: Any, layer: int) -> Translator | None:
+    if translators is None:
+        return None
+    if isinstance(translators, Mapping):
+        return translators.get(layer)
+    return translators[layer] if layer < len(translators) else None
+
+
+def _check(
+    model: HookedVLM, rows: Float[Tensor, "batch d_model"], own: Float[Tensor, "batch d_vocab"]
+) -> Bool[Tensor, " d_vocab"]:
+    """Which tokens the model never writes: it gives them the lowest number (Chameleon's image tokens).
+
+    Raises:
+        ModelError: what is read from the last stream is not what the model says.
+    """
+    read = output_logits(model.bridge, rows).float().to(own.device)
+    unwritten = (own.float() <= torch.finfo(own.dtype).min / 2).all(dim=0)
+    far = float((read - own.float())[:, ~unwritten].abs().max())
+    if not far <= ROUNDING[own.dtype == torch.float32] * (1 + float(read.abs().max())):
+        raise ModelError(
+            f"the last layer read by the lens is {far:.2g} from the model's own logits: this model makes its logits "
+            "in another way than final norm, unembedding, scale and soft cap"
+        )
+    return unwritten
+
+
+class _Reader:
+    """From rows of the stream to the log-probabilities, ids and ranks of top tokens and targets."""
+
+    def __init__(self, model: HookedVLM, top: int, unwritten: Bool[Tensor, " d_vocab"]) -> None:
+        self.model, self.top, self.unwritten = model, top, unwritten
+
+    def __call__(
+        self,
+        rows: Float[Tensor, "row d_model"],
+        targets: Int[Tensor, "row target"],
+        translate: Translator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            part = part if translate is None else translate(part).to(part.dtype)
+            logits = output_logits(self.model.bridge, part).float()
+            logits[:, self.unwritten.to(logits.device)] = -torch.inf
+            ids = targets[start : start + ROWS_AT_ONCE].to(logits.device)
+            best = logits.topk(self.top).indices
+            both = torch.cat([best, ids], dim=1)
+            there = logits.gather(1, both)
+            ranks = torch.stack([(logits > one[:, None]).sum(1) for one in there.T], dim=1)
+            parts.append((logits.log_softmax(-1).gather(1, both).cpu(), both.cpu(), ranks.cpu()))
+        values, tokens, ranks = (torch.cat(each) for each in zip(*parts, strict=True))
+        return values, tokens, ranks

@@ -1,0 +1,254 @@
+"""How a labelled tensor is drawn: which of its numbers lie over the picture, in a grid or as bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gatelens.errors import DataError
+from gatelens.plots.numbers import signed
+from gatelens.plots.value_maps import Bars, Grid, PicturePanels, value_figure
+from gatelens.tokens import TokenMap
+
+MOST_PANELS = 5
+MOST_BARS = 24
+
+
+def draw(
+    table: pd.DataFrame,
+    axes: Mapping[str, pd.DataFrame],
+    quantity: str,
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    title: str = "",
+    dark: bool = False,
+) -> Figure:
+    """The picture of a labelled tensor.
+
+    Args:
+        table: one row a cell.
+        axes: the labels of each dimension.
+        quantity: what a value is.
+        tokens, images: the prompts.
+
+    Raises:
+        DataError: several prompts, or more than two dimensions, where a picture has room for one.
+    """
+    style = {"unit": quantity, "dark": dark}
+    if "kind" in table and "part" in table:
+        return _attribution(table, tokens, images, title, style)
+    if "target" in table:
+        kinds = table["target"].unique()
+        wanted = next((name for name in kinds if not str(name).startswith("top ")), kinds[0])
+        table = table[table["target"] == wanted]
+        axes = {name: labels for name, labels in axes.items() if "target" not in labels}
+        if str(wanted).startswith("top "):
+            heading = (
+                "most likely next token of each layer" if wanted == "top 0" else f"{wanted} of each layer"
+            )
+        else:
+            table = table.drop(columns="word")
+            heading = f"'{wanted}' as next token, by layer"
+        title = title or heading
+    return _cells(table, axes, tokens, images, title, style)
+
+
+# --- parts of a logit
+
+
+def _attribution(
+    table: pd.DataFrame,
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    title: str,
+    style: dict[str, Any],
+) -> Figure:
+    rows = table[["example", "at"]].drop_duplicates()
+    title = title or f"{style['unit']} {signed(table['value'].sum() / len(rows))}, the sum of these parts"
+    title += f" (mean of {len(rows)} positions)" if len(rows) > 1 else ""
+    table = table.assign(value=table["value"] / len(rows))
+    style = {**style, "signed": True, "title": title}
+    if "neuron" in table and (table["kind"] == "neuron").any():
+        return value_figure(bars=_largest(table.groupby("part", sort=False)["value"].sum()), **style)
+    if (table["kind"] == "source").any():
+        return _by_source(table, _one_example(table), tokens, images, style)
+    return _by_layer(table, style)
+
+
+def _by_layer(table: pd.DataFrame, style: dict[str, Any]) -> Figure:
+    """A row a layer, a column a head or kind of part; what belongs to no layer as bars."""
+    inside = table["layer"].notna()
+    column = table["kind"].where(table["kind"] != "head", "")
+    if "head" in table:
+        column = column.where(table["head"].isna(), table["head"].map("{}".format, na_action="ignore"))
+    of_layers = table[inside].assign(column=column[inside])
+    order = list(dict.fromkeys(of_layers["column"]))
+    if len(order) < 2:
+        each = table.groupby("part", sort=False)["value"].sum()
+        return value_figure(
+            bars=Bars([str(name) for name in each.index], each.to_numpy(dtype=float)), **style
+        )
+    bars = None
+    if not inside.all():
+        outside = table[~inside].groupby("part", sort=False)["value"].sum()
+        sums = {
+            f"{kind}, all layers": of
+            for kind, of in of_layers.groupby("kind", sort=False)["value"].sum().items()
+        }
+        bars = Bars([*outside.index, *sums], np.array([*outside, *sums.values()]))
+    cells = of_layers.pivot_table(index="layer", columns="column", values="value", aggfunc="sum")[order]
+    label = "head" if "head" in order or any(str(name).isdigit() for name in order) else ""
+    grid = Grid(cells.to_numpy(dtype=float), [str(i) for i in cells.index], order, "layer", label)
+    return value_figure(grid=grid, bars=bars, **style)
+
+
+def _by_source(
+    table: pd.DataFrame,
+    example: int,
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    style: dict[str, Any],
+) -> Figure:
+    """What was read at each image token over the picture; what each role gave, and all else, as bars."""
+    of_sources = table[(table["kind"] == "source") & (table["role"] != "pad")]
+    at = of_sources.groupby("position")["value"].sum()
+    panels = picture_panels(tokens, images, example, {"attention, by source": at})
+    roles = of_sources.groupby("role", sort=False)["value"].sum()
+    rest = table[table["kind"] != "source"].groupby("kind", sort=False)["value"].sum()
+    names = [f"from {name}" for name in roles.index] + [str(name) for name in rest.index]
+    bars = Bars(names, np.array([*roles, *rest]))
+    words = at if panels is None else at[~at.index.isin(_on_picture(tokens, images, example))]
+    grid = Grid(
+        words.to_numpy(dtype=float)[None], [""], _words(tokens, example, words.index), column_label="source"
+    )
+    return value_figure(panels=panels, bars=bars, grid=grid if len(words) else None, **style)
+
+
+def _largest(values: pd.Series) -> Bars:
+    """The largest values of either sign, and the sum of all others."""
+    if len(values) <= MOST_BARS:
+        return Bars([str(name) for name in values.index], values.to_numpy())
+    order = values.abs().sort_values(ascending=False, kind="stable").index
+    best, rest = values[order[: MOST_BARS - 1]], values[order[MOST_BARS - 1 :]]
+    return Bars([*map(str, best.index), f"{len(rest)} others"], np.array([*best, rest.sum()]))
+
+
+# --- any other tensor
+
+
+def _cells(
+    table: pd.DataFrame,
+    axes: Mapping[str, pd.DataFrame],
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    title: str,
+    style: dict[str, Any],
+) -> Figure:
+    opened = {name: labels for name, labels in axes.items() if len(labels) > 1}
+    where = next((name for name, labels in opened.items() if "position" in labels), None)
+    others = [name for name in opened if name != where]
+    if len(opened) > 2 or (where is not None and len(others) > 1):
+        raise DataError(f"show: {', '.join(opened)} are all open: sel(...) one label of {others[-1]}")
+    style = {
+        **style,
+        "title": title,
+        "signed": bool((table["value"] < 0).any() and (table["value"] > 0).any()),
+    }
+    if where is None:
+        names = [opened[name][_label(opened[name])].astype(str).tolist() for name in opened]
+        values = table["value"].to_numpy(dtype=float)
+        if len(opened) < 2:
+            names = names or [[style["unit"]]]
+            return value_figure(bars=Bars(names[0], values), **style)
+        shape = tuple(len(each) for each in names)
+        grid = Grid(values.reshape(shape), *names, *map(str, opened))
+        return value_figure(grid=grid, **style)
+    return _over_positions(table, _one_example(table), others, tokens, images, style)
+
+
+def _over_positions(
+    table: pd.DataFrame,
+    example: int,
+    others: Sequence[str],
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    style: dict[str, Any],
+) -> Figure:
+    """Image tokens over the picture, a panel for some of the other axis; all else in a grid below."""
+    other = others[0] if others else "_"
+    table = table.assign(_="") if not others else table
+    values = table.pivot(index=other, columns="position", values="value")
+    words = table.pivot(index=other, columns="position", values="word") if "word" in table else None
+    some = np.unique(np.linspace(0, len(values) - 1, min(MOST_PANELS, len(values))).round().astype(int))
+    titles = {f"{other} {values.index[i]}" if others else str(style["unit"]): i for i in some}
+    panels = picture_panels(
+        tokens,
+        images,
+        example,
+        {name: values.iloc[i] for name, i in titles.items()},
+        {} if words is None else {name: words.iloc[i] for name, i in titles.items()},
+    )
+    shown = [] if panels is None else _on_picture(tokens, images, example)
+    rest = values[[at for at in values if at not in shown]]
+    grid = None
+    if rest.shape[1]:
+        text = None if words is None else words[rest.columns].to_numpy().tolist()
+        rows = [str(name) for name in rest.index]
+        columns = _words(tokens, example, rest.columns)
+        grid = Grid(rest.to_numpy(dtype=float), rows, columns, other.strip("_"), "position", text)
+    return value_figure(panels=panels, grid=grid, **style)
+
+
+def picture_panels(
+    tokens: TokenMap,
+    images: Sequence[Sequence[Image.Image]],
+    example: int,
+    values: Mapping[str, pd.Series],
+    texts: Mapping[str, pd.Series] | None = None,
+) -> PicturePanels | None:
+    """Values by position over the first picture they have a place in; None where they have none."""
+    places = _on_picture(tokens, images, example)
+    have = next(iter(values.values())).index
+    places = [at for at in places if at in have]
+    if len(places) < 2:
+        return None
+    picture = images[example][int(tokens.image_index[example, places[0]])]
+    boxes = tokens.box[example, places].float().numpy()
+    panels = {name: one[places].to_numpy(dtype=float) for name, one in values.items()}
+    words = {name: one[places].tolist() for name, one in (texts or {}).items()}
+    return PicturePanels(picture, boxes, panels, words)
+
+
+def _on_picture(tokens: TokenMap, images: Sequence[Sequence[Image.Image]], example: int) -> list[int]:
+    """The image tokens with a place in the first picture; of one that is cut up, those of its tiles."""
+    if example >= len(images) or not images[example]:
+        return []
+    placed = (
+        (tokens.image_index[example] == 0) & ~tokens.box[example].isnan().any(-1) & (tokens.row[example] >= 0)
+    )
+    tiles = placed & (tokens.tile[example] > 0)
+    return (tiles if bool(tiles.any()) else placed).nonzero().flatten().tolist()
+
+
+def _one_example(table: pd.DataFrame) -> int:
+    examples = table["example"].unique()
+    if len(examples) > 1:
+        raise DataError(f"show: a picture is of one prompt, and here are {len(examples)}: sel(example=0)")
+    return int(examples[0])
+
+
+def _words(tokens: TokenMap, example: int, positions: Any) -> list[str]:
+    words = [tokens.strings[example][int(at)].strip() for at in positions]
+    short = [word if len(word) <= 14 else f"{word[:13]}…" for word in words]
+    return [f"{word} {int(at)}" for word, at in zip(short, positions, strict=True)]
+
+
+def _label(labels: pd.DataFrame) -> str:
+    """The column that tells the labels of an axis apart: the first that does, else the first."""
+    apart = [str(name) for name in labels if labels[name].nunique() == len(labels)]
+    return apart[0] if apart else str(labels.columns[0])

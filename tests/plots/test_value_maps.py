@@ -1,0 +1,57 @@
+"""Colours, words and sizes of value maps."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from gatelens.plots.style import LIGHT
+from gatelens.plots.value_maps import Bars, Grid, PicturePanels, value_figure
+
+BOXES = np.array([[0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]], dtype=float)
+
+
+def panels(*values: float) -> PicturePanels:
+    return PicturePanels(
+        Image.new("RGB", (16, 16), "white"), BOXES, {"one": np.array(values)}, {"one": list("abcd")}
+    )
+
+
+def test_signed_values_are_blue_below_and_orange_above_zero() -> None:
+    figure = value_figure(unit="effect", signed=True, panels=panels(-2, 0, 1, 2))
+    colors = [patch.get_facecolor() for patch in figure.axes[1].patches]
+    assert colors[0][2] > colors[0][0] and colors[3][0] > colors[3][2]  # blue, orange
+    assert colors[1][3] < 0.1 < colors[2][3] < colors[0][3]  # the picture shows where there is nothing
+    assert [text.get_text() for text in figure.axes[1].texts] == list("abcd")
+
+
+def test_a_grid_writes_numbers_or_words_and_thins_its_ticks() -> None:
+    values = np.array([[1.0, np.nan], [2.0, -3.0]])
+    figure = value_figure(
+        unit="effect", signed=True, grid=Grid(values, ["0", "1"], ["x", "y"], "layer", "place")
+    )
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "", "2.00", "−3.00"]
+    assert figure.axes[0].get_xlabel() == "place" and figure.axes[1].get_ylabel() == "effect"
+    words = Grid(values, ["0", "1"], ["x", "y"], text=[["dog", ""], ["cat", "a"]])
+    figure = value_figure(unit="effect", signed=False, grid=words)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["dog", "", "cat", "a"]
+    many = Grid(np.zeros((2, 100)), ["0", "1"], [str(i) for i in range(100)])
+    figure = value_figure(unit="effect", signed=False, grid=many)
+    assert len(figure.axes[0].get_xticks()) <= 32 and figure.get_figwidth() <= 13
+
+
+def test_bars_have_the_sign_of_their_value() -> None:
+    figure = value_figure(
+        unit="effect", signed=True, bars=Bars(["a", "b"], np.array([1.0, -1.0])), title="two"
+    )
+    from matplotlib.colors import to_hex
+
+    assert [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches] == [LIGHT.gate, LIGHT.image]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "−1.00"]
+
+
+def test_one_scale_for_pictures_and_grid() -> None:
+    grid = Grid(np.array([[4.0]]), [""], ["x"])
+    figure = value_figure(unit="effect", signed=True, panels=panels(-2, 0, 1, 2), grid=grid)
+    bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert len(bars) == 1 and bars[0].get_ylim() == (-4, 4)

@@ -1,0 +1,111 @@
+"""A tensor with names: picking, the table, and pictures of every form."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import gatelens as gl
+from gatelens.errors import DataError
+from gatelens.readouts.labelled import position_labels
+from intervention_helpers import batch  # noqa: F401  (fixture)
+
+
+@pytest.fixture
+def grid(one_image: Any) -> gl.LabelledTensor:
+    """A number for every layer and position of one prompt."""
+    n = one_image.tokens.n_pos
+    axes = {
+        "layer": pd.DataFrame({"layer": range(3)}),
+        "position": position_labels(one_image.tokens, [0] * n, range(n)),
+    }
+    values = torch.arange(3.0 * n).view(3, n)
+    return gl.LabelledTensor(
+        values, axes, "effect", one_image.tokens, one_image.images, {"twice": (2 * values).numpy()}
+    )
+
+
+def test_the_table_has_a_row_a_cell(grid: gl.LabelledTensor) -> None:
+    table = grid.table
+    assert len(table) == grid.tensor.numel() and table["value"].tolist() == list(range(len(table)))
+    assert (table["twice"] == 2 * table["value"]).all()
+    one = table[(table["layer"] == 2) & (table["role"] == "image")].iloc[5]
+    assert (one["row"], one["col"]) == (1, 1) and one["value"] == float(grid.tensor[2, int(one["position"])])
+
+
+def test_picking(grid: gl.LabelledTensor) -> None:
+    assert grid.sel(layer=1).tensor.shape == (1, grid.tensor.shape[1])
+    assert torch.equal(grid.sel(layer=[0, 2]).tensor, grid.tensor[[0, 2]])
+    assert torch.equal(grid.sel(layer=slice(1, None)).tensor, grid.tensor[1:])
+    assert torch.equal(grid.sel(layer=range(2)).tensor, grid.tensor[:2])
+    image = grid.sel(role="image", layer=2)
+    assert image.tensor.shape == (1, 16) and (image.columns["twice"] == 2 * image.tensor.numpy()).all()
+    late = grid.sel(position=lambda p: p > 18)
+    assert torch.equal(late.tensor, grid.tensor[:, 19:]) and late.dims == ("layer", "position")
+
+
+def test_what_cannot_be_picked(grid: gl.LabelledTensor) -> None:
+    with pytest.raises(
+        DataError, match=r"sel\(layers=...\): the columns are layer, example.*did you mean 'layer'"
+    ):
+        grid.sel(layers=1)
+    with pytest.raises(DataError, match=r"sel\(layer=7\) leaves nothing; there are 0, 1, 2"):
+        grid.sel(layer=7)
+    with pytest.raises(DataError, match="for axes of"):
+        gl.LabelledTensor(torch.zeros(2, 2), grid.axes, "effect", grid.tokens)
+
+
+def test_pictures_of_every_form(grid: gl.LabelledTensor) -> None:
+    """Panels over the picture with a grid of the other positions; a grid; bars."""
+    whole = grid.show(title="effects")
+    titles = [axes.get_title(loc="left") for axes in whole.axes]
+    assert {"picture", "layer 0", "layer 1", "layer 2"} <= set(titles)
+    assert any("animal" in label.get_text() for axes in whole.axes for label in axes.get_xticklabels())
+    assert whole._suptitle.get_text() == "effects"  # type: ignore[attr-defined]
+    alone = gl.LabelledTensor(grid.tensor, grid.axes, "effect", grid.tokens).show(dark=True)
+    assert "picture" not in [axes.get_title(loc="left") for axes in alone.axes]
+    bars = grid.sel(position=3).show()
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["0", "1", "2"]
+    for figure in (whole, alone, bars):
+        assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+def test_parts_and_lenses_are_drawn(tiny: Any, one_image: Any, batch: Any) -> None:  # noqa: F811
+    for by in ("component", "layer", "head", "mlp", "neuron", "position"):
+        figure = gl.attribute(tiny, one_image, (30, 33), by=by).show(dark=by == "head")
+        assert figure._repr_png_()
+    heads = gl.attribute(tiny, one_image, (30, 33), by="head")
+    columns = [label.get_text() for axes in heads.show().axes for label in axes.get_xticklabels()]
+    assert {"0", "1", "2", "3", "mlp"} <= set(columns)
+    over = gl.attribute(tiny, one_image, (30, 33), by="position").sel(layer=1, head=2).show()
+    assert "attention, by source" in [axes.get_title(loc="left") for axes in over.axes]
+    mean = gl.attribute(tiny, batch, (30, 33), by="head").show()
+    assert "mean of 3 positions" in mean._suptitle.get_text()
+    with pytest.raises(DataError, match=r"a picture is of one prompt, and here are 3: sel\(example=0\)"):
+        gl.attribute(tiny, batch, (30, 33), by="position").show()
+    top = gl.logit_lens(tiny, one_image, at="all")
+    words = {text.get_text() for axes in top.show().axes for text in axes.texts}
+    assert set(top.sel(target="top 0", role="query").columns["word"].ravel()) <= words
+    target = gl.logit_lens(tiny, one_image, targets="dog").show()
+    assert target._suptitle.get_text() == "'dog' as next token, by layer"
+    with pytest.raises(DataError, match="are all open"):
+        three = {
+            "a": pd.DataFrame({"a": [0, 1]}),
+            "b": pd.DataFrame({"b": [0, 1]}),
+            "c": pd.DataFrame({"c": [0, 1]}),
+        }
+        gl.LabelledTensor(torch.zeros(2, 2, 2), three, "effect", one_image.tokens).show()
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("function", [gl.attribute, gl.logit_lens])
+def test_the_examples_of_the_documentation(function: Any) -> None:
+    source = inspect.unwrap(function)
+    found = doctest.DocTestFinder(recurse=False).find(source, source.__name__, globs={})
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0])
+    assert result.failed == 0 and result.attempted > 4
