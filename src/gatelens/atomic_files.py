@@ -15,6 +15,31 @@ from gatelens.errors import OutputError
 PARTIAL = ".part"  # ends the name of what is being written
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path that was given.
+
+    Raises:
+        OutputError: it is none.
+    """
+    try:
+        there = Path(path).expanduser()
+        if "\0" in str(there):
+            raise ValueError("a name cannot hold a NUL byte")
+    except (TypeError, ValueError, RuntimeError) as error:  # the last is of a home that nobody has
+        raise OutputError(f"{path!r} is no folder: {error}; give another") from error
+    return there
+
+
+@contextmanager
+def readable(place: Path) -> Iterator[None]:
+    """What the disk refuses to let the block read is said in a line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot read {str(error.filename or place)!r}: {error.strerror}"
+        raise OutputError(f"{what}; make it readable, or delete it and run again") from error
+
+
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Prove that a folder can be written to, or made where it is not there yet, before any compute.
 
@@ -23,10 +48,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the path is a file, can't be made, or can't be written to.
     """
+    folder = as_path(path)
     try:
-        folder = Path(path).expanduser()
-        if "\0" in str(folder):
-            raise ValueError("a name cannot hold a NUL byte")
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(
             dir=existing
@@ -36,8 +59,6 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         raise OutputError(
             f"cannot write to {str(path)!r}: {error.strerror}; choose another folder"
         ) from error
-    except (TypeError, ValueError, RuntimeError) as error:  # no path, NUL bytes, the home of nobody
-        raise OutputError(f"{path!r} is no folder to write to: {error}; choose another") from error
     return folder
 
 
@@ -92,7 +113,7 @@ def write_folder_atomic(target: Path, files: Mapping[str, bytes]) -> None:
                 if not is_whole(target / name):
                     os.replace(partial / name, target / name)
     except OSError as error:
-        raise OutputError(f"cannot write {str(target)!r}: {error.strerror}") from error
+        raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -122,9 +143,15 @@ def _beside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror}") from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    taken = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+    fix = "; delete what stands there and run again" if taken else ""
+    return OutputError(f"cannot write {str(path)!r}: {error.strerror}{fix}")
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -9,40 +9,27 @@ when it is there under its name, so a run that was cut short goes on where it st
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
-import platform
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from gatelens import atomic_files
-from gatelens.atomic_files import check_writable, is_partial, is_whole, write_atomic
+from gatelens.atomic_files import as_path, check_writable, is_partial, is_whole, readable, write_atomic
 from gatelens.errors import OutputError
+from gatelens.manifest import MANIFEST, differences, new_manifest, read_manifest
 
-FORMAT = 2
-MANIFEST = "manifest.json"
 SHARDS = "shards"
-_VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 _SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
-_MANIFEST_KEYS = {
-    int: ["format"],
-    str: ["study", "fingerprint", "created"],
-    dict: ["settings", "info", "versions"],
-}
-_SECONDS = "seconds"  # what a batch took, in the metadata of its tables
-
-
-def fingerprint(value: Any) -> str:
-    """Twelve hex digits that change when ``value`` (anything JSON can hold) changes."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+Read = TypeVar("Read")
+# in the metadata of each table of a batch: what it took, and the names of all its tables
+_SECONDS, _TABLES = "seconds", "tables"
 
 
 class Run:
@@ -72,23 +59,14 @@ class Run:
         Raises:
             OutputError: the folder can't be written, holds something else, or a run with other settings.
         """
-        settings = _as_json(settings)
-        fresh = {
-            "format": FORMAT,
-            "study": study,
-            "settings": settings,
-            "fingerprint": fingerprint(settings),
-            "info": _as_json(info or {}),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
-        }
+        fresh = new_manifest(study, settings, info or {})
         if path is None:
             return cls(None, fresh)
         folder = cls.check_folder(path, study)
         if atomic_files.write_new(folder / MANIFEST, _json_bytes(fresh)):
             return cls(folder, fresh)
         run = cls.load(folder)
-        changed = _differences(run.settings, settings)
+        changed = differences(run.settings, fresh["settings"])
         if changed:
             raise OutputError(
                 f"{str(folder)!r} holds a run with other settings ({changed}); choose another folder or delete it"
@@ -103,18 +81,22 @@ class Run:
             OutputError: the folder can't be written, holds something else, a damaged run, or one of another study.
         """
         folder = check_writable(path)
-        if (folder / MANIFEST).exists():
+        with readable(folder):
+            begun = (folder / MANIFEST).exists()
+            there = list(folder.iterdir()) if folder.exists() else []
+            others = [p for p in there if not is_partial(p) and p.name != MANIFEST]
+        if begun:
             run = cls.load(folder)
             if run.study != study:
                 raise OutputError(
                     f"{str(folder)!r} holds a run of {run.study!r}, not of {study!r}; choose another folder"
                 )
-        elif folder.exists():
-            others = sorted(p.name for p in folder.iterdir() if not is_partial(p) and p.name != MANIFEST)
+        else:
             if others:
                 more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+                first = min(p.name for p in others)
                 raise OutputError(
-                    f"{str(folder)!r} is not a run but holds {others[0]!r}{more}; choose an empty or new folder"
+                    f"{str(folder)!r} is not a run but holds {first!r}{more}; choose an empty or new folder"
                 )
         return folder
 
@@ -125,31 +107,8 @@ class Run:
         Raises:
             OutputError: no run there, one that can't be read, or one of another format.
         """
-        folder = Path(path).expanduser()
-        file = folder / MANIFEST
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"{str(folder)!r} holds no run ({MANIFEST} is missing); give a folder a study wrote"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise _damaged(file, f"it cannot be read: {error}") from error
-        if not isinstance(manifest, dict):
-            raise _damaged(file, "it is no JSON object")
-        written = manifest.get("format")
-        if type(written) is int and written != FORMAT:
-            older = written < FORMAT
-            raise OutputError(
-                f"{str(folder)!r} was written by {'an older' if older else 'a newer'} gatelens (format {written}, this "
-                f"version reads {FORMAT}); {'run the study again in a new folder' if older else 'update gatelens'}"
-            )
-        for key, kind in ((key, kind) for kind, keys in _MANIFEST_KEYS.items() for key in keys):
-            if type(manifest.get(key)) is not kind:
-                raise _damaged(file, f"its {key!r} is {_short(manifest.get(key))}")
-        if fingerprint(manifest["settings"]) != manifest["fingerprint"]:
-            raise _damaged(file, "its settings are not those the run was started with")
-        return cls(folder, manifest)
+        folder = as_path(path)
+        return cls(folder, read_manifest(folder))
 
     @property
     def study(self) -> str:
@@ -185,13 +144,17 @@ class Run:
     def has_batch(self, section: str, batch: str) -> bool:
         """Whether all tables of a batch are there."""
         files = self._batch_files(section, batch)
-        return bool(files) and all(self._is_there(file) for file in files)
+        if not files or not all(self._is_there(file) for file in files):
+            return False
+        there = [Path(file).stem for file in files]
+        return set(self._noted(files[0]).get(_TABLES, there)) == set(there)
 
     def save_batch(
         self, section: str, batch: str, tables: Mapping[str, pd.DataFrame], seconds: float = 0.0
     ) -> None:
         """Keep the tables of a batch, all of them or none."""
-        files = {f"{name}.parquet": _parquet_bytes(t, seconds) for name, t in tables.items()}
+        noted = {_SECONDS: round(seconds, 3), _TABLES: sorted(tables)}
+        files = {f"{name}.parquet": _parquet_bytes(t, noted) for name, t in tables.items()}
         place = _batch_place(section, batch)
         if self.path is None:
             self._memory.update({f"{place}/{name}": data for name, data in files.items()})
@@ -222,13 +185,21 @@ class Run:
             whole = [p for p in (self.path / SHARDS).glob("*/*/*.parquet") if not is_partial(p.parent)]
             files = [p.relative_to(self.path) for p in sorted(whole)]
         first = {file.parent: str(file) for file in reversed(files)}  # each table of a batch says the same
-        return sum(float(self._table(file).attrs.get(_SECONDS, 0.0)) for file in first.values())
+        return sum(float(self._noted(file).get(_SECONDS, 0.0)) for file in first.values())
 
     def _batch_files(self, section: str, batch: str) -> list[str]:
         place = _batch_place(section, batch)
         if self.path is None:
             return [name for name in self._memory if name.startswith(f"{place}/")]
-        return sorted(f"{place}/{p.name}" for p in (self.path / place).glob("*.parquet"))
+        folder = self.path / place
+        with readable(folder):
+            for part in (folder.parent.parent, folder.parent, folder):
+                if part.exists() and not part.is_dir():
+                    raise OutputError(
+                        f"{str(part)!r} is a file where a folder should be; delete it and run again"
+                    )
+            inside = folder.iterdir() if folder.exists() else ()
+            return sorted(f"{place}/{p.name}" for p in inside if p.suffix == ".parquet")
 
     # -- what was made of it
 
@@ -260,9 +231,10 @@ class Run:
             OutputError: the run has no such finished value, or its file is damaged.
         """
         file = self._need(name, ".json")
+        text = self._bytes(file)
         try:
-            return json.loads(self._bytes(file))
-        except ValueError as error:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise OutputError(f"{file!r} of run {self.label} is damaged; delete it and run again") from error
 
     def file(self, name: str) -> bytes:
@@ -282,7 +254,10 @@ class Run:
     def _names(self) -> list[str]:
         if self.path is None:
             return [n for n in self._memory if not n.startswith(f"{SHARDS}/")]
-        named = sorted(p.name for p in self.path.iterdir() if p.suffix in _SUFFIXES and p.name != MANIFEST)
+        with readable(self.path):
+            named = sorted(
+                p.name for p in self.path.iterdir() if p.suffix in _SUFFIXES and p.name != MANIFEST
+            )
         return [name for name in named if self._is_there(name)]
 
     def _find(self, name: str, suffix: str | None = None) -> str | None:
@@ -290,7 +265,10 @@ class Run:
         return next((file for file in files if self._is_there(file)), None)
 
     def _is_there(self, file: str) -> bool:
-        return file in self._memory if self.path is None else is_whole(self.path / file)
+        if self.path is None:
+            return file in self._memory
+        with readable(self.path / file):
+            return is_whole(self.path / file)
 
     def _need(self, name: str, suffix: str | None = None) -> str:
         file = self._find(name, suffix)
@@ -302,15 +280,31 @@ class Run:
         return file
 
     def _table(self, file: str) -> pd.DataFrame:
+        return self._parquet(file, pd.read_parquet)
+
+    def _noted(self, file: str) -> dict[str, Any]:
+        """What stands beside a table of a batch; the table itself is not read."""
+        kept = self._parquet(file, pq.read_schema).metadata or {}
+        return json.loads(kept.get(b"PANDAS_ATTRS", b"{}"))
+
+    def _parquet(self, file: str, read: Callable[[BinaryIO], Read]) -> Read:
+        if self.path is None:
+            return read(io.BytesIO(self._memory[file]))
+        with readable(self.path / file):
+            held = open(self.path / file, "rb")  # noqa: SIM115  (closed below)
         try:
-            return pd.read_parquet(io.BytesIO(self._bytes(file)))
+            with held:
+                return read(held)
         except Exception as error:  # pyarrow raises many kinds
             place = str(Path(file).parent) if file.startswith(f"{SHARDS}/") else file
             message = f"{file!r} of run {self.label} is damaged; delete {place!r} there and run again"
             raise OutputError(message) from error
 
     def _bytes(self, file: str) -> bytes:
-        return self._memory[file] if self.path is None else (self.path / file).read_bytes()
+        if self.path is None:
+            return self._memory[file]
+        with readable(self.path / file):
+            return (self.path / file).read_bytes()
 
     def _store(self, file: str, data: bytes) -> None:
         if self.path is None:
@@ -319,11 +313,11 @@ class Run:
             write_atomic(self.path / file, data)
 
 
-def _parquet_bytes(table: pd.DataFrame, seconds: float | None = None) -> bytes:
+def _parquet_bytes(table: pd.DataFrame, noted: Mapping[str, Any] | None = None) -> bytes:
     buffer = io.BytesIO()
-    if seconds is not None:
+    if noted is not None:
         table = table.copy(deep=False)
-        table.attrs[_SECONDS] = round(seconds, 3)
+        table.attrs |= noted
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
 
@@ -333,48 +327,5 @@ def _batch_place(section: str, batch: str) -> str:
     return f"{SHARDS}/{section}/{quote(batch, safe=' (),')}"
 
 
-def _damaged(manifest: Path, why: str) -> OutputError:
-    folder = str(manifest.parent)
-    return OutputError(f"{str(manifest)!r} is damaged ({why}); delete {folder!r} and run the study again")
-
-
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(values), default=str))
-
-
 def _json_bytes(value: Any) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=False).encode()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 3) -> str:
-    changes = list(_changes(old, new, ""))
-    more = f"; and {len(changes) - most} more" if len(changes) > most else ""
-    return "; ".join(changes[:most]) + more
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str) -> Iterator[str]:
-    """What differs, nested settings by their path."""
-    for key in {**old, **new}:
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _changes(a, b, f"{within}{key}.")
-        else:
-            there, now = (_short(side[key]) if key in side else "none" for side in (old, new))
-            yield f"{within}{key}: there {there}, now {now}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -40,14 +40,17 @@ def figure(run: Run, name: str, dark: bool = False) -> Figure:
         DataError: the report has no such figure; the message lists those it has.
         OutputError: the run lacks a finished table, or is of an unknown study.
     """
-    return report.figure(study_of(run), run, name, dark)
+    with report.read_from(run):
+        return report.figure(study_of(run), run, name, dark)
 
 
 def render_report(run: Run) -> str:
     """The report of a run as one HTML page that needs no network. Raises as :func:`figure`."""
-    return report.render_report(study_of(run), run)
+    with report.read_from(run):
+        return report.render_report(study_of(run), run)
 
 
 def write_report(run: Run) -> None:
     """Draw the figures of a run and write ``report.html`` beside its tables. Raises as :func:`figure`."""
-    report.write_report(study_of(run), run)
+    with report.read_from(run):
+        report.write_report(study_of(run), run)

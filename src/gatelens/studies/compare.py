@@ -13,7 +13,8 @@ from gatelens.plots.numbers import cell, interval, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
 from gatelens.studies.catalogue import study_of
-from gatelens.studies.study import CELL
+from gatelens.studies.report import read_from
+from gatelens.studies.study import CELL, verdict_of
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
@@ -28,6 +29,11 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
     """
     if a.study != b.study:
         raise OutputError(f"cannot compare a run of {a.study!r} with one of {b.study!r}")
+    with read_from(a, b):
+        return _joined(a, b)
+
+
+def _joined(a: Run, b: Run) -> pd.DataFrame:
     cells, keys, values = study_of(a).comparable, list(CELL), ["mean", "low", "high", "n"]
     both = cells(a)[keys + values].merge(cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
     if both.empty:
@@ -103,7 +109,7 @@ def compare_html(a: Run, b: Run) -> str:
     models = [run.settings.get("model", "?") for run in (a, b)]
     names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
-        Verdict.from_json({**run.json("verdict"), "evidence": ()}, study_of(run).tones, name)
+        Verdict.from_json({**verdict_of(run), "evidence": ()}, study_of(run).tones, name)
         for name, run in zip(names, (a, b), strict=True)
     ]
     method = {"interval": f"Under each number, {IN_WORDS}", "*": f"{_star(table).capitalize()}."}
@@ -140,4 +146,4 @@ def _star(table: pd.DataFrame) -> str:
 
 
 def _headline(run: Run) -> str:
-    return f"{run.json('verdict')['headline']} ({run.manifest['settings'].get('model', '?')})"
+    return f"{verdict_of(run)['headline']} ({run.manifest['settings'].get('model', '?')})"

@@ -8,8 +8,8 @@ from typing import Any
 
 from gatelens.data import Dataset, Example, load
 from gatelens.errors import DataError, ModelError
+from gatelens.manifest import fingerprint
 from gatelens.model import HookedVLM
-from gatelens.runs import fingerprint
 
 
 def resolve_model(model: HookedVLM | str | Path, **options: Any) -> HookedVLM:

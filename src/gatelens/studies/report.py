@@ -5,17 +5,39 @@ Everything here raises OutputError where the run lacks a finished table.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from matplotlib.figure import Figure
 
-from gatelens.errors import DataError
+from gatelens.errors import DataError, GatelensError, OutputError
 from gatelens.plots import page
 from gatelens.runs import Run
-from gatelens.studies.study import Study
+from gatelens.studies.study import Study, verdict_of
+
+
+@contextmanager
+def read_from(*runs: Run) -> Iterator[None]:
+    """What is shown within the block was read from runs as they lie on disk, where anybody may have changed a file.
+
+    Raises:
+        OutputError: tables do not hold what the study wrote there.
+    """
+    try:
+        yield
+    except GatelensError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        named, why = " and ".join(run.label for run in runs), f"{type(error).__name__}: {error}"
+        raise OutputError(
+            f"the files of run {named} do not hold what the study wrote ({why}); run the same command again, which "
+            "makes them anew from what was measured"
+        ) from error
 
 
 def page_of(study: Study, run: Run) -> page.Page:
     """What the report shows."""
-    settings, said = run.settings, run.json("verdict")
+    settings, said = run.settings, verdict_of(run)
     lead: list[str | tuple[str, str]] = [study.title]
     lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
     absent = run.json("absent") if run.has("absent") else []

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field
 
 from gatelens.data import Dataset, Example
-from gatelens.errors import DataError
+from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
@@ -35,8 +35,22 @@ class StudyOptions(Options):
     ] = None
 
 
-def _summary(run: Run) -> list[str]:
+def verdict_of(run: Run) -> dict[str, Any]:
+    """What a finished run says: ``verdict``, ``headline``, ``sentence`` and the rest of its study's verdict.
+
+    Raises:
+        OutputError: it is not finished, or what is there is no verdict.
+    """
     said = run.json("verdict")
+    if not isinstance(said, dict) or not all(
+        isinstance(said.get(name), str) for name in ("verdict", "headline", "sentence")
+    ):
+        raise OutputError(f"'verdict.json' of run {run.label} is damaged; delete it there and run again")
+    return said
+
+
+def _summary(run: Run) -> list[str]:
+    said = verdict_of(run)
     return [said["headline"], said["sentence"]]
 
 

@@ -25,8 +25,8 @@ from gatelens.data.base import Example
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
 from gatelens.interventions.compile import as_interventions
+from gatelens.manifest import fingerprint
 from gatelens.model import HookedVLM
-from gatelens.runs import fingerprint
 from gatelens.training.batches import IGNORED, TrainingBatch, training_batch
 
 STATE = "training_state.pt"

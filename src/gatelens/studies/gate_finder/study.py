@@ -56,7 +56,7 @@ from gatelens.studies.gate_finder.state import why_not
 from gatelens.studies.gate_finder.tables import as_html, as_text, comparable
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, NOTHING
 from gatelens.studies.options import AtLeastOne, CountsExamples
-from gatelens.studies.report import write_report
+from gatelens.studies.report import read_from, write_report
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Absent, Batch, Measured, Setup
 from gatelens.studies.study import Drawn, Study, StudyOptions
@@ -105,7 +105,8 @@ class GateSearch(SearchResult):
         run = Run.load(folder)
         if run.study != STUDY.name:
             raise OutputError(f"run {run.label} is of study {run.study!r}, not of {STUDY.name!r}")
-        return cls.from_run(run)
+        with read_from(run):
+            return cls.from_run(run)
 
 
 class FindGateOptions(StudyOptions):

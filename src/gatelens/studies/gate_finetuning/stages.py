@@ -33,6 +33,7 @@ from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
+from gatelens.studies.study import verdict_of
 from gatelens.training import OthersGate, fine_tune
 
 BEFORE, MASKED, SWAPPED, CONTROL = "before", "masked", "swapped", "control"
@@ -130,7 +131,7 @@ def measure(model: HookedVLM, batch: Stage) -> Tables:
             NARROW_GATE, model, batch.data, batch.study, name=batch.called, progress=batch.progress,
             **batch.measured,
         )  # fmt: skip
-    said = {name: run.json("verdict")[name] for name in ("verdict", "headline", "sentence")}
+    said = {name: verdict_of(run)[name] for name in ("verdict", "headline", "sentence")}
     tables |= {"knockout": run.table("knockout"), "tasks": run.table("tasks")}
     return {**tables, "verdict": pd.DataFrame([{**said, "flips": _flips(run)}])}
 

@@ -17,7 +17,13 @@ from gatelens.errors import DataError
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, draw, prepare
 from gatelens.studies.narrow_gate.steering import directions
-from gatelens.studies.narrow_gate.steering.section import SECTION, SteeringOptions, evidence, unconcerned
+from gatelens.studies.narrow_gate.steering.section import (
+    SECTION,
+    SteeringOptions,
+    as_safetensors,
+    evidence,
+    unconcerned,
+)
 from gatelens.studies.narrow_gate.study import STUDY
 from gatelens.studies.options import checked
 from gatelens.studies.section import Absent
@@ -25,6 +31,23 @@ from section_helpers import run_section, setup_of
 from study_helpers import TinyData
 
 OPTIONS = {"n_pairs": 3, "n": 2, "n_caption": 3, "n_vqa": 4, "n_random": 2, "doses": [0.5, 1, 4]}
+
+
+def test_equal_directions_are_equal_bytes() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        ("gate", base, target, 1, generator.normal(size=8).tolist())
+        for base, target in (("fox", "pig"), ("crab", "bus"), ("bus", "fox"))
+    ]
+    fitted = pd.DataFrame(rows, columns=["place", "base", "target", "layer", "direction"])
+    written = {as_safetensors(fitted, 1) for _ in range(20)}
+    assert len(written) == 1
+    data = written.pop()
+    read = load(data)
+    assert {name: vector.tolist() for name, vector in read.items()} == {
+        f"{base}-{target}": np.float32(direction).tolist() for _, base, target, _, direction in rows
+    }
+    assert b'"__metadata__":{"at":"gate","layers":"[1]","site":"resid_pre"}' in data
 
 
 def question(prompt: str, *answers: str) -> Any:

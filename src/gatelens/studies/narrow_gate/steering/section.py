@@ -288,7 +288,12 @@ def _examples(setup: Setup, captions: pd.DataFrame) -> list[dict[str, object]]:
 def as_safetensors(fitted: pd.DataFrame, layer: int) -> bytes:
     """The directions of the chosen layer by ``base-target``, Float[d_model]; the metadata says how to add them."""
     tensors = {pair_name(pair): v for pair, v in directions_at(fitted, layer).items()}
-    return save(tensors, metadata={"at": "gate", "site": SITE, "layers": json.dumps([layer])})
+    data = save(tensors, metadata={"at": "gate", "site": SITE, "layers": json.dumps([layer])})
+    # the library writes the header in an order of its own each time: the same directions are to be the same bytes
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def evidence(run: Run) -> list[Evidence]:
