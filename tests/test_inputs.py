@@ -11,6 +11,7 @@ from gatelens.errors import InputError, ModelError
 from gatelens.inputs import match_images
 from gatelens.model import HookedVLM
 from gatelens.tokens import position_ids
+from model_helpers import PICTURES, TEXTS
 from tiny_models import make_picture
 
 
@@ -127,3 +128,97 @@ def test_prepare_errors(tiny: HookedVLM, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tiny, "processor", None)
     with pytest.raises(ModelError, match="no processor"):
         tiny.prepare(None, "what")
+
+
+# ---------------------------------------------------------------- as token ids
+def test_a_batch_has_what_token_ids_have(tiny: HookedVLM) -> None:
+    inputs = tiny.prepare(PICTURES, TEXTS)
+    ids = inputs.tensors["input_ids"]
+    assert inputs.shape == ids.shape and inputs.ndim == inputs.dim() == 2 and len(inputs) == 3
+    assert inputs.device == ids.device and inputs.dtype == torch.long and inputs.size(1) == ids.shape[1]
+    assert (
+        torch.equal(inputs[0], ids[0])
+        and torch.equal(inputs[:, -1], ids[:, -1])
+        and inputs[1, 2] == ids[1, 2]
+    )
+    copy = inputs.clone()
+    copy.tensors["input_ids"][0, 0] = 3
+    assert inputs.tensors["input_ids"][0, 0] == ids[0, 0] != 3 and torch.equal(inputs.cpu().ids, ids)
+    with pytest.raises(AttributeError, match=r"a batch of prompts has no 'repeat'.*inputs\.ids"):
+        inputs.repeat(2)
+    assert len(tiny.prepare(PICTURES[1], TEXTS[1]).expand(4, -1)) == 4
+    with pytest.raises(InputError, match="only one prompt is repeated"):
+        inputs.expand(6, -1)
+
+
+@pytest.mark.parametrize(
+    "key", [slice(1, 3), [2, 0], torch.tensor([1]), [False, True, False], (slice(0, 2), slice(None))]
+)
+def test_some_prompts_are_a_batch_with_their_pictures(tiny: HookedVLM, key: Any) -> None:
+    inputs = tiny.prepare(PICTURES, TEXTS)
+    some = inputs[key]
+    want = tiny(inputs)[key[0] if isinstance(key, tuple) else key]
+    real = some.tensors["attention_mask"].bool()
+    assert torch.equal(some.ids, inputs.ids[key]) and (tiny(some) - want)[real].abs().max() < 1e-5
+
+
+def test_a_loop_gives_prompts_with_their_pictures(tiny: HookedVLM) -> None:
+    inputs = tiny.prepare(PICTURES, TEXTS)
+    logits = tiny(inputs)
+    for number, one in enumerate(inputs):
+        assert one.shape == (1, inputs.shape[1]) and len(one.images[0]) == len(PICTURES[number])
+        real = one.tensors["attention_mask"][0].bool()
+        assert (tiny(one)[0] - logits[number])[real].abs().max() < 1e-5
+
+
+def test_the_first_positions_are_a_prompt(tiny: HookedVLM) -> None:
+    """Causal: what comes later changes nothing. A picture is never cut."""
+    inputs = tiny.prepare(PICTURES, TEXTS)
+    n = inputs.shape[1]
+    short = inputs[:, : n - 2]
+    real = short.tensors["attention_mask"].bool()
+    assert short.shape == (3, n - 2) and (tiny(short) - tiny(inputs)[:, :-2])[real].abs().max() < 1e-5
+    assert inputs[:, :-2] is not inputs and inputs[:] is inputs and inputs[:, : n + 5] is inputs
+    one = tiny.prepare(PICTURES[0], TEXTS[0])
+    first, second = (one.tokens.positions(f"image[{i}]") for i in (0, 1))
+    with pytest.raises(
+        InputError, match=r"positions :\d+ cut picture 0 of prompt 0, which stands at \d+\.\.\d+"
+    ):
+        one[:, : first[-1]]
+    half = one[:, : second[0] - 1]  # the second picture's begin marker is left out with it
+    assert len(half.images[0]) == 1 and (tiny(half) - tiny(one)[:, : half.shape[1]]).abs().max() < 1e-5
+    none = one[:, : first[0] - 1]
+    assert (
+        "pixel_values" not in none.tensors and (tiny(none) - tiny(one)[:, : none.shape[1]]).abs().max() < 1e-5
+    )
+    with pytest.raises(InputError, match="take them from the first on"):
+        inputs[:, 3:]
+    with pytest.raises(InputError, match="take them from the first on"):
+        inputs[:, :0]
+
+
+def test_equal_is_the_same_id_beside_the_same_pictures(tiny: HookedVLM) -> None:
+    one = tiny.prepare(PICTURES[1], TEXTS[1])
+    other = tiny.prepare(make_picture(24, 16, 9), TEXTS[1])
+    both = tiny.prepare([PICTURES[1], [make_picture(24, 16, 9)]], [TEXTS[1], TEXTS[1]])
+    assert (one == one.clone()).all() and torch.equal(one.ids, other.ids) and not (one == other).any()
+    assert (both == one).all(dim=1).tolist() == [True, False] and (one != "text")
+
+
+# ---------------------------------------------------------------- how it looks
+def test_reprs_are_compact(tiny: HookedVLM) -> None:
+    inputs = tiny.prepare([PICTURES[1]] * 12, [TEXTS[1]] * 12)
+    _, cache = tiny.run_with_cache(inputs)
+    for shown in (
+        inputs,
+        inputs.tokens,
+        cache,
+        tiny,
+        tiny.generate(inputs, max_new_tokens=2, return_type="ids"),
+    ):
+        text = repr(shown)
+        assert len(text) <= 1000 and text.count("\n") < 10 and " object at 0x" not in text
+    assert "12 x" in repr(inputs) and "12 picture(s)" in repr(inputs) and "image 192" in repr(inputs.tokens)
+    html = inputs._repr_html_()
+    assert html.count("<img") == 4 and "<table>" in html and "8 more" in html
+    assert "<table>" in inputs.tokens._repr_html_()

@@ -317,8 +317,21 @@ class HookedVLM(HookedBridge):
         max_new_tokens: int = 20,
         stop_at_eos: bool = True,
         return_type: str = "str",
+        do_sample: bool | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        num_beams: int = 1,
     ) -> Any:
-        """Greedy decoding with the interventions holding at every step.
+        """Decoding with the interventions holding at every step: greedy, or sampled.
+
+        Args:
+            inputs: prompts; the ``inputs`` of an earlier Generation go on from there.
+            do_sample: None samples where ``temperature``, ``top_k``, ``top_p`` or ``seed`` is given.
+            temperature, top_k, top_p: as transformers'.
+            seed: of the sampling; an example's draw does not depend on the others of its batch.
+            num_beams: 1; beams are refused, as an intervention holds in each of them and not over them.
 
         Returns:
             A list of texts, one text when prepared from one string; with ``return_type="ids"`` or ``"map"`` the
@@ -326,9 +339,25 @@ class HookedVLM(HookedBridge):
         """
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
+        if num_beams != 1:
+            raise InputError(
+                "beams are not searched under interventions: give do_sample or none; without interventions "
+                "model.hf.generate(**inputs.tensors, num_beams=...) is transformers' own"
+            )
+        given = (temperature, top_k, top_p, seed) != (1.0, None, None, 0)
+        if given and do_sample is False:
+            raise InputError(
+                "do_sample=False takes the likeliest token: leave temperature, top_k, top_p, seed out"
+            )
+        sampling = engine.Sampling(temperature, top_k, top_p, seed) if given or do_sample else None
         inputs = self.batch(inputs)
         generation = engine.generate(
-            self, inputs, interventions, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
+            self,
+            inputs,
+            interventions,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            sampling=sampling,
         )
         if return_type != "str":
             return generation

@@ -48,6 +48,7 @@ class VLMBridge(TransformerBridge):
     layout: Layout
     hook_points: HookPoints
     lock: ModelLock
+    compatibility_mode: bool
     weight_names: tuple[str, ...]
 
     def __getattr__(self, name: str) -> Any:

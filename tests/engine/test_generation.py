@@ -9,13 +9,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+import gatelens as gl
 import gatelens.interventions as gi
-from gatelens.engine import generate, run
-from gatelens.errors import InterventionError
+from gatelens.engine import Sampling, generate, run
+from gatelens.errors import InputError, InterventionError
 from gatelens.interventions import knockouts as knockouts_module
 from gatelens.model import HookedVLM
 from gatelens.tokens import Role, position_ids
+from model_helpers import CASES, PICTURES, TEXTS
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +296,118 @@ def test_hooks_made_for_a_prompt_refuse_a_decoding_step(tiny: Any, batch: Any, s
     }
     with pytest.raises(InterventionError, match=r"model\.generate"):
         tiny.forward_step(step, pairs, past=past)
+
+
+# ---------------------------------------------------------------- sampling
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}],
+)
+def test_what_is_drawn_from_is_transformers(options: dict[str, Any]) -> None:
+    logits = torch.randn(3, 40) * 3
+    chosen: list[Any] = [TemperatureLogitsWarper(options.get("temperature", 1.0))]
+    chosen += [TopKLogitsWarper(options["top_k"])] if "top_k" in options else []
+    chosen += [TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    want = logits
+    for warper in chosen:
+        want = warper(torch.zeros(3, 1, dtype=torch.long), want)
+    torch.testing.assert_close(Sampling(**options).probabilities(logits), want.softmax(-1))
+
+
+def test_samples_follow_their_probabilities(tiny: Any) -> None:
+    inputs = tiny.prepare(*CASES["one image"])
+    probabilities = tiny(inputs)[0, -1].softmax(-1)
+    drawn = torch.stack(
+        [
+            generate(tiny, inputs, max_new_tokens=1, sampling=Sampling(seed=s)).token_ids[0, 0]
+            for s in range(300)
+        ]
+    )
+    often = probabilities.argmax()
+    assert abs((drawn == often).float().mean() - probabilities[often]) < 0.1 and drawn.unique().numel() > 3
+
+
+def test_a_sample_is_of_its_seed_and_not_of_its_batch(tiny: Any) -> None:
+    inputs = tiny.prepare(PICTURES, TEXTS)
+
+    def sample(given: Any, seed: int) -> Any:
+        return tiny.generate(
+            given, max_new_tokens=6, stop_at_eos=False, temperature=1.5, seed=seed, return_type="ids"
+        ).token_ids
+
+    both = sample(inputs, 3)
+    assert torch.equal(both, sample(inputs, 3)) and not torch.equal(both, sample(inputs, 4))
+    assert torch.equal(both[1:2], sample(inputs[1:2], 3))
+    greedy = generate(tiny, inputs, max_new_tokens=6, stop_at_eos=False)
+    cold = generate(tiny, inputs, max_new_tokens=6, stop_at_eos=False, sampling=Sampling(top_k=1))
+    assert torch.equal(cold.token_ids, greedy.token_ids)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_beams": 3}, "beams are not searched"),
+        ({"temperature": 0}, "above 0"),
+        ({"top_k": 0}, "at least 1"),
+        ({"top_p": 1.5}, "up to 1"),
+        ({"do_sample": False, "top_k": 3}, "leave temperature"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(tiny: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny.generate(tiny.prepare(*CASES["one image"]), **options)
+
+
+# ---------------------------------------------------------------- what was written, run again
+def test_what_was_written_goes_back_in(tiny: Any) -> None:
+    inputs = tiny.prepare(PICTURES, TEXTS)
+    whole = tiny.generate(inputs, max_new_tokens=6, stop_at_eos=False, return_type="ids")
+    begun = tiny.generate(inputs, max_new_tokens=3, stop_at_eos=False, return_type="ids")
+    again = begun.inputs
+    n = inputs.shape[1]
+    assert again.tokens.positions("generated") == [n, n + 1, n + 2] and again.shape == (3, n + 3)
+    assert again.texts[0].startswith(TEXTS[0]) and len(again.texts[0]) > len(TEXTS[0])
+    assert torch.equal(tiny(again)[:, n - 1 :].argmax(-1), whole.token_ids[:, :4])
+    assert torch.equal(
+        tiny.generate(again, max_new_tokens=3, stop_at_eos=False, return_type="ids").token_ids,
+        whole.token_ids[:, 3:],
+    )
+    knock = gl.knockout("last | generated", "image", how="mask")
+    cut = tiny.generate(inputs, knock, max_new_tokens=4, stop_at_eos=False, return_type="ids")
+    assert torch.equal(tiny.run(cut.inputs, knock)[:, n - 1 : -1].argmax(-1), cut.token_ids)
+
+
+def test_a_prompt_that_ended_is_not_gone_on_with(tiny: Any) -> None:
+    inputs = tiny.prepare(PICTURES[:2], TEXTS[:2])
+    made = tiny.generate(inputs, max_new_tokens=4, stop_at_eos=False, return_type="ids")
+    roles = made.tokens.roles.clone()
+    roles[0, -1] = Role.PAD
+    ended = dataclasses.replace(made, tokens=dataclasses.replace(made.tokens, roles=roles))
+    with pytest.raises(InputError, match="ends in padding"):
+        tiny.generate(ended.inputs)
+    alone = ended.inputs[0:1, :-1]
+    assert tiny.generate(alone, max_new_tokens=1)
+
+
+def test_a_hook_that_stays_sees_the_grown_prompt(tiny: Any) -> None:
+    """It may count positions from the first: each token is what the grown prompt gives."""
+    inputs = tiny.prepare(*CASES["one image"])
+    where = inputs.tokens.positions("image")[-1]
+
+    def move(tensor: Tensor, hook: Any) -> Tensor:
+        assert tensor.shape[1] > where
+        return tensor.index_fill(1, torch.tensor([where]), 2.0)
+
+    hook = ("blocks.1.hook_resid_pre", move)
+    grown, want = inputs, []
+    for _ in range(4):
+        token = tiny.run_with_hooks(grown, [hook])[:, -1].argmax(-1)
+        want.append(int(token))
+        grown = grown.grown(token[:, None], grown.tokens.extend(1), [""])
+    tiny.add_hook(*hook)
+    try:
+        got = tiny.generate(inputs, max_new_tokens=4, stop_at_eos=False, return_type="ids").token_ids
+    finally:
+        tiny.reset_hooks()
+    assert got[0].tolist() == want
+    assert (tiny.run_with_hooks(inputs, [hook]) - tiny(inputs))[:, -1].abs().max() > 1e-3

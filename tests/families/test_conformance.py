@@ -98,6 +98,31 @@ def test_cached_decoding_equals_transformers(built: Built, kind: str) -> None:
         assert mine[:upto] == theirs[:upto] and upto > 2
 
 
+def test_what_was_written_goes_back_in(built: Built) -> None:
+    """The grown prompt gives the same tokens again, positions and token types going on by themselves."""
+    for inputs in (built.inputs("one"), built.inputs("batch")):
+        made = built.model.generate(inputs, max_new_tokens=4, stop_at_eos=False, return_type="ids")
+        if torch.isin(made.token_ids, inputs.ids[inputs.tokens.roles == Role.IMAGE]).any():
+            with pytest.raises(gl.errors.InputError, match="wrote an image token"):
+                _ = made.inputs
+            continue
+        logits = built.model(made.inputs)[:, inputs.shape[1] - 1 : -1]
+        chosen = logits.gather(-1, made.token_ids[..., None])[..., 0]
+        assert (logits.amax(-1) - chosen).abs().max() <= 1e-4  # two may be even
+        assert torch.equal(made.inputs[:, : inputs.shape[1]].ids, inputs.ids)
+
+
+def test_a_pass_begins_and_ends_at_a_layer(built: Built) -> None:
+    inputs = built.inputs("batch")
+    logits, cache = built.model.run_with_cache(inputs)
+    n_layers = int(built.model.cfg.n_layers)
+    for layer in range(n_layers):
+        residual = cache["resid_pre", layer]
+        got = built.model(residual, start_at_layer=layer, tokens=inputs)
+        assert (got - logits)[real(inputs)].abs().max() <= 1e-4
+        assert (built.model(inputs, stop_at_layer=layer) - residual)[real(inputs)].abs().max() <= TOLERANCE
+
+
 def changed(built: Built, model: HookedVLM, before: Any, after: Any) -> Tensor:
     """How much each position of the decoder's input moved: Float[pos] of the first example."""
     name = "blocks.0.hook_resid_pre"

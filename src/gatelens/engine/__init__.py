@@ -10,6 +10,7 @@ knockouts inside attention, ``explain`` says it in words.
 from gatelens.engine.attention_rows import look
 from gatelens.engine.compressed_context import CompressedContext, Described
 from gatelens.engine.compression import compress, describe
+from gatelens.engine.decoding import Sampling
 from gatelens.engine.drawing import Drawing, draw, draw_many
 from gatelens.engine.explanation import explain
 from gatelens.engine.full_run import run
@@ -23,6 +24,7 @@ __all__ = [
     "Described",
     "Drawing",
     "Generation",
+    "Sampling",
     "compile_for",
     "compress",
     "describe",

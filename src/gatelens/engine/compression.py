@@ -115,7 +115,7 @@ def _describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int) -> Des
     wrote: Generation | None = None
     if max_new_tokens:
         ids = decode(decoder, greedy, max_new_tokens)
-        wrote = finish(model, prompt, ids, eos_ids(model))
+        wrote = finish(model, inputs, ids, eos_ids(model))
     else:
         decoder.prompt()
     layers = [

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.errors import InputError
 from gatelens.hooked_model import HookedModel
-from gatelens.inputs import next_position_ids
+from gatelens.inputs import VLMInputs, next_position_ids
 from gatelens.interventions.hooks import HookPair
 
 
@@ -44,7 +44,7 @@ class Decoder:
         self,
         model: HookedModel,
         tensors: dict[str, Any],
-        past: DynamicCache,
+        past: DynamicCache | None,
         runs: StackedRuns | None = None,
         raw_logits: bool = False,
     ) -> None:
@@ -91,6 +91,23 @@ class Decoder:
 
     def _keep_raw(self, logits: Tensor, hook: Any) -> None:
         self._raw = logits.clone()  # transformers goes on to write into the same tensor
+
+
+class Regrown(Decoder):
+    """A decoder without a cache, for hooks that somebody put on the model: each token is the grown prompts run again.
+
+    Such a hook may count positions from the first.
+    """
+
+    def __init__(self, model: HookedModel, inputs: VLMInputs, runs: StackedRuns, raw_logits: bool) -> None:
+        super().__init__(model, inputs.tensors, None, runs, raw_logits)
+        self._inputs = inputs
+
+    def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
+        before = self._inputs
+        self._inputs = before.grown(tokens[:, None], before.tokens.extend(1), [""] * len(tokens))
+        self._at(0, self._inputs.shape[1])
+        return self._forward({**self._inputs.tensors, "logits_to_keep": 1})[:, -1]
 
 
 def decode(decoder: Decoder, choose: Chooser, max_new_tokens: int) -> Int[Tensor, "batch new"]:

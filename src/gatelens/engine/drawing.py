@@ -108,7 +108,7 @@ def draw_many(
     with model.lock:
         batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=n_cells)
         pictures = batch.decode(new_sampler, raw_logits=True)
-    return [Drawing(ids, rows, cols, finish(model, inputs.tokens, ids, []).tokens) for ids in pictures]
+    return [Drawing(ids, rows, cols, finish(model, inputs, ids, []).tokens) for ids in pictures]
 
 
 def canvas(model: HookedModel) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers import DynamicCache
 
 from gatelens.engine.clean_run import with_mask
 from gatelens.engine.cuts import PatternCallback
-from gatelens.engine.decoding import Decoder
+from gatelens.engine.decoding import Decoder, Regrown
+from gatelens.engine.plan import hooks_stand
 from gatelens.engine.stacked_runs import StackedRuns
+from gatelens.errors import InputError
 from gatelens.hooked_model import HookedModel, check_room
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention
@@ -81,9 +84,13 @@ def full_decoder(
     """Decodes one full run; ``see`` as in :class:`FullRun`, ``raw_logits`` as in :class:`Decoder`.
 
     Raises:
-        InputError: prompt and new tokens take more positions than the model has.
+        InputError: prompt and new tokens take more positions than the model has, or a prompt ends in padding.
     """
     tensors = with_mask(inputs)
     check_room(model, tensors["position_ids"], max_new_tokens)
+    if not bool(tensors["attention_mask"][:, -1].all()):
+        raise InputError("a prompt ends in padding: go on from each text alone, inputs[i : i + 1, :n]")
     full = FullRun(model, specs, inputs.tokens.extend(max_new_tokens), see)
+    if hooks_stand(model):
+        return Regrown(model, dataclasses.replace(inputs, tensors=tensors), full, raw_logits)
     return Decoder(model, tensors, DynamicCache(), full, raw_logits)

@@ -1,4 +1,4 @@
-"""Greedy decoding with a KV cache, in a left-padded batch, interventions holding at every step."""
+"""Decoding with a KV cache, in a left-padded batch, interventions holding at every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gatelens.engine.cuts import PatternCallback, can_apply_cuts
-from gatelens.engine.decoding import Greedy, decode
+from gatelens.engine.decoding import Greedy, Sampler, Sampling, decode
 from gatelens.engine.full_run import full_decoder
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
@@ -23,7 +23,7 @@ from gatelens.interventions.compile import as_interventions
 from gatelens.tokens import Role, TokenMap
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Generation:
     """What a model wrote.
 
@@ -31,11 +31,24 @@ class Generation:
         token_ids: the new tokens on the CPU; after an example's end of sequence, that token again.
         texts: one string an example, without the end of sequence.
         tokens: the prompt's map with the new positions (role ``generated``; ``pad`` after an example's end).
+        prompt: what it wrote after.
     """
 
     token_ids: Int[Tensor, "batch new"]
     texts: list[str]
     tokens: TokenMap
+    prompt: VLMInputs
+
+    @property
+    def inputs(self) -> VLMInputs:
+        """Prompts and what was written after them, to be run again: the new words keep role ``generated``."""
+        return self.prompt.grown(self.token_ids, self.tokens, self.texts)
+
+    def __repr__(self) -> str:
+        lines = [f"  {number}: {text[:90]!r}" for number, text in enumerate(self.texts[:6])]
+        more = [f"  … {len(self.texts) - 6} more"] if len(self.texts) > 6 else []
+        head = f"Generation({len(self.texts)} x {self.token_ids.shape[1]} new tokens)"
+        return "\n".join([head, *lines, *more])
 
 
 @torch.no_grad()
@@ -46,8 +59,9 @@ def generate(
     max_new_tokens: int = 20,
     stop_at_eos: bool = True,
     see: PatternCallback | None = None,
+    sampling: Sampling | None = None,
 ) -> Generation:
-    """Decode greedily; each step is the same as running the grown prompt again with the same interventions.
+    """Decode, greedily or by sampling; each step is what the grown prompt gives under the same interventions.
 
     The prompt runs once. A step computes one position on top of the KV cache, and the hooks act on that one
     row, at its absolute position. Selectors see generated positions as role ``generated`` (also in
@@ -61,6 +75,7 @@ def generate(
         stop_at_eos: end an example at its end-of-sequence token, and the run when all have ended.
         see: shown the attention of the row that writes each token, ``see(layer, pattern, position)`` with
             Float[batch, head, 1, key]: row ``last`` for the first new token, then each generated row.
+        sampling: how tokens are drawn; None takes the likeliest.
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
@@ -74,8 +89,10 @@ def generate(
     ends = eos_ids(model) if stop_at_eos else []
     with model.lock:
         decoder = full_decoder(model, inputs, as_interventions(interventions), max_new_tokens, see)
-        ids = decode(decoder, Greedy(ends), max_new_tokens)
-    return finish(model, inputs.tokens, ids, ends)
+        example_ids = inputs.tokens.example_ids
+        choose = Greedy(ends) if sampling is None else Sampler(ends, sampling, example_ids)
+        ids = decode(decoder, choose, max_new_tokens)
+    return finish(model, inputs, ids, ends)
 
 
 @torch.no_grad()
@@ -101,7 +118,7 @@ def generate_many(
     with model.lock:
         batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=max_new_tokens)
         written = batch.decode(partial(Greedy, ends))
-    return [finish(model, inputs.tokens, ids, ends) for ids in written]
+    return [finish(model, inputs, ids, ends) for ids in written]
 
 
 def _check_at_least_one(max_new_tokens: int) -> None:
@@ -110,7 +127,7 @@ def _check_at_least_one(max_new_tokens: int) -> None:
 
 
 def finish(
-    model: HookedModel, prompt: TokenMap, ids: Int[Tensor, "batch new"], ends: list[int]
+    model: HookedModel, prompt: VLMInputs, ids: Int[Tensor, "batch new"], ends: list[int]
 ) -> Generation:
     """Texts and token map of new tokens."""
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
@@ -118,10 +135,10 @@ def finish(
     longest = int((~after).sum(dim=1).max())  # runs beside this one may have gone on for longer
     ids, after = ids[:, :longest], after[:, :longest]
     texts = [text_before_end(model, row.tolist(), ends) for row in ids]
-    tokens = prompt.extend(ids.shape[1], strings=_strings(model, ids))
+    tokens = prompt.tokens.extend(ids.shape[1], strings=_strings(model, ids))
     roles = tokens.roles.clone()
-    roles[:, prompt.n_pos :][after] = Role.PAD
-    return Generation(ids, texts, dataclasses.replace(tokens, roles=roles))
+    roles[:, prompt.tokens.n_pos :][after] = Role.PAD
+    return Generation(ids, texts, dataclasses.replace(tokens, roles=roles), prompt)
 
 
 def eos_ids(model: HookedModel) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gatelens.errors import SelectorError
+from gatelens.errors import InputError, SelectorError
 from gatelens.tokens.positions import positions_mask
 from gatelens.tokens.roles import Role
 from gatelens.tokens.selectors import Selection, SelectorLike
@@ -36,7 +36,7 @@ def position_ids(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch
     return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenMap:
     """Role, image and grid place of every position of a left-padded batch. All tensors live on the CPU.
 
@@ -65,6 +65,14 @@ class TokenMap:
             object.__setattr__(self, "tile", torch.where(self.row >= 0, 0, -1))
         if self.two_way is None:
             object.__setattr__(self, "two_way", torch.full_like(self.roles, -1))
+
+    def __repr__(self) -> str:
+        counts = {role.name.lower(): int((self.roles == role).sum()) for role in Role}
+        counted = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
+        return f"TokenMap({self.batch_size} x {self.n_pos} positions: {counted}); .show() is the table"
+
+    def _repr_html_(self) -> str:
+        return self.select(slice(0, 8)).show()._repr_html_()
 
     @property
     def batch_size(self) -> int:
@@ -147,6 +155,31 @@ class TokenMap:
             image_sizes=tuple(self.image_sizes[r] for r in rows),
             strings=tuple(self.strings[r] for r in rows),
             example_ids=tuple(self.example_ids[r] for r in rows),
+        )
+
+    def first(self, n_pos: int) -> TokenMap:
+        """The map of the first positions.
+
+        Raises:
+            InputError: they end within a picture.
+        """
+        kept = []
+        for b, sizes in enumerate(self.image_sizes):
+            index = self.image_index[b].tolist()
+            whole = [i for i in range(len(sizes)) if i not in index[n_pos:]]
+            for i in set(index[:n_pos]) - {-1, *whole}:
+                where = [p for p, picture in enumerate(index) if picture == i]
+                raise InputError(
+                    f"positions :{n_pos} cut picture {i} of prompt {b}, which stands at {where[0]}..{where[-1]}: "
+                    "end before or after it"
+                )
+            kept.append(tuple(sizes[i] for i in whole))
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[:, :n_pos] for name in _GENERATED},
+            image_sizes=tuple(kept),
+            strings=tuple(words[:n_pos] for words in self.strings),
+            prompt_length=min(self.prompt_length, n_pos),
         )
 
     def show(self) -> TokenTable:
