@@ -35,7 +35,7 @@ class Decoder:
         model: the model.
         tensors: transformers' arguments for the prompts, ``attention_mask`` (over the cache and the prompts) and
             ``position_ids`` among them.
-        past: the cache; every layer keeps every position, in order.
+        past: the cache; every layer keeps every position, in order. None computes every pass whole.
         runs: the interventions that hold in every pass; None for no interventions.
         raw_logits: give the logits of the unembedding, before a family masks some tokens out of them.
     """
@@ -48,7 +48,8 @@ class Decoder:
         runs: StackedRuns | None = None,
         raw_logits: bool = False,
     ) -> None:
-        self.model, self.tensors, self.past, self.runs = model, tensors, past, runs
+        self.model, self.tensors, self.runs = model, tensors, runs
+        self.past: Any = past
         self.mask: Int[Tensor, "batch pos"] = tensors["attention_mask"]
         self.n_prompt, self.n_new = self.mask.shape[1], 0
         self._reading: list[HookPair] = [("unembed.hook_out", self._keep_raw)] if raw_logits else []
