@@ -140,7 +140,7 @@ def test_two_searches_can_be_compared() -> None:
     second.curves.loc[second.curves["size"] == 2, ["share", "low", "high"]] = [0.4, 0.3, 0.5]
     second.verdict["sets"]["zero"]["size"] = None
     a, b = (comparable(one).set_index(["how", "metric", "row"]) for one in (first, second))
-    size = ("mask", "positions of the smallest set", "that takes 90\u00a0%")
+    size = ("mask", "positions of the smallest set found, an upper bound", "that takes 90\u00a0%")
     assert (a.loc[size, "mean"], b.loc[size, "mean"], b.loc[size, "high"]) == (1, 7, 9)
     assert ("zero", *size[1:]) in a.index and ("zero", *size[1:]) not in b.index  # one has no such set
     share = b.loc["zero", "share taken by a set", "2 positions"]

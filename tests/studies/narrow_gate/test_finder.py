@@ -17,7 +17,15 @@ from gatelens.studies.examples import prepare
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.study import STUDY, find_gate
 from gatelens.studies.gate_finder.verdict import gate_verdict
-from gatelens.studies.narrow_gate.finder import CALLED, SECTION, evidence, finder_evidence, page, search_of
+from gatelens.studies.narrow_gate.finder import (
+    CALLED,
+    SECTION,
+    candidate,
+    evidence,
+    finder_evidence,
+    page,
+    search_of,
+)
 from gatelens.studies.section import Absent
 from section_helpers import run_section, setup_of
 from study_helpers import TinyData
@@ -80,11 +88,13 @@ def test_agreement_with_the_studys_gate() -> None:
     same.settings["gate"] = [64]
     said = finder_evidence(same)
     assert said["says"] == "narrow"
-    assert "1 [1, 1] is enough: <eoss> (position 66) cut" in said["text"] and "99\u00a0%" in said["text"]
+    assert (
+        "at most 1 [1, 1] is enough: <eoss> (position 66) cut" in said["text"] and "99\u00a0%" in said["text"]
+    )
     other = made_up(gate=1)
     other.settings["gate"] = [64]
     said = finder_evidence(other)
-    assert said["says"] == "mixed"
+    assert said["says"] == "another gate"
     assert "this (position 67)" in said["text"] and "another token" in said["text"]
     assert said["text"].endswith("which is <eoss> (position 66)")
     other.settings["gate"] = []
@@ -100,9 +110,11 @@ def resized(found: Any, **changes: Any) -> SearchResult:
 
 def test_sets_of_several_and_many_and_of_unsure_size() -> None:
     several = finder_evidence(resized(made_up(), size=2, high=3, places=[65, 64]))
-    assert several["says"] == "narrow" and "2 [1, 3] are enough: this" in several["text"]
+    assert several["says"] == "narrow" and "at most 2 [1, 3] are enough: this" in several["text"]
     many = finder_evidence(resized(made_up(), size=40, low=30, high=50, places=list(range(40))))
-    assert many["says"] == "distributed" and "holds 40 [30, 50]" in many["text"]
+    assert many["says"] == "distributed" and "holds at most 40 [30, 50]" in many["text"]
+    for one in (several, many):  # what the interval leaves open is said beside it
+        assert "upper bound" in one["text"] and "along the one order" in one["text"]
     assert "do not agree: patching, attention, overlap" in many["text"]
     unsure = finder_evidence(resized(made_up(), size=3, low=1, high=30, places=[1, 2, 3]))
     assert unsure["says"] == "inconclusive" and "give more examples" in unsure["text"]
@@ -179,3 +191,18 @@ def test_the_planted_gate_is_the_studys_gate() -> None:
     assert "<eoss> (position 66)" in said["text"]
     result = search_of(run)
     assert result is not None and [result.places[p].position for p in result.settings["gate"]] == [66]
+
+
+def test_a_set_elsewhere_is_a_candidate_and_the_gate_itself_is_none() -> None:
+    same, other = made_up(gate=0), made_up(gate=1)
+    for one in (same, other):
+        one.settings["gate"] = [64]
+    assert candidate(None) is None and candidate(same) is None
+    found = candidate(other)
+    assert found is not None and found.name == "this (position 67)" and not found.holds_gate
+    several = candidate(resized(made_up(), size=2, high=3, places=[65, 64]))
+    assert several is not None and several.holds_gate
+    # cut it does harm, but what another picture has there changes no answer: damage, not communication
+    harmful = made_up(gate=1, joint_mean=0.02, joint_low=0.0, joint_high=0.06)
+    harmful.settings["gate"] = [64]
+    assert harmful.verdict["verdict"] == "narrow" and candidate(harmful) is None

@@ -24,7 +24,9 @@ WORDS = {
     "answers that become that example’s, of those pairs whose answers differ. Overlap: Σ min(p, q) with its answer.",
     "smallest set": "Positions are cut jointly, each time the one that leaves the lowest log-probability; the order is "
     "found on one half of the examples. Share, size and intervals come from the other half: the share of the right "
-    "answer’s probability between the unmodified model and one with the whole picture cut off (at least chance).",
+    "answer’s probability between the unmodified model and one with the whole picture cut off (at least chance). It is "
+    "the smallest set on that one path, so its size is an upper bound: another set of fewer positions may carry as "
+    "much. The interval of the size is over examples, along that path.",
 }
 
 

@@ -41,8 +41,9 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The token, and what it is where the token alone does not tell."""
-        return f"{self.role}[{self.index}]" if self.in_picture else self.token
+        """The token; in the picture, where tokens are alike, its role and number."""
+        kind = {"image": "image token"}.get(self.role, self.role.replace("_", " "))
+        return f"{kind} {self.index}" if self.in_picture else self.token
 
 
 @dataclass(frozen=True, eq=False)

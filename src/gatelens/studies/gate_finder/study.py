@@ -1,7 +1,7 @@
 """Find the gate: which positions carry the picture to the answer, a few or many, wherever they stand.
 
 :func:`find_gate` ranks every position of the picture and every position between it and the answer by four
-measures, and looks for the smallest set whose reading, cut, takes 90 % of what the picture is worth.
+measures, and looks for a small set whose reading, cut, takes 90 % of what the picture is worth.
 
 Nothing relies on what a token is called: the picture is where the input differs between pictures under one
 prompt, and the candidates are its positions (image tokens, row breaks, whatever stands among them) and all
@@ -28,11 +28,12 @@ only together with positions of other blocks can be missed among single position
 The set: a position is added that, cut jointly with those before it, leaves the lowest log-probability
 (asked anew of all at each of the first ``narrow`` steps, then in the order last measured). Should the
 candidates after the picture together be enough while no small set was, they are thinned out one by one
-(this finds positions that stand in for each other). The order is chosen on one half of the examples; shares
-(of the right label's probability, from what it is unmodified down to what it is with the whole picture cut
-off, at least chance), size and intervals come from the other half. Positions after the picture whose patching
-moves nothing carry nothing of the picture: cutting them can only do damage, and they are left out of the sets
-and named.
+(this finds positions that stand in for each other). The order is chosen on one half of the examples;
+shares (of the right label's probability, from what it is unmodified down to what it is with the whole
+picture cut off, at least chance), size and intervals come from the other half. The size is an upper
+bound: the search follows one order, another set of fewer positions may carry as much, and the interval
+is over examples along that order. Positions after the picture whose patching moves nothing carry
+nothing of the picture: cutting them can only do damage, and they are left out of the sets and named.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.result import SearchResult
 
 GATE_MARK = "◆"
+SMALLEST = "positions of the smallest set found, an upper bound"
 
 
 def gate_table(result: SearchResult, most: int = 8) -> pd.DataFrame:
@@ -43,15 +44,23 @@ def heading(measure: str) -> str:
 def comparable(result: SearchResult) -> pd.DataFrame:
     """What two searches can be compared in: ``how, metric, row, mean, low, high, n``.
 
-    The size of the smallest set that carries enough, the share that sets of 1, 2, 4, … positions take, and the
-    accuracy lost with each position after the picture, by its token.
+    The size of the smallest set found to carry enough (an upper bound), the share that sets of 1, 2, 4, … positions
+    take, and the accuracy lost with each position after the picture, by its token.
     """
     share, half = percent(result.settings["part"]), result.settings["n"] - result.settings["n"] // 2
     rows: list[tuple[Any, ...]] = []
     for how, one in result.verdict["sets"].items():
         if one["size"] is not None:
             size = (float(one[name]) for name in ("size", "low", "high"))
-            rows.append((how, "positions of the smallest set", f"that takes {share}", *size, half))
+            rows.append(
+                (
+                    how,
+                    SMALLEST,
+                    f"that takes {share}",
+                    *size,
+                    half,
+                )
+            )
         curve = result.curves[result.curves.how == how].sort_values("size")
         for r in curve.itertuples():
             if int(r.size).bit_count() == 1:

@@ -2,7 +2,7 @@
 
 The study asks about one token, the end of the image. :func:`gatelens.studies.find_gate` ranks every position of the
 picture and after it by what it does, and says how few of them carry the picture to the answer, wherever they stand.
-Its answer is evidence for a narrow gate here only if it is this gate.
+A narrow set that it finds elsewhere is a candidate of its own: the verdict names it where the study's gate is none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
 from gatelens.studies.gate_finder.cards import search_cards
 from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
-from gatelens.studies.gate_finder.verdict import named
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW
+from gatelens.studies.gate_finder.verdict import UPPER_BOUND, named
+from gatelens.studies.narrow_gate.verdict import (
+    ANOTHER,
+    DISTRIBUTED,
+    FINDER,
+    INCONCLUSIVE,
+    NARROW,
+    Candidate,
+)
 from gatelens.studies.options import Examples
 from gatelens.studies.section import Evidence, Measured, Setup
 
@@ -51,39 +58,61 @@ def evidence(run: Run) -> list[Evidence]:
     return [] if result is None else [finder_evidence(result)]
 
 
+def candidate(result: SearchResult | None) -> Candidate | None:
+    """The narrow set that the search found where it is not the study's gate alone.
+
+    The set must be what its patching says too: with it taken from another picture, the answer is that picture's.
+    """
+    if result is None or result.verdict["verdict"] != search_verdict.NARROW:
+        return None
+    found, gate = set(result.verdict["places"]), set(result.settings["gate"])
+    turns = any(e["kind"] == "patching" and e["says"] == NARROW for e in result.verdict["evidence"])
+    if not turns or found == gate:
+        return None
+    return Candidate(named(result.places, result.verdict["places"]), bool(found & gate), _text(result))
+
+
 def finder_evidence(result: SearchResult) -> Evidence:
     """The search's verdict in the study's words.
 
-    A narrow set that holds the study's gate is narrow; one elsewhere is *mixed*: a gate, but not this one. Nothing
-    at all, or too wide an interval, is inconclusive.
+    A narrow set that holds the study's gate is narrow, one elsewhere is another gate. Nothing at all, or too wide an
+    interval, is inconclusive.
     """
+    said, settings = result.verdict, result.settings
+    text = _text(result)
+    if said["verdict"] == search_verdict.NARROW:
+        gate = settings["gate"]
+        says = NARROW if set(gate) & set(said["places"]) else ANOTHER
+        if says == ANOTHER:
+            asked = named(result.places, gate) if gate else "the answering position itself"
+            text += f". A narrow gate, but at another token than the one this study cuts, which is {asked}"
+    else:
+        says = DISTRIBUTED if said["verdict"] == search_verdict.DISTRIBUTED else INCONCLUSIVE
+    if said["disagree"]:
+        text += f"; of the search’s own measures, these do not agree: {', '.join(said['disagree'])}"
+    return {"kind": FINDER, "says": says, "text": text}
+
+
+def _text(result: SearchResult) -> str:
+    """What was found, and how sure its size is."""
     said, settings = result.verdict, result.settings
     one = said["sets"][settings["how"][0]]
     opening = f"of {len(result.places)} positions, ranked by what they do and not by name,"
-    size = f"{one['size']} [{one['low']}, {one['high']}]" if one["size"] else "more than were cut"
+    size = f"at most {one['size']} [{one['low']}, {one['high']}]" if one["size"] else "more than were cut"
+    bound = UPPER_BOUND[:1].lower() + UPPER_BOUND[1:]
     if said["verdict"] == search_verdict.NARROW:
         several = one["size"] > 1
-        text = (
+        return (
             f"{opening} {size} {'are' if several else 'is'} enough: {named(result.places, one['places'])} cut from "
             f"all that comes after take{'' if several else 's'} {percent(min(one['share'], 1.0))} of what the "
-            "picture is worth"
+            f"picture is worth ({bound})"
         )
-        gate = settings["gate"]
-        says = NARROW if set(gate) & set(one["places"]) else MIXED
-        if says == MIXED:
-            asked = named(result.places, gate) if gate else "the answering position itself"
-            text += f". A narrow gate, but at another token than the one this study cuts, which is {asked}"
-    elif said["verdict"] == search_verdict.DISTRIBUTED:
-        says = DISTRIBUTED
-        text = (
+    if said["verdict"] == search_verdict.DISTRIBUTED:
+        return (
             f"{opening} the smallest set found to carry {percent(settings['part'])} of what the picture is worth "
-            f"holds {size}"
+            f"holds {size} ({bound})"
         )
-    else:
-        says, text = INCONCLUSIVE, said["sentence"].removesuffix(".")
-    if said["disagree"]:
-        text += f"; of the search’s own measures, these do not agree: {', '.join(said['disagree'])}"
-    return {"kind": "gate finder", "says": says, "text": text}
+    return str(said["sentence"]).removesuffix(".")
 
 
 def page(run: Run) -> list[Card]:

@@ -22,7 +22,7 @@ from gatelens.studies.narrow_gate.knockout_table import by_example
 from gatelens.studies.narrow_gate.modality_gap import section as modality_gap
 from gatelens.studies.narrow_gate.patching import section as patching
 from gatelens.studies.narrow_gate.steering import section as steering
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
+from gatelens.studies.narrow_gate.verdict import ANOTHER, DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
 from gatelens.studies.narrow_gate.words import words
 from gatelens.studies.options import AtLeastOne, Examples
 from gatelens.studies.runner import run_study
@@ -86,12 +86,12 @@ def draw_tasks(data: Dataset, options: NarrowGateOptions) -> Drawn:
 
 
 def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
-    """The verdict over all tasks; the knockout table decides."""
+    """The verdict over all tasks; the knockout table decides, and names what the search found where it is elsewhere."""
     gate = run.json("tokens")["gate"]
     called = (
         f"the end-of-image token {gate['string']}" if gate["literal"] else "the first token after the image"
     )
-    return verdict(run.table("tasks"), evidence, called)
+    return verdict(run.table("tasks"), evidence, called, finder.candidate(finder.search_of(run)))
 
 
 STUDY = Study(
@@ -115,7 +115,7 @@ STUDY = Study(
     comparable=lambda run: run.table("knockout"),
     answers=lambda run: by_example(run.table("predictions")),
     always=("knockouts",),
-    tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", INCONCLUSIVE: "none"},
+    tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", ANOTHER: "gate", INCONCLUSIVE: "none"},
     words=words,
     closing=knockouts.closing,
     ask=lambda model, drawn, options: as_asked(model, drawn, turned_kinds(model, options.chat)),

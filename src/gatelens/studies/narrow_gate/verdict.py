@@ -9,6 +9,7 @@ picture's contribution that a knockout removes is ``(none − knocked out) / (no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, bounds_of, metric_of
 
 NARROW, DISTRIBUTED, MIXED, INCONCLUSIVE = "narrow", "distributed", "mixed", "inconclusive"
+ANOTHER = "another gate"  # what the search says of a narrow set that does not hold the study's gate
+FINDER = "gate finder"  # what its evidence is called
 MOST = 0.5  # a knockout "removes most" when its interval lies above this share
 APART = 0.25  # …and the two knockouts differ when the interval of their difference lies above this
 LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
@@ -31,6 +34,21 @@ BEYOND = (
 ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
 GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A narrow set of positions that the search found and that is not the study's gate alone.
+
+    Attributes:
+        name: its positions.
+        holds_gate: whether the study's gate is among them.
+        text: what was measured of it, on classes.
+    """
+
+    name: str
+    holds_gate: bool
+    text: str
 
 
 def task_verdicts(
@@ -105,44 +123,60 @@ def agreed(verdicts: Iterable[str]) -> str:
     return MIXED if usable else INCONCLUSIVE
 
 
-def verdict(tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str) -> dict[str, Any]:
+def verdict(
+    tasks: pd.DataFrame, further: Sequence[dict[str, str]], gate: str, found: Candidate | None = None
+) -> dict[str, Any]:
     """The verdict over all tasks of the first ``how``, in words, with its evidence.
+
+    The knockouts of the study's gate decide. Where they do not find it narrow and the search found a narrow set of
+    other positions, the verdict is a narrow gate there: what speaks against the study's gate does not speak against it.
 
     Args:
         tasks: from :func:`task_verdicts`.
         further: evidence of the other sections, each ``kind, says, text``.
         gate: what the gate token is called in the sentence.
+        found: the search's narrow set where it is not this gate alone.
 
     Returns:
         ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``evidence`` (list of
-        ``kind, says, text``), ``disagree`` (kinds), ``how``.
+        ``kind, says, text``), ``disagree`` (kinds), ``how``, and ``gate``, what the narrow gate is called, or None.
     """
     how = str(tasks.how.iloc[0]) if len(tasks) else "none"
     first = tasks[tasks.how == how] if len(tasks) else tasks
-    overall = agreed(first.verdict if len(tasks) else ())
+    of_gate = agreed(first.verdict if len(tasks) else ())
+    found = found if of_gate in (DISTRIBUTED, MIXED) else None
     evidence = [_knockout_evidence(row) for row in first.to_dict("records")]
     for row in tasks.drop(first.index).to_dict("records"):
         entry = _knockout_evidence(row)
         evidence.append({**entry, "kind": f"{entry['kind']} (how={row['how']})"})
     evidence += [dict(e) for e in further]
-    decided = overall in (NARROW, DISTRIBUTED)
-    disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, INCONCLUSIVE)]
+    overall, decided = NARROW if found else of_gate, found is not None or of_gate in (NARROW, DISTRIBUTED)
+    disagree = [e["kind"] for e in evidence if decided and _disagrees(e, overall, found)]
     for e in evidence:
-        if e["kind"] in disagree and (why := _why(e, overall, first, gate)):
+        if e["kind"] in disagree and not found and (why := _why(e, overall, first, gate)):
             e["text"] += f". Why it disagrees: {why}"
-    sentence = _sentence(overall, first, gate)
+    sentence = _sentence(of_gate, first, gate) if found is None else _found_sentence(found, first, gate)
     if disagree:
         sentence += f" Evidence that does not agree: {', '.join(disagree)}."
-    elif decided and sum(e["says"] == overall for e in evidence) > 1:
+    elif decided and not found and sum(e["says"] == overall for e in evidence) > 1:
         sentence += " Every other piece of evidence that says anything agrees."
+    name = (found.name if found else gate) if overall == NARROW else None
     return {
         "verdict": overall,
-        "headline": f"narrow gate at {gate}" if overall == NARROW else overall,
+        "headline": f"narrow gate at {name}" if name else overall,
         "sentence": sentence,
         "evidence": evidence,
         "disagree": disagree,
         "how": how,
+        "gate": name,
     }
+
+
+def _disagrees(evidence: dict[str, str], overall: str, found: Candidate | None) -> bool:
+    """Whether a piece of evidence speaks against the verdict; all but the search's is about the study's gate."""
+    if found is None:
+        return evidence["says"] not in (overall, INCONCLUSIVE)
+    return evidence["says"] == NARROW and evidence["kind"] != FINDER and not found.holds_gate
 
 
 def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str) -> str:
@@ -160,27 +194,40 @@ def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str)
     )
 
 
+def _found_sentence(found: Candidate, tasks: pd.DataFrame, gate: str) -> str:
+    alone = " alone" if found.holds_gate else ""
+    return (
+        f"The image reaches the answer through {found.name}, not through {gate}{alone}: {found.text}. This was "
+        f"searched for with classes. Of {gate}: {_removes(tasks[tasks.verdict != INCONCLUSIVE], gate)}"
+    )
+
+
 def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
     if overall == INCONCLUSIVE:
         reasons = [f"{r.metric}: {r.why}" for r in tasks.itertuples()] or ["no task was measured"]
         return "Nothing can be said: " + "; ".join(reasons) + "."
     used = tasks[tasks.verdict != INCONCLUSIVE]
-    numbers = ", ".join(
-        f"{removed_share(r.gate)} in {r.metric} (cutting the image tokens: {removed_share(r.image)})"
-        for r in used.itertuples()
-    )
     opening = {
         NARROW: f"The image reaches the text through {gate}.",
         DISTRIBUTED: f"The text reads the image tokens directly; {gate} is no gate.",
         MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
     }[overall]
-    text = f"{opening} Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
-    if any("beyond" in removed_share(share) for share in [*used.gate, *used.image]):
-        text += f" {BEYOND}"
+    text = f"{opening} {_removes(used, gate)}"
     if overall == MIXED:
         reasons = [f"{r.metric}: {r.why}" for r in used[used.verdict == MIXED].itertuples()]
         text += " " + "; ".join(reasons) + "."
     return text
+
+
+def _removes(used: pd.DataFrame, gate: str) -> str:
+    """What both cuts remove, by task."""
+    numbers = ", ".join(
+        f"{removed_share(r.gate)} in {r.metric} (cutting the image tokens: {removed_share(r.image)})"
+        for r in used.itertuples()
+    )
+    text = f"Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
+    beyond = any("beyond" in removed_share(share) for share in [*used.gate, *used.image])
+    return f"{text} {BEYOND}" if beyond else text
 
 
 def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
