@@ -30,7 +30,7 @@ def plain(tiny: Any, oracle: Any, batch: Any) -> Any:  # noqa: F811
 def test_every_layer_at_every_role(tiny: Any, batch: Any, plain: Any) -> None:  # noqa: F811
     lens = gl.logit_lens(tiny, batch, at="image | query", targets=["dog", CAT], top=2)
     rows = lens.axes["position"]
-    want = plain[:, rows["example"].to_numpy(), rows["position"].to_numpy()]  # [layer, row, d_vocab]
+    want = plain[:, rows["example"].tolist(), rows["position"].tolist()]  # [layer, row, d_vocab]
     assert lens.tensor.shape == (4, len(rows), 4) and set(rows["role"]) == {"image", "query"}
     best = want.topk(2)
     torch.testing.assert_close(lens.tensor[..., :2], best.values, atol=1e-4, rtol=0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -130,14 +131,15 @@ class _Scale:
 
     def __init__(self, values: np.ndarray, signed: bool, p: Palette) -> None:
         low, high = float(values.min()), float(values.max())
+        colors: Colormap
         if signed:
             high = max(abs(low), abs(high)) or 1.0
             low = -high
             colors = LinearSegmentedColormap.from_list("signed", [p.image, p.ground, p.gate])
         else:
             high = high if high > low else low + 1
-            colors = LinearSegmentedColormap.from_list("values", [p.ground, p.image, p.ink])
-        self.colors: Colormap = colors.with_extremes(bad=p.grid)
+            colors = mpl.colormaps["magma"]
+        self.colors = colors.with_extremes(bad=p.grid)
         self.norm, self.signed = Normalize(low, high), signed
 
     def of(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:

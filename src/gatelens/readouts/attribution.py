@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gatelens.bridge.residual import ROUNDING, ResidualStream, Route, token_directions
 from gatelens.errors import InputError, ModelError
-from gatelens.inputs import VLMInputs, prepared
+from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor, position_labels
 from gatelens.readouts.rows import Rows, token_ids
@@ -90,7 +90,7 @@ def attribute(
     """
     if by not in get_args(By):
         raise InputError(f"by='{by}': write one of {', '.join(get_args(By))}")
-    inputs = prepared(inputs)
+    inputs = model.batch(inputs)
     pair = target if isinstance(target, tuple) and len(target) == 2 else (target,)
     with model.lock:
         rows = Rows(inputs, at)

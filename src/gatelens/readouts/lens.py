@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gatelens.bridge.residual import ROUNDING, output_logits
 from gatelens.errors import InputError, ModelError
-from gatelens.inputs import VLMInputs, prepared
+from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor, position_labels
 from gatelens.readouts.rows import Rows, token_ids, word_of
@@ -76,7 +76,7 @@ def logit_lens(
         >>> [int(rank) for rank in lens.sel(kind="target").table["rank"]]
         [19, 2, 0, 0, 0, 0, 0]
     """
-    inputs = prepared(inputs)
+    inputs = model.batch(inputs)
     chosen = _layers(layers, int(model.cfg.n_layers))
     rows = Rows(inputs, at)
     words, ids = _targets(model, targets, inputs.batch_size, rows)
