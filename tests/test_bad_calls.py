@@ -54,6 +54,10 @@ def _short(value: Any) -> str:
     return " ".join(text[:30].split())
 
 
+def _same(rows: Any, where: Any = None, hook: Any = None) -> Any:
+    return rows
+
+
 # what no whole number, no number, no name and no selector is
 NO_INDEX: list[Any] = [
     "1",
@@ -368,6 +372,51 @@ ROWS: list[Row] = [
         "layer",
     ),
     *each("hook_name layer", ["a", 1.5, None, True, -1], lambda t, v: hook_name("z", v), "layer"),
+    *each(
+        "ablate pattern",
+        ["mean", VECTOR, "projection"],
+        lambda t, v: gl.ablate("last", "pattern", with_=v),
+        "pattern",
+    ),
+    *each(
+        "ablate seed", NO_INDEX, lambda t, v: gl.ablate("last", "pattern", with_="random", seed=v), "seed="
+    ),
+    ("ablate uniform stream", lambda t: gl.ablate("last", with_="uniform"), "site='pattern'"),
+    ("ablate direction without projection", lambda t: gl.ablate("last", direction=VECTOR), "projection"),
+    ("ablate projection without direction", lambda t: gl.ablate("last", with_="projection"), "direction="),
+    *each(
+        "projection",
+        NO_TENSOR[:-3] + NO_DIRECTION,
+        lambda t, v: t.run(gl.ablate("last", with_="projection", direction=v)),
+        "",
+    ),
+    (
+        "projection of length 0",
+        lambda t: gl.ablate("last", with_="projection", direction=VECTOR * 0),
+        "length 0",
+    ),
+    *each(
+        "edit function", [None, 3, "f", [len], object, VECTOR], lambda t, v: gl.edit(v, "last"), "function="
+    ),
+    *each("edit site", NO_NAME, lambda t, v: gl.edit(_same, "last", v), "site="),
+    ("edit scores", lambda t: gl.edit(_same, "last", "scores"), "site="),
+    *each("edit at", NO_SELECTOR, lambda t, v: t.run(gl.edit(_same, v))),
+    *each(
+        "edit heads",
+        [v for v in NO_INDEX if v is not None],
+        lambda t, v: t.run(gl.edit(_same, "last", "pattern", heads=v)),
+        "head",
+    ),
+    *each(
+        "edit gives",
+        [None, 3, "x", VECTOR, VECTOR[None, None], [VECTOR]],
+        lambda t, v: t.run(gl.edit(lambda rows, where: v, "last")),
+        "shape",
+    ),
+    ("edit heads of the stream", lambda t: t.run(gl.edit(_same, "last", heads=1)), "has no heads"),
+    ("pair of no hook", lambda t: t.run(("blocks.7.hook_resid_pre", _same)), "blocks.7.hook_resid_pre"),
+    ("pair of a filter", lambda t: t.run((lambda name: True, _same)), "no hook name"),
+    ("pair of no function", lambda t: t.run(("blocks.0.hook_resid_pre", None)), "no intervention"),
     # lists of interventions
     *each(
         "run",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import gatelens.interventions as gi
+from gatelens.engine.run_batch import RunBatch
+from intervention_helpers import plain
 
 
 def shipped() -> list[Any]:
@@ -16,6 +18,12 @@ def shipped() -> list[Any]:
         gi.knockout("text - gate", "image", layers=[1, 2]),
         gi.steer(torch.ones(32), "text - gate", layers=[1, 2]),
         gi.ablate("text - gate", layers=[1, 2]),
+        gi.ablate("text - gate", layers=[1, 2], with_="projection", direction=torch.arange(32.0)),
+        gi.ablate("text - gate", "pattern", layers=[1, 2], with_="uniform"),
+        gi.ablate("text - gate", "pattern", layers=[1, 2], with_="random", heads=[0]),
+        gi.edit(lambda rows, where: rows.roll(1, -1) + where.position[:, None], "text - gate", layers=[1, 2]),
+        gi.edit(lambda rows, where: 2 * rows, "text - gate", "rot_k", layers=[1, 2]),
+        gi.edit(lambda rows, where: rows.flip(1), "text - gate", "pattern", layers=[1, 2]),
     ]
 
 
@@ -23,6 +31,20 @@ def shipped() -> list[Any]:
 def test_what_ships_begins_at_its_first_position_and_layer(tiny: Any, batch: Any, spec: Any) -> None:
     first = int(batch.tokens.mask("text - gate").any(0).nonzero()[0])
     assert spec.reach(batch.tokens, tiny.cfg) == gi.Reach(first, 1)
+
+
+@pytest.mark.parametrize("number", range(len(shipped())))
+def test_what_ships_is_exact_from_there_on(tiny: Any, batch: Any, number: int) -> None:
+    """Two runs at once, restarted where they begin, are each the run of plain hooks."""
+    runs = [[shipped()[number]], [gi.knockout("last", "image", layers=[2]), shipped()[number]]]
+    many = RunBatch(tiny, batch, runs)
+    assert many.plan.parts and not many.plan.full
+    for i, logits in many.each():
+        want = plain(tiny, batch, runs[i])
+        torch.testing.assert_close(
+            logits[batch.tokens.roles != 0], want[batch.tokens.roles != 0], atol=2e-5, rtol=1e-4
+        )
+        assert (logits - tiny(batch))[:, -1].abs().max() > 1e-4
 
 
 def test_a_patch_begins_at_its_first_position_and_layer(tiny: Any, batch: Any) -> None:

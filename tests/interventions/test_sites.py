@@ -95,7 +95,7 @@ def test_edits_do_not_reach_into_what_was_cached_before(tiny: Any, batch: Any) -
     ("make", "words"),
     [
         (lambda: gi.ablate("last", "resid"), ["'resid'", "resid_pre, resid_mid"]),
-        (lambda: gi.ablate("last", "pattern"), ["knockout"]),
+        (lambda: gi.ablate("last", "pattern", with_="mean"), ["knockout", "edit"]),
         (lambda: gi.steer(torch.ones(32), "last", "scores"), ["knockout"]),
     ],
 )

@@ -3,9 +3,11 @@
 from gatelens.interventions.ablation import Ablate, ablate
 from gatelens.interventions.base import Intervention, Reach
 from gatelens.interventions.compile import as_interventions, compile_hooks
+from gatelens.interventions.editing import FunctionEdit, HookPairEdit, edit
 from gatelens.interventions.hooks import CompiledHooks, Edit, Span
 from gatelens.interventions.knockouts import Knockout, knockout
 from gatelens.interventions.patching import Patch, PatchPair, PatchPairs, patch
+from gatelens.interventions.rows import Rows
 from gatelens.interventions.sites import SITES, Site, SiteEdit, hook_name
 from gatelens.interventions.steering import Steer, steer
 
@@ -14,12 +16,15 @@ __all__ = [
     "Ablate",
     "CompiledHooks",
     "Edit",
+    "FunctionEdit",
+    "HookPairEdit",
     "Intervention",
     "Knockout",
     "Patch",
     "PatchPair",
     "PatchPairs",
     "Reach",
+    "Rows",
     "Site",
     "SiteEdit",
     "Span",
@@ -27,6 +32,7 @@ __all__ = [
     "ablate",
     "as_interventions",
     "compile_hooks",
+    "edit",
     "hook_name",
     "knockout",
     "patch",

@@ -1,4 +1,4 @@
-"""Ablation: replace activations by nothing, by a mean, or by a given tensor."""
+"""Ablation: replace activations by what carries less: nothing, a mean, all but a direction, an even pattern."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from gatelens.errors import InterventionError
 from gatelens.interventions.arguments import Heads, Layers, as_indices, check_vector, shown
 from gatelens.interventions.base import Reach, prompt_only, select
 from gatelens.interventions.cached import cached_values, check_same_model
+from gatelens.interventions.directions import Direction, as_direction, of_layer
 from gatelens.interventions.hooks import Edit, Span
-from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
+from gatelens.interventions.rows import Rows, random_pattern, uniform_pattern
+from gatelens.interventions.sites import SITES, EditedPositions, EditSite, SiteEdit, check_site, spread
 from gatelens.tokens import SelectorLike, TokenMap
 
-Replacement: TypeAlias = Literal["zero", "mean"] | Tensor
+Replacement: TypeAlias = Literal["zero", "mean", "projection", "uniform", "random"] | Tensor
+_REPLACEMENTS = {
+    "zero": "nothing",
+    "mean": "a mean",
+    "projection": "all but a direction",
+    "uniform": "an even pattern",
+    "random": "a random pattern",
+}
+_OF_PATTERN = ("zero", "uniform", "random")
 
 
 @dataclass
@@ -34,15 +44,19 @@ class Ablate(SiteEdit):
     with_: Replacement = field(default="zero", kw_only=True)
     over: SelectorLike | None = field(default=None, kw_only=True)
     reference: Any = field(default=None, kw_only=True, repr=False)
+    direction: Direction | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True, repr=False)
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         check_same_model(self.reference, cfg, self, "take the mean of it yourself and give it as with_=")
         return super().edits(tokens, cfg, span)
 
-    def prepare(self, tokens: TokenMap) -> _Means | None:
-        """Where the mean is taken; None without one."""
-        if not _is_mean(self.with_):
+    def prepare(self, tokens: TokenMap, cfg: Any) -> _Means | tuple[TokenMap, Any] | None:
+        """Where a mean is taken; for patterns, what says which keys a row reads."""
+        if isinstance(self.with_, Tensor) or self.with_ in ("zero", "projection"):
             return None
+        if self.with_ != "mean":
+            return tokens, cfg
         home = tokens if self.reference is None else self.reference.tokens
         selector = self.at if self.over is None else self.over
         over = prompt_only(home, select(home, selector, self))
@@ -64,25 +78,41 @@ class Ablate(SiteEdit):
         return Reach(0, reach.layer)  # the mean is taken over positions of this very run
 
     def start(
-        self, activation: Float[Tensor, "batch pos ..."], layer: int, prepared: _Means | None, span: Span
+        self, activation: Float[Tensor, "batch pos ..."], layer: int, prepared: Any, span: Span
     ) -> None:
         """Takes the mean of this run.
 
         Of prompt positions only, and kept for the decoding that follows: a mean that moved with every new
         token would make cached decoding differ from running the grown prompt again.
         """
-        if prepared is None or self.reference is not None or span.offset:
+        if not isinstance(prepared, _Means) or self.reference is not None or span.offset:
             return
         over = prepared.over[:, : span.stop].to(activation.device)
         prepared.by_layer[layer] = activation[over].mean(dim=0)
 
     def new_values(
-        self, old: Float[Tensor, "n ..."], layer: int, prepared: _Means | None, edited: EditedPositions
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: Any, edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
         if isinstance(self.with_, Tensor):
             return spread(self.with_, old, edited, self)
-        if prepared is None:
+        if self.with_ == "zero":
             return old.new_zeros(old.shape)
+        if self.with_ == "projection":
+            assert self.direction is not None
+            unit = spread(of_layer(self.direction, layer, self).float(), old.float(), edited, self)
+            return old - ((old.float() * unit).sum(dim=-1, keepdim=True) * unit).to(old.dtype)
+        if self.with_ in ("uniform", "random"):
+            rows, n_heads = Rows.of(edited, layer, *prepared), old.shape[1]
+            return (
+                uniform_pattern(rows, n_heads)
+                if self.with_ == "uniform"
+                else random_pattern(rows, n_heads, self.seed)
+            )
+        return self._mean(old, layer, prepared, edited)
+
+    def _mean(
+        self, old: Float[Tensor, "n ..."], layer: int, prepared: _Means, edited: EditedPositions
+    ) -> Float[Tensor, "n ..."]:
         if layer not in prepared.by_layer:
             if self.reference is None:
                 raise InterventionError(
@@ -101,12 +131,14 @@ def _is_mean(with_: Replacement) -> bool:
 
 def ablate(
     at: SelectorLike,
-    site: Site = "resid_pre",
+    site: EditSite = "resid_pre",
     layers: Layers = None,
     with_: Replacement = "zero",
     heads: Heads = None,
     over: SelectorLike | None = None,
     reference: Any = None,
+    direction: Direction | None = None,
+    seed: int = 0,
 ) -> Ablate:
     """Replace the activations at ``at``.
 
@@ -116,37 +148,65 @@ def ablate(
     of interventions standing earlier in the list; while decoding, the mean of the prompt pass is kept. With
     ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts.
 
+    ``with_="projection"`` takes out what lies along ``direction`` u: x − (x·u)u/|u|² (at sites with heads, in each).
+
+    At ``site="pattern"`` rows of attention are replaced: ``"zero"`` (the row reads nothing), ``"uniform"`` (the same
+    weight for every key the row can read) or ``"random"`` (drawn evenly from all weights that sum to one over those
+    keys; seeded by ``seed``, layer, example and row, so that it is the same in every batch and while decoding).
+    A knockout acts before and does not narrow the new pattern.
+
     Args:
-        at: selector of the positions to overwrite.
+        at: selector of the positions to overwrite; at ``pattern`` of the rows (queries).
         site: see :mod:`gatelens.interventions.sites`.
-        layers: which blocks; None is all of them.
-        with_: ``"zero"``, ``"mean"``, or a tensor: ``[d_model]`` or ``[batch, d_model]``; at ``q k v z``
-            ``[d_head]``, ``[n_heads, d_head]`` or ``[batch, n_heads, d_head]``.
-        heads: at ``q``, ``z`` (query heads), ``k``, ``v`` (key-value heads): only those.
+        layers: which blocks; None is all of them, or the keys of a dict of directions.
+        with_: one of the words above, ``"zero"``, or a tensor: ``[d_model]`` or ``[batch, d_model]``; at ``q k v
+            z`` ``[d_head]``, ``[n_heads, d_head]`` or ``[batch, n_heads, d_head]``.
+        heads: at sites with heads: only those.
         over: for ``"mean"``: selector of what is averaged; None is the same as ``at``.
         reference: for ``"mean"``: a cache from ``model.run_with_cache``.
+        direction: for ``"projection"``: as in :func:`gatelens.steer`, of any length but 0.
+        seed: for ``"random"``.
 
     Raises:
-        InterventionError: unknown site or ``with_``; ``over`` or ``reference`` without ``"mean"``. When run:
-            a mean over nothing, or over the one position it would replace.
+        InterventionError: unknown site or ``with_``, or an argument that does not go with it. When run: a mean over
+            nothing, or over the one position it would replace; a tensor that does not fit the site.
     """
-    check_site(site)
-    if isinstance(with_, Tensor):
-        check_vector(with_, "with_")
-    elif not isinstance(with_, str) or with_ not in ("zero", "mean"):
-        raise InterventionError(f"with_={shown(with_)} is unknown; say 'zero', 'mean' or give a tensor")
-    if (over is not None or reference is not None) and not _is_mean(with_):
-        raise InterventionError("over= and reference= go with with_='mean'")
-    if reference is not None and getattr(reference, "tokens", None) is None:
-        raise InterventionError(
-            "reference= needs a cache that knows its tokens; take it from model.run_with_cache(inputs)"
-        )
+    _check_together(site, with_, over, reference, direction, seed)
+    if direction is not None:
+        direction, layers = as_direction(direction, layers, normalize=True)
     return Ablate(
         at,
         site,
         with_=with_,
         over=over,
         reference=reference,
+        direction=direction,
+        seed=seed,
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
     )
+
+
+def _check_together(
+    site: EditSite, with_: Replacement, over: object, reference: Any, direction: object, seed: int
+) -> None:
+    """The arguments of :func:`ablate` against each other."""
+    if isinstance(with_, Tensor):
+        check_vector(with_, "with_")
+    elif not isinstance(with_, str) or with_ not in _REPLACEMENTS:
+        known = ", ".join(f"{name!r} ({meaning})" for name, meaning in _REPLACEMENTS.items())
+        raise InterventionError(f"with_={shown(with_)} is unknown; say {known} or give a tensor")
+    word = None if isinstance(with_, Tensor) else with_
+    check_site(site, (*SITES, "pattern") if word in _OF_PATTERN else SITES)
+    if word in ("uniform", "random") and site != "pattern":
+        raise InterventionError(f"with_={word!r} goes with site='pattern', not with {site!r}")
+    if (over is not None or reference is not None) and word != "mean":
+        raise InterventionError("over= and reference= go with with_='mean'")
+    if (direction is not None) != (word == "projection"):
+        raise InterventionError("direction= and with_='projection' go together: give both or neither")
+    if type(seed) is not int or seed < 0:
+        raise InterventionError(f"seed={shown(seed)} is no seed; give a whole number from 0 on")
+    if reference is not None and getattr(reference, "tokens", None) is None:
+        raise InterventionError(
+            "reference= needs a cache that knows its tokens; take it from model.run_with_cache(inputs)"
+        )

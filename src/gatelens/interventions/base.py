@@ -178,4 +178,5 @@ class Intervention(ABC):
             value = getattr(self, f.name)
             if f.repr and (f.name in ("layers", "at", "queries", "keys", "site", "how") or value is not None):
                 parts.append(f"{f.name}={describe(value)}")
-        return f"{type(self).__name__.lower()}({', '.join(parts)})"
+        verb = getattr(type(self), "verb", type(self).__name__.lower())
+        return f"{verb}({', '.join(parts)})"

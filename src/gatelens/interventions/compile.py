@@ -10,6 +10,7 @@ from torch import Tensor
 from gatelens.errors import InterventionError
 from gatelens.interventions.arguments import shown
 from gatelens.interventions.base import Intervention, check_tokens
+from gatelens.interventions.editing import HookPairEdit
 from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
 from gatelens.interventions.knockouts import knockout_edits, split_knockouts
 from gatelens.tokens import TokenMap
@@ -18,6 +19,8 @@ from gatelens.tokens import TokenMap
 def as_interventions(specs: Any) -> list[Intervention]:
     """A flat list of interventions from one, several, nested lists; None stands for none.
 
+    A pair of a hook name and a function, as TransformerLens takes it, is an intervention too.
+
     Raises:
         InterventionError: something in it is no intervention.
     """
@@ -25,10 +28,18 @@ def as_interventions(specs: Any) -> list[Intervention]:
         return []
     if isinstance(specs, Intervention):
         return [specs]
+    if isinstance(specs, tuple) and len(specs) == 2 and callable(specs[1]) and not isinstance(specs[1], type):
+        name, function = specs
+        if not isinstance(name, str):
+            raise InterventionError(
+                f"{shown(name)} is no hook name; in a pair with a function give the name of one hook point"
+            )
+        return [HookPairEdit(name, function)]
     if isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping | Tensor):
         return [one for group in specs for one in as_interventions(group)]
     raise InterventionError(
-        f"{shown(specs)} is no intervention; make one with gl.knockout, gl.patch, gl.steer or gl.ablate"
+        f"{shown(specs)} is no intervention; make one with gl.knockout, gl.patch, gl.steer, gl.ablate or "
+        "gl.edit, or give (hook name, function)"
     )
 
 

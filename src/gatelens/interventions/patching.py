@@ -107,7 +107,7 @@ class Patch(SiteEdit):
             )
         return pairs
 
-    def prepare(self, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+    def prepare(self, tokens: TokenMap, cfg: Any) -> tuple[Tensor, Tensor]:
         """(example, position) in the cache's prompts, for each pair."""
         pairs = self.pairs(tokens)
         return (

@@ -15,6 +15,14 @@ site            hook point of block l     what it is
 ``z``           ``attn.hook_z``           [batch, pos, head, d_head], each head's weighted values
 ==============  ========================  ==============================================================
 
+Inside attention there are three more, for :func:`gatelens.edit` and some forms of :func:`gatelens.ablate`:
+
+==============  ========================  ==============================================================
+``rot_q rot_k`` ``attn.hook_rot_q`` …     queries and keys as they are multiplied, after norms and rotation
+``pattern``     ``attn.hook_pattern``     for each position the weights of its row, [head, key], keys 0 to the
+                                          last position of the pass; knockouts act before an edit of it
+==============  ========================  ==============================================================
+
 ``resid_mid`` is special: TransformerLens' bridge places that hook at the input of the second norm, past the
 skip connection, so a plain edit there changes what the MLP reads and not the stream. Here the difference is
 also added to the block's output, which makes it an edit of the stream itself. In blocks that norm after the MLP
@@ -24,6 +32,7 @@ that hook is the MLP's input too; an edit of ``resid_mid`` acts before one of ``
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -48,24 +57,31 @@ from gatelens.tokens import SelectorLike, TokenMap
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"
 ]
+EditSite: TypeAlias = Site | Literal["rot_q", "rot_k", "pattern"]
 SITES: tuple[str, ...] = get_args(Site)
+INNER_SITES = ("rot_q", "rot_k", "pattern")
 _INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in"}
 # the edited (example, position) pairs of a pass, and what was added to each
 Change: TypeAlias = tuple[tuple[Tensor, Tensor], Tensor]
 _HEADS = {"q": "n_heads", "z": "n_heads", "k": "n_key_value_heads", "v": "n_key_value_heads"}
+_HEADS |= {"rot_q": "n_heads", "rot_k": "n_key_value_heads", "pattern": "n_heads"}
 
 
-def check_site(site: str) -> None:
-    """Raise :class:`InterventionError` for a site that is none of :data:`SITES`."""
-    if not isinstance(site, str) or site not in (*SITES, "scores", "pattern"):
-        raise InterventionError(f"site={shown(site)} is unknown; the sites are {', '.join(SITES)}")
-    if site not in SITES:
-        raise InterventionError(f"site={site!r} is edited with knockout(..., how='mask' or 'zero')")
+def check_site(site: str, known: Sequence[str] = SITES) -> None:
+    """Raise :class:`InterventionError` for a site that is none of those ``known`` to the verb."""
+    if isinstance(site, str) and site in known:
+        return
+    if isinstance(site, str) and site in (*INNER_SITES, "scores"):
+        raise InterventionError(
+            f"site={site!r} is edited with knockout(..., how='mask' or 'zero'), with ablate(site='pattern', "
+            "with_='uniform', 'random' or 'zero'), or with edit(function, site=...)"
+        )
+    raise InterventionError(f"site={shown(site)} is unknown; the sites are {', '.join(known)}")
 
 
 def hook_name(site: str, layer: int) -> str:
     """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``."""
-    check_site(site)
+    check_site(site, (*SITES, *INNER_SITES))
     if type(layer) is not int or layer < 0:
         raise InterventionError(f"layer {shown(layer)} is none: give a number from 0 on")
     if site in _HEADS:
@@ -74,12 +90,12 @@ def hook_name(site: str, layer: int) -> str:
 
 
 def has_heads(site: str) -> bool:
-    """Whether the site's activations are [batch, pos, head, d_head]."""
+    """Whether the site holds an activation for each head."""
     return site in _HEADS
 
 
 def head_count(site: str, cfg: Any) -> int | None:
-    """How many heads the site has in this model: query heads for q and z, key-value heads for k and v."""
+    """How many heads the site has in this model: key-value heads for k, v and rot_k, else query heads."""
     return config_number(cfg, _HEADS[site]) or config_number(cfg, "n_heads")
 
 
@@ -94,6 +110,11 @@ class EditedPositions(NamedTuple):
     position: Int[Tensor, " n"]
     batch_size: int
     span: Span
+
+    @property
+    def absolute(self) -> Int[Tensor, " n"]:
+        """The positions counted from the first of the prompt, padding included."""
+        return self.position + self.span.offset
 
 
 class SelectedPositions:
@@ -135,7 +156,7 @@ class SiteEdit(Intervention):
         """Which positions are edited."""
         return select(tokens, self.at, self)
 
-    def prepare(self, tokens: TokenMap) -> Any:
+    def prepare(self, tokens: TokenMap, cfg: Any) -> Any:
         """What the edit has to know about a run, computed once before it and given to :meth:`new_values`."""
         return None
 
@@ -160,9 +181,10 @@ class SiteEdit(Intervention):
         heads: tuple[int, ...] | None = None
         if self.heads is not None:
             if not has_heads(self.site):
-                raise InterventionError(f"{self!r}: {self.site} has no heads; heads= goes with q, k, v and z")
+                names = ", ".join(site for site in (*SITES, *INNER_SITES) if has_heads(site))
+                raise InterventionError(f"{self!r}: {self.site} has no heads; heads= goes with {names}")
             heads = resolve_indices(self.heads, head_count(self.site, cfg), "heads", self)
-        selected, prepared = SelectedPositions(mask, span), self.prepare(tokens)
+        selected, prepared = SelectedPositions(mask, span), self.prepare(tokens, cfg)
         edits = []
         for layer in layers:
             changes: list[Change] | None = [] if self.site == "resid_mid" else None
@@ -183,10 +205,11 @@ class SiteEdit(Intervention):
     ) -> HookFunction:
         name, span = hook_name(self.site, layer), selected.span
         chosen = None if heads is None else torch.tensor(heads)
+        heads_first = self.site == "pattern"
 
         def edit(tensor: Tensor, hook: Any = None) -> Tensor | None:
-            expected = (selected.batch_size, span.stop - span.offset)
-            check_pass(name, "batch, pos", tuple(tensor.shape[:2]), expected)
+            tensor = tensor.transpose(1, 2) if heads_first else tensor
+            _check_pass(name, self.site, tuple(tensor.shape), selected.batch_size, span)
             self.start(tensor, layer, prepared, span)
             edited = selected.in_pass(tensor.device)
             if edited is None:
@@ -200,9 +223,19 @@ class SiteEdit(Intervention):
             if changes is not None:
                 changes[:] = [(where, new - old)]
             # A copy: the same memory may be another hook point's activation, or lie in a cache.
-            return tensor.index_put(where, new)
+            out = tensor.index_put(where, new)
+            return out.transpose(1, 2) if heads_first else out
 
         return edit
+
+
+def _check_pass(name: str, site: str, shape: tuple[int, ...], batch_size: int, span: Span) -> None:
+    """Refuse a pass other than the one of ``span``; ``shape`` has batch and positions first."""
+    n_rows = span.stop - span.offset
+    if site == "pattern":
+        check_pass(name, "batch, query, key", (*shape[:2], shape[3]), (batch_size, n_rows, span.stop))
+    else:
+        check_pass(name, "batch, pos", shape[:2], (batch_size, n_rows))
 
 
 def _add_to_output(changes: list[Change]) -> HookFunction:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import Heads, Layers, as_flag, as_indices, as_number, check_vector
+from gatelens.interventions.arguments import Heads, Layers, as_flag, as_indices, as_number
+from gatelens.interventions.directions import Direction, as_direction, of_layer
 from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site, spread
 from gatelens.tokens import SelectorLike
 
@@ -19,7 +17,7 @@ from gatelens.tokens import SelectorLike
 class Steer(SiteEdit):
     """What :func:`steer` returns."""
 
-    direction: Tensor | Mapping[int, Tensor] = field(kw_only=True)
+    direction: Direction = field(kw_only=True)
     scale: float = field(default=1.0, kw_only=True)
 
     reach = SiteEdit.reach  # each position is edited by itself
@@ -27,18 +25,12 @@ class Steer(SiteEdit):
     def new_values(
         self, old: Float[Tensor, "n ..."], layer: int, prepared: None, edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
-        direction = self.direction
-        if isinstance(direction, Mapping):
-            if layer not in direction:
-                raise InterventionError(
-                    f"{self!r}: direction has no vector for layer {layer}, it has {list(direction)}"
-                )
-            direction = direction[layer]
+        direction = of_layer(self.direction, layer, self)
         return old + self.scale * spread(direction, old, edited, self)
 
 
 def steer(
-    direction: Float[Tensor, " ..."] | Mapping[int, Tensor],
+    direction: Direction,
     at: SelectorLike,
     site: Site = "resid_pre",
     layers: Layers = None,
@@ -63,17 +55,7 @@ def steer(
             with ``normalize``, or does not fit the site (found when it is run).
     """
     check_site(site)
-    as_flag(normalize, "normalize")
-    vectors: Any
-    if isinstance(direction, Mapping):
-        as_indices(direction.keys(), "layers of direction")
-        layers = tuple(direction) if layers is None else layers
-        vectors = {
-            int(layer): _unit(vector, normalize, f"direction of layer {layer}")
-            for layer, vector in direction.items()
-        }
-    else:
-        vectors = _unit(direction, normalize, "direction")
+    vectors, layers = as_direction(direction, layers, as_flag(normalize, "normalize"))
     return Steer(
         at,
         site,
@@ -82,15 +64,3 @@ def steer(
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
     )
-
-
-def _unit(vector: Any, normalize: bool, word: str) -> Tensor:
-    check_vector(vector, word)
-    if not normalize:
-        return vector
-    length = vector.norm(dim=-1, keepdim=True)
-    if not (length > 0).all():
-        raise InterventionError(
-            f"{word} has length 0 and cannot be normalised; give another, or normalize=False"
-        )
-    return vector / length
