@@ -222,9 +222,7 @@ def verbs() -> list[Any]:
             lambda rows, where: 0.5 * rows + where.position[:, None] / 50, "text", "resid_post", layers=[1]
         ),
         gl.edit(lambda rows, where: 2 * rows, "image | text", "rot_k", layers=[1, 2]),
-        gl.edit(
-            lambda rows, where: rows.softmax(-1) * where.readable[:, None], "text", "pattern", layers=[1]
-        ),
+        gl.edit(softened, "text", "pattern", layers=[1]),
         gl.ablate("text", "pattern", layers=[1], with_="uniform"),
         gl.ablate("text", "pattern", layers=[1, 2], with_="random", heads=[0, 2]),
         gl.ablate("text", layers=[1], with_="projection", direction=half),
