@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor, bfloat16
 
 from gatelens.errors import InputError
@@ -87,7 +87,8 @@ def _opened(image: Image.Image | str | Path | bytes, where: str) -> Image.Image:
             raise InputError(f"{where}: no such file '{image}': check the path")
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]  # what this Pillow was built with
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=known) as opened:
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        with Image.open(io.BytesIO(content), formats=known) as opened:
             _check_samples(opened)
             upright = _upright(opened)
             decoded = upright.copy()  # which holds no file
@@ -130,6 +131,13 @@ def _check_samples(opened: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if isinstance(image, ImageFile.ImageFile):
+        # Pillow maps a file that it knows by name, and takes the rows of a turned TIFF for its columns.
+        file, image.filename = image.filename, ""
+        try:
+            image.load()
+        finally:
+            image.filename = file
     image.load()
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -187,6 +195,10 @@ def _from_array(image: np.ndarray | Tensor, where: str) -> Image.Image:
         raise InputError(f"{where} holds values of type {array.dtype}: give numbers of 0..255")
     if not np.isfinite(array).all():
         raise InputError(f"{where} holds values that are not finite: give numbers of 0..255")
+    if (
+        array.dtype.kind == "f" and 1 < array.max() < 2
+    ):  # resized or normalised beyond 1: as 0..255 it were black
+        raise InputError(f"{where} holds floats up to {array.max():.6g}: give 0..1 (clip them) or 0..255")
     if array.dtype.kind == "b" or (array.dtype.kind == "f" and array.max() <= 1):
         array = array * 255.0
     if array.min() < 0 or array.max() > 255:

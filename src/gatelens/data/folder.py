@@ -32,7 +32,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from gatelens.data import prompts
-from gatelens.data.base import BadRows, Example, check_drawn
+from gatelens.data.base import BadRows, Example, check_drawn, check_task
 from gatelens.data.tables import Row, json_object, named, read_csv, read_json_lines
 from gatelens.errors import DataError, did_you_mean
 from gatelens.pictures import load_image, load_mask
@@ -85,10 +85,9 @@ class Folder:
         Raises:
             DataError: no row has this task, or a picture cannot be read (named with its row).
         """
+        check_task(self.name, task, self.tasks)
         check_drawn(self.name, limit, seed)
         rows = [row for row in self._rows if task in row.tasks]
-        if not rows:
-            raise DataError(f"{self._table} has no row for task {task!r}; it has {', '.join(self.tasks)}")
         if limit is not None and limit < len(rows):
             chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])
             rows = [rows[i] for i in chosen]

@@ -37,11 +37,12 @@ def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> 
         return EasyVqa(split or "test")
     if Path(text).is_dir():
         return Folder(text, skip_bad)
-    if "," in text:
+    known, _, where = text.partition(":")
+    one = known in ENTRIES and ("," not in where or Path(where).expanduser().exists())
+    if "," in text and not one:
         parts = [part.strip() for part in text.split(",")]
         return CombinedDataset([load(part, split, skip_bad) for part in parts if part])
-    known, _, where = text.partition(":")
-    if known in ENTRIES:
+    if one:
         if ":" in text and not where:
             raise DataError(
                 f"data {text!r} names no place after the colon; give a folder or a repository (org/name)"
