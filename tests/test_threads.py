@@ -159,6 +159,28 @@ def test_a_suspended_iteration_of_runs_holds_nothing(tiny: Any, inputs: Any) -> 
                 assert torch.equal(pool.submit(tiny, inputs).result(timeout=60), clean)
 
 
+def test_a_standing_hook_is_put_on_between_runs(tiny: Any, inputs: Any) -> None:
+    clean, added = tiny(inputs), threading.Event()
+
+    def add() -> None:
+        tiny.add_hook("blocks.2.hook_resid_pre", lambda tensor, hook: -tensor)
+        added.set()
+
+    def wait(tensor: torch.Tensor, hook: Any) -> None:
+        assert not added.wait(0.2)  # the other thread has to wait for this pass
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with tiny.lock:
+                adding = pool.submit(add)
+                assert torch.equal(tiny.run_with_hooks(inputs, [("blocks.0.hook_resid_pre", wait)]), clean)
+            adding.result(timeout=60)
+            assert not torch.equal(tiny(inputs), clean)
+        finally:
+            tiny.reset_hooks()
+    assert torch.equal(tiny(inputs), clean)
+
+
 def test_prompts_are_prepared_in_threads(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer keeps between two calls how it pads: another thread must not come between setting and using it."""
     raw = tiny.tokenizer._tokenizer

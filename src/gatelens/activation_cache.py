@@ -13,8 +13,10 @@ from torch import Tensor
 from transformer_lens.utilities import Slice, SliceInput
 
 from gatelens.bridge.stream_parts import StreamParts, as_slice, together
-from gatelens.errors import InputError, InterventionError
+from gatelens.errors import InputError, InterventionError, shown
 from gatelens.hooked_model import HookedModel
+from gatelens.hub_errors import one_line
+from gatelens.loading import as_dtype
 from gatelens.tokens import SelectorLike, TokenMap
 
 _DECODER = ("blocks.", "ln_final", "unembed", "embed", "hook_embed", "hook_unembed")
@@ -74,6 +76,31 @@ class KeptRows:
                 "among them: cache it too"
             )
         return place
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """Where a cache goes. Raises InputError for a device that this machine does not have, or that holds no numbers."""
+    if device is None:
+        return None
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+        raise InputError(f"device={shown(device)} of a cache cannot be used: {one_line(error)}") from error
+    if found.type == "meta":
+        raise InputError("device='meta' of a cache keeps no numbers: give 'cpu', or leave it out")
+    return found
+
+
+def as_floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """What a cache is cast to; None keeps what is computed. Raises ModelError or InputError for no floating type."""
+    named = as_dtype(dtype)
+    if isinstance(named, str):
+        return None
+    if not named.is_floating_point:
+        raise InputError(
+            f"dtype={named} of a cache would round activations to whole numbers: give a floating one"
+        )
+    return named
 
 
 def caching_hooks(

@@ -42,6 +42,12 @@ class OutputError(GatelensError):
     """A place that cannot be written, or that holds something else."""
 
 
+def shown(value: object, width: int = 60) -> str:
+    """A short one-line form of an argument for a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the known word nearest to one nobody knows, else an empty string.
 

@@ -16,14 +16,13 @@ from torch import Tensor
 from transformer_lens.utilities import Slice
 
 from gatelens import hooked_model
-from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
+from gatelens.activation_cache import ActivationCache, KeptRows, as_device, as_floating, caching_hooks
 from gatelens.bridge import towers
 from gatelens.bridge.blocks import skip_blocks
 from gatelens.bridge.gradients import let_gradients_flow
-from gatelens.errors import InputError
-from gatelens.hooked_model import FwdHooks, HookName, NamesFilter, Way
+from gatelens.errors import InputError, InterventionError, shown
+from gatelens.hooked_model import FwdHooks, HookName, NamesFilter, Way, hook_pairs
 from gatelens.inputs import VLMInputs
-from gatelens.loading import as_dtype
 from gatelens.tokens import Role, SelectorLike
 from gatelens.vlm_bridge import VLMBridge
 
@@ -97,6 +96,8 @@ class HookedBridge(VLMBridge):
 
     def _layer(self, layer: int, name: str, last: bool = False) -> int:
         n_layers = int(self.cfg.n_layers)
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise InputError(f"{name}={shown(layer)}: give the number of a layer, 0..{n_layers - 1}")
         number = layer + n_layers if layer < 0 else layer
         if not 0 <= number < n_layers + last:
             raise InputError(f"{name}={layer}: the model has layers 0..{n_layers - 1}")
@@ -218,7 +219,7 @@ class HookedBridge(VLMBridge):
         Raises:
             InterventionError: an unknown name, a point that never fires, or an edit that would change nothing.
         """
-        bwd_hooks = list(bwd_hooks)
+        bwd_hooks = hook_pairs(bwd_hooks, "bwd_hooks")
         if not bwd_hooks and reset_hooks_end and not clear_contexts:
             return self.hook_points.hooked(fwd_hooks)
         return self._hooked(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts)
@@ -247,9 +248,13 @@ class HookedBridge(VLMBridge):
         Raises:
             InterventionError: an unknown name, a point that never fires, or (in a call) an edit that changes nothing.
         """
-        self.hook_points.add(name, hook_fn, dir, is_permanent)
-        if dir == "bwd":
-            self._gradient_handles += let_gradients_flow(self.hf, self.unembed)
+        if dir not in ("fwd", "bwd"):
+            raise InterventionError(f"dir={shown(dir)}: write 'fwd' or 'bwd'")
+        with self.lock:
+            for point, function in hook_pairs([(name, hook_fn)], "add_hook"):
+                self.hook_points.add(point, function, dir, is_permanent)
+            if dir == "bwd":
+                self._gradient_handles += let_gradients_flow(self.hf, self.unembed)
 
     def reset_hooks(
         self,
@@ -259,11 +264,12 @@ class HookedBridge(VLMBridge):
         level: int | None = None,
     ) -> None:
         """Take off the hooks of ``add_hook``; permanent ones only with ``including_permanent``."""
-        super().reset_hooks(clear_contexts, direction, including_permanent, level)
-        if not any(point.bwd_hooks for point in self.hook_points()):
-            for handle in self._gradient_handles:
-                handle.remove()
-            self._gradient_handles.clear()
+        with self.lock:
+            super().reset_hooks(clear_contexts, direction, including_permanent, level)
+            if not any(point.bwd_hooks for point in self.hook_points()):
+                for handle in self._gradient_handles:
+                    handle.remove()
+                self._gradient_handles.clear()
 
     def run_with_hooks(
         self,
@@ -286,7 +292,7 @@ class HookedBridge(VLMBridge):
         Raises:
             InterventionError: unknown names, or an edit of the vision tower that would change nothing.
         """
-        fwd_hooks = list(fwd_hooks)
+        fwd_hooks = hook_pairs(fwd_hooks)
         if remove_batch_dim:
             fwd_hooks = [(name, _unbatched(fn)) for name, fn in fwd_hooks]
         with (
@@ -340,13 +346,10 @@ class HookedBridge(VLMBridge):
             tokens = call["tokens"].tokens
         stored: dict[str, Tensor] = {}
         kept = None if positions is None else KeptRows.of(tokens, positions)
-        named = as_dtype(dtype)
-        cast = named if isinstance(named, torch.dtype) else None  # "auto" keeps what is computed
-        caching = caching_hooks(
-            self.hook_points.names(names_filter), stored, kept, device, cast, Slice.unwrap(pos_slice)
-        )
+        names, cast = self.hook_points.names(names_filter), as_floating(dtype)
+        caching = caching_hooks(names, stored, kept, as_device(device), cast, Slice.unwrap(pos_slice))
         bwd_hooks = [(name, _as_gradient(fn)) for name, fn in caching] if incl_bwd else []
-        with self.hooks([*fwd_hooks, *caching], bwd_hooks, reset_hooks_end, clear_contexts):
+        with self.hooks([*hook_pairs(fwd_hooks), *caching], bwd_hooks, reset_hooks_end, clear_contexts):
             out = self.forward(inputs, **call)
             if incl_bwd:
                 _differentiate(out)

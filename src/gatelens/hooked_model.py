@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from gatelens.bridge import towers
-from gatelens.errors import InputError, InterventionError, did_you_mean
+from gatelens.errors import InputError, InterventionError, ModelError, did_you_mean, shown
 from gatelens.families import Family, Layout
 from gatelens.inputs import VLMInputs
 from gatelens.tokens import position_ids
@@ -46,6 +46,33 @@ class ModelLock:
         return ModelLock, ()
 
 
+def hook_pairs(hooks: Any, name: str = "fwd_hooks") -> list[tuple[HookName, HookFn]]:
+    """The pairs of a name (or a predicate on names) and a function that ``fwd_hooks`` or ``bwd_hooks`` hold.
+
+    Raises:
+        InterventionError: they hold something else.
+    """
+    if isinstance(hooks, Tensor) or not isinstance(hooks, Iterable):
+        raise InterventionError(f"{name} is {shown(hooks)}: give a list of pairs (name, function)")
+    pairs = []
+    for pair in hooks:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InterventionError(
+                f"{name} hold {shown(pair)}: give a list of pairs (name, function), also for a single one"
+            )
+        point, function = pair
+        if not isinstance(point, str) and not callable(point):
+            raise InterventionError(
+                f"{name}: {shown(point)} is no name of a hook and no filter, a function of names"
+            )
+        if not callable(function):
+            raise InterventionError(
+                f"{name}: the hook on {shown(point)} is {shown(function)}: give a function of the tensor and hook="
+            )
+        pairs.append((point, function))
+    return pairs
+
+
 class HookedModel(Protocol):
     """What a pass, an intervention's run and a checkpoint need of a model: :class:`gatelens.model.HookedVLM`."""
 
@@ -73,6 +100,8 @@ class HookedModel(Protocol):
     def run_with_hooks(
         self, inputs: VLMInputs, fwd_hooks: FwdHooks = ()
     ) -> Float[Tensor, "batch pos d_vocab"]: ...
+
+    def batch(self, given: Any, **tensors: Any) -> VLMInputs: ...
 
     def inputs(self, input_ids: Int[Tensor, "batch pos"], **tensors: Any) -> VLMInputs: ...
 
@@ -132,11 +161,16 @@ class HookPoints:
         return self._closed_by(self.by_name[name].name or name)
 
     def names(self, names_filter: NamesFilter) -> list[str]:
-        """The names a filter of ``run_with_cache`` asks for."""
+        """The names a filter of ``run_with_cache`` asks for. Raises InterventionError where it is none."""
         if isinstance(names_filter, str):
             return [names_filter]
         if names_filter is not None and not callable(names_filter):
-            return list(names_filter)
+            chosen = list(names_filter) if isinstance(names_filter, Iterable) else [None]
+            if not all(isinstance(name, str) for name in chosen):
+                raise InterventionError(
+                    f"names_filter={shown(names_filter)}: give a hook's name, several, or a function of names"
+                )
+            return chosen
         wanted = [name for name in self.by_name if names_filter is None or names_filter(name)]
         return [name for name in wanted if self.switch_of(name) is None]
 
@@ -174,9 +208,9 @@ class HookPoints:
         done = False
         with self.lock:
             try:
-                for name, fn in fwd_hooks:
+                for name, fn in hook_pairs(fwd_hooks):
                     added += self.add(name, fn, "fwd", prepend=prepend)
-                for name, fn in bwd_hooks:
+                for name, fn in hook_pairs(bwd_hooks, "bwd_hooks"):
                     added += self.add(name, fn, "bwd", prepend=prepend)
                 yield
                 done = True
@@ -208,6 +242,18 @@ def _named(fn: HookFn, name: str, point: HookPoint) -> HookFn:
     return lambda tensor, hook: fn(tensor, hook=seen)
 
 
+def usable(model: Any, inputs: Any) -> VLMInputs:
+    """The prompts of a call, when it was given a model and prompts.
+
+    Raises:
+        ModelError: ``model`` is none of gatelens.
+        InputError: ``inputs`` is no batch.
+    """
+    if not isinstance(getattr(model, "hook_points", None), HookPoints):
+        raise ModelError(f"model is {shown(model)}: give a HookedVLM, e.g. HookedVLM.from_pretrained(name)")
+    return model.batch(inputs)
+
+
 def check_room(model: HookedModel, position_ids: Int[Tensor, "*stream batch pos"], new: int = 0) -> None:
     """Refuse prompts that, with the tokens written after them, take more positions than the model has.
 
@@ -232,6 +278,12 @@ def forward_step(
     model: HookedModel, tensors: dict[str, Any], past: Any = None, use_cache: bool = False
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
     """One forward pass: (logits, cache or None); see :meth:`gatelens.model.HookedVLM.forward_step`."""
+    if not isinstance(tensors, Mapping) or not isinstance(tensors.get("input_ids"), Tensor):
+        raise InputError(
+            f"tensors is {shown(tensors)}: give transformers' arguments by name, input_ids among them"
+        )
+    if past is not None and not isinstance(past, Cache):
+        raise InputError(f"past is a {type(past).__name__}: give a cache that forward_step gave, or None")
     kwargs = {name: value for name, value in tensors.items() if value is not None}
     if "position_ids" not in kwargs and "attention_mask" in kwargs:
         n_new = kwargs["input_ids"].shape[1]

@@ -305,13 +305,13 @@ def test_what_cannot_be_asked(llava: Built) -> None:
     ]:
         with pytest.raises(InputError, match=why):
             context.answer(questions)
-    with pytest.raises(InterventionError, match="give at least 1"):
+    with pytest.raises(InterventionError, match="max_new_tokens=0: give a whole number, 1 or more"):
         context.answer("is it", max_new_tokens=0)
     with pytest.raises(InterventionError, match="describe with max_new_tokens of 1 or more"):
         describe(llava.model, llava.inputs(), 0).compress(0.5)
     with pytest.raises(InterventionError, match="keeps nothing of prompt"):
         compress(llava.model, llava.inputs(), 0, always="boi")
-    with pytest.raises(InterventionError, match="give 0 or more"):
+    with pytest.raises(InterventionError, match="max_new_tokens=-1: give a whole number, 0 or more"):
         describe(llava.model, llava.inputs(), -1)
 
 

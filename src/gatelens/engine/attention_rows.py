@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gatelens.engine.cuts import PatternCallback
 from gatelens.engine.stacked_runs import StackedRuns
-from gatelens.errors import InterventionError
-from gatelens.hooked_model import HookedModel
+from gatelens.errors import InterventionError, shown
+from gatelens.hooked_model import HookedModel, usable
 from gatelens.inputs import VLMInputs
-from gatelens.interventions.base import select
+from gatelens.interventions.arguments import Layers, as_indices
+from gatelens.interventions.base import resolve_indices, select
 from gatelens.interventions.compile import as_interventions
 from gatelens.interventions.hooks import HookPair
 from gatelens.tokens import SelectorLike
@@ -26,7 +27,7 @@ def look(
     inputs: VLMInputs,
     rows: SelectorLike,
     see: PatternCallback,
-    layers: Collection[int] | None = None,
+    layers: Layers = None,
     interventions: Any = (),
 ) -> Float[Tensor, "batch d_vocab"]:
     """Run the prompts once and show the attention of some rows; nothing of it is kept.
@@ -46,22 +47,24 @@ def look(
     Raises:
         InterventionError: an intervention cannot act as written, or ``rows`` selects nothing.
     """
-    tokens = inputs.tokens
+    tokens = usable(model, inputs).tokens
+    if not callable(see):
+        raise InterventionError(f"see={shown(see)}: give a function of layer, pattern and position")
     columns = select(tokens, rows, f"look(rows={rows!r})").any(dim=0).nonzero()
     if not len(columns):
         raise InterventionError(f"look(rows={rows!r}) selects no position in any example")
     wanted = range(int(columns[0]), int(columns[-1]) + 1)
-    shown = range(int(model.cfg.n_layers)) if layers is None else layers
+    watched = resolve_indices(as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", "look")
     run = StackedRuns(
         model,
         [as_interventions(interventions)],
         tokens,
-        shown_rows=lambda layer: wanted if layer in shown else None,
+        shown_rows=lambda layer: wanted if layer in watched else None,
         see=see,
     )
     hooks: list[HookPair] = []
     if run.cuts is None:
-        hooks = [(f"blocks.{layer}.attn.hook_pattern", _show_whole(layer, see)) for layer in shown]
+        hooks = [(f"blocks.{layer}.attn.hook_pattern", _show_whole(layer, see)) for layer in watched]
     with model.lock, run.acting() as pairs:
         logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, [*pairs, *hooks])
     run.check_fired()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import DynamicCache
 from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.generation import Generation, eos_ids, text_before_end
 from gatelens.engine.memory import halving
-from gatelens.errors import InputError, InterventionError, ModelError
+from gatelens.errors import InputError, InterventionError, ModelError, shown
 from gatelens.hooked_model import HookedModel, check_room
+from gatelens.interventions.arguments import as_count, as_flag
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
 ALWAYS, AMONG = "~image", "image"
@@ -111,10 +113,10 @@ class CompressedContext:
             InputError: questions that do not fit the prompts, are empty or hold a picture.
             InterventionError: they would reach beyond a window of the model.
         """
-        if max_new_tokens < 1:
-            raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
+        max_new_tokens = as_count(max_new_tokens, "max_new_tokens")
+        batch_size = as_count(batch_size, "batch_size")
         model = self.described.model
-        ends = eos_ids(model) if stop_at_eos else []
+        ends = eos_ids(model) if as_flag(stop_at_eos, "stop_at_eos") else []
         token_ids = list[Tensor]()
 
         def decode_some(some: tuple[tuple[int, list[int]], ...]) -> Tensor:
@@ -161,11 +163,13 @@ class CompressedContext:
     def _pairs(self, questions: Questions) -> list[tuple[int, list[int]]]:
         """(number of the prompt, token ids) of every question. Raises InputError."""
         n = len(self.mask)
+        if not isinstance(questions, str | list | tuple):
+            raise InputError(f"questions is {shown(questions)}: give a question, or a list of them")
         if isinstance(questions, str):
             nested: list[list[str]] = [[questions]] * n
         elif n == 1 and all(isinstance(q, str) for q in questions):
             nested = [[str(q) for q in questions]]
-        elif len(questions) == n and not any(isinstance(q, str) for q in questions):
+        elif len(questions) == n and all(isinstance(q, list | tuple) for q in questions):
             nested = [list(q) for q in questions]
         else:
             raise InputError(f"questions for {n} prompt(s): give a list of questions for each of them")
@@ -175,6 +179,8 @@ class CompressedContext:
         pairs = []
         for b, asked in enumerate(nested):
             for question in asked:
+                if not isinstance(question, str):
+                    raise InputError(f"a question for prompt {b} is {shown(question)}: give text")
                 ids = list(model.tokenizer(question, add_special_tokens=False)["input_ids"])
                 if not ids:
                     raise InputError(f"a question for prompt {b} is empty: write one")
@@ -301,5 +307,5 @@ def _rows(tensor: Float[Tensor, "batch head pos d"], index: Int[Tensor, "batch k
 
 
 def check_share(keep: float) -> None:
-    if isinstance(keep, bool) or not 0 <= keep <= 1:
-        raise InterventionError(f"keep={keep}: give a share from 0 to 1, e.g. 0.05 for 5 %")
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 <= keep <= 1:
+        raise InterventionError(f"keep={shown(keep)}: give a share from 0 to 1, e.g. 0.05 for 5 %")

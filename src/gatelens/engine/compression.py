@@ -42,8 +42,9 @@ from gatelens.engine.decoding import Decoder, Greedy, decode
 from gatelens.engine.full_run import FullRun
 from gatelens.engine.generation import Generation, eos_ids, finish
 from gatelens.errors import InterventionError
-from gatelens.hooked_model import HookedModel, check_room
+from gatelens.hooked_model import HookedModel, check_room, usable
 from gatelens.inputs import VLMInputs, next_position_ids
+from gatelens.interventions.arguments import as_count
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
 DESCRIPTION_TOKENS = 300  # what the paper lets a description have
@@ -89,8 +90,7 @@ def describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int = DESCRI
             (the whole prompt attends both ways, or layers look back less far than the prompt is long), or the
             decoder's attention cannot be watched.
     """
-    if max_new_tokens < 0:
-        raise InterventionError(f"max_new_tokens={max_new_tokens}: give 0 or more")
+    inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens", 0)
     if model.layout.two_way == "prompt":
         raise InterventionError(
             "this family's whole prompt attends in both directions: a question put after it is not what the model "

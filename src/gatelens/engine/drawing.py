@@ -18,8 +18,9 @@ from gatelens.engine.full_run import full_decoder
 from gatelens.engine.generation import finish
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InputError, ModelError
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, usable
 from gatelens.inputs import VLMInputs
+from gatelens.interventions.arguments import as_count, as_number
 from gatelens.tokens import TokenMap
 
 _DERIVED = ("input_ids", "attention_mask", "position_ids")
@@ -99,7 +100,10 @@ def draw_many(
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
     """
+    inputs = usable(model, inputs)
     rows, cols = canvas(model)
+    temperature, guidance = as_number(temperature, "temperature"), as_number(guidance, "guidance")
+    seed = as_count(seed, "seed", 0)
     if temperature < 0:
         raise InputError(f"temperature={temperature} is below 0; 0 takes the likeliest token")
     inputs = begun(model, inputs)

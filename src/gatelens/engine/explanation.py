@@ -10,7 +10,7 @@ from typing import Any
 from gatelens.engine.grid import points_of
 from gatelens.engine.plan import Plan, make_plan
 from gatelens.engine.run_batch import specs_of
-from gatelens.hooked_model import HookedModel
+from gatelens.hooked_model import HookedModel, usable
 from gatelens.inputs import VLMInputs
 
 
@@ -51,6 +51,7 @@ def explain(model: HookedModel, inputs: VLMInputs, interventions: Any) -> Explan
     Raises:
         InterventionError: an intervention cannot act as written.
     """
+    inputs = usable(model, inputs)
     if isinstance(interventions, Mapping):
         _, runs = points_of(interventions)
     else:

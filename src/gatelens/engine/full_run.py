@@ -16,7 +16,7 @@ from gatelens.engine.decoding import Decoder, Regrown
 from gatelens.engine.plan import hooks_stand
 from gatelens.engine.stacked_runs import StackedRuns
 from gatelens.errors import InputError
-from gatelens.hooked_model import HookedModel, check_room
+from gatelens.hooked_model import HookedModel, check_room, usable
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import as_interventions
@@ -58,7 +58,7 @@ def run(model: HookedModel, inputs: VLMInputs, interventions: Any = ()) -> Float
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
     """
-    return full_logits(model, inputs, as_interventions(interventions))
+    return full_logits(model, usable(model, inputs), as_interventions(interventions))
 
 
 def full_logits(

@@ -16,9 +16,10 @@ from gatelens.engine.cuts import PatternCallback, can_apply_cuts
 from gatelens.engine.decoding import Greedy, Sampler, Sampling, decode
 from gatelens.engine.full_run import full_decoder
 from gatelens.engine.run_batch import RunBatch, specs_of
-from gatelens.errors import InterventionError
-from gatelens.hooked_model import HookedModel
+from gatelens.errors import InterventionError, shown
+from gatelens.hooked_model import HookedModel, usable
 from gatelens.inputs import VLMInputs
+from gatelens.interventions.arguments import as_count, as_flag
 from gatelens.interventions.compile import as_interventions
 from gatelens.tokens import Role, TokenMap
 
@@ -81,12 +82,14 @@ def generate(
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
     """
-    _check_at_least_one(max_new_tokens)
+    inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens")
+    if see is not None and not callable(see):
+        raise InterventionError(f"see={shown(see)}: give a function of layer, pattern and position")
     if see is not None and not can_apply_cuts(model):
         raise InterventionError(
             "see= needs attention that gatelens computes; this decoder's is not exchangeable"
         )
-    ends = eos_ids(model) if stop_at_eos else []
+    ends = eos_ids(model) if as_flag(stop_at_eos, "stop_at_eos") else []
     with model.lock:
         decoder = full_decoder(model, inputs, as_interventions(interventions), max_new_tokens, see)
         example_ids = inputs.tokens.example_ids
@@ -113,17 +116,12 @@ def generate_many(
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
     """
-    _check_at_least_one(max_new_tokens)
-    ends = eos_ids(model) if stop_at_eos else []
+    inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens")
+    ends = eos_ids(model) if as_flag(stop_at_eos, "stop_at_eos") else []
     with model.lock:
         batch = RunBatch(model, inputs, specs_of(runs), every_position=False, max_new_tokens=max_new_tokens)
         written = batch.decode(partial(Greedy, ends))
     return [finish(model, inputs, ids, ends) for ids in written]
-
-
-def _check_at_least_one(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise InterventionError(f"max_new_tokens={max_new_tokens}: give at least 1")
 
 
 def finish(

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from gatelens.engine.plan import Specs
 from gatelens.engine.run_batch import RunBatch
-from gatelens.errors import InterventionError
-from gatelens.hooked_model import HookedModel
+from gatelens.errors import InterventionError, shown
+from gatelens.hooked_model import HookedModel, usable
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
 
@@ -53,13 +53,13 @@ def sweep(
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
             a metric that does not give one number an example.
     """
-    metrics = {"value": metric} if callable(metric) else dict(metric)
+    inputs, metrics = usable(model, inputs), _metrics(metric)
+    labels, runs = points_of(grid)
     for name in grid:
         if name in ("example", "value", *metrics):
             raise InterventionError(
                 f"an axis cannot be called {name!r}, that is a column of the table; rename it"
             )
-    labels, runs = points_of(grid)
     last_only = all(getattr(m, "last_only", False) for m in metrics.values())
     values: dict[int, list[list[float]]] = {}
     with model.lock, torch.no_grad():
@@ -80,8 +80,16 @@ def points_of(grid: Grid) -> tuple[list[tuple[Any, ...]], list[Specs]]:
     Raises:
         InterventionError: an axis without choices, or a choice that is no intervention.
     """
+    if not isinstance(grid, Mapping):
+        raise InterventionError(f'grid is {shown(grid)}: give a dict, such as {{"start": [...]}}')
     axes: list[list[tuple[Any, Specs]]] = []
     for name, choices in grid.items():
+        if not isinstance(name, str):
+            raise InterventionError(f"axis {shown(name)} of the grid: give it a name")
+        if isinstance(choices, str) or not isinstance(choices, Iterable):
+            raise InterventionError(
+                f"axis {name!r} of the grid is {shown(choices)}: give a list of choices, or a dict of label to choice"
+            )
         labelled = choices.items() if isinstance(choices, Mapping) else enumerate(choices)
         axes.append([(label, as_interventions(choice)) for label, choice in labelled])
         if not axes[-1]:
@@ -93,8 +101,25 @@ def points_of(grid: Grid) -> tuple[list[tuple[Any, ...]], list[Specs]]:
     return labels, [[spec for _, specs in point for spec in specs] for point in points]
 
 
+def _metrics(metric: Any) -> dict[str, Metric]:
+    """Column name to metric. Raises InterventionError where there is none to compute."""
+    metrics = {"value": metric} if callable(metric) else metric
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise InterventionError(
+            f"metric is {shown(metric)}: give a function of the logits, or a dict of column name to function"
+        )
+    for name, one in metrics.items():
+        if not isinstance(name, str) or name == "example":
+            raise InterventionError(f"a metric cannot be called {shown(name)}; give another name")
+        if not callable(one):
+            raise InterventionError(f"metric {name!r} is {shown(one)}: give a function of the logits")
+    return dict(metrics)
+
+
 def _numbers(values: Any, batch: int) -> list[float]:
-    if not isinstance(values, Tensor) or tuple(values.shape) != (batch,):
-        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise InterventionError(f"the metric gave {shape} where {(batch,)} was due: one number an example")
+    if not isinstance(values, Tensor) or tuple(values.shape) != (batch,) or values.is_complex():
+        given = type(values).__name__
+        if isinstance(values, Tensor):
+            given = f"complex {tuple(values.shape)}" if values.is_complex() else str(tuple(values.shape))
+        raise InterventionError(f"the metric gave {given} where {(batch,)} was due: one number an example")
     return values.detach().cpu().double().tolist()

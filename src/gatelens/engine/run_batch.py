@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from gatelens.engine.full_run import full_decoder, full_logits
 from gatelens.engine.memory import halving
 from gatelens.engine.plan import Part, Plan, Specs, make_plan
 from gatelens.engine.replay import Replay
-from gatelens.hooked_model import HookedModel, check_room
+from gatelens.errors import InterventionError, shown
+from gatelens.hooked_model import HookedModel, check_room, usable
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
 
@@ -153,12 +154,17 @@ def last_logits(
     Raises:
         InterventionError: an intervention cannot act as written.
     """
+    inputs = usable(model, inputs)
     with model.lock:
         each = RunBatch(model, inputs, specs_of(runs), every_position=False).each()
         last = {i: logits[:, -1] for i, logits in each}
-    return [last[i] for i in range(len(runs))]
+    return [last[i] for i in range(len(last))]
 
 
 def specs_of(runs: Sequence[Any]) -> list[Specs]:
-    """Each run (an intervention, a nested list, None) as a flat list."""
+    """Each run (an intervention, a nested list, None) as a flat list. Raises InterventionError where there are none."""
+    if isinstance(runs, str | Mapping | Tensor) or not isinstance(runs, Iterable):
+        raise InterventionError(
+            f"runs is {shown(runs)}: give a list, each run an intervention, a list of them, or None"
+        )
     return [as_interventions(one) for one in runs]

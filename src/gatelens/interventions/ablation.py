@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import Heads, Layers, as_indices, check_vector, shown
+from gatelens.errors import InterventionError, shown
+from gatelens.interventions.arguments import Heads, Layers, as_indices, check_vector
 from gatelens.interventions.base import Reach, prompt_only, select
 from gatelens.interventions.cached import cached_values, check_same_model
 from gatelens.interventions.directions import Direction, as_direction, of_layer

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gatelens.errors import InterventionError
+from gatelens.errors import GatelensError, InterventionError, shown
 
 Indices: TypeAlias = tuple[int, ...] | slice | None
 Layers: TypeAlias = int | Iterable[int] | slice | None
@@ -69,6 +69,21 @@ def as_number(value: Any, word: str) -> float:
     return number
 
 
+def as_count(value: Any, word: str, least: int = 1, error: type[GatelensError] = InterventionError) -> int:
+    """A whole number of ``least`` or more; numpy's and torch's pass, True and 2.0 do not.
+
+    Raises:
+        error: anything else.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise error(f"{word}={shown(value)}: give a whole number, {least} or more")
+    return number
+
+
 def as_flag(value: Any, word: str) -> bool:
     """True or False. Raises InterventionError for anything else."""
     if not isinstance(value, bool):
@@ -93,9 +108,3 @@ def check_vector(value: Any, word: str) -> None:
         raise InterventionError(f"{word} is a tensor of {value.dtype}; give one of floating-point numbers")
     if not value.isfinite().all():
         raise InterventionError(f"{word} holds numbers that are not finite; give others")
-
-
-def shown(value: object, width: int = 60) -> str:
-    """A short one-line form of an argument for a message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import shown
+from gatelens.errors import InterventionError, shown
 from gatelens.interventions.base import Intervention, check_tokens
 from gatelens.interventions.editing import HookPairEdit
 from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
@@ -24,8 +24,17 @@ def as_interventions(specs: Any) -> list[Intervention]:
     Raises:
         InterventionError: something in it is no intervention.
     """
+    try:
+        return _flat(specs)
+    except RecursionError:
+        raise InterventionError("the interventions are a list that holds itself; give a flat list") from None
+
+
+def _flat(specs: Any) -> list[Intervention]:
     if specs is None:
         return []
+    if isinstance(specs, np.ndarray):
+        specs = specs.tolist()
     if isinstance(specs, Intervention):
         return [specs]
     if isinstance(specs, tuple) and len(specs) == 2 and callable(specs[1]) and not isinstance(specs[1], type):
@@ -36,7 +45,7 @@ def as_interventions(specs: Any) -> list[Intervention]:
             )
         return [HookPairEdit(name, function)]
     if isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping | Tensor):
-        return [one for group in specs for one in as_interventions(group)]
+        return [one for group in specs for one in _flat(group)]
     raise InterventionError(
         f"{shown(specs)} is no intervention; make one with gl.knockout, gl.patch, gl.steer, gl.ablate or "
         "gl.edit, or give (hook name, function)"

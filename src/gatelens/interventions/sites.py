@@ -40,8 +40,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import Indices, shown
+from gatelens.errors import InterventionError, shown
+from gatelens.interventions.arguments import Indices
 from gatelens.interventions.base import (
     Intervention,
     Reach,
