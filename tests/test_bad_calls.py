@@ -379,7 +379,10 @@ ROWS: list[Row] = [
         "pattern",
     ),
     *each(
-        "ablate seed", NO_INDEX[:-1], lambda t, v: gl.ablate("last", "pattern", with_="random", seed=v), "seed="
+        "ablate seed",
+        NO_INDEX[:-1],
+        lambda t, v: gl.ablate("last", "pattern", with_="random", seed=v),
+        "seed=",
     ),
     ("ablate uniform stream", lambda t: gl.ablate("last", with_="uniform"), "site='pattern'"),
     ("ablate direction without projection", lambda t: gl.ablate("last", direction=VECTOR), "projection"),

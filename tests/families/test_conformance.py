@@ -13,7 +13,7 @@ import torch
 from case import Case, cases
 from PIL import Image
 from torch import Tensor
-from transformer_lens.tools.analysis import direct_logit_attribution
+from transformer_lens.tools.analysis import direct_logit_attribution, logit_lens
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -316,6 +316,10 @@ def test_attributions_of_transformer_lens_sum_to_the_logits(built: Built) -> Non
     for unit in ("component", "head"):
         found = direct_logit_attribution(folded, inputs, right, wrong, unit=unit)
         torch.testing.assert_close(found.attribution.sum(0), want[:, -1], atol=1e-4, rtol=0)
+    for lens in (cache.logit_lens(positions=None), logit_lens(built.model, inputs, positions=None)):
+        torch.testing.assert_close(
+            lens.values[-1], logits, atol=1e-4, rtol=0
+        )  # tokens never written included
     # capped logits too: a single logit is the one sum that shows its cap
     single = cache.logit_attrs(cache.decompose_resid(pos_slice=-1), right, pos_slice=-1).sum(0)
     torch.testing.assert_close(single, logits[:, -1, right], atol=1e-4, rtol=0)

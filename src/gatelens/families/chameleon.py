@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import (
     AttentionBridge,
     BlockBridge,
@@ -46,6 +48,7 @@ class ChameleonArchitectureAdapter(LlamaArchitectureAdapter):
 
     def prepare_model(self, hf_model: Any) -> None:
         super().prepare_model(hf_model)
+        self._never_written = hf_model.model.vocabulary_mapping.image_tokens
         if hf_model.config.swin_norm:  # the 34B: the same norms, after attention and MLP instead of before
             self.component_mapping["blocks"] = BlockBridge(
                 name="model.layers",
@@ -56,6 +59,14 @@ class ChameleonArchitectureAdapter(LlamaArchitectureAdapter):
                     "mlp": self._gated_mlp(),
                 },
             )
+
+    def apply_output_logits_transform(self, logits: Tensor) -> Tensor:
+        """transformers gives image tokens the lowest number, after the unembedding."""
+        logits = super().apply_output_logits_transform(logits)
+        if logits.shape[-1] != self.cfg.d_vocab:  # logits of some tokens, each scaled by itself
+            return logits
+        lowest = torch.finfo(logits.dtype).min
+        return logits.index_fill(-1, torch.as_tensor(self._never_written, device=logits.device), lowest)
 
 
 def layout(config: Any, processor: Any = None) -> Layout:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.bridge.residual import ROUNDING, output_logits
@@ -82,16 +82,19 @@ def logit_lens(
     words, ids = _targets(model, targets, inputs.batch_size, rows)
     if type(top) is not int or not 0 <= top <= int(model.cfg.d_vocab) or not (top or words):
         raise InputError(f"top={top}: give how many tokens to read, or targets")
-    streams, unwritten = _streams(model, inputs, rows, chosen)
-    read = _Reader(model, top, unwritten)
-    cells = [read(streams[layer], ids, _translator(translators, layer)) for layer in chosen]
+    streams = _streams(model, inputs, rows, chosen)
+    cells = [_read(model, streams[layer], ids, top, _translator(translators, layer)) for layer in chosen]
     return _result(model, inputs, rows, chosen, top, words, cells)
 
 
 def _streams(
     model: HookedVLM, inputs: VLMInputs, rows: Rows, layers: Sequence[int]
-) -> tuple[dict[int, Float[Tensor, "row d_model"]], Bool[Tensor, " d_vocab"]]:
-    """The stream entering each layer at these rows, and the tokens the model never writes."""
+) -> dict[int, Float[Tensor, "row d_model"]]:
+    """The stream entering each layer at these rows.
+
+    Raises:
+        ModelError: what is read from the last stream is not what the model says.
+    """
     n_layers = int(model.cfg.n_layers)
     output = f"blocks.{n_layers - 1}.hook_resid_post"
     names = {layer: output if layer == n_layers else f"blocks.{layer}.hook_resid_pre" for layer in layers}
@@ -99,8 +102,16 @@ def _streams(
         last = Rows(inputs, "last")
         hooks = [*rows.hooks(set(names.values())), *last.hooks([output])]
         logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, hooks)
-    unwritten = _check(model, last.activations[output], logits[:, -1])
-    return {layer: rows.activations[name] for layer, name in names.items()}, unwritten
+    own = logits[:, -1].float()
+    read = output_logits(model.bridge, last.activations[output]).float().to(own.device)
+    far = float((read - own).abs().max())
+    written = own[own > torch.finfo(logits.dtype).min]  # Chameleon never writes image tokens
+    if not far <= ROUNDING[logits.dtype == torch.float32] * (1 + float(written.abs().max())):
+        raise ModelError(
+            f"the last layer read by the lens is {far:.2g} from the model's own logits: this model makes its logits "
+            "in another way than final norm, unembedding, scale and soft cap"
+        )
+    return {layer: rows.activations[name] for layer, name in names.items()}
 
 
 def _result(
@@ -164,48 +175,23 @@ def _translator(translators: Any, layer: int) -> Translator | None:
     return translators[layer] if layer < len(translators) else None
 
 
-def _check(
-    model: HookedVLM, rows: Float[Tensor, "batch d_model"], own: Float[Tensor, "batch d_vocab"]
-) -> Bool[Tensor, " d_vocab"]:
-    """Which tokens the model never writes: it gives them the lowest number (Chameleon's image tokens).
-
-    Raises:
-        ModelError: what is read from the last stream is not what the model says.
-    """
-    read = output_logits(model.bridge, rows).float().to(own.device)
-    unwritten = (own.float() <= torch.finfo(own.dtype).min / 2).all(dim=0)
-    far = float((read - own.float())[:, ~unwritten].abs().max())
-    if not far <= ROUNDING[own.dtype == torch.float32] * (1 + float(read.abs().max())):
-        raise ModelError(
-            f"the last layer read by the lens is {far:.2g} from the model's own logits: this model makes its logits "
-            "in another way than final norm, unembedding, scale and soft cap"
-        )
-    return unwritten
-
-
-class _Reader:
-    """From rows of the stream to the log-probabilities, ids and ranks of top tokens and targets."""
-
-    def __init__(self, model: HookedVLM, top: int, unwritten: Bool[Tensor, " d_vocab"]) -> None:
-        self.model, self.top, self.unwritten = model, top, unwritten
-
-    def __call__(
-        self,
-        rows: Float[Tensor, "row d_model"],
-        targets: Int[Tensor, "row target"],
-        translate: Translator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = []
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            part = part if translate is None else translate(part).to(part.dtype)
-            logits = output_logits(self.model.bridge, part).float()
-            logits[:, self.unwritten.to(logits.device)] = -torch.inf
-            ids = targets[start : start + ROWS_AT_ONCE].to(logits.device)
-            best = logits.topk(self.top).indices
-            both = torch.cat([best, ids], dim=1)
-            there = logits.gather(1, both)
-            ranks = torch.stack([(logits > one[:, None]).sum(1) for one in there.T], dim=1)
-            parts.append((logits.log_softmax(-1).gather(1, both).cpu(), both.cpu(), ranks.cpu()))
-        values, tokens, ranks = (torch.cat(each) for each in zip(*parts, strict=True))
-        return values, tokens, ranks
+def _read(
+    model: HookedVLM,
+    rows: Float[Tensor, "row d_model"],
+    targets: Int[Tensor, "row target"],
+    top: int,
+    translate: Translator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, ids and ranks of the top tokens and the targets: [row, top + target] each."""
+    parts = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        part = part if translate is None else translate(part).to(part.dtype)
+        logits = output_logits(model.bridge, part).float()
+        ids = targets[start : start + ROWS_AT_ONCE].to(logits.device)
+        both = torch.cat([logits.topk(top).indices, ids], dim=1)
+        there = logits.gather(1, both)
+        ranks = torch.stack([(logits > one[:, None]).sum(1) for one in there.T], dim=1)
+        parts.append((logits.log_softmax(-1).gather(1, both).cpu(), both.cpu(), ranks.cpu()))
+    values, tokens, ranks = (torch.cat(each) for each in zip(*parts, strict=True))
+    return values, tokens, ranks
