@@ -102,9 +102,7 @@ def _opened(image: Image.Image | str | Path | bytes, where: str) -> Image.Image:
 
 def _unreadable(image: Image.Image | str | Path | bytes, where: str, error: Exception) -> InputError:
     """The error of a picture that cannot be read."""
-    named = (
-        "it" if isinstance(image, Image.Image) else "the file" if isinstance(image, bytes) else f"'{image}'"
-    )
+    named = f"'{image}'" if isinstance(image, (str, Path)) else "it"
     reason, fix = " ".join(str(error).split()) or type(error).__name__, "replace the file"
     if isinstance(error, UnidentifiedImageError):
         reason, fix = f"none of {', '.join(FORMATS)}, or damaged", "convert or replace it"

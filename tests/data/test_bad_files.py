@@ -416,6 +416,13 @@ BAD_COPIES: dict[str, tuple[str, Make, str]] = {
     "a caption that is an object": ("flickr30k", caption(caption={}), SECOND + "no caption"),
     "a caption that is null": ("flickr30k", caption(caption=[None]), SECOND + "caption 1 of 1 is empty"),
     "a caption that is a list": ("flickr30k", caption(caption=[["x"]]), SECOND + "entry 1 of 1 is no text"),
+    "half a character": (
+        "flickr30k",
+        caption(caption=["\ud83d"]),
+        SECOND + "text with a NUL or half a character",
+    ),
+    "a question with NUL": ("vqav2", question(question="a\0?"), SECOND + "text with a NUL"),
+    "an answer with NUL": ("vqav2", question(answers="a\0"), SECOND + "text with a NUL"),
     "a question that is a number": ("vqav2", question(question=5), SECOND + "the question is no text"),
     "answers that are an object": ("vqav2", question(answers={}), SECOND + "no answers"),
     "an answer that is a list": ("vqav2", question(answers=[["x"]]), SECOND + "entry 1 of 1 is no text"),

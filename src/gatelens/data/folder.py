@@ -33,7 +33,7 @@ from PIL import Image
 
 from gatelens.data import prompts
 from gatelens.data.base import BadRows, Example, check_drawn, check_task
-from gatelens.data.tables import Row, json_object, named, read_csv, read_json_lines
+from gatelens.data.tables import Row, json_object, named, plain, read_csv, read_json_lines
 from gatelens.errors import DataError, did_you_mean
 from gatelens.pictures import load_image, load_mask
 
@@ -208,9 +208,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         kind = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
         raise ValueError(f"{kind.get(type(value), 'a number')}, no text")
-    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError("text with a NUL or half a character in it")
-    return value
+    return plain(value)
 
 
 def _names(value: Any, numbers: tuple[type, ...] = (int, float)) -> tuple[str, ...]:

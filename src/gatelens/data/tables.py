@@ -91,6 +91,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+def plain(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: it holds what cannot be written as UTF-8, or a NUL.
+    """
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("text with a NUL or half a character in it")
+    return text
+
+
 def read_text(file: Path) -> str:
     """The text of a table, with or without a byte-order mark.
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gatelens.data.tables import plain
+
 
 def texts(value: Any, keys: Sequence[str]) -> list[Any]:
     """The texts in a column: one text, a list, a list of records, records as columns, or one of these as JSON."""
@@ -15,21 +17,21 @@ def texts(value: Any, keys: Sequence[str]) -> list[Any]:
         except RecursionError:
             raise ValueError("JSON nested too deeply") from None
         except ValueError:
-            return [value]
+            value = [value]
     if isinstance(value, Mapping):
         value = next((value[k] for k in keys if k in value), None)
     if value is None:
         return []
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, Sequence) and not hasattr(value, "__iter__"):
-        return [value]
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        value = [value]
     given = [
         next((one[k] for k in keys if k in one), None) if isinstance(one, Mapping) else one for one in value
     ]
-    odd = next((i for i, one in enumerate(given) if isinstance(one, (Mapping, list))), None)
-    if odd is not None:
-        raise ValueError(f"entry {odd + 1} of {len(given)} is no text")
+    for number, one in enumerate(given, start=1):
+        if isinstance(one, (Mapping, list, bytes)):
+            raise ValueError(f"entry {number} of {len(given)} is no text")
+        if isinstance(one, str):
+            plain(one)
     return given
 
 
@@ -38,7 +40,7 @@ def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     question = row.get("question") or ""
     if not isinstance(question, str):
         raise ValueError("the question is no text")
-    if not question.strip():
+    if not plain(question).strip():
         raise ValueError("no question")
     given = texts(row["answers"], ("answer", "raw"))
     answers = tuple(str(a) for a in given if a is not None and str(a).strip())
@@ -73,7 +75,7 @@ def class_names(row: Mapping[str, Any]) -> tuple[str, ...]:
         raise ValueError("no label")
     if not isinstance(row["label"], str):
         raise ValueError("the label is no text")
-    names = synonyms(row["label"])
+    names = synonyms(plain(row["label"]))
     if not names:
         raise ValueError("no label")
     return names
