@@ -268,7 +268,7 @@ def check_counts(
 
 def check_finite(model: HookedModel, plans: list[list[PicturePlan]], pixels: Tensor | None) -> None:
     """Raises InputError for NaN and inf in pixels, which give finite logits of something else; names the picture."""
-    if pixels is None or all(bool(end.isfinite()) for end in pixels.detach().aminmax()):
+    if pixels is None or is_finite(pixels):
         return
     owners = _owners(model, plans)
     for row, values in enumerate(pixels):
@@ -278,6 +278,11 @@ def check_finite(model: HookedModel, plans: list[list[PicturePlan]], pixels: Ten
             raise InputError(
                 f"{whose} has {wrong} value(s) in pixel_values that are NaN or inf: prepare it again"
             )
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether they are free of NaN and inf: the extremes are, in one pass without a copy."""
+    return all(bool(end.isfinite()) for end in values.detach().aminmax())
 
 
 def _owners(model: HookedModel, plans: list[list[PicturePlan]]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gatelens.errors import GatelensError, InputError, ModelError
 from gatelens.families.common.reading import read as read_layout
+from gatelens.foreign_inputs import origin_of
 from gatelens.hooked_model import HookedModel, check_room
 from gatelens.hub_errors import one_line
 from gatelens.input_checks import (
@@ -141,7 +142,7 @@ def from_tensors(
         tensors = {**tensors, **model.family.complete(model.hf, tensors)}
     check_room(model, tensors["position_ids"])
     moved = {name: value.to(model.device) for name, value in tensors.items()}
-    return VLMInputs(moved, tokens, originals, ("",) * len(ids), rows=rows)
+    return VLMInputs(moved, tokens, originals, ("",) * len(ids), rows=rows, made_for=origin_of(model))
 
 
 def _originals(images: Any, batch: int) -> tuple[tuple[Image.Image, ...], ...]:

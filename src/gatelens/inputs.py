@@ -28,13 +28,23 @@ PER_PICTURE = frozenset({"image_sizes", "image_grid_thw"})  # tensors with one r
 PIXELS = frozenset({"pixel_values", "pixel_attention_mask"})  # which prompts without a picture do without
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The model that a batch was made for: a mark of its own, its family, how its processor scales pixels."""
+
+    mark: str
+    family: str
+    scaling: Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class VLMInputs:
     """A batch of prompts with their pictures, padded on the left, which behaves like its token ids.
 
     ``tensors``: what transformers' forward takes (``input_ids``, ``attention_mask``, ``position_ids`` and,
     with images, ``pixel_values``). ``images``: the original pictures of each prompt, empty when unknown.
-    ``rows``: for tensors whose rows are pictures or patches, how many belong to each example.
+    ``rows``: for tensors whose rows are pictures or patches, how many belong to each example. ``made_for``: the
+    model that they were made for; another one runs them where it would make the same of them.
 
     ``inputs[2:5]`` and ``inputs[:, :30]`` are batches, pictures going along; so is each prompt of a loop. What takes
     an axis away (``inputs[0]``, ``inputs[:, -1]``) gives ids alone, a Tensor, which no model takes for a prompt with
@@ -48,6 +58,7 @@ class VLMInputs:
     single: bool = False  # prepared from one string rather than a list: generate answers with one string
 
     rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    made_for: Origin | None = None
 
     @property
     def batch_size(self) -> int:
@@ -198,6 +209,7 @@ class VLMInputs:
             tuple(self.texts[e] for e in chosen),
             self.single and len(chosen) == 1,
             rows,
+            self.made_for,
         )
 
     def _rows_of(self, name: str, counts: Sequence[tuple[int, int]]) -> list[int]:
@@ -230,7 +242,7 @@ class VLMInputs:
             if name not in self.of_pictures and value.shape[-1] == self.shape[1]:
                 tensors[name] = value[..., :n_pos]
         images = tuple(some[:n] for some, n in zip(self.images, kept, strict=True))
-        return VLMInputs(tensors, tokens, images, self.texts, self.single, rows)
+        return VLMInputs(tensors, tokens, images, self.texts, self.single, rows, self.made_for)
 
     def _by_example(self) -> bool:
         """Whether a tensor of pictures has its rows by example, several pictures in one."""

@@ -17,6 +17,7 @@ from gatelens import input_preparation
 from gatelens.bridge.folding import fold_final_norm
 from gatelens.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from gatelens.families import Family, Layout
+from gatelens.foreign_inputs import fitting
 from gatelens.hooked_model import HookPoints, ModelLock
 from gatelens.inputs import VLMInputs
 
@@ -91,14 +92,15 @@ class VLMBridge(TransformerBridge):
             tensors: what goes with ids (``attention_mask``, ``pixel_values`` …).
 
         Raises:
-            InputError: it is none of these, or ids hold placeholders of pictures that are not given.
+            InputError: it is none of these, of a model with another vocabulary or layout, or ids hold placeholders of
+                pictures that are not given.
         """
         if isinstance(given, VLMInputs):
             if tensors:
                 raise InputError(
                     f"{', '.join(tensors)}: prepared inputs hold their tensors; give one or the other"
                 )
-            return given
+            return fitting(self, given)
         texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
         if texts and all(isinstance(text, str) for text in texts) and not tensors:
             return input_preparation.prepare(self, None, given, chat=False)
