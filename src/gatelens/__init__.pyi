@@ -18,6 +18,7 @@ from gatelens.families import Geometry as Geometry
 from gatelens.families import Layout as Layout
 from gatelens.inputs import VLMInputs as VLMInputs
 from gatelens.interventions import ablate as ablate
+from gatelens.interventions import drop as drop
 from gatelens.interventions import edit as edit
 from gatelens.interventions import knockout as knockout
 from gatelens.interventions import patch as patch

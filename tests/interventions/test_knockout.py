@@ -221,3 +221,27 @@ def test_repr_reads_like_the_call() -> None:
     )
     mask = torch.zeros(2, 9, dtype=torch.bool)
     assert "Bool[2, 9]" in repr(gi.knockout(mask, "eoi", heads=1))
+
+
+def test_pixel_masks_are_given_with_the_selectors_that_name_them(tiny: Any, batch: Any) -> None:
+    pixels = torch.zeros(16, 16, dtype=torch.bool)
+    pixels[:4, 4:12] = True
+    image = batch.tokens.mask("image.mask(dog)", masks={"dog": pixels})
+    assert int(image.sum()) == 3 * 2
+    masks = {"dog": pixels}
+    given = [
+        gi.knockout("text", "image.mask(dog)", masks=masks),
+        gi.ablate("image.mask(dog)", masks=masks, layers=[0]),
+        gi.steer(torch.ones(32), "image.mask(dog)", masks=masks, layers=[0]),
+        gi.edit(lambda rows, where: 2 * rows, "image.mask(dog)", masks=masks, layers=[0]),
+        gi.drop("image.mask(dog)", 1, masks=masks),
+    ]
+    same = [
+        gi.knockout("text", image),
+        gi.ablate(image, layers=[0]),
+        gi.steer(torch.ones(32), image, layers=[0]),
+        gi.edit(lambda rows, where: 2 * rows, image, layers=[0]),
+        gi.drop(image, 1),
+    ]
+    for one, other in zip(given, same, strict=True):
+        assert torch.equal(run(tiny, batch, one), run(tiny, batch, other))

@@ -24,6 +24,7 @@ def shipped() -> list[Any]:
         gi.edit(lambda rows, where: rows.roll(1, -1) + where.position[:, None], "text - gate", layers=[1, 2]),
         gi.edit(lambda rows, where: 2 * rows, "text - gate", "rot_k", layers=[1, 2]),
         gi.edit(lambda rows, where: rows.flip(1), "text - gate", "pattern", layers=[1, 2]),
+        gi.drop("gate", 1),
     ]
 
 

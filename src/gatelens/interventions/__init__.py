@@ -3,6 +3,7 @@
 from gatelens.interventions.ablation import Ablate, ablate
 from gatelens.interventions.base import Intervention, Reach
 from gatelens.interventions.compile import as_interventions, compile_hooks
+from gatelens.interventions.dropping import Drop, drop
 from gatelens.interventions.editing import FunctionEdit, HookPairEdit, edit
 from gatelens.interventions.hooks import CompiledHooks, Edit, Span
 from gatelens.interventions.knockouts import Knockout, knockout
@@ -15,6 +16,7 @@ __all__ = [
     "SITES",
     "Ablate",
     "CompiledHooks",
+    "Drop",
     "Edit",
     "FunctionEdit",
     "HookPairEdit",
@@ -32,6 +34,7 @@ __all__ = [
     "ablate",
     "as_interventions",
     "compile_hooks",
+    "drop",
     "edit",
     "hook_name",
     "knockout",

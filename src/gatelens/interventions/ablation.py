@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -139,6 +140,7 @@ def ablate(
     reference: Any = None,
     direction: Direction | None = None,
     seed: int = 0,
+    masks: Mapping[str, Any] | None = None,
 ) -> Ablate:
     """Replace the activations at ``at``.
 
@@ -166,6 +168,7 @@ def ablate(
         reference: for ``"mean"``: a cache from ``model.run_with_cache``.
         direction: for ``"projection"``: as in :func:`gatelens.steer`, of any length but 0.
         seed: for ``"random"``.
+        masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: unknown site or ``with_``, or an argument that does not go with it. When run: a mean over
@@ -184,6 +187,7 @@ def ablate(
         seed=seed,
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
+        masks=masks,
     )
 
 

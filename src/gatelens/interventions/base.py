@@ -7,7 +7,7 @@ An intervention names positions (selectors), layers, perhaps heads, and a site. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -78,7 +78,7 @@ def select(tokens: TokenMap, selector: SelectorLike, owner: object) -> Bool[Tens
         mask = torch.zeros(tokens.batch_size, tokens.n_pos, dtype=torch.bool)
         mask[:, : shape[1]] = selector.cpu()
     else:
-        mask = tokens.mask(selector).cpu()
+        mask = tokens.mask(selector, getattr(owner, "masks", None)).cpu()
     return mask & (tokens.roles.cpu() != Role.PAD)
 
 
@@ -130,6 +130,7 @@ class Intervention(ABC):
     """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of one's own."""
 
     layers: Indices = field(default=None, kw_only=True)
+    masks: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False)  # of its selectors
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """``reach`` is not inherited: a subclass may read more than its parent, and has to say so itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -52,6 +52,7 @@ def edit(
     site: EditSite = "resid_pre",
     layers: Layers = None,
     heads: Heads = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> FunctionEdit:
     """Replace the activations at ``at`` by what a function makes of them.
 
@@ -70,6 +71,7 @@ def edit(
         site: see :mod:`gatelens.interventions.sites`.
         layers: which blocks; None is all of them.
         heads: at sites with heads: only those, of all that the function returns.
+        masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: no function, or an unknown site. When run: it gives something of another shape.
@@ -77,7 +79,12 @@ def edit(
     check_function(function, "function")
     check_site(site, (*SITES, *INNER_SITES))
     return FunctionEdit(
-        at, site, function=function, layers=as_indices(layers, "layers"), heads=as_indices(heads, "heads")
+        at,
+        site,
+        function=function,
+        layers=as_indices(layers, "layers"),
+        heads=as_indices(heads, "heads"),
+        masks=masks,
     )
 
 

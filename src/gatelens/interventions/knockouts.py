@@ -10,7 +10,7 @@ Two meanings are in use and they differ, so both are named:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
@@ -48,9 +48,17 @@ class Knockout(Intervention):
     heads: Indices = field(default=None, kw_only=True)
     how: KnockoutMethod = field(default="mask", kw_only=True)
 
+    def selected(self, tokens: TokenMap) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """The queries and the keys."""
+        queries, keys = select(tokens, self.queries, self), select(tokens, self.keys, self)
+        check_selected(queries, "queries", self.queries, self)
+        check_selected(keys, "keys", self.keys, self)
+        return queries, keys
+
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
         resolved = _resolve(self, tokens, cfg)
-        return Reach(first_position(resolved.queries), min(resolved.layers))
+        losing = resolved.queries & visible_keys(resolved.keys, tokens).bool()
+        return Reach(first_position(losing), min(resolved.layers))
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         return knockout_edits([self], tokens, cfg, span)
@@ -62,6 +70,7 @@ def knockout(
     layers: Layers = None,
     heads: Heads = None,
     how: KnockoutMethod = "mask",
+    masks: Mapping[str, Any] | None = None,
 ) -> Knockout:
     """Cut the attention from ``queries`` to ``keys``.
 
@@ -73,6 +82,7 @@ def knockout(
         heads: which query heads; None is all of them.
         how: ``"mask"`` (−inf before the softmax, the row renormalises) or ``"zero"`` (0 after it, it does
             not).
+        masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: for a bad ``how``, ``layers`` or ``heads``. When it is run: for a layer or head
@@ -81,7 +91,12 @@ def knockout(
     """
     check_choice(how, {"mask": "renormalises", "zero": "does not"}, "how")
     return Knockout(
-        queries, keys, layers=as_indices(layers, "layers"), heads=as_indices(heads, "heads"), how=how
+        queries,
+        keys,
+        layers=as_indices(layers, "layers"),
+        heads=as_indices(heads, "heads"),
+        masks=masks,
+        how=how,
     )
 
 
@@ -98,9 +113,7 @@ class ResolvedKnockout:
 
 
 def _resolve(spec: Knockout, tokens: TokenMap, cfg: Any) -> ResolvedKnockout:
-    queries, keys = select(tokens, spec.queries, spec), select(tokens, spec.keys, spec)
-    check_selected(queries, "queries", spec.queries, spec)
-    check_selected(keys, "keys", spec.keys, spec)
+    queries, keys = spec.selected(tokens)
     layers = spec.layer_numbers(cfg)
     if not (visible_keys(keys, tokens).bool() & queries).any():
         raise InterventionError(

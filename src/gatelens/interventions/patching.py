@@ -7,6 +7,7 @@ patched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -141,6 +142,7 @@ def patch(
     source: SelectorLike | None = None,
     broadcast: bool = False,
     other_model: bool = False,
+    masks: Mapping[str, Any] | None = None,
 ) -> Patch:
     """Replace activations at ``at`` by those of another run, position for position by their place in the
     selection.
@@ -158,6 +160,7 @@ def patch(
         source: selector in the cached prompt; None is the same as ``at``.
         broadcast: let a single source position serve every position of ``at``.
         other_model: let the cache be of another model, whose activations have the same shapes.
+        masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: unknown site; a cache without ``.tokens``. When run: selections of different size,
@@ -178,4 +181,5 @@ def patch(
         other_model=as_flag(other_model, "other_model"),
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
+        masks=masks,
     )

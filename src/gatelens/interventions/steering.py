@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -37,6 +38,7 @@ def steer(
     scale: float = 1.0,
     normalize: bool = False,
     heads: Heads = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> Steer:
     """Add ``scale * direction`` to the activations at ``at``.
 
@@ -49,6 +51,7 @@ def steer(
         scale: factor; with ``normalize`` it is the length of what is added, in units of the activation.
         normalize: divide the direction by its Euclidean norm (over the last dimension) first.
         heads: at ``q k v z``: only those heads.
+        masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: unknown site, or a direction that is no tensor of finite real numbers, has length 0
@@ -63,4 +66,5 @@ def steer(
         scale=as_number(scale, "scale"),
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
+        masks=masks,
     )

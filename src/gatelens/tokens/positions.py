@@ -16,9 +16,11 @@ from torch import Tensor
 
 from gatelens.errors import SelectorError
 from gatelens.tokens.roles import Role
+from gatelens.tokens.words import occurrences
 
 Masks = Mapping[str, Any]
 ROLE_NAMES = {role.name.lower(): role for role in Role}
+_TEXT_ROLES = (Role.SYSTEM, Role.QUERY, Role.GENERATED)
 _EPS = 1e-6  # pixels: rounding of an inverted resize must not add a token or a pixel
 
 
@@ -37,6 +39,8 @@ class PromptPositions(Protocol):
     def prompt_length(self) -> int: ...
     @property
     def example_ids(self) -> tuple[int, ...]: ...
+    @property
+    def strings(self) -> tuple[tuple[str, ...], ...]: ...
     @property
     def batch_size(self) -> int: ...
     @property
@@ -207,6 +211,49 @@ class Pos:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """``generated[n]`` and ``generated[i:j]``, counted from the first token after the prompt."""
+
+    start: int | None
+    stop: int | None
+    single: bool
+
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
+        n = t.n_pos - t.prompt_length
+        if self.single and self.start is not None and self.start >= n:
+            raise SelectorError(
+                f"generated[{self.start}] is not there: {n} generated position(s), counted from 0"
+            )
+        stop = self.start + 1 if self.single and self.start is not None else self.stop
+        start, stop, _ = slice(self.start, stop).indices(n)
+        return _columns(t, t.prompt_length + start, t.prompt_length + stop) & (t.roles == Role.GENERATED)
+
+
+@dataclass(frozen=True)
+class Word:
+    """``word("cup")``: the positions of a word in each example's text, of one occurrence or of all."""
+
+    word: str
+    number: int | None
+
+    def mask(self, t: PromptPositions, masks: Masks) -> Bool[Tensor, "batch pos"]:
+        out = torch.zeros_like(t.roles, dtype=torch.bool)
+        for b, roles in enumerate(t.roles.tolist()):
+            found = occurrences(self.word, t.strings[b], [role in _TEXT_ROLES for role in roles])
+            if not found:
+                raise SelectorError(f"word({self.word!r}) does not occur in the text of example {b}")
+            if self.number is not None:
+                if not -len(found) <= self.number < len(found):
+                    raise SelectorError(
+                        f"word({self.word!r})[{self.number}]: the word occurs {len(found)} time(s) in example {b}, "
+                        "counted from 0"
+                    )
+                found = [found[self.number]]
+            out[b, [p for place in found for p in place]] = True
+        return out
+
+
+@dataclass(frozen=True)
 class Not:
     inner: Node
 
@@ -225,7 +272,7 @@ class Both:
         return a | b if self.op == "|" else a & b if self.op == "&" else a & ~b
 
 
-Node = Name | RandomImage | Image | Pos | Not | Both
+Node = Name | RandomImage | Image | Pos | Generated | Word | Not | Both
 
 
 def positions_mask(tokens: PromptPositions, positions: Sequence[int]) -> Tensor:

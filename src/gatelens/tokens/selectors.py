@@ -4,7 +4,8 @@ Operators are Python's own, with Python's precedence, in text as between :class:
 binds tightest, then ``-`` (but not), then ``&`` (and), then ``|`` (or). Operators of one kind go from left to right.
 What they combine is::
 
-    NAME | "random_image:" K ["@" SEED] | "pos[" i [":" j] "]"
+    NAME | "random_image:" K ["@" SEED] | "pos[" i [":" j] "]" | "generated[" i [":" j] "]"
+         | "word(" QUOTED ")" ["[" i "]"]
          | "image" ["[" i "]"] [".box(" x0 "," y0 "," x1 "," y1 ")" | ".mask(" NAME ")"]
 
 No selector but ``pad`` ever yields a padding position: ``~x`` means "every real position but x".
@@ -27,6 +28,7 @@ from gatelens.tokens.positions import (
     DERIVED,
     ROLE_NAMES,
     Both,
+    Generated,
     Image,
     Masks,
     Name,
@@ -35,6 +37,7 @@ from gatelens.tokens.positions import (
     Pos,
     PromptPositions,
     RandomImage,
+    Word,
 )
 
 NAMES = (*ROLE_NAMES, *DERIVED)
@@ -47,6 +50,10 @@ KNOWN = (
     "image.mask(name)",
     "pos[i]",
     "pos[i:j]",
+    "generated[i]",
+    "generated[i:j]",
+    'word("…")',
+    'word("…")[i]',
 )
 _BINDING = {"|": 1, "&": 2, "-": 3}
 _BINDING_NOT, _BINDING_ATOM = 4, 5
@@ -134,11 +141,13 @@ def _too_deep(text: str) -> SelectorError:
 # --------------------------------------------------------------------------- parsing
 # an operator or parenthesis, something that looks like an atom, or any other character
 _SCAN = re.compile(
-    r"\s*(?:([|&~()-])|((?:[A-Za-z_]\w*)(?::\w*(?:@\w*)?|(?:\[[^\]]*\])?(?:\.\w+\([^)]*\))?)?)|(\S))"
+    r"\s*(?:([|&~()-])|(word\((?:\"[^\"]*\"|'[^']*')\)(?:\[[^\]]*\])?|(?:[A-Za-z_]\w*)(?::\w*(?:@\w*)?|(?:\[[^\]]*\])?(?:\.\w+\([^)]*\))?)?)|(\S))"
 )
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 _RANDOM = re.compile(r"random_image:(\d{1,18})(?:@(\d{1,18}))?")
 _POS = re.compile(r"pos\[\s*(-?\d{1,18})?\s*(:?)\s*(-?\d{1,18})?\s*\]")
+_GENERATED = re.compile(r"generated\[\s*(\d{1,18})?\s*(:?)\s*(\d{1,18})?\s*\]")
+_WORD = re.compile(r"word\((?:\"([^\"]+)\"|'([^']+)')\)(?:\[\s*(-?\d{1,18})\s*\])?")
 _IMAGE = re.compile(r"image(?:\[\s*(\d{1,18})\s*\])?(?:\.(box|mask)\(([^)]*)\))?")
 _BOX = re.compile(",".join([_NUMBER] * 4))
 _SIGNS = frozenset("|&-~()")
@@ -208,13 +217,17 @@ def _atom(word: str, text: str) -> Node:
         return Image(None) if word == "image" else Name(word)
     if match := _RANDOM.fullmatch(word):
         return RandomImage(int(match[1]), int(match[2] or 0))
-    if (match := _POS.fullmatch(word)) and (match[2] or match[1]):
-        start, stop = (int(g) if g is not None else None for g in (match[1], match[3]))
-        return Pos(start, stop, single=not match[2])
+    for pattern, kind in ((_POS, Pos), (_GENERATED, Generated)):
+        if (match := pattern.fullmatch(word)) and (match[2] or match[1]):
+            start, stop = (int(g) if g is not None else None for g in (match[1], match[3]))
+            return kind(start, stop, single=not match[2])
+    if match := _WORD.fullmatch(word):
+        number = None if match[3] is None else int(match[3])
+        return Word(" ".join((match[1] or match[2]).split()), number)
     if match := _IMAGE.fullmatch(word):
         return _image_atom(match, word, text)
-    stems = [*NAMES, "random_image", "pos"]
-    hint = "." if word in stems else did_you_mean(re.split(r"[\[.:]", word)[0], stems, cutoff=0.5) or "."
+    stems = [*NAMES, "random_image", "pos", "word"]
+    hint = "." if word in stems else did_you_mean(re.split(r"[\[.:(]", word)[0], stems, cutoff=0.5) or "."
     raise SelectorError(f"unknown word '{word}' in selector '{text}'{hint} Known: {', '.join(KNOWN)}")
 
 
