@@ -207,6 +207,8 @@ class ActivationCache(transformer_lens.ActivationCache):
             Float[component, *batch_and_pos, d_model], with ``return_labels`` also the labels. They sum to the
             stream, at image positions too.
         """
+        if mode not in ("all", "mlp", "attn"):
+            raise InputError(f"mode={mode!r}: write 'all', 'mlp' or 'attn'")
         parts = self._parts(layer, mlp_input, apply_ln, pos_slice)
         group = parts.outputs(attention=mode != "mlp", mlp=mode != "attn", embeddings=incl_embeds)
         return parts.stacked([group], return_labels)

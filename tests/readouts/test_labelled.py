@@ -6,6 +6,7 @@ import doctest
 import inspect
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,7 @@ import gatelens as gl
 from gatelens.errors import DataError
 from gatelens.readouts.labelled import position_labels
 from intervention_helpers import batch  # noqa: F401  (fixture)
+from tiny_models import make_picture
 
 
 @pytest.fixture
@@ -100,6 +102,25 @@ def test_parts_and_lenses_are_drawn(tiny: Any, one_image: Any, batch: Any) -> No
             "c": pd.DataFrame({"c": [0, 1]}),
         }
         gl.LabelledTensor(torch.zeros(2, 2, 2), three, "effect", one_image.tokens).show()
+
+
+def test_each_picture_of_a_prompt_can_be_drawn(tiny: Any) -> None:
+    pictures = [make_picture(), make_picture(seed=1)]
+    parts = gl.attribute(tiny, tiny.prepare(pictures, "<image> and <image> left of"), 30, by="position")
+    values = parts.sel(kind="source").table.groupby("position")["value"].sum()
+    far = values.abs().max()
+    for image in (0, 1):
+        figure = parts.show(image=image)
+        drawn = figure.axes[0].get_images()[0].get_array()
+        assert np.array_equal(np.asarray(drawn), np.asarray(pictures[image]))
+        mine = values[parts.tokens.positions(f"image[{image}]")].to_numpy()
+        opacity = [patch.get_facecolor()[3] for patch in figure.axes[1].patches]
+        words = values[parts.tokens.positions("all - image")].abs().max()
+        shown = max(np.abs(mine).max(), words)  # the scale of this figure: what is in it
+        np.testing.assert_allclose(opacity, 0.05 + 0.65 * np.abs(mine) / shown, atol=1e-4)
+    assert far > 0
+    with pytest.raises(DataError, match=r"image=2: the prompt has 2 picture\(s\)"):
+        parts.show(image=2)
 
 
 @pytest.mark.organism

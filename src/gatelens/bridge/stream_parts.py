@@ -55,8 +55,13 @@ class StreamParts:
         self.stream = ResidualStream(bridge, self._activation)
         self.layer = self.stream.n_layers if layer is None or layer == -1 else layer
         self.mlp_input = mlp_input
-        if not 0 <= self.layer <= self.stream.n_layers - mlp_input:
-            raise InputError(f"layer={layer}: the model has {self.stream.n_layers} layers")
+        if type(self.layer) is not int or not 0 <= self.layer <= self.stream.n_layers - mlp_input:
+            raise InputError(f"layer={layer!r}: the model has {self.stream.n_layers} layers")
+        if project is not None and (project.ndim not in (1, 2) or len(project) != int(bridge.cfg.d_model)):
+            raise InputError(
+                f"project_output_onto is {tuple(project.shape)}: give [{bridge.cfg.d_model}] or "
+                f"[{bridge.cfg.d_model}, n]"
+            )
         self.norm: FrozenNorm | None = self.stream.norm_into(self.layer, mlp_input) if apply_ln else None
         self.scalar = project is not None and project.ndim == 1
         self.project = None if project is None else project.float().reshape(project.shape[0], -1)
@@ -116,6 +121,8 @@ class StreamParts:
         return [self.neurons_of(layer, kept) for layer in range(self.layer)]
 
     def neurons_of(self, layer: int, chosen: Slice | SliceInput) -> Group:
+        if layer == self.stream.n_layers:
+            raise InputError(f"layer={layer}: the model has {self.stream.n_layers} layers")
         post, route = self.stream.neurons(layer)
         post = post.float()
         self._check(layer, "MLP", route, post @ route.weight, self.stream.mlp(layer))
@@ -168,6 +175,10 @@ class StreamParts:
         """
         rows = self.target
         shape = rows.shape[:-1]
+        if ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < int(
+            self.bridge.cfg.d_vocab
+        ):
+            raise InputError(f"tokens: give ids of the vocabulary, 0 … {int(self.bridge.cfg.d_vocab) - 1}")
         if ids.ndim == 1 and len(shape) == 2 and ids.shape[0] == shape[0]:
             ids = ids[:, None]
         try:

@@ -89,7 +89,7 @@ def attribute(
         'eoi'
     """
     if by not in get_args(By):
-        raise InputError(f"by='{by}': write one of {', '.join(get_args(By))}")
+        raise InputError(f"by={by!r}: write one of {', '.join(get_args(By))}")
     inputs = model.batch(inputs)
     pair = target if isinstance(target, tuple) and len(target) == 2 else (target,)
     with model.lock:
@@ -220,9 +220,10 @@ class Parts:
         pattern = self.stream.activation(f"blocks.{layer}.attn.hook_pattern").float()  # [row, head, pos]
         shared = z.shape[1] // value.shape[2]  # query heads of a key-value head
         grouped = back.unflatten(1, (value.shape[2], shared))
-        onto = torch.einsum("rpkd,rkgd->rkgp", value[self.rows.example.to(value.device)], grouped).flatten(
-            1, 2
-        )
+        onto = torch.empty_like(pattern)
+        for example in self.rows.example.unique().tolist():  # its rows share its values
+            mine = (self.rows.example == example).to(value.device)
+            onto[mine] = torch.einsum("pkd,rkgd->rkgp", value[example], grouped[mine]).flatten(1, 2)
         n_heads, n_pos = z.shape[1], pattern.shape[-1]
         self.add_several(
             (pattern * onto).flatten(1),

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gatelens.errors import DataError, did_you_mean
-from gatelens.readouts.picture import draw
+from gatelens.readouts.picture import Prompts, draw
 from gatelens.tokens import Role, TokenMap
 
 SHOWN = 12  # rows of a table in a notebook
@@ -103,13 +103,19 @@ class LabelledTensor:
         found.index = table.index[here]
         return found.drop(columns=["example", "position"]).reindex(table.index)
 
-    def show(self, title: str = "", dark: bool = False) -> Figure:
+    def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
         """A picture: over the original picture where there are image positions, else a heat map or bars.
+
+        Args:
+            title: over it; empty says what it shows.
+            image: which picture of the prompt.
+            dark: draw on dark ground.
 
         Raises:
             DataError: more than two axes are open; ``sel`` one of them.
         """
-        return draw(self.table, self.axes, self.quantity, self.tokens, self.images, title, dark)
+        prompts = Prompts(self.tokens, self.images, image)
+        return draw(self.table, self.axes, self.quantity, prompts, title, dark)
 
     def _summary(self) -> str:
         shape = " × ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())
@@ -127,6 +133,7 @@ class LabelledTensor:
 
 
 def _matches(column: pd.Series, value: Any) -> np.ndarray:
+    value = value.tolist() if hasattr(value, "tolist") else value  # tensors, arrays and their numbers
     if callable(value):
         return column.map(value).fillna(False).to_numpy(dtype=bool)
     if isinstance(value, slice):

@@ -7,7 +7,7 @@ tuned lens, Belrose et al. 2023, arXiv 2303.08112).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def logit_lens(
     Memory grows with rows x layers x (top + targets): the vocabulary is never held for more than 64 rows.
 
     Raises:
-        InputError: no such layer or token, or nothing is selected.
+        InputError: no such layer or token, nothing is selected, or a translator makes no finite rows.
         ModelError: the last layer read in this way is not the model's own output.
 
         >>> import gatelens as gl
@@ -82,8 +82,9 @@ def logit_lens(
     words, ids = _targets(model, targets, inputs.batch_size, rows)
     if type(top) is not int or not 0 <= top <= int(model.cfg.d_vocab) or not (top or words):
         raise InputError(f"top={top}: give how many tokens to read, or targets")
+    tuned = _translators(translators, int(model.cfg.n_layers))
     streams = _streams(model, inputs, rows, chosen)
-    cells = [_read(model, streams[layer], ids, top, _translator(translators, layer)) for layer in chosen]
+    cells = [_read(model, streams[layer], ids, top, tuned.get(layer)) for layer in chosen]
     return _result(model, inputs, rows, chosen, top, words, cells)
 
 
@@ -137,10 +138,17 @@ def _result(
     return LogitLens(values, axes, "log-probability (nats)", inputs.tokens, inputs.images, columns)
 
 
-def _layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+def _layers(layers: Any, n_layers: int) -> list[int]:
+    given = layers.tolist() if hasattr(layers, "tolist") else layers
     wanted = (
-        list(range(n_layers + 1)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        list(range(n_layers + 1))
+        if given is None
+        else list(given)
+        if isinstance(given, Iterable)
+        else [given]
     )
+    if not wanted:
+        raise InputError("layers names none: give some, or None for all")
     for layer in wanted:
         if type(layer) is not int or not -n_layers - 1 <= layer <= n_layers:
             raise InputError(
@@ -153,10 +161,9 @@ def _targets(
     model: HookedVLM, targets: Any, n_examples: int, rows: Rows
 ) -> tuple[list[str], Int[Tensor, "row target"]]:
     """The names of the targets, and the token of each row."""
-    if targets is None:
-        targets = []
+    several = [] if targets is None else targets if isinstance(targets, (list, tuple, range)) else [targets]
     found: dict[str, Tensor] = {}
-    for target in [targets] if isinstance(targets, (int, str, Tensor)) else list(targets):
+    for target in several:
         ids = token_ids(model, target, n_examples)
         named = isinstance(target, str) or len(set(ids.tolist())) == 1
         name = (target if isinstance(target, str) else word_of(model, int(ids[0]))) if named else "target"
@@ -167,12 +174,35 @@ def _targets(
     return list(found), torch.stack(list(found.values()), 1) if found else none
 
 
-def _translator(translators: Any, layer: int) -> Translator | None:
-    if translators is None:
-        return None
-    if isinstance(translators, Mapping):
-        return translators.get(layer)
-    return translators[layer] if layer < len(translators) else None
+def _translators(given: Any, n_layers: int) -> dict[int, Translator]:
+    """The map of each layer that has one.
+
+    Raises:
+        InputError: they are no functions, or not of this many layers.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) and isinstance(given, Iterable):
+        given = list(given)
+        if len(given) not in (n_layers, n_layers + 1):
+            raise InputError(
+                f"{len(given)} translators: give one for each of the {n_layers} layers, or a mapping"
+            )
+        given = dict(enumerate(given))
+    if not isinstance(given, Mapping) or not all(
+        layer in range(n_layers + 1) and callable(one) for layer, one in given.items()
+    ):
+        raise InputError(
+            f"translators: give a function for each layer (0 … {n_layers}), in a list or a mapping"
+        )
+    return dict(given)
+
+
+def _translated(rows: Float[Tensor, "row d_model"], translate: Translator) -> Float[Tensor, "row d_model"]:
+    made = translate(rows)
+    if not isinstance(made, Tensor) or made.shape != rows.shape or not bool(made.isfinite().all()):
+        raise InputError(f"a translator must make finite rows of shape {tuple(rows.shape)} of such rows")
+    return made.to(rows.dtype)
 
 
 def _read(
@@ -186,7 +216,7 @@ def _read(
     parts = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        part = part if translate is None else translate(part).to(part.dtype)
+        part = part if translate is None else _translated(part, translate)
         logits = output_logits(model.bridge, part).float()
         ids = targets[start : start + ROWS_AT_ONCE].to(logits.device)
         both = torch.cat([logits.topk(top).indices, ids], dim=1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from gatelens.errors import DataError
 from gatelens.plots.numbers import signed
@@ -19,12 +22,59 @@ MOST_PANELS = 5
 MOST_BARS = 24
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts values belong to, and which picture of each is drawn."""
+
+    tokens: TokenMap
+    images: Sequence[Sequence[Image.Image]]
+    image: int
+
+    def places(self, example: int) -> list[int]:
+        """The image tokens with a place in the picture; of one that is cut up, those of its tiles."""
+        tokens, pictures = self.tokens, self.images[example] if example < len(self.images) else ()
+        if not pictures:
+            return []
+        if not 0 <= self.image < len(pictures):
+            raise DataError(f"image={self.image}: the prompt has {len(pictures)} picture(s), from 0 on")
+        placed = self._placed(example) & (tokens.image_index[example] == self.image)
+        tiles = placed & (tokens.tile[example] > 0)
+        return (tiles if bool(tiles.any()) else placed).nonzero().flatten().tolist()
+
+    def _placed(self, example: int) -> Bool[Tensor, " pos"]:
+        return ~self.tokens.box[example].isnan().any(-1) & (self.tokens.row[example] >= 0)
+
+    def panels(
+        self, example: int, values: Mapping[str, pd.Series], texts: Mapping[str, pd.Series] | None = None
+    ) -> tuple[PicturePanels | None, list[int]]:
+        """Values by position over the picture, where two at least have a place in it; and the positions left over.
+
+        Those of other pictures are no part of either.
+        """
+        have = next(iter(values.values())).index
+        places = [at for at in self.places(example) if at in have]
+        if len(places) < 2:
+            return None, have.tolist()
+        boxes = self.tokens.box[example, places].float().numpy()
+        panels = {name: one[places].to_numpy(dtype=float) for name, one in values.items()}
+        words = {name: one[places].tolist() for name, one in (texts or {}).items()}
+        placed = self._placed(example).nonzero().flatten().tolist()
+        return PicturePanels(self.images[example][self.image], boxes, panels, words), [
+            at for at in have.tolist() if at not in placed
+        ]
+
+    def words(self, example: int, positions: Sequence[int]) -> list[str]:
+        """The tokens at positions, with their numbers."""
+        words = [self.tokens.strings[example][int(at)].strip() for at in positions]
+        short = [word if len(word) <= 14 else f"{word[:13]}…" for word in words]
+        return [f"{word} {int(at)}" for word, at in zip(short, positions, strict=True)]
+
+
 def draw(
     table: pd.DataFrame,
     axes: Mapping[str, pd.DataFrame],
     quantity: str,
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
+    prompts: Prompts,
     title: str = "",
     dark: bool = False,
 ) -> Figure:
@@ -34,14 +84,14 @@ def draw(
         table: one row a cell.
         axes: the labels of each dimension.
         quantity: what a value is.
-        tokens, images: the prompts.
+        prompts: to which positions belong.
 
     Raises:
         DataError: several prompts, or more than two dimensions, where a picture has room for one.
     """
     style = {"unit": quantity, "dark": dark}
     if "kind" in table and "part" in table:
-        return _attribution(table, tokens, images, title, style)
+        return _attribution(table, prompts, title, style)
     if "target" in table:
         kinds = table["target"].unique()
         wanted = next((name for name in kinds if not str(name).startswith("top ")), kinds[0])
@@ -55,7 +105,7 @@ def draw(
             table = table.drop(columns="word")
             heading = f"'{wanted}' as next token, by layer"
         title = title or heading
-    return _cells(table, axes, tokens, images, title, style)
+    return _cells(table, axes, prompts, title, style)
 
 
 # --- parts of a logit
@@ -63,8 +113,7 @@ def draw(
 
 def _attribution(
     table: pd.DataFrame,
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
+    prompts: Prompts,
     title: str,
     style: dict[str, Any],
 ) -> Figure:
@@ -76,7 +125,7 @@ def _attribution(
     if "neuron" in table and (table["kind"] == "neuron").any():
         return value_figure(bars=_largest(table.groupby("part", sort=False)["value"].sum()), **style)
     if (table["kind"] == "source").any():
-        return _by_source(table, _one_example(table), tokens, images, style)
+        return _by_source(table, _one_example(table), prompts, style)
     return _by_layer(table, style)
 
 
@@ -110,21 +159,20 @@ def _by_layer(table: pd.DataFrame, style: dict[str, Any]) -> Figure:
 def _by_source(
     table: pd.DataFrame,
     example: int,
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
+    prompts: Prompts,
     style: dict[str, Any],
 ) -> Figure:
     """What was read at each image token over the picture; what each role gave, and all else, as bars."""
     of_sources = table[(table["kind"] == "source") & (table["role"] != "pad")]
     at = of_sources.groupby("position")["value"].sum()
-    panels = picture_panels(tokens, images, example, {"attention, by source": at})
+    panels, rest_of_prompt = prompts.panels(example, {"attention, by source": at})
     roles = of_sources.groupby("role", sort=False)["value"].sum()
     rest = table[table["kind"] != "source"].groupby("kind", sort=False)["value"].sum()
     names = [f"from {name}" for name in roles.index] + [str(name) for name in rest.index]
     bars = Bars(names, np.array([*roles, *rest]))
-    words = at if panels is None else at[~at.index.isin(_on_picture(tokens, images, example))]
+    words = at[rest_of_prompt]
     grid = Grid(
-        words.to_numpy(dtype=float)[None], [""], _words(tokens, example, words.index), column_label="source"
+        words.to_numpy(dtype=float)[None], [""], prompts.words(example, rest_of_prompt), column_label="source"
     )
     return value_figure(panels=panels, bars=bars, grid=grid if len(words) else None, **style)
 
@@ -144,8 +192,7 @@ def _largest(values: pd.Series) -> Bars:
 def _cells(
     table: pd.DataFrame,
     axes: Mapping[str, pd.DataFrame],
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
+    prompts: Prompts,
     title: str,
     style: dict[str, Any],
 ) -> Figure:
@@ -168,15 +215,14 @@ def _cells(
         shape = tuple(len(each) for each in names)
         grid = Grid(values.reshape(shape), *names, *map(str, opened))
         return value_figure(grid=grid, **style)
-    return _over_positions(table, _one_example(table), others, tokens, images, style)
+    return _over_positions(table, _one_example(table), others, prompts, style)
 
 
 def _over_positions(
     table: pd.DataFrame,
     example: int,
     others: Sequence[str],
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
+    prompts: Prompts,
     style: dict[str, Any],
 ) -> Figure:
     """Image tokens over the picture, a panel for some of the other axis; all else in a grid below."""
@@ -186,53 +232,16 @@ def _over_positions(
     words = table.pivot(index=other, columns="position", values="word") if "word" in table else None
     some = np.unique(np.linspace(0, len(values) - 1, min(MOST_PANELS, len(values))).round().astype(int))
     titles = {f"{other} {values.index[i]}" if others else str(style["unit"]): i for i in some}
-    panels = picture_panels(
-        tokens,
-        images,
-        example,
-        {name: values.iloc[i] for name, i in titles.items()},
-        {} if words is None else {name: words.iloc[i] for name, i in titles.items()},
-    )
-    shown = [] if panels is None else _on_picture(tokens, images, example)
-    rest = values[[at for at in values if at not in shown]]
+    texts = None if words is None else {name: words.iloc[i] for name, i in titles.items()}
+    panels, left = prompts.panels(example, {name: values.iloc[i] for name, i in titles.items()}, texts)
+    rest = values[left]
     grid = None
     if rest.shape[1]:
         text = None if words is None else words[rest.columns].to_numpy().tolist()
         rows = [str(name) for name in rest.index]
-        columns = _words(tokens, example, rest.columns)
+        columns = prompts.words(example, left)
         grid = Grid(rest.to_numpy(dtype=float), rows, columns, other.strip("_"), "position", text)
     return value_figure(panels=panels, grid=grid, **style)
-
-
-def picture_panels(
-    tokens: TokenMap,
-    images: Sequence[Sequence[Image.Image]],
-    example: int,
-    values: Mapping[str, pd.Series],
-    texts: Mapping[str, pd.Series] | None = None,
-) -> PicturePanels | None:
-    """Values by position over the first picture they have a place in; None where they have none."""
-    places = _on_picture(tokens, images, example)
-    have = next(iter(values.values())).index
-    places = [at for at in places if at in have]
-    if len(places) < 2:
-        return None
-    picture = images[example][int(tokens.image_index[example, places[0]])]
-    boxes = tokens.box[example, places].float().numpy()
-    panels = {name: one[places].to_numpy(dtype=float) for name, one in values.items()}
-    words = {name: one[places].tolist() for name, one in (texts or {}).items()}
-    return PicturePanels(picture, boxes, panels, words)
-
-
-def _on_picture(tokens: TokenMap, images: Sequence[Sequence[Image.Image]], example: int) -> list[int]:
-    """The image tokens with a place in the first picture; of one that is cut up, those of its tiles."""
-    if example >= len(images) or not images[example]:
-        return []
-    placed = (
-        (tokens.image_index[example] == 0) & ~tokens.box[example].isnan().any(-1) & (tokens.row[example] >= 0)
-    )
-    tiles = placed & (tokens.tile[example] > 0)
-    return (tiles if bool(tiles.any()) else placed).nonzero().flatten().tolist()
 
 
 def _one_example(table: pd.DataFrame) -> int:
@@ -240,12 +249,6 @@ def _one_example(table: pd.DataFrame) -> int:
     if len(examples) > 1:
         raise DataError(f"show: a picture is of one prompt, and here are {len(examples)}: sel(example=0)")
     return int(examples[0])
-
-
-def _words(tokens: TokenMap, example: int, positions: Any) -> list[str]:
-    words = [tokens.strings[example][int(at)].strip() for at in positions]
-    short = [word if len(word) <= 14 else f"{word[:13]}…" for word in words]
-    return [f"{word} {int(at)}" for word, at in zip(short, positions, strict=True)]
 
 
 def _label(labels: pd.DataFrame) -> str:

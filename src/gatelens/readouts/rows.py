@@ -69,12 +69,13 @@ def token_ids(model: HookedVLM, target: Any, n_examples: int) -> Int[Tensor, " b
     Raises:
         InputError: a word that is not one token, an id outside the vocabulary, or another number of them.
     """
-    given = target.tolist() if isinstance(target, Tensor) else target
+    given = target.tolist() if hasattr(target, "tolist") else target  # tensors and arrays
     each = list(given) if isinstance(given, (list, tuple)) else [given] * n_examples
     if len(each) != n_examples or not all(type(one) in (int, str) for one in each):
+        said = " ".join(repr(target).split())
         raise InputError(
-            f"target {target!r}: give a token (word or id), or one for each of the {n_examples} examples; a pair "
-            "(right, wrong) is a tuple of two"
+            f"target {said}: give a token (word or id), or one for each of the {n_examples} examples; a pair (right, "
+            "wrong) is a tuple of two"
         )
     ids = [model.to_single_token(one) if isinstance(one, str) else one for one in each]
     size = int(model.cfg.d_vocab)
