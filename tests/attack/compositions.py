@@ -143,7 +143,7 @@ def random_knockout(rng: random.Random, tokens: Any, n_layers: int, n_heads: int
 def random_edit(rng: random.Random, who: Subject, tokens: Any, seen: Seen, near: Move | None = None) -> Move:
     """An ablation, a steering or a patch at a random site; ``near`` another edit, at its rows and layers."""
     site = rng.choice(SITES)
-    if near is not None and isinstance(near.theirs, Change):
+    if near is not None and isinstance(near.theirs, Change) and near.theirs.site in SITES:
         site = rng.choice(("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"))
         selector, at, layers = near.ours.at, near.theirs.at, near.theirs.layers
     else:
@@ -151,10 +151,19 @@ def random_edit(rng: random.Random, who: Subject, tokens: Any, seen: Seen, near:
         layers = random_numbers(rng, len(who.oracle.layers))
     shape = tuple(seen.sites[site, 0].shape[2:])
     heads = random_numbers(rng, shape[0]) if site in HEAD_SITES and rng.random() < 0.5 else None
-    kind = rng.choice(("zero", "tensor", "mean", "steer", "patch"))
+    kind = rng.choice(("zero", "tensor", "mean", "steer", "patch", "projection", "edit"))
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     vector = torch.randn(shape, generator=generator)
     where: dict[str, Any] = {"site": site, "layers": layers, "heads": heads}
+    if kind == "edit":
+        new = rng.choice((bent, turned))
+        ours = gl.edit(lambda rows, where: new(rows), at=selector, **where)
+        return Move(ours, Change(site, at, layers, heads, lambda old, _l, _x: new(old)))
+    if kind == "projection":
+        unit = vector / vector.norm(dim=-1, keepdim=True)
+        out = lambda old, _l, _x: old - (old * unit).sum(-1, keepdim=True) * unit  # noqa: E731
+        ours = gl.ablate(at=selector, with_="projection", direction=vector, **where)
+        return Move(ours, Change(site, at, layers, heads, out))
     if kind == "patch":
         return random_patch(rng, who, tokens, selector, at, where)
     if kind == "steer":
@@ -172,6 +181,44 @@ def random_edit(rng: random.Random, who: Subject, tokens: Any, seen: Seen, near:
     value = vector if kind == "tensor" else torch.zeros(shape)
     ours = gl.ablate(at=selector, with_=vector if kind == "tensor" else "zero", **where)
     return Move(ours, Change(site, at, layers, heads, lambda old, _l, _x: value.expand_as(old)))
+
+
+def bent(rows: Tensor) -> Tensor:
+    return torch.tanh(rows) + 0.1
+
+
+def turned(rows: Tensor) -> Tensor:
+    return -rows
+
+
+def sharper(rows: Tensor) -> Tensor:
+    """A pattern that is more of what it is; still one, as no weight comes where there was none."""
+    return rows.square() / rows.square().sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def random_inside(rng: random.Random, who: Subject, tokens: Any, seen: Seen) -> Move:
+    """An edit inside attention: rotated queries or keys, or rows of the pattern."""
+    site = rng.choice(("rot_q", "rot_k", "pattern", "uniform"))
+    selector, at = random_selector(rng, tokens)
+    layers = random_numbers(rng, len(who.oracle.layers))
+    name = "pattern" if site == "uniform" else site
+    n_heads = seen.sites[name, 0].shape[2]
+    heads = random_numbers(rng, n_heads) if rng.random() < 0.5 else None
+    where: dict[str, Any] = {"at": selector, "site": name, "layers": layers, "heads": heads}
+    if site == "uniform":
+        ours = gl.ablate(with_="uniform", **where)
+        even = lambda old, layer, _x: evenly(who.oracle, layer, at, old)  # noqa: E731
+        return Move(ours, Change(name, at, layers, heads, even))
+    new = sharper if site == "pattern" else rng.choice((bent, turned))
+    ours = gl.edit(lambda rows, where: new(rows), **where)
+    return Move(ours, Change(name, at, layers, heads, lambda old, _l, _x: new(old)))
+
+
+def evenly(oracle: Oracle, layer: int, at: Tensor, old: Tensor) -> Tensor:
+    """The same weight for each key that the rows of the pass may read."""
+    open_ = oracle.seen.visible[layer]
+    open_ = open_[at[:, : open_.shape[1]]].float()
+    return (open_ / open_.sum(-1, keepdim=True))[:, None].expand(old.shape)
 
 
 def random_patch(
@@ -199,12 +246,17 @@ def random_list(rng: random.Random, who: Subject, number: int) -> list[Move]:
     inputs, _, seen = who.prompt(number)
     moves: list[Move] = []
     for _ in range(rng.randint(1, 4)):
-        if rng.random() < 0.5:
-            moves.append(random_knockout(rng, inputs.tokens, len(who.oracle.layers), who.oracle.n_heads))
-        else:
-            near = moves[-1] if moves and rng.random() < 0.5 else None
-            moves.append(random_edit(rng, who, inputs.tokens, seen, near))
+        moves.append(random_move(rng, who, inputs.tokens, seen, moves[-1] if moves else None))
     return moves
+
+
+def random_move(rng: random.Random, who: Subject, tokens: Any, seen: Seen, before: Move | None) -> Move:
+    kind = rng.random()
+    if kind < 0.45:
+        return random_knockout(rng, tokens, len(who.oracle.layers), who.oracle.n_heads)
+    if kind < 0.6:
+        return random_inside(rng, who, tokens, seen)
+    return random_edit(rng, who, tokens, seen, before if rng.random() < 0.5 else None)
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import gatelens as gl
-from attack.compositions import TOLERANCE, Move, Outcome, Subject, random_edit, random_knockout, subject
-from attack.oracle import Change, Cut, Operation, must_refuse
+from attack.compositions import TOLERANCE, Outcome, Subject, random_move, subject
+from attack.oracle import Cut, Operation, must_refuse
 from gatelens.errors import GatelensError
 from gatelens.tokens import Role
 
@@ -38,7 +38,7 @@ def attack_once(who: Subject, rng: random.Random, several: int, label: str) -> O
     real = tokens.roles != Role.PAD
     outcome, accepted = Outcome(), []
     for _ in range(several):
-        moves = [random_move(rng, who, tokens, seen) for _ in range(rng.randint(1, 3))]
+        moves = [random_move(rng, who, tokens, seen, None) for _ in range(rng.randint(1, 3))]
         ours, theirs = [m.ours for m in moves], [m.theirs for m in moves]
         refused = next((m.refused for m in moves if m.refused), None) or must_refuse(theirs, visible, real)
         where = f"{who.name} prompt {number} ({label}): {ours}"
@@ -66,12 +66,6 @@ def attack_once(who: Subject, rng: random.Random, several: int, label: str) -> O
                 where = f"generate_many | {who.name} prompt {number} ({label}): {ours}"
                 check(outcome, who, inputs, theirs, got.token_ids, where)
     return outcome
-
-
-def random_move(rng: random.Random, who: Subject, tokens: Any, seen: Any) -> Move:
-    if rng.random() < 0.5:
-        return random_knockout(rng, tokens, len(who.oracle.layers), who.oracle.n_heads)
-    return random_edit(rng, who, tokens, seen)
 
 
 def grown(inputs: Any, new: Tensor) -> dict[str, Tensor]:
@@ -119,6 +113,3 @@ def check(
         if not float(behind.max()) <= TOLERANCE * scale:
             outcome.wrong.append(f"token {step} is {float(behind.max()):.2e} behind the best | {where}")
             return
-
-
-__all__ = ["LEFT_OUT", "NEW", "Change", "attack"]

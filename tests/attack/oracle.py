@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-HEAD_SITES = ("q", "k", "v", "z")
+HEAD_SITES = ("q", "k", "v", "z", "rot_q", "rot_k", "pattern")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Oracle:
         ]
         self.n_heads = int(self.config.num_attention_heads)
         self.cuts: Sequence[Cut] = ()
+        self.edits: dict[tuple[str, int], list[Change]] = {}
         self.seen = Seen()
         self.name = f"oracle-{id(self)}"  # transformers finds attention functions by name
         AttentionInterface.register(self.name, self.attention)
@@ -74,17 +75,24 @@ class Oracle:
         """Logits of one forward pass without a cache, and what was seen in it."""
         self.cuts = [one for one in operations if isinstance(one, Cut)]
         self.seen = Seen()
-        edits: dict[tuple[str, int], list[Change]] = defaultdict(list)
+        self.edits = defaultdict(list)
         for one in operations:
             if isinstance(one, Change):
                 for layer in one.layers:
-                    edits[one.site, layer].append(one)
+                    self.edits[one.site, layer].append(one)
         before, self.config._attn_implementation = self.config._attn_implementation, self.name
         try:
-            with torch.no_grad(), self.hooked(edits):
+            with torch.no_grad(), self.hooked():
                 return self.plain(**tensors, use_cache=False).logits, self.seen
         finally:
             self.config._attn_implementation = before
+
+    def apply(self, site: str, layer: int, value: Tensor) -> Tensor:
+        """What the edits of a site make of its activation, Tensor[batch, pos, ...]."""
+        for change in self.edits[site, layer]:
+            value = changed(change, value, layer)
+        self.seen.sites[site, layer] = value
+        return value
 
     def attention(
         self,
@@ -99,18 +107,24 @@ class Oracle:
     ) -> tuple[Tensor, Tensor]:
         """Attention entry by entry, as the papers write it."""
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        layer = module.layer_idx
+        query, key = (
+            self.apply(site, layer, x.transpose(1, 2)).transpose(1, 2)
+            for site, x in (("rot_q", query), ("rot_k", key))
+        )
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        self.seen.visible[module.layer_idx] = mask[:, 0] > -1e9
+        self.seen.visible[layer] = mask[:, 0] > -1e9
         scores = scores + mask
-        for cut in self.cuts_of(module.layer_idx, "mask"):
+        for cut in self.cuts_of(layer, "mask"):
             scores = scores.masked_fill(self.entries(cut), float("-inf"))
         pattern = scores.softmax(-1)
-        for cut in self.cuts_of(module.layer_idx, "zero"):
+        for cut in self.cuts_of(layer, "zero"):
             pattern = pattern.masked_fill(self.entries(cut), 0.0)
+        pattern = self.apply("pattern", layer, pattern.transpose(1, 2)).transpose(1, 2)
         return torch.einsum("bhqk,bhkd->bqhd", pattern, value).contiguous(), pattern
 
     def cuts_of(self, layer: int, how: str) -> list[Cut]:
@@ -123,24 +137,21 @@ class Oracle:
         return pairs[:, None] & named[None, :, None, None]
 
     @contextmanager
-    def hooked(self, edits: dict[tuple[str, int], list[Change]]) -> Iterator[None]:
+    def hooked(self) -> Iterator[None]:
         handles: list[Any] = []
         try:
             for i, layer in enumerate(self.layers):
-                handles += self.layer_hooks(layer, i, edits)
+                handles += self.layer_hooks(layer, i)
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def layer_hooks(self, layer: Any, i: int, edits: dict[tuple[str, int], list[Change]]) -> list[Any]:
+    def layer_hooks(self, layer: Any, i: int) -> list[Any]:
         attn, stream = layer.self_attn, {}
 
         def apply(site: str, value: Tensor) -> Tensor:
-            for change in edits[site, i]:
-                value = changed(change, value, i)
-            self.seen.sites[site, i] = value
-            return value
+            return self.apply(site, i, value)
 
         def first(site: str) -> Callable[..., Any]:
             """A hook on what a module reads."""
