@@ -11,6 +11,7 @@ from gatelens.plots.numbers import percent
 from gatelens.studies.narrow_gate.verdict import (
     BEYOND,
     attention_evidence,
+    gate_stands_out,
     patching_evidence,
     task_verdicts,
     verdict,
@@ -252,3 +253,16 @@ def test_the_floor_of_questions_is_what_the_question_alone_tells() -> None:
     low, blind = (task_verdicts(table, 1, 200, 0, chances).iloc[0] for chances in ({}, {"vqa": 0.4}))
     assert (low.chance, low.floor, blind.chance, blind.floor) == (0, 0.2, 0.4, 0.4)
     assert low.gate == pytest.approx(0.5 / 0.7) and blind.gate == pytest.approx(1.0)
+
+
+def test_a_gate_stands_out_by_its_share_and_above_an_even_one() -> None:
+    """A third of the attention is a lot among 66 positions, and next to nothing among four."""
+    assert gate_stands_out(0.3, 66) and gate_stands_out(0.3, 1026)
+    assert not gate_stands_out(0.29, 66) and not gate_stands_out(0.29, 1026)
+    assert not gate_stands_out(0.34, 4) and not gate_stands_out(0.9, 5)
+    few = pd.DataFrame(
+        [(0, kind, i, share) for kind, i, share in (("gate", -1, 0.4), ("image", 0, 0.3), ("image", 1, 0.3))],
+        columns=["layer", "kind", "index", "share"],
+    )
+    (said,) = attention_evidence(few)
+    assert said["says"] == "distributed" and "1.2 times an even share" in said["text"]

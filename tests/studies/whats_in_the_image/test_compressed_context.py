@@ -114,7 +114,6 @@ def test_every_context_answers_every_question(tiny_llava: Any) -> None:
     )
     assert fresh.prediction.iloc[0] == texts.strip()
     assert (fresh.tokens == 17).all()  # the picture and what stands before it, without the question
-    assert (table.seconds > 0).all() and (table[table.context != AFRESH].seconds_before > 0).all()
     split = answer_all(tiny_llava, pictures, (0.25, 0), batch_size=1, others=False, **settings)
     both = table[~table.context.isin([AFRESH, REPROMPT])].reset_index(drop=True)
     columns = ["context", "picture", "question", "prediction", "score", "tokens"]
@@ -129,13 +128,12 @@ def synthetic(scores: dict[str, list[float]]) -> pd.DataFrame:
     pictures = ["a", "b", "b", "c", "c", "c"]
     return pd.DataFrame(
         [
-            (name, 0.1, p, "", "", str(s), s, 7 + i % 2, 10, 0.5, 0.25)
+            (name, 0.1, p, "", "", str(s), s, 7 + i % 2, 10)
             for name, values in scores.items()
             for i, (p, s) in enumerate(zip(pictures, values, strict=True))
         ],
         columns=[
             "context", "keep", "picture", "kind", "question", "prediction", "score", "tokens", "nbytes",
-            "seconds", "seconds_before",
         ],
     )  # fmt: skip
 
@@ -147,7 +145,8 @@ def test_the_summary_by_hand() -> None:
     assert (full.difference, full.difference_low, full.difference_high) == (0, 0, 0)
     assert few.difference == pytest.approx(-2 / 6) and few.same_answer == pytest.approx(4 / 6)
     assert -1 < few.difference_low < -0.5 < 0 < few.difference_high < 1  # three pictures say little
-    assert (few.tokens, few["nbytes"], few.seconds, few.n_pictures, few.n_questions) == (7.5, 10, 0.5, 3, 6)
+    assert (few.tokens, few["nbytes"], few.n_pictures, few.n_questions) == (7.5, 10, 3, 6)
+    assert not [name for name in table.columns if "second" in name]  # a clock is no result
 
 
 def test_the_interval_of_the_difference_is_paired() -> None:
@@ -156,7 +155,7 @@ def test_the_interval_of_the_difference_is_paired() -> None:
     rows = []
     for i in range(100):
         s = float(rng.random() < 0.5)
-        rows += [(name, 0.1, str(i), "", "", str(s), s, 1, 1, 0.1, 0.0) for name in (FULL, "K = 5 %")]
+        rows += [(name, 0.1, str(i), "", "", str(s), s, 1, 1) for name in (FULL, "K = 5 %")]
     table = summarise(pd.DataFrame(rows, columns=synthetic({}).columns), 300)
     assert table.difference_low.between(-0.04, 0).all() and table.difference_high.between(0, 0.04).all()
     assert (table.high - table.low > 0.1).all()
@@ -165,7 +164,7 @@ def test_the_interval_of_the_difference_is_paired() -> None:
 def test_pictures_with_several_questions_count_as_one() -> None:
     """Three questions a picture, all right or all wrong: 300 answers say as much as 100."""
     right = np.repeat(np.arange(100) % 2, 3)
-    rows = [(FULL, 1.0, str(i // 3), "", "", "", float(r), 1, 1, 0.1, 0.0) for i, r in enumerate(right)]
+    rows = [(FULL, 1.0, str(i // 3), "", "", "", float(r), 1, 1) for i, r in enumerate(right)]
     of_threes = pd.DataFrame(rows, columns=synthetic({}).columns)
     line = summarise(of_threes, 300).iloc[0]
     assert (line.low, line.high) == pytest.approx(wilson_interval(50, 100))

@@ -33,7 +33,9 @@ BEYOND = (
 )
 ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
-GATE_SHARE = 0.3  # attention: the gate stands out when it takes this much of the image side in some layer
+# attention: the gate stands out when in some layer it takes this much of what the image side gets, however many
+# positions share it, and this many times an even share, which a third is not where there are few
+GATE_SHARE, GATE_TIMES = 0.3, 5.0
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,11 @@ def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
     return {"kind": kind, "says": row["verdict"], "text": text}
 
 
+def gate_stands_out(share: float, n_positions: int) -> bool:
+    """Whether a share of the attention to an image side of so many positions is that of a gate."""
+    return share >= max(GATE_SHARE, GATE_TIMES / n_positions)
+
+
 def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     """What the attention-share table says: narrow where the gate stands out in some layer."""
     if table.empty:
@@ -250,11 +257,14 @@ def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     image = table[table.kind == "image"].groupby("layer").share.sum()
     peak = int(gate.idxmax())
     n_image = int((table.kind == "image").sum() / table.layer.nunique())
-    says = NARROW if gate.max() >= GATE_SHARE else DISTRIBUTED if image.mean() > MOST else INCONCLUSIVE
+    n_side = len(table) // table.layer.nunique()
+    out = gate_stands_out(float(gate.max()), n_side)
+    says = NARROW if out else DISTRIBUTED if image.mean() > MOST else INCONCLUSIVE
     text = (
         f"of text's attention to the image side the gate takes {percent(gate.mean())} on average over "
-        f"layers, most in layer {peak} ({percent(gate.max())}); the {n_image} image tokens together take "
-        f"{percent(image.mean())}. Attention shows where text looks, not what it uses"
+        f"layers, most in layer {peak} ({percent(gate.max())}, {gate.max() * n_side:.1f} times an even share); the "
+        f"{n_image} image tokens together take {percent(image.mean())}. Attention shows where text looks, not what it "
+        "uses"
     )
     return [{"kind": ATTENTION, "says": says, "text": text}]
 

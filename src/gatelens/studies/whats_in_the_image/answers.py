@@ -8,7 +8,6 @@ puts each question into a prompt of its own with the picture, as one would witho
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +65,7 @@ def answer_all(
 
     Returns:
         One row a context, picture and question: ``context, keep, picture, kind, question, prediction, score,
-        tokens, nbytes, seconds, seconds_before``. ``tokens`` and ``nbytes``: what the question finds in the
-        cache. ``seconds``: of the answer, a batch's time shared alike; ``seconds_before``: of the prompt and,
-        where the context takes one, of its description, shared alike among the picture's questions.
+        tokens, nbytes``. ``tokens`` and ``nbytes``: what the question finds in the cache.
 
     Raises:
         DataError: no pictures, or one without questions.
@@ -124,8 +121,7 @@ class _Asker:
         answers = context.answer(questions, self.max_new_tokens)
         tokens = [n for n, asked in zip(context.n_kept, self.pictures, strict=True) for _ in asked]
         texts = [text for of_picture in answers.texts for text in of_picture]
-        before = described.seconds + context.seconds
-        return self._table(context_name(keep), keep, texts, tokens, answers.seconds, before)
+        return self._table(context_name(keep), keep, texts, tokens)
 
     def afresh(self) -> pd.DataFrame:
         """Each question in a prompt of its own, with the picture."""
@@ -140,25 +136,19 @@ class _Asker:
             for text, asked in zip(described.description.texts, self.pictures, strict=True)
             for e in asked
         ]
-        return self._prompts(REPROMPT, float("nan"), prompts, None, described.seconds)
+        return self._prompts(REPROMPT, float("nan"), prompts, None)
 
-    def _prompts(
-        self, name: str, keep: float, prompts: list[str], images: list[Any] | None, before: float = 0.0
-    ) -> pd.DataFrame:
+    def _prompts(self, name: str, keep: float, prompts: list[str], images: list[Any] | None) -> pd.DataFrame:
         """Answers to prompts as they are; the question's own tokens are not counted."""
         inputs = self.model.prepare(images, prompts)
-        began = time.perf_counter()
         texts = self.model.generate(inputs, max_new_tokens=self.max_new_tokens)
-        seconds = time.perf_counter() - began
         tokenizer = self.model.tokenizer
         own = [len(tokenizer(question_of(e), add_special_tokens=False)["input_ids"]) for e in self.questions]
         lengths = (inputs.tokens.roles != Role.PAD).sum(dim=1).tolist()
         tokens = [length - n for length, n in zip(lengths, own, strict=True)]
-        return self._table(name, keep, texts, tokens, seconds, before)
+        return self._table(name, keep, texts, tokens)
 
-    def _table(
-        self, name: str, keep: float, texts: list[str], tokens: list[int], seconds: float, before: float
-    ) -> pd.DataFrame:
+    def _table(self, name: str, keep: float, texts: list[str], tokens: list[int]) -> pd.DataFrame:
         questions = self.questions
         return pd.DataFrame(
             {
@@ -171,8 +161,6 @@ class _Asker:
                 "score": [self.score(text, e.answers) for text, e in zip(texts, questions, strict=True)],
                 "tokens": tokens,
                 "nbytes": [n * self.bytes_per_token for n in tokens],
-                "seconds": seconds / len(questions),
-                "seconds_before": before / len(questions),
             }
         )
 
@@ -192,9 +180,8 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
     Returns:
         ``context, keep, accuracy, low, high, difference, difference_low, difference_high`` (to the full
         context after the same prompt, paired by picture), ``same_answer`` (share of answers equal to
-        the full context's), ``tokens, nbytes`` (means over questions), ``seconds`` and ``seconds_before`` (an
-        answer), ``n_pictures, n_questions``. Read bytes as ``row["nbytes"]``: pandas gives ``row.nbytes`` a
-        meaning of its own. A context that is answered badly may take longer, its answers having no end.
+        the full context's), ``tokens, nbytes`` (means over questions), ``n_pictures,
+        n_questions``. Read bytes as ``row["nbytes"]``: pandas gives ``row.nbytes`` a meaning of its own.
 
     Raises:
         InterventionError: no full context among the answers.
@@ -224,7 +211,7 @@ def summarise(answers: pd.DataFrame, n_boot: int = 1000, seed: int = 0) -> pd.Da
                 "difference_low": difference[0],
                 "difference_high": difference[1],
                 "same_answer": same.mean(),
-                **part[["tokens", "nbytes", "seconds", "seconds_before"]].mean(),
+                **part[["tokens", "nbytes"]].mean(),
                 "n_pictures": len(of_picture),
                 "n_questions": len(part),
             }

@@ -156,7 +156,8 @@ def page(run: Run) -> list[Card]:
     full = trade[trade.context == FULL].iloc[0]
     caption = (
         f"{int(full.n_questions)} questions about {int(full.n_pictures)} pictures, answered after the description "
-        "prompt from what is kept of it. Times are of this machine, and grow with the length of the answers."
+        "prompt from what is kept of it. What that saves is in the tokens and the memory: an answer’s time depends on "
+        "its length and on the machine."
     )
     chart = Chart("trade_off", lambda dark: trade_off_figure(trade, dark), caption)
     blocks: list[Block] = [chart, _trade_off_block(trade)]
@@ -176,7 +177,6 @@ def _trade_off_block(trade: pd.DataFrame) -> Table:
         "same_answer": "same answer\nas full",
         "tokens": "tokens",
         "memory": "memory",
-        "seconds": "time an\nanswer",
     }
     table = trade.assign(
         accuracy=[(number(r.accuracy), span(r.low, r.high)) for r in trade.itertuples()],
@@ -190,7 +190,6 @@ def _trade_off_block(trade: pd.DataFrame) -> Table:
             "same_answer": percent,
             "tokens": lambda n: f"{n:.0f}",
             "memory": percent,
-            "seconds": lambda seconds: f"{1000 * seconds:.1f} ms",
         },
         controls=[AFRESH, REPROMPT],
     )

@@ -12,10 +12,13 @@ from matplotlib.colors import to_rgb
 
 from gatelens.plots.style import palette, png
 from gatelens.runs import Run
+from gatelens.studies.narrow_gate.patching.attributes import depths
 from gatelens.studies.narrow_gate.patching.page import (
+    ANY,
     CUMULATIVE,
     _classes_caption,
     cards,
+    class_bars,
     class_map,
     patching_curve,
 )
@@ -34,8 +37,25 @@ def table() -> pd.DataFrame:
 
 
 def classes() -> pd.DataFrame:
-    rows = [("cat", "dog", 1, "success", 0.25, 0.0, 0.5, 4), ("fox", "cat", 1, "success", 1.0, 1.0, 1.0, 6)]
+    rows = [
+        ("cat", "dog", 1, "success", 0.25, 0.0, 0.5, 4),
+        ("fox", "cat", 1, "success", 1.0, 0.6, 1.0, 6),
+        ("cat", ANY, 1, "success", 0.25, 0.0, 0.5, 4),
+        ("fox", ANY, 1, "success", 1.0, 0.6, 1.0, 6),
+        (ANY, "cat", 1, "success", 1.0, 0.6, 1.0, 6),
+        (ANY, "dog", 1, "success", 0.25, 0.0, 0.5, 4),
+    ]
     return pd.DataFrame(rows, columns=["base_class", "target_class", *COLUMNS])
+
+
+def attributes() -> pd.DataFrame:
+    means = {"class": (0.0, 0.8, 0.3), "color": (0.0, 0.5, 0.9), "side": (0.02, 0.0, 0.05)}
+    rows = [
+        (name, layer, mean, max(0.0, mean - 0.1), mean + 0.1, 40)
+        for name, values in means.items()
+        for layer, mean in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["attribute", "layer", "mean", "low", "high", "n"])
 
 
 def test_curve_shows_the_table() -> None:
@@ -51,7 +71,7 @@ def test_curve_shows_the_table() -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_map_shows_the_table(dark: bool) -> None:
+def test_map_shows_the_table_and_its_counts(dark: bool) -> None:
     figure = class_map(classes(), dark)
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["cat", "fox"]
@@ -59,10 +79,19 @@ def test_map_shows_the_table(dark: bool) -> None:
     shown = axes.images[0].get_array()
     assert np.ma.getmaskarray(shown).tolist() == [[True, False], [False, True]]
     assert (shown[0, 1], shown[1, 0]) == (0.25, 1.0)
-    assert {t.get_text(): t.get_position() for t in axes.texts} == {"0.25": (1, 0), "1.00": (0, 1)}
+    written = {t.get_text(): t.get_position() for t in axes.texts}
+    assert written == {"0.25\nn = 4": (1, 0), "1.00\nn = 6": (0, 1)}
     full = axes.images[0].cmap(1.0)[:3]
     np.testing.assert_allclose(full, to_rgb(palette(dark).gate), atol=1e-6)
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_classes_are_pooled_by_side() -> None:
+    axes = class_bars(classes()).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights[:3] == [0.25, pytest.approx(np.nan, nan_ok=True), 1.0]  # asked about: cat, dog, fox
+    assert heights[3:] == [1.0, 0.25, pytest.approx(np.nan, nan_ok=True)]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["cat\nn = 4, 6", "dog\nn = 4", "fox\nn = 6"]
 
 
 def test_cards(tmp_path: Path) -> None:
@@ -72,10 +101,29 @@ def test_cards(tmp_path: Path) -> None:
     assert [b.name for b in cards(run)[0].blocks] == ["patching", "patching_attention"]
     run.save("patching_classes", classes())
     charts = cards(run)[0].blocks
+    # four and six pairs of two given classes are too few for a map of them
     assert [b.name for b in charts] == ["patching", "patching_attention", "patching_classes"]
     assert "4 to 6 pairs" in charts[2].caption and "layer 1" in charts[2].caption
-    run.save("patching_classes", classes()[:1])  # a single pair makes no map
+    run.save("patching_classes", classes().assign(n=12))
+    charts = cards(run)[0].blocks
+    assert charts[3].name == "patching_class_pairs" and "too few" not in charts[2].caption
+    run.save(
+        "patching_classes", classes()[[True, False, True, False, False, True]]
+    )  # a single pair makes no map
     assert len(cards(run)[0].blocks) == 2
+
+
+def test_attributes_with_their_depths(tmp_path: Path) -> None:
+    run = Run.open(None, study="narrow-gate", settings={})
+    run.save("patching", table())
+    run.save("patching_attention", table())
+    run.save("patching_attributes", attributes())
+    run.save("patching_depths", depths(attributes()))
+    *_, chart, shown = cards(run)[0].blocks
+    assert chart.name == "patching_attributes" and png(chart.draw(False)).startswith(b"\x89PNG")
+    assert "The gate holds class in layer 1, color in layer 2, side in no layer." in chart.caption
+    assert [row[1] for row in shown.rows] == ["1", "2", "none"]
+    assert [row[3] for row in shown.rows] == ["1", "1–2", "–"]
 
 
 def test_no_best_layer_where_none_does_anything() -> None:

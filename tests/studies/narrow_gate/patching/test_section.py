@@ -206,6 +206,10 @@ def test_tables_by_hand() -> None:
     assert [tuple(r) for r in classes[["base_class", "target_class", "mean", "n"]].to_numpy()] == [
         ("a", "b", 1.0, 2),
         ("b", "a", 0.0, 1),
+        ("a", "any", 1.0, 2),  # pooled by whose prompt it is
+        ("b", "any", 0.0, 1),
+        ("any", "a", 0.0, 1),  # and by whose gate
+        ("any", "b", 1.0, 2),
     ]
 
 

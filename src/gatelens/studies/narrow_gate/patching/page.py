@@ -1,4 +1,4 @@
-"""Patching on the page: what the answer becomes, layer by layer, and the map of classes."""
+"""Patching on the page: what the answer becomes, layer by layer, attribute by attribute and class by class."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from functools import partial
 
 import pandas as pd
 
-from gatelens.plots.card import Card, Chart
+from gatelens.plots.bars import bars
+from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
 from gatelens.plots.curve import curves
 from gatelens.plots.heatmap import heat_map
+from gatelens.plots.numbers import MISSING
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
+from gatelens.studies.narrow_gate.patching.attributes import in_words, styles
 
+ANY = "any"  # in a table of classes: all of them together
+FEWEST_A_CELL = 10  # pairs of pictures of two classes, to colour a cell by them
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
 WORDS = {
     "patched, class": (
@@ -38,10 +43,18 @@ def cards(run: Run) -> list[Card]:
             "orange falls, later layers no longer bring the class over.",
         ),
     ]
+    blocks: list[Block] = [*charts]
+    if run.has("patching_depths"):
+        curves_, found = run.table("patching_attributes"), run.table("patching_depths")
+        blocks.append(Chart("patching_attributes", partial(attribute_curves, curves_), _depth_caption(found)))
+        blocks.append(_depth_table(found))
     classes = run.table("patching_classes") if run.has("patching_classes") else pd.DataFrame()
-    if len(classes) > 1:
-        charts.append(Chart("patching_classes", partial(class_map, classes), _classes_caption(classes)))
-    return [Card("Another picture’s gate", charts, WORDS)]
+    if len(classes) > 3:  # more than one pair of classes, and what pools them
+        blocks.append(Chart("patching_classes", partial(class_bars, classes), _classes_caption(classes)))
+        if _by_pair(classes).n.min() >= FEWEST_A_CELL:
+            says = "The same by pair of classes: whose gate goes into whose prompt."
+            blocks.append(Chart("patching_class_pairs", partial(class_map, classes), says))
+    return [Card("Another picture’s gate", blocks, WORDS)]
 
 
 def _caption(table: pd.DataFrame) -> str:
@@ -56,13 +69,95 @@ def _caption(table: pd.DataFrame) -> str:
     return text + f" Flips are counted over the {int(flips.n.iloc[0])} pairs whose clean predictions differ."
 
 
-def _classes_caption(table: pd.DataFrame) -> str:
-    low, high = int(table.n.min()), int(table.n.max())
-    each = f"{low}" if low == high else f"{low} to {high}"
-    best = "the best over all pairs" if table["mean"].max() > 0 else "it is none in any other layer either"
+def _depth_caption(table: pd.DataFrame) -> str:
     return (
-        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} ({best}), "
-        f"by class pair; {each} pairs of pictures a cell, so single cells say little. Empty: not measured."
+        "Share of answers that become the other picture’s when the gate’s residual stream entering one layer does, for "
+        "pairs that differ in what is asked: a curve rises where the gate has read it and falls where the text no "
+        f"longer reads it there. The gate holds {in_words(table)}. Bands: 95 % intervals over pairs of which both "
+        "unpatched answers are right."
+    )
+
+
+def _depth_table(table: pd.DataFrame) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            (str(r["attribute"]), f"n = {r['n']}"),
+            str(r["layer"]) if r["layer"] >= 0 else "none",
+            mean_cell(pd.Series(r)),
+            MISSING
+            if r["layer"] < 0
+            else f"{r['first']}"
+            if r["first"] == r["last"]
+            else f"{r['first']}–{r['last']}",
+        ]
+        for r in table.to_dict("records")
+    ]
+    header = [
+        "what is asked",
+        "layer that turns\nmost answers",
+        "turned there",
+        "layers that turn\nhalf as many",
+    ]
+    text = "The layer is the best of these very pairs, so the share there is a little too high."
+    return Table(header, rows, text)
+
+
+def _by_pair(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table.base_class != ANY) & (table.target_class != ANY)]
+
+
+def _classes_caption(table: pd.DataFrame) -> str:
+    best = "the best over all pairs" if table["mean"].max() > 0 else "it is none in any other layer either"
+    low, high = (int(n) for n in (_by_pair(table).n.min(), _by_pair(table).n.max()))
+    each = f"{low}" if low == high else f"{low} to {high}"
+    few = f"; {each} pairs of pictures of two given classes are too few to show them one by one" * (
+        low < FEWEST_A_CELL
+    )
+    return (
+        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} ({best}), by "
+        f"the class of the picture that is asked about (base) and of the one whose gate it gets (target){few}."
+    )
+
+
+def attribute_curves(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """Turned answers by layer and attribute, of a study's ``patching_attributes`` table."""
+    names = list(table.attribute.unique())
+    looks = styles(names)
+    return curves(
+        table,
+        [SeriesStyle(name, name, looks[name][0], *looks[name][1:]) for name in names],
+        by="attribute",
+        title="The gate from another picture, in one layer: answers that become that picture’s",
+        ylim=(-0.02, 1.04),
+        dark=dark,
+    )
+
+
+def class_bars(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
+    """Success by the base's and by the target's class, all pairs of it pooled, of a study's ``patching_classes``."""
+    sides = {"base": table[table.target_class == ANY], "target": table[table.base_class == ANY]}
+    pooled = pd.concat(
+        [part.assign(side=side, name=part[f"{side}_class"]) for side, part in sides.items()],
+        ignore_index=True,
+    ).sort_values("name", kind="stable")
+    counts = {
+        name: f"{name}\nn = {', '.join(str(int(n)) for n in part.sort_values('side').n)}"
+        for name, part in pooled.groupby("name")
+    }
+    return bars(
+        pooled,
+        groups="name",
+        by="side",
+        series=[
+            SeriesStyle("base", "asked about (base)", "image"),
+            SeriesStyle("target", "gate taken from it (target)", "gate"),
+        ],
+        labels=counts,
+        title="Predictions of the target’s class",
+        value_label="share",
+        top=1.05,
+        horizontal=False,
+        dark=dark,
     )
 
 
@@ -98,11 +193,12 @@ def patching_curve(
 
 
 def class_map(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """Success by base (row) and target class (column), of a study's ``patching_classes`` table."""
+    """Success by base (row) and target class (column) with the number of pairs, of ``patching_classes``."""
     return heat_map(
-        table,
+        _by_pair(table),
         rows="base_class",
         columns="target_class",
+        count="n",
         row_label="base",
         column_label="target: the picture the gate is taken from",
         title="Predictions of the target’s class",

@@ -3,7 +3,7 @@
 For a pair of pictures of different classes, *base* runs with the gate's activations taken from *target*'s run
 (NG, activation patching), in two ways: the residual stream entering one layer, and what the attention reads at
 the gate in every layer from one to the last. Both runs' own next-token distributions are the yardsticks, each
-from its own picture.
+from its own picture. Pairs that differ in another attribute than the class are asked for it (:mod:`.attributes`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ from gatelens.studies.narrow_gate.class_pairs import (
     layers_visited,
     take_turns,
 )
-from gatelens.studies.narrow_gate.patching.page import cards
+from gatelens.studies.narrow_gate.patching.attributes import (
+    CLASS,
+    attribute_pairs,
+    depths,
+    in_words,
+    summarise_attributes,
+)
+from gatelens.studies.narrow_gate.patching.page import ANY, cards
 from gatelens.studies.narrow_gate.verdict import attention_input_evidence, patching_evidence
 from gatelens.studies.options import AtLeastTwo, Examples, Options
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
@@ -48,9 +55,12 @@ INPUT: Literal["attn_in"] = "attn_in"  # of every layer from one to the last
 
 
 class PatchingOptions(Options):
-    """Pairs of pictures, their classes, and the layers."""
+    """Pairs of pictures, their classes and attributes, and the layers."""
 
     n_pairs: Annotated[Examples, Field(description="Pairs of pictures.")] = 224
+    n_by_attribute: Annotated[
+        Examples, Field(description="Pairs with one question and two answers, of each kind of question.")
+    ] = 48
     pairs: AskedPairs = None
     classes: Annotated[
         AtLeastTwo | None, Field(description="Without pairs: of at most so many classes, drawn.")
@@ -60,11 +70,12 @@ class PatchingOptions(Options):
 
 @dataclass(frozen=True)
 class Patch(Batch):
-    """Pairs of pictures, each patched in every layer visited; ``start`` numbers the first."""
+    """Pairs that differ in an attribute, each patched in every layer visited; ``start`` numbers the first."""
 
     start: int
     pairs: Sequence[PicturePair]
     every: int | None
+    attribute: str = CLASS
 
 
 def draw_pairs(
@@ -110,16 +121,34 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     pairs = draw_pairs(tasks[0][1], options.n_pairs, setup.options.seed, options.pairs, options.classes)
     if not pairs:
         raise Absent("no pairs were asked for")
-    return [Patch(f"{i:04d}", start, part, options.every, units=4) for i, start, part in setup.batched(pairs)]
+    work: list[Batch] = [
+        Patch(f"{i:04d}", start, part, options.every, units=4) for i, start, part in setup.batched(pairs)
+    ]
+    asked = [e for _, drawn in setup.examples("vqa") for e in drawn]
+    first = len(pairs)
+    for k, (name, some) in enumerate(
+        attribute_pairs(asked, options.n_by_attribute, setup.options.seed).items()
+    ):
+        for i, start, part in setup.batched(some):
+            work.append(Patch(f"attribute-{k}-{i:04d}", first + start, part, options.every, name, units=2))
+        first += len(some)
+    return work
 
 
 def measure(model: HookedVLM, batch: Patch) -> Tables:
-    """``pairs``: see :func:`patch_layers`."""
-    return {"pairs": patch_layers(model, batch.pairs, batch.start, Labels(model), batch.every)}
+    """``pairs``: see :func:`patch_layers`, with the ``attribute`` in which they differ."""
+    sites = (SITE, INPUT) if batch.attribute == CLASS else (SITE,)
+    table = patch_layers(model, batch.pairs, batch.start, Labels(model), batch.every, sites)
+    return {"pairs": table.assign(attribute=batch.attribute)}
 
 
 def patch_layers(
-    model: HookedVLM, pairs: Sequence[PicturePair], start: int, labels: Labels, every: int | None = None
+    model: HookedVLM,
+    pairs: Sequence[PicturePair],
+    start: int,
+    labels: Labels,
+    every: int | None = None,
+    sites: Sequence[str] = (SITE, INPUT),
 ) -> pd.DataFrame:
     """One row a pair, site and layer; layer −1 is the base run with nothing patched.
 
@@ -133,15 +162,19 @@ def patch_layers(
     n_layers = int(model.cfg.n_layers)
     visited = layers_visited(n_layers, every)
     base_inputs, target_inputs = prepare(model, bases, start), prepare(model, targets, start)
-    names = [hook_name(SITE, n) for n in visited] + [hook_name(INPUT, n) for n in range(n_layers)]
+    names = [hook_name(SITE, n) for n in visited]
+    if INPUT in sites:
+        names += [hook_name(INPUT, n) for n in range(n_layers)]
     target_logits, cache = model.run_with_cache(target_inputs, names_filter=names, positions="gate")
     target_p = target_logits[:, -1].float().softmax(-1).cpu()
     runs: dict[tuple[str, int], Any] = {(SITE, -1): []}
     runs |= {(SITE, n): patch(cache, at="gate", site=SITE, layers=[n]) for n in visited}
-    runs |= {(INPUT, n): patch(cache, at="gate", site=INPUT, layers=range(n, n_layers)) for n in visited}
+    if INPUT in sites:
+        runs |= {(INPUT, n): patch(cache, at="gate", site=INPUT, layers=range(n, n_layers)) for n in visited}
     outcomes = last_logits(model, base_inputs, list(runs.values()))
     said = {key: x.float().softmax(-1).cpu() for key, x in zip(runs, outcomes, strict=True)}
-    said[INPUT, -1] = said[SITE, -1]
+    if INPUT in sites:
+        said[INPUT, -1] = said[SITE, -1]
     return _judged(pairs, start, said, target_p, labels)
 
 
@@ -205,11 +238,17 @@ def summarise_patching(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFr
 def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.DataFrame:
     """``base_class, target_class, layer, measure, mean, low, high, n``: success by class pair, in one layer.
 
-    ``pairs``: rows of one site; class pairs without a pair of right clean predictions are left out.
+    ``pairs``: rows of one site; class pairs without a pair of right clean predictions are left out. A row in which
+    one of the classes is :data:`ANY` pools all pairs that have the other.
     """
     keys = ["base_class", "target_class"]
-    part = pairs[(pairs.layer == layer) & pairs.both_right].sort_values(keys, kind="stable")
-    return summary(part, [*keys, "layer"], {"success": "success"}, "pair", n_boot=n_boot, seed=seed)
+    part = pairs[(pairs.layer == layer) & pairs.both_right]
+    pooled = [part.assign(**{key: ANY}) for key in reversed(keys)]
+    tables = [
+        summary(some, [*keys, "layer"], {"success": "success"}, "pair", n_boot=n_boot, seed=seed)
+        for some in (rows.sort_values(keys, kind="stable") for rows in (part, *pooled))
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def best_layer(table: pd.DataFrame, measure: str = "success") -> int | None:
@@ -219,24 +258,30 @@ def best_layer(table: pd.DataFrame, measure: str = "success") -> int | None:
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
-    """``patching_pairs``; ``patching`` (residual stream), ``patching_attention`` (cumulative), ``patching_classes``."""
+    """``patching_pairs``; ``patching`` (residual stream), ``patching_attention`` (cumulative) and ``patching_classes``
+    of classes; ``patching_attributes`` and ``patching_depths`` of every attribute."""
     pairs, intervals = measured.table("pairs"), (setup.options.n_boot, setup.options.seed)
-    resid = pairs[pairs.site == SITE]
-    table = summarise_patching(resid, *intervals)
+    classes, resid = pairs[pairs.attribute == CLASS], pairs[pairs.site == SITE]
+    table = summarise_patching(classes[classes.site == SITE], *intervals)
     tables = {
         "patching_pairs": pairs,
         "patching": table,
-        "patching_attention": summarise_patching(pairs[pairs.site == INPUT], *intervals),
+        "patching_attention": summarise_patching(classes[classes.site == INPUT], *intervals),
     }
     layer = best_layer(table)
     if layer is not None:
-        tables["patching_classes"] = class_table(resid, layer, *intervals)
+        tables["patching_classes"] = class_table(resid[resid.attribute == CLASS], layer, *intervals)
+    if resid.both_right.any():
+        tables["patching_attributes"] = summarise_attributes(resid, *intervals)
+        tables["patching_depths"] = depths(tables["patching_attributes"])
     return tables
 
 
 def evidence(run: Run) -> list[Evidence]:
-    """What the two curves say."""
+    """What the two curves say, and how deep each attribute stands."""
     said = patching_evidence(run.table("patching"))
+    if said and run.has("patching_depths"):
+        said[0]["text"] += f". The gate holds {in_words(run.table('patching_depths'))}"
     return said + (attention_input_evidence(run.table("patching_attention")) if said else [])
 
 
