@@ -18,6 +18,7 @@ from PIL import Image
 
 import paper_copies
 from gatelens import data
+from gatelens.data import scenes
 from gatelens.errors import InputError
 from gatelens.inputs import match_images
 from gatelens.pictures import load_image, load_mask
@@ -228,6 +229,13 @@ def test_every_kind_by_every_way(name: str, tmp_path: Path) -> None:
         assert np.abs(got - wanted).max() <= (1 if blended else 0), way
         again = match_images(image, ["<image>"], "<image>")[0][0]  # as an example's picture goes to prepare
         assert np.array_equal(np.asarray(again), np.asarray(image)), way
+
+
+def test_scenes_go_in_as_they_are() -> None:
+    scene = scenes.scene("test", 0, 3)
+    assert np.array_equal(match_images(scene.image, ["<image>"], "<image>")[0][0], scene.pixels)
+    example = data.load("emoji-scenes").examples("class", limit=1)[0]
+    assert np.array_equal(match_images(example.image, ["<image>"], "<image>")[0][0], example.image)
 
 
 def test_a_phones_photo_with_a_second_picture_in_it() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gatelens import data
 from gatelens.cli import main
+from gatelens.data.hub import ENTRIES
 from gatelens.errors import GatelensError
 
 Make = Callable[[Path], Any]
@@ -345,9 +346,7 @@ def test_a_folder(name: str, folder: Path) -> None:
 
 def lines(name: str, *rows: Any) -> Make:
     """A table of JSON lines beside the good picture ``a.png``."""
-    split = {"flickr30k": "test", "vqav2": "validation", "coco-objects": "val", "imagenet": "validation"}[
-        name
-    ]
+    split = ENTRIES[name].split
     written = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     return lambda folder: put(folder / f"{split}.jsonl", "\n".join(written))
 
@@ -428,6 +427,24 @@ BAD_COPIES: dict[str, tuple[str, Make, str]] = {
     "an answer that is a list": ("vqav2", question(answers=[["x"]]), SECOND + "entry 1 of 1 is no text"),
     "an answer that is an object": ("vqav2", question(answers=[{"text": "x"}]), SECOND + "no answers"),
     "objects that are a number": ("coco-objects", objects(5), SECOND + ".*not in the form"),
+    "objects that are a number beside numbered ones": (
+        "coco-objects",
+        lines(
+            "coco-objects",
+            {"image": "a.png", "objects": [{"category_id": 90, "segmentation": [[0, 0, 3, 0, 3, 3]]}]},
+            {"image": "a.png", "objects": 5},
+        ),
+        SECOND + ".*not in the form",
+    ),
+    "a category that is a list": (
+        "mme",
+        lines(
+            "mme",
+            {"image": "a.png", "question": "a cat?", "answer": "yes", "category": "OCR"},
+            {"image": "a.png", "question": "a cat?", "answer": "yes", "category": ["OCR"]},
+        ),
+        SECOND + "the category is no text",
+    ),
     "objects that are text": ("coco-objects", objects("cat"), SECOND + ".*not in the form"),
     "no objects": ("coco-objects", objects([]), SECOND + "no objects"),
     "an object without a mask": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,7 @@ class HubDataset:
             yield
         except DataError:
             raise
-        except (
-            Exception
-        ) as error:  # OSError, Arrow's, datasets' and, when a connection breaks, the HTTP client's
+        except Exception as error:  # OSError, Arrow's, datasets', the HTTP client's
             raise DataError(
                 f"{self.name}: {self.where} cannot be read ({one_line(error)}); give another copy"
             ) from error
@@ -164,13 +162,11 @@ class HubDataset:
             rows = [n for n, group in groups.items() if group is None or group in self._label_names]
             return [rows[i] for i in round_robin([groups[n] for n in rows], rows, seed)][:limit]
         if limit is not None and entry.order == "subsets":
-            subsets = self._column("category")
-            pictures = self._column("id") if self._columns["id"] else range(len(subsets))
+            subsets = [str(v) for v in self._column("category")]
+            pictures = [str(v) for v in self._column("id")] if self._columns["id"] else range(len(subsets))
             return round_robin(subsets, pictures, seed)[:limit]
         if limit is not None and entry.order == "first":
-            return range(
-                limit
-            )  # reading ends at the last row; counting them all would cost a streamed set a pass
+            return range(limit)  # reading ends at the last row: to count all would cost a streamed set a pass
         total = len(self.rows)
         return range(total) if limit is None else sample_rows(total, limit, entry.n, seed)
 
@@ -206,7 +202,12 @@ class HubDataset:
         names = coco_objects.feature_names(self._feature("objects"))
         if names:
             return dict(enumerate(names))
-        seen = {n for objects in self._column("objects") for n in coco_objects.category_numbers(objects)}
+        seen: set[int] = set()
+        for objects in self._column("objects"):
+            with suppress(
+                ValueError, TypeError, AttributeError
+            ):  # of a bad row, which is named when it is read
+                seen |= coco_objects.category_numbers(objects)
         if seen and coco_objects.category_names(seen) is None:
             raise DataError(
                 f"{self.name}: the categories of {self.where} are numbers, either COCO's ids or places in its list; "
@@ -221,9 +222,7 @@ class HubDataset:
         values = self._values(row)
         answers = self.entry.answers(values)
         picture = self._picture(row, values)
-        size = decoded(
-            picture
-        ).size  # a picture that cannot be read is noticed now, not in the middle of a run
+        size = decoded(picture).size  # one that cannot be read is noticed now, not in the middle of a run
         facts = self.entry.facts(values, size) if self.entry.facts else {}
         question, identity = values.get("question"), values.get("id")
         meta = {role: values[role] for role in _META_ROLES if values.get(role) is not None}

@@ -50,7 +50,9 @@ def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def yes_or_no(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """MME's answer."""
+    """MME's answer to a question of a subset."""
+    if not isinstance(row["category"], str):
+        raise ValueError("the category is no text")
     answers = question_answers(row)
     odd = next((a for a in answers if a.strip().strip(".").lower() not in ("yes", "no")), None)
     if odd is not None:

@@ -48,7 +48,7 @@ def from_hub(
             return StreamedRows(table, size or None)
     except (
         Exception
-    ) as error:  # ConnectionError, RuntimeError, ValueError, the library's own and the HTTP client's
+    ) as error:  # ConnectionError, RuntimeError, ValueError, the library's own, the HTTP client's
         reason = hub_reason(error, repo, kind="dataset", revision=revision) or (
             f"{repo} cannot be opened ({one_line(error)}): name another repository ({{org}}/{{name}})"
         )
