@@ -429,6 +429,13 @@ ROWS: list[Row] = [
         "shape",
     ),
     ("edit heads of the stream", lambda t: t.run(gl.edit(_same, "last", heads=1)), "has no heads"),
+    ("edit of one argument", lambda t: gl.edit(lambda rows: rows, "last"), "no function of (rows, where)"),
+    ("edit complex", lambda t: t.run(gl.edit(lambda rows, where: rows * 1j, "last")), "complex"),
+    (
+        "pair of one argument",
+        lambda t: t.run(("blocks.0.hook_resid_pre", lambda x: x)),
+        "no function of (tensor, hook)",
+    ),
     ("pair of no hook", lambda t: t.run(("blocks.7.hook_resid_pre", _same)), "blocks.7.hook_resid_pre"),
     ("pair of a filter", lambda t: t.run((lambda name: True, _same)), "no hook name"),
     ("pair of no function", lambda t: t.run(("blocks.0.hook_resid_pre", None)), "no intervention"),

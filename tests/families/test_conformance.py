@@ -355,12 +355,17 @@ def test_the_last_layer_of_the_lens_is_the_model(built: Built) -> None:
 
 
 class Reference:
-    """Plain transformers whose attention function leaves out given entries. Nothing of gatelens is in it."""
+    """Plain transformers whose attention function leaves out given entries. Nothing of gatelens is in it.
+
+    By layer also: keys that are ``scaled``, and rows that are ``even`` over all that the model's mask lets through.
+    """
 
     NAME = "reference"
 
     def __init__(self, plain: Any) -> None:
         self.plain, self.cuts = plain, {}
+        self.scaled: dict[int, Tensor] = {}
+        self.even: dict[int, Tensor] = {}
         AttentionInterface.register(self.NAME, self.attention)
         AttentionMaskInterface.register(self.NAME, eager_mask)
 
@@ -374,6 +379,9 @@ class Reference:
         scaling: float,
         **kw: Any,
     ) -> tuple[Tensor, Tensor]:
+        layer = module.layer_idx
+        if layer in self.scaled:
+            key = torch.where(self.scaled[layer][:, None, :, None], 1.7 * key, key)
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = query @ key.transpose(2, 3) * scaling
@@ -387,6 +395,11 @@ class Reference:
         for cut, how in self.cuts.get(module.layer_idx, []):
             if how == "zero":
                 pattern = pattern.masked_fill(cut, 0)
+        if layer in self.even:
+            assert mask is not None
+            open_ = (mask > torch.finfo(mask.dtype).min / 2).to(pattern)
+            even = open_ / open_.sum(-1, keepdim=True).clamp_min(1)
+            pattern = torch.where(self.even[layer][:, None, :, None], even, pattern)
         return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
     def logits(self, inputs: Any, cuts: dict[int, list[tuple[Tensor, str]]]) -> Tensor:
@@ -425,6 +438,22 @@ def test_knockouts_equal_plain_transformers(built: Built, reference: Reference, 
     assert (got - built.model(inputs))[real(inputs)].abs().max() > 1e-4
     with torch.no_grad():
         assert (reference.logits(inputs, {}) - built.model(inputs))[real(inputs)].abs().max() <= TOLERANCE
+
+
+def test_keys_and_patterns_equal_plain_transformers(built: Built, reference: Reference) -> None:
+    """Keys are scaled as they are multiplied, past any norm; an even pattern covers all that the mask lets through."""
+    inputs, model = built.inputs("batch"), built.model
+    image, query = inputs.tokens.mask("image"), inputs.tokens.mask("query | image")
+    for layer in range(int(model.cfg.n_layers)):
+        reference.scaled, reference.even = {layer: image}, {}
+        double = gl.edit(lambda rows, where: 1.7 * rows, at="image", site="rot_k", layers=[layer])
+        want = reference.logits(inputs, {})
+        assert (model.run(inputs, double) - want)[real(inputs)].abs().max() <= 2 * TOLERANCE
+        reference.scaled, reference.even = {}, {layer: query}
+        even = gl.ablate("query | image", "pattern", layers=[layer], with_="uniform")
+        want = reference.logits(inputs, {})
+        assert (model.run(inputs, even) - want)[real(inputs)].abs().max() <= 2 * TOLERANCE
+        assert (want - model(inputs))[real(inputs)].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("site", ["q", "k", "v", "z"])

@@ -13,6 +13,10 @@ gl.knockout(selection, ~selection | "gate")
 gl.knockout(mask, [0, 1])
 gl.ablate(selection, site="resid_pre", layers=[3], with_="mean", over="image")
 gl.steer(direction, at="gate")
+gl.ablate("text", "pattern", with_="uniform", heads=[1])
+gl.ablate("text", with_="projection", direction=direction)
+gl.edit(lambda rows, where: rows * where.position[:, None], at="image", site="rot_k")
+gl.drop("image - random_image:4", layer=2)
 gl.metrics.prob(3)
 gl.metrics.prob("dog")  # type: ignore[arg-type]
 

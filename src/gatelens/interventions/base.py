@@ -6,6 +6,7 @@ An intervention names positions (selectors), layers, perhaps heads, and a site. 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -110,6 +111,8 @@ def describe(value: object) -> str:
         return f"range({value[0]}, {value[-1] + 1})"
     if isinstance(value, tuple | str | int | float | slice | list | range) or value is None:
         return repr(value)
+    if inspect.isroutine(value):
+        return f"<{value.__name__}>"
     return f"<{type(value).__name__}>" if type(value).__repr__ is object.__repr__ else _clip(repr(value))
 
 

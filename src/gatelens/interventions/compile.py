@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gatelens.errors import InterventionError, shown
 from gatelens.interventions.base import Intervention, check_tokens
-from gatelens.interventions.editing import HookPairEdit
+from gatelens.interventions.editing import HookPairEdit, check_function
 from gatelens.interventions.hooks import CompiledHooks, HookPair, Span
 from gatelens.interventions.knockouts import knockout_edits, split_knockouts
 from gatelens.tokens import TokenMap
@@ -43,6 +43,7 @@ def _flat(specs: Any) -> list[Intervention]:
             raise InterventionError(
                 f"{shown(name)} is no hook name; in a pair with a function give the name of one hook point"
             )
+        check_function(function, f"the hook of {name!r}", "(tensor, hook)", None, hook=None)
         return [HookPairEdit(name, function)]
     if isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping | Tensor):
         return [one for group in specs for one in _flat(group)]

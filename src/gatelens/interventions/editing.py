@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -37,6 +38,8 @@ class FunctionEdit(SiteEdit):
         self, old: Float[Tensor, "n ..."], layer: int, prepared: tuple[TokenMap, Any], edited: EditedPositions
     ) -> Float[Tensor, "n ..."]:
         new = self.function(old.clone(), Rows.of(edited, layer, *prepared))
+        if isinstance(new, Tensor) and new.is_complex():
+            raise InterventionError(f"{self!r}: the function gave complex numbers; return real ones")
         if not isinstance(new, Tensor) or new.shape != old.shape:
             given = tuple(new.shape) if isinstance(new, Tensor) else f"a {type(new).__name__}"
             raise InterventionError(
@@ -76,7 +79,7 @@ def edit(
     Raises:
         InterventionError: no function, or an unknown site. When run: it gives something of another shape.
     """
-    check_function(function, "function")
+    check_function(function, "function", "(rows, where)", None, None)
     check_site(site, (*SITES, *INNER_SITES))
     return FunctionEdit(
         at,
@@ -88,10 +91,16 @@ def edit(
     )
 
 
-def check_function(function: Any, word: str) -> None:
-    """Raise :class:`InterventionError` for what cannot be called."""
+def check_function(function: Any, word: str, takes: str, *args: Any, **kwargs: Any) -> None:
+    """Raise :class:`InterventionError` for what cannot be called with these arguments, ``takes`` in words."""
     if not callable(function) or isinstance(function, type):
-        raise InterventionError(f"{word}={shown(function)} is no function")
+        raise InterventionError(f"{word}={shown(function)} is no function of {takes}")
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InterventionError(f"{word}={shown(function)} is no function of {takes}: {error}") from None
+    except ValueError:  # some functions written in C do not say what they take
+        return
 
 
 @dataclass(frozen=True, eq=False, repr=False)
