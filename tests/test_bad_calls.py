@@ -440,7 +440,7 @@ ROWS: list[Row] = [
     ("pair of a filter", lambda t: t.run((lambda name: True, _same)), "no hook name"),
     ("pair of no function", lambda t: t.run(("blocks.0.hook_resid_pre", None)), "no intervention"),
     *each("drop layer", [*NO_INDEX[:-1], -1], lambda t, v: gl.drop("image", v), "layer="),
-    *each("drop layer", [3, 10**30], lambda t, v: t.run(gl.drop("image", v)), "layers"),
+    *each("drop layer", [3, 10**30], lambda t, v: t.run(gl.drop("image", v)), "layer"),
     *each("drop at", NO_SELECTOR, lambda t, v: t.run(gl.drop(v, 1))),
     ("drop what nobody reads", lambda t: t.run(gl.drop("last", 1)), "nothing to cut"),
     *each(

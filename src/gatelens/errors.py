@@ -7,6 +7,7 @@ The command line prints the message and ends with exit code 2.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -46,6 +47,16 @@ def shown(value: object, width: int = 60) -> str:
     """A short one-line form of an argument for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def whole_number(value: object) -> int | None:
+    """The int of what Python takes as an index, numpy's and torch's numbers too; None for all else, True and 2.0."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # which raises for what is none
+    except (TypeError, ValueError):
+        return None
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

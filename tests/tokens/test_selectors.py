@@ -474,3 +474,16 @@ def test_the_nth_generated_position() -> None:
 def test_any_text_parses_or_says_why(text: str) -> None:
     with contextlib.suppress(SelectorError):
         make_map([[S, X, Q]]).mask(text)
+
+
+def test_whole_numbers_of_numpy_and_torch_are_positions_and_examples() -> None:
+    t = make_map([[S, X, Q], [S, X, Q]])
+    for whole in (
+        [np.int64(1), 2],
+        np.array([1, 2]),
+        torch.tensor([1, 2]),
+        [torch.tensor(1), torch.tensor(2)],
+    ):
+        assert t.positions(whole) == [1, 2]  # type: ignore[arg-type]
+    assert t.examples([np.int64(-1)]) == [1] and t.examples(torch.tensor([1, 0])) == [1, 0]  # type: ignore[arg-type]
+    assert t.extend(np.int64(2)).n_pos == 5  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError, shown
-from gatelens.interventions.arguments import Heads, Layers, as_indices, check_vector
+from gatelens.interventions.arguments import Heads, Layers, as_count, as_indices, check_vector
 from gatelens.interventions.base import Reach, prompt_only, select
 from gatelens.interventions.cached import cached_values, check_same_model
 from gatelens.interventions.directions import Direction, as_direction, of_layer
@@ -208,8 +208,7 @@ def _check_together(
         raise InterventionError("over= and reference= go with with_='mean'")
     if (direction is not None) != (word == "projection"):
         raise InterventionError("direction= and with_='projection' go together: give both or neither")
-    if type(seed) is not int or seed < 0:
-        raise InterventionError(f"seed={shown(seed)} is no seed; give a whole number from 0 on")
+    as_count(seed, "seed", least=0)
     if reference is not None and getattr(reference, "tokens", None) is None:
         raise InterventionError(
             "reference= needs a cache that knows its tokens; take it from model.run_with_cache(inputs)"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gatelens.errors import GatelensError, InterventionError, shown
+from gatelens.errors import GatelensError, InterventionError, shown, whole_number
 
 Indices: TypeAlias = tuple[int, ...] | slice | None
 Layers: TypeAlias = int | Iterable[int] | slice | None
@@ -41,15 +40,13 @@ def as_indices(value: Layers | Heads, word: str) -> Indices:
 
 
 def _as_index(item: Any, value: object, word: str) -> int:
-    try:
-        if isinstance(item, bool) or (isinstance(item, Tensor) and item.is_floating_point()):
-            raise TypeError
-        return operator.index(item)
-    except TypeError:
+    number = whole_number(item)
+    if number is None:
         raise InterventionError(
             f"{word}={shown(value)}: {shown(item)} is no {word[:-1]} number; give an int, several ints, a range "
             "or a slice"
-        ) from None
+        )
+    return number
 
 
 def as_number(value: Any, word: str) -> float:
@@ -75,11 +72,8 @@ def as_count(value: Any, word: str, least: int = 1, error: type[GatelensError] =
     Raises:
         error: anything else.
     """
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if not least <= number < 2**63:
+    number = whole_number(value)
+    if number is None or not least <= number < 2**63:
         raise error(f"{word}={shown(value)}: give a whole number, {least} or more")
     return number
 

@@ -9,8 +9,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import shown
+from gatelens.interventions.arguments import as_count
 from gatelens.interventions.base import check_selected, select
 from gatelens.interventions.knockouts import Knockout
 from gatelens.tokens import Role, SelectorLike, TokenMap
@@ -43,8 +42,4 @@ def drop(at: SelectorLike, layer: int, masks: Mapping[str, Any] | None = None) -
     Raises:
         InterventionError: no layer number. When run: a layer the model lacks, or no token that another reads.
     """
-    if type(layer) is not int or layer < 0:
-        raise InterventionError(
-            f"layer={shown(layer)} is no layer number; give the first layer without the tokens, from 0 on"
-        )
-    return Drop("all", at, how="mask", layers=slice(layer, None), masks=masks)
+    return Drop("all", at, how="mask", layers=slice(as_count(layer, "layer", least=0), None), masks=masks)

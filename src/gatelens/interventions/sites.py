@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatelens.errors import InterventionError, shown
-from gatelens.interventions.arguments import Indices
+from gatelens.interventions.arguments import Indices, as_count
 from gatelens.interventions.base import (
     Intervention,
     Reach,
@@ -82,8 +82,7 @@ def check_site(site: str, known: Sequence[str] = SITES) -> None:
 def hook_name(site: str, layer: int) -> str:
     """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``."""
     check_site(site, (*SITES, *INNER_SITES))
-    if type(layer) is not int or layer < 0:
-        raise InterventionError(f"layer {shown(layer)} is none: give a number from 0 on")
+    layer = as_count(layer, "layer", least=0)
     if site in _HEADS:
         return f"blocks.{layer}.attn.hook_{site}"
     return f"blocks.{layer}.{_INSIDE.get(site, 'hook_' + site)}"

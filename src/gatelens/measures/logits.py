@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatelens.errors import GatelensError
+from gatelens.errors import GatelensError, whole_number
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
 TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"]
@@ -84,8 +84,7 @@ def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
 
 def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:
     """The metric that reads the logits of one position."""
-
-    if type(pos) is not int:
+    if whole_number(pos) is None:
         raise GatelensError(f"pos={pos!r:.60}: give one position, a whole number; -1 is the last")
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
@@ -101,7 +100,7 @@ def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int, word: str = "logit
         given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise GatelensError(f"a metric takes {word} of shape (batch, pos, d_vocab), not {given}")
     n_pos = logits.shape[1]
-    if type(pos) is not int or not -n_pos <= pos < n_pos:
+    if whole_number(pos) is None or not -n_pos <= pos < n_pos:
         raise GatelensError(
             f"pos={pos!r:.60} is none of the {n_pos} positions of the {word}: give a whole number"
         )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gatelens.errors import InputError, SelectorError
+from gatelens.errors import InputError, SelectorError, whole_number
 from gatelens.tokens.positions import positions_mask
 from gatelens.tokens.roles import Role
 from gatelens.tokens.selectors import Selection, SelectorLike
@@ -104,11 +104,12 @@ class TokenMap:
                 )
             return selector.cpu()
         positions = selector.tolist() if hasattr(selector, "tolist") else selector
-        if not isinstance(positions, Sequence) or not all(type(p) is int for p in positions):
+        numbers = [whole_number(p) for p in positions] if isinstance(positions, Sequence) else [None]
+        if isinstance(positions, str | bytes) or None in numbers:
             raise SelectorError(
                 f"selector of type {type(selector).__name__} is none: give text, a boolean mask or positions"
             )
-        return positions_mask(self, positions)
+        return positions_mask(self, [p for p in numbers if p is not None])
 
     def positions(self, selector: SelectorLike, example: int = 0) -> list[int]:
         """Absolute positions a selector names in one example, ascending."""
@@ -121,21 +122,23 @@ class TokenMap:
         Raises SelectorError for none, and for one that is not there.
         """
         n = self.batch_size
-        given: Any = which.tolist() if hasattr(which, "tolist") else which
+        values: Any = which.tolist() if hasattr(which, "tolist") else which
         try:
-            numbers = list(range(n))[given] if isinstance(given, slice) else list(given)
+            numbers = list(range(n))[values] if isinstance(values, slice) else list(values)
         except (TypeError, ValueError):
             numbers = []
-        for number in numbers:
-            if isinstance(number, bool) or not hasattr(number, "__index__") or not -n <= number < n:
-                raise SelectorError(f"example {number!r:.60} is not in the batch: it has {n}, counted from 0")
+        for value in numbers:
+            number = whole_number(value)
+            if number is None or not -n <= number < n:
+                raise SelectorError(f"example {value!r:.60} is not in the batch: it has {n}, counted from 0")
         if not numbers or isinstance(which, str | bytes | Mapping):
             raise SelectorError(f"{which!r:.60} names no example: give a slice or numbers from 0 to {n - 1}")
         return [int(number) % n for number in numbers]
 
     def extend(self, n_generated: int, strings: Sequence[Sequence[str]] | None = None) -> TokenMap:
         """This map with ``n_generated`` positions of role ``generated`` on its right."""
-        if type(n_generated) is not int or n_generated < 0:
+        n = whole_number(n_generated)
+        if n is None or n < 0:
             raise SelectorError(f"n_generated={n_generated!r:.60}: give a whole number from 0 on")
         grown: dict[str, Any] = {}
         for name, value in _GENERATED.items():
