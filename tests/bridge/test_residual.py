@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,10 +21,12 @@ from transformers import (
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import gatelens as gl
 from gatelens.bridge.residual import FrozenNorm, ResidualStream, output_logits, token_directions
 from gatelens.errors import ModelError
 from gatelens.families import FixedGrid, Geometry, Layout
 from gatelens.model import HookedVLM
+from gatelens.readouts.attribution import By
 from tiny_models import randomize
 
 SIZES: dict[str, Any] = {
@@ -88,19 +90,20 @@ def decoder(kind: str) -> Any:
     return GraniteMoeForCausalLM(GraniteMoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2))
 
 
-def run(kind: str) -> tuple[HookedVLM, Tensor, Any]:
+def run(kind: str) -> tuple[HookedVLM, Any, Tensor, Any]:
     torch.manual_seed(0)
     tower = nn.Conv2d(3, 32, kernel_size=8, stride=8)
     model = HookedVLM.from_parts(
         randomize(decoder(kind), 5), lambda x: tower(x).flatten(2).transpose(1, 2), LAYOUT
     )
     ids = torch.tensor([[1, 7, 7, 7, 7, 8, 20, 21]])
-    return model, *model.run_with_cache(model.inputs(ids, pixel_values=torch.rand(1, 3, 16, 16)))
+    inputs = model.inputs(ids, pixel_values=torch.rand(1, 3, 16, 16))
+    return model, inputs, *model.run_with_cache(inputs)
 
 
 @pytest.mark.parametrize("kind", ["granite", "olmo2", "cohere"])
 def test_other_decoders_add_up_too(kind: str) -> None:
-    model, logits, cache = run(kind)
+    model, inputs, logits, cache = run(kind)
     for layer in range(2):
         whole = cache["resid_pre", layer + 1] if layer == 0 else cache["resid_post", layer]
         torch.testing.assert_close(cache.decompose_resid(layer + 1).sum(0), whole, atol=1e-5, rtol=0)
@@ -108,14 +111,19 @@ def test_other_decoders_add_up_too(kind: str) -> None:
         torch.testing.assert_close(parts.sum(0), whole, atol=1e-4, rtol=0)
     attrs = cache.logit_attrs(cache.decompose_resid(), 3).sum(0)
     torch.testing.assert_close(attrs, logits[..., 3], atol=1e-4, rtol=0)
+    for by in get_args(By):
+        assert gl.attribute(model, inputs, (3, 5), by=by).error < 1e-5
     last = cache["resid_post", 1][0]
     torch.testing.assert_close(output_logits(model.bridge, last), logits[0], atol=1e-5, rtol=0)
 
 
 def test_experts_are_refused_by_neuron() -> None:
-    _, _, cache = run("moe")
+    model, inputs, _, cache = run("moe")
     with pytest.raises(ModelError, match="layer 0 has no W_out"):
         cache.stack_neuron_results(1)
+    with pytest.raises(ModelError, match=r"by='component' can"):
+        gl.attribute(model, inputs, 3, by="neuron")
+    assert gl.attribute(model, inputs, 3, by="head").error < 1e-5
     whole = cache["resid_post", 1]
     torch.testing.assert_close(cache.decompose_resid().sum(0), whole, atol=1e-5, rtol=0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import gatelens as gl
 from gatelens.errors import InputError, ModelError
 from intervention_helpers import batch  # noqa: F401  (fixture)
-from tiny_models import make_llava
+from tiny_models import make_llava, make_llava_processor
 
 RIGHT, WRONG = 30, 33
 
@@ -144,6 +144,34 @@ def test_other_refusals(tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tiny.bridge.adapter, "apply_output_logits_transform", lambda logits: 1.01 * logits)
     with pytest.raises(ModelError, match=r"the parts by head sum to .* and the model says"):
         gl.attribute(tiny, batch, RIGHT, by="head")
+
+
+@pytest.mark.parametrize("by", ["component", "position"])
+def test_standing_hooks_hold(tiny: Any, batch: Any, by: Any) -> None:  # noqa: F811
+    """Under a knockout it is the knocked-out run that is taken apart, and what is cut off brings nothing."""
+    cut = gl.knockout("text", "image", layers=[1])
+    with tiny.hooks(cut.hooks(batch.tokens, tiny.cfg)):
+        parts = gl.attribute(tiny, batch, (RIGHT, WRONG), by=by)
+    logits = tiny.run(batch, cut)[:, -1]
+    torch.testing.assert_close(parts.total, logits[:, RIGHT] - logits[:, WRONG], atol=1e-4, rtol=0)
+    assert (logits - tiny(batch)[:, -1])[:, 24:].abs().max() > 1e-3
+    if by == "position":
+        table = parts.table[(parts.table["role"] == "image") & (parts.table["kind"] == "source")]
+        moved = table.groupby("layer")["value"].apply(lambda values: values.abs().max())
+        assert moved[1] == 0 and moved[0] > 0 and moved[2] > 0
+
+
+def test_a_folded_norm_changes_nothing(picture: Any) -> None:
+    model = gl.HookedVLM.from_module(make_llava(), make_llava_processor())
+    inputs = model.prepare(picture, "this <image> animal is a")
+    before, lens = gl.attribute(model, inputs, RIGHT, by="head"), gl.logit_lens(model, inputs, at="image")
+    model.enable_compatibility_mode()
+    torch.testing.assert_close(
+        gl.attribute(model, inputs, RIGHT, by="head").tensor, before.tensor, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        gl.logit_lens(model, inputs, at="image").tensor, lens.tensor, atol=1e-4, rtol=0
+    )
 
 
 def test_tokens_a_model_never_writes_are_refused(tiny_chameleon: Any, picture: Any) -> None:

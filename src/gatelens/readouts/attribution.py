@@ -10,7 +10,7 @@ this run, not what would change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -74,6 +74,9 @@ def attribute(
             attention as one. ``position``: what each head reads at each source position.
         at: the positions whose next-token logits are taken apart.
 
+    Hooks that stand on the model hold: within ``with model.hooks(knockout.hooks(inputs.tokens, model.cfg)):`` it is
+    the knocked-out run that is taken apart.
+
     Raises:
         InputError: the target is no token of the model, or nothing is selected.
         ModelError: the parts do not sum to the logit, or a layer cannot be taken apart in this way.
@@ -98,21 +101,26 @@ def attribute(
         names = _names(model, by)
         logits, _ = model.forward_step(_last_logits(inputs, rows), rows.hooks(names))
     own = rows.of_logits(logits, inputs.tokens.n_pos).float()
-    signs = (1, -1)[: len(targets)]
-    each = [own.gather(1, ids.to(own.device)[:, None])[:, 0] for ids in targets]
-    logit_difference = sum(sign * value for sign, value in zip(signs, each, strict=True))
-
+    said = [own.gather(1, ids.to(own.device)[:, None])[:, 0] for ids in targets]
     stream = ResidualStream(model.bridge, rows.activations.__getitem__)
-    norm, last = stream.norm_into(stream.n_layers), stream.at(stream.n_layers)
-    assert norm is not None
-    direction = bias = torch.zeros(())
-    for sign, ids in zip(signs, targets, strict=True):
-        towards, added = token_directions(model.bridge, norm, last, ids.to(last.device))
-        direction, bias = direction + sign * towards, bias + sign * added
-    parts = Parts(stream, rows, direction)
+    directions, biases = zip(*(_towards(stream, ids) for ids in targets), strict=True)
+    parts = Parts(stream, rows, _difference(directions))
     parts.collect(by)
-    parts.add(bias, "final bias", "bias")
-    return _result(parts, rows, inputs, logit_difference, len(targets) == 2, by)
+    parts.add(_difference(biases), "final bias", "bias")
+    return _result(parts, rows, inputs, _difference(said), len(targets) == 2, by)
+
+
+def _difference(values: Sequence[Tensor]) -> Tensor:
+    """The one of the right token, less that of the wrong one where there is one."""
+    return values[0] - values[1] if len(values) == 2 else values[0]
+
+
+def _towards(
+    stream: ResidualStream, ids: Tensor
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    last, norm = stream.at(stream.n_layers), stream.norm_into(stream.n_layers)
+    assert norm is not None
+    return token_directions(stream.bridge, norm, last, ids.to(last.device))
 
 
 def _last_logits(inputs: VLMInputs, rows: Rows) -> dict[str, Any]:
@@ -243,7 +251,7 @@ class Parts:
 
 
 def _result(
-    parts: Parts, rows: Rows, inputs: VLMInputs, logit_difference: Any, is_pair: bool, by: str
+    parts: Parts, rows: Rows, inputs: VLMInputs, logit_difference: Tensor, is_pair: bool, by: str
 ) -> Attribution:
     values = torch.cat(parts.values, dim=1).cpu()
     labels = pd.concat(parts.labels, ignore_index=True)
