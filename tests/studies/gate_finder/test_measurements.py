@@ -15,11 +15,10 @@ from gate_search_helpers import Measurements
 from gatelens.studies.gate_finder.measurements import (
     AttentionReceived,
     ClassOverlap,
-    CutOrder,
     PlacedPrompts,
     knockouts,
 )
-from gatelens.studies.gate_finder.places import Layout, Place, locate
+from gatelens.studies.gate_finder.places import locate
 from study_helpers import TinyData
 
 
@@ -153,25 +152,3 @@ def test_pictures_of_other_sizes_are_aligned_by_number_in_the_role(monkeypatch: 
     counts.add(int((overlap.place == last).sum()))
     assert counts == {8}  # the largest picture alone has it
     assert overlap.groupby("place").layer.nunique().max() == 1
-
-
-def test_parts_that_stand_in_for_each_other_are_both_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy finds nothing where either of two places is enough to see; thinning out all finds the pair."""
-    places = tuple(Place(i, "query", i, str(i), i, i == 0) for i in range(6))
-    layout = Layout(places, None, ())  # type: ignore[arg-type]
-    chosen = dict.fromkeys(range(2), None)
-
-    def answers(self: Any, model: Any, prompts: Any, sets: Any, how: Any) -> Any:
-        rows = [
-            (s, e, float("nan"), -3.0 if {2, 4} <= set(one) else -0.1)
-            for s, one in enumerate(sets)
-            for e in chosen
-        ]
-        return pd.DataFrame(rows, columns=["set", "example", "right", "log_prob"])
-
-    monkeypatch.setattr(PlacedPrompts, "answers", answers)
-    monkeypatch.setattr("gatelens.studies.gate_finder.measurements.locate", lambda *_: None)
-    part = PlacedPrompts("0", (0, 1), [None, None], layout.places, (1, 2), (0, 1))  # type: ignore[list-item]
-    candidates = tuple(layout.after)
-    order = CutOrder("o", [part], "zero", (0.9, 0.9), (0.05, 0.05), 0.05, candidates, candidates, 1)
-    assert set(order.measure(None)["order"].place[:2]) == {2, 4}  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ from gatelens.data import Example
 from gatelens.engine import last_logits, look
 from gatelens.interventions import knockout, patch
 from gatelens.interventions.visibility import visible_keys
-from gatelens.measures.concentration import greedy_order, prune, share_removed
 from gatelens.measures.overlap import distribution_overlap, neighbourhood_overlap
 from gatelens.model import HookedVLM
 from gatelens.studies.gate_finder.places import LocatedPrompts, Place, locate, varying_inputs
@@ -256,46 +255,3 @@ def _streams(
         index = cache.kept.place.gather(1, index).clamp_min(0)
     rows = torch.arange(len(columns))[:, None]
     return torch.stack([cache[name].float().cpu()[rows, index] * (columns >= 0)[..., None] for name in names])
-
-
-@dataclass(frozen=True)
-class CutOrder(Batch):
-    """In which order places are cut jointly: each is the one that leaves the lowest log-probability.
-
-    At the first ``limit`` steps all places left are asked anew; then the order last found is kept. Should the
-    ``carrying`` places together be enough while no set of ``limit`` is, they are thinned out one by one: this finds
-    positions that stand in for each other.
-    """
-
-    parts: Sequence[PlacedPrompts]
-    how: How
-    clean: tuple[float, ...]  # probability of the right answer, by example
-    floor: tuple[float, ...]  # the same with the whole picture cut
-    chance: float
-    singles: tuple[int, ...]
-    carrying: tuple[int, ...]  # of the singles, those after the picture
-    limit: int
-
-    def measure(self, model: HookedVLM) -> Tables:
-        """``order``: the ``place`` cut first in the first row, and so on."""
-        located = [locate(model, part.examples, part.places) for part in self.parts]
-
-        def log_probs(sets: Sequence[Sequence[int]]) -> Float[np.ndarray, "set example"]:
-            parts = zip(self.parts, located, strict=True)
-            answers = pd.concat([part.answers(model, prompts, sets, self.how) for part, prompts in parts])
-            return answers.pivot(index="set", columns="example", values="log_prob").to_numpy()
-
-        def enough(*sets: Sequence[int]) -> bool:
-            left = np.exp(log_probs(sets))
-            shares = share_removed(np.array(self.clean), left, np.array(self.floor), self.chance)
-            return bool((shares >= PART).any())
-
-        order: list[int] = []
-        if self.singles:
-            order = greedy_order(lambda sets: list(log_probs(sets).mean(1)), self.singles, self.limit, enough)
-        first = [order[:size] for size in range(1, min(self.limit, len(order)) + 1)]
-        small = bool(first) and enough(*first)
-        if not small and len(self.carrying) > 1 and enough(self.carrying):
-            kept = prune(enough, self.carrying)
-            order = [*kept, *(p for p in order if p not in kept)]
-        return {"order": pd.DataFrame({"place": np.array(order, dtype=np.int64)})}

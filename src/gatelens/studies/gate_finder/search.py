@@ -110,15 +110,10 @@ def single_places(state: SearchState) -> Iterator[Batch]:
 
 
 def orders(state: SearchState) -> Iterator[Batch]:
-    """The order in which places are cut jointly, found on one half of the examples."""
-    parts, half = _placed_parts(state, 0), state.halves[0]
-    candidates = tuple(sorted({*state.apart, *state.carrying}))
+    """The order in which places are cut jointly, on one half of the examples: what was asked, and what is next."""
     for how in state.hows:
-        clean, floor = (tuple(state.probability(s)[half].tolist()) for s in ("clean", f"floor-{how}"))
-        yield measurements.CutOrder(
-            f"order-{how}", parts, how, clean, floor, state.chance, candidates, tuple(state.carrying), state.limit,
-            units=1 + state.limit * len(candidates),
-        )  # fmt: skip
+        for number, sets in enumerate(state.questions(how)):
+            yield from _cut(state, state.question(how, number), how, sets, half=0)
 
 
 def growing_sets(state: SearchState) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gatelens.measures.concentration import label_information, naming_p_value, s
 from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval, summary
 from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.gate_finder.measurements import PART
+from gatelens.studies.gate_finder.order import OrderSearch
 from gatelens.studies.gate_finder.places import Layout, find_places
 from gatelens.studies.gate_finder.verdict import LEAST_WORTH
 from gatelens.studies.options import kinds_of_knockout
@@ -83,6 +84,7 @@ class SearchState:
         self.chance = 1 / len(self.tokens)
         self.k = self.options.k or max(1, min(30, round(n / len(self.tokens)) - 1))
         order = np.random.default_rng([seed, 5]).permutation(n).tolist()
+        self._orders: dict[str, tuple[list[int] | None, list[list[tuple[int, ...]]]]] = {}
         self.halves = (sorted(order[: n // 2]), sorted(order[n // 2 :]))
         rng = np.random.default_rng([seed, 77])
         self.pairs = {
@@ -219,9 +221,36 @@ class SearchState:
 
     # -- sets
 
+    @staticmethod
+    def question(how: str, number: int) -> str:
+        """The step that answers a question of the search for an order."""
+        return f"order-{how}-{number:02d}"
+
+    def questions(self, how: str) -> list[list[tuple[int, ...]]]:
+        """The sets that were asked at once to find the order, and those that are to be asked next."""
+        return self._ordered(how)[1]
+
+    def _ordered(self, how: str) -> tuple[list[int] | None, list[list[tuple[int, ...]]]]:
+        """The order as far as it is found (else None), and its questions."""
+        if how not in self._orders:
+            half = self.halves[0]
+            clean, floor = (self.probability(step)[half] for step in ("clean", f"floor-{how}"))
+            singles = sorted({*self.apart, *self.carrying})
+            answers = partial(self._answers, how)
+            search = OrderSearch(answers, clean, floor, self.chance, singles, self.carrying, self.limit)
+            self._orders[how] = (search.order(), search.questions)
+        return self._orders[how]
+
+    def _answers(self, how: str, number: int) -> np.ndarray | None:
+        table = self.measured.table("answers", f"{self.question(how, number)}-")
+        if table.empty:
+            return None
+        return table.pivot(index="set", columns="example", values="log_prob").to_numpy()
+
     def order(self, how: str) -> list[int]:
         """All places that are cut, in the order in which they are."""
-        first = self.measured[f"order-{how}"]["order"].place.tolist()
+        first, _ = self._ordered(how)
+        assert first is not None  # asked once all is measured
         return [*first, *(p for block in self.blocks if block not in self.strongest for p in block)]
 
     def growing(self, how: str) -> list[list[int]]:
