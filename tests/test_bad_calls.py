@@ -430,6 +430,8 @@ ROWS: list[Row] = [
     ),
     ("edit heads of the stream", lambda t: t.run(gl.edit(_same, "last", heads=1)), "has no heads"),
     ("edit of one argument", lambda t: gl.edit(lambda rows: rows, "last"), "no function of (rows, where)"),
+    ("edit of C", lambda t: gl.edit(torch.relu, "last"), "lambda rows, where: …"),
+    ("edit nan", lambda t: t.run(gl.edit(lambda rows, where: rows / 0, "last")), "not finite in layer 0"),
     ("edit complex", lambda t: t.run(gl.edit(lambda rows, where: rows * 1j, "last")), "complex"),
     (
         "pair of one argument",

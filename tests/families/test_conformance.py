@@ -19,7 +19,7 @@ from transformers.masking_utils import eager_mask
 
 import gatelens as gl
 from gatelens.families import family_of
-from gatelens.interventions.sites import SITES, SiteEdit, head_count, hook_name
+from gatelens.interventions.sites import SITES, head_count, hook_name
 from gatelens.model import HookedVLM
 from gatelens.tokens import Role
 from intervention_helpers import site_hooks, torch_hooks
@@ -232,16 +232,12 @@ def test_self_patch_changes_nothing_and_zeroing_does(built: Built, site: str) ->
         assert (zero - clean).abs().max() > 1e-3, layer
 
 
-class Scaled(SiteEdit):
-    """Half of the activation and a number: two of these at one hook point do not commute."""
-
-    reach = SiteEdit.reach
-
-    def new_values(self, old: Tensor, layer: int, prepared: Any, edited: Any) -> Tensor:
-        return 0.5 * old + OFFSETS[self.site]
-
-
 OFFSETS = {site: 0.3 + 0.1 * i for i, site in enumerate(SITES)}
+
+
+def halved(site: str) -> Callable[[Tensor, Any], Tensor]:
+    """Half of the activation and a number: two of these at one hook point do not commute."""
+    return lambda rows, where: 0.5 * rows + OFFSETS[site]
 
 
 def test_two_sites_in_both_orders_equal_plain_transformers(built: Built) -> None:
@@ -256,7 +252,7 @@ def test_two_sites_in_both_orders_equal_plain_transformers(built: Built) -> None
         return lambda x: torch.where(last, 0.5 * x + OFFSETS[site], x)
 
     pairs = list(itertools.combinations(reversed(SITES), 2))
-    specs = {site: Scaled("last", site, layers=(1,)) for site in SITES}
+    specs = {site: gl.edit(halved(site), at="last", site=site, layers=[1]) for site in SITES}
     orders = [order for pair in pairs for order in (pair, pair[::-1])]
     together = gl.engine.last_logits(
         built.model, inputs, [[specs[site] for site in order] for order in orders]

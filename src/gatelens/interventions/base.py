@@ -112,7 +112,7 @@ def describe(value: object) -> str:
     if isinstance(value, tuple | str | int | float | slice | list | range) or value is None:
         return repr(value)
     if inspect.isroutine(value):
-        return f"<{value.__name__}>"
+        return value.__name__
     return f"<{type(value).__name__}>" if type(value).__repr__ is object.__repr__ else _clip(repr(value))
 
 

@@ -46,6 +46,10 @@ class FunctionEdit(SiteEdit):
                 f"{self!r}: the function gave {given} for rows of shape {tuple(old.shape)}; return a tensor of that "
                 "shape"
             )
+        if not new.isfinite().all():
+            raise InterventionError(
+                f"{self!r}: the function gave numbers that are not finite in layer {layer}"
+            )
         return new
 
 
@@ -77,7 +81,8 @@ def edit(
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
-        InterventionError: no function, or an unknown site. When run: it gives something of another shape.
+        InterventionError: no function of two arguments, or an unknown site. When run: it gives something of another
+            shape, or numbers that are not finite.
     """
     check_function(function, "function", "(rows, where)", None, None)
     check_site(site, (*SITES, *INNER_SITES))
@@ -97,10 +102,10 @@ def check_function(function: Any, word: str, takes: str, *args: Any, **kwargs: A
         raise InterventionError(f"{word}={shown(function)} is no function of {takes}")
     try:
         inspect.signature(function).bind(*args, **kwargs)
-    except TypeError as error:
-        raise InterventionError(f"{word}={shown(function)} is no function of {takes}: {error}") from None
-    except ValueError:  # some functions written in C do not say what they take
-        return
+    except (TypeError, ValueError) as error:  # some functions written in C do not say what they take
+        raise InterventionError(
+            f"{word}={shown(function)} is no function of {takes}: {error}; wrap it in one, lambda {takes[1:-1]}: …"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
