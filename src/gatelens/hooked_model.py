@@ -46,6 +46,24 @@ class ModelLock:
         return ModelLock, ()
 
 
+def _same_shape(fn: HookFn, name: str) -> HookFn:
+    """The hook, which may give an activation of the same shape or nothing: others break the pass, or broadcast."""
+
+    def hook_fn(tensor: Any, hook: Any) -> Any:
+        new = fn(tensor, hook=hook)
+        if new is None or new is tensor or not isinstance(tensor, Tensor):
+            return new
+        if not isinstance(new, Tensor) or new.shape != tensor.shape:
+            given = tuple(new.shape) if isinstance(new, Tensor) else shown(new)
+            raise InterventionError(
+                f"the hook on '{name}' gave {given} where {tuple(tensor.shape)} was due: return an edited activation, "
+                "or None to leave it"
+            )
+        return new
+
+    return hook_fn
+
+
 def hook_pairs(hooks: Any, name: str = "fwd_hooks") -> list[tuple[HookName, HookFn]]:
     """The pairs of a name (or a predicate on names) and a function that ``fwd_hooks`` or ``bwd_hooks`` hold.
 
@@ -188,8 +206,9 @@ class HookPoints:
                 raise InterventionError(f"hook '{spelled}' never fires: call model.set_{switch}(True) first")
             reason = self.unread.get(spelled) if way == "fwd" else None
             hook_fn = fn if reason is None else towers.read_only(fn, spelled, reason)
+            hook_fn = _same_shape(hook_fn, spelled) if way == "fwd" else hook_fn
             handle = point.add_hook(_named(hook_fn, spelled, point), way, is_permanent, prepend=prepend)
-            handle.user_hook = hook_fn
+            handle.user_hook = fn
             added.append((point, handle))
         return added
 

@@ -73,6 +73,15 @@ NO_HOOKS = [
     [[CUT]],
     CUT,
 ]  # fmt: skip
+NO_ACTIVATIONS = [
+    5,
+    "x",
+    [1.0],
+    torch.ones(1),
+    torch.ones(1, 1, 32),
+    torch.ones(2, 21, 32),
+    np.ones((1, 21, 32)),
+]
 NO_SELECTORS = [
     5,
     "nothing_so",
@@ -226,6 +235,11 @@ def rows() -> list[tuple[str, Callable[[Any], Any]]]:
         "forward_step past",
         [5, "cache", [1], (1, 2)],
         lambda c, v: c.model.forward_step(c.inputs.tensors, past=v),
+    )
+    add(
+        "what a hook gives",
+        NO_ACTIVATIONS,
+        lambda c, v: c.model.run_with_hooks(c.inputs, [(NAME, lambda x, hook: v)]),
     )
     add("names_filter", [5, 1.5, [5], [None], "blocks.1.hook_nowhere", ["blocks.1.hook_nowhere"]],
         lambda c, v: c.model.run_with_cache(c.inputs, v))  # fmt: skip
