@@ -145,10 +145,11 @@ class _Scale:
     def of(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:
         return np.asarray(self.colors(np.asarray(self.norm(values))))
 
-    def weight(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """From 0 to 1: how far a signed value is from 0, another one from the lowest."""
-        share = np.asarray(self.norm(values))
-        return np.clip(np.abs(2 * share - 1) if self.signed else share, 0, 1)
+    def opacity(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Over a picture, which shows through where a signed value is near 0."""
+        if not self.signed:
+            return np.full(len(values), 0.75)
+        return 0.05 + 0.65 * np.abs(2 * np.asarray(self.norm(values)) - 1)
 
     def bar(self, figure: SubFigure, axes: Sequence[Axes], unit: str, p: Palette) -> None:
         bar = figure.colorbar(
@@ -200,8 +201,7 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, p: 
         one.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="nearest")
         one.set_title(name)
         colors = scale.of(np.asarray(values, dtype=float)).copy()
-        # where a value is near the lowest, or a signed one near 0, the picture shows through
-        colors[:, 3] = (0.05 if scale.signed else 0.25) + 0.65 * scale.weight(np.asarray(values, dtype=float))
+        colors[:, 3] = scale.opacity(np.asarray(values, dtype=float))
         words = panels.texts.get(name, [""] * len(values))
         for (x0, y0, x1, y1), color, word in zip(panels.boxes, colors, words, strict=True):
             one.fill(
@@ -215,7 +215,7 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, p: 
             if word and room > 3.4:
                 ink = _ink(color, p)
                 middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-                one.text(*middle, word, ha="center", va="center", fontsize=min(9, 1.5 * room), color=ink)
+                one.text(*middle, word, ha="center", va="center", fontsize=min(9, 1.35 * room), color=ink)
 
 
 def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
