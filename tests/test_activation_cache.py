@@ -126,3 +126,22 @@ def test_what_a_cache_cannot_tell_is_an_error(tiny: Any, batch: Any) -> None:  #
 def test_a_cache_prints_in_one_line(tiny: Any, batch: Any) -> None:  # noqa: F811
     _, cache = tiny.run_with_cache(batch, "blocks.0.hook_resid_pre", positions="last")
     assert repr(cache) == "ActivationCache(1 activations of 3 prompt(s), positions='last', 0.0 MiB)"
+
+
+def test_the_idioms_of_transformer_lens_demos_are_right(tiny: Any, batch: Any) -> None:  # noqa: F811
+    """Residual stack, final norm, direction of the logit difference; heads stacked; a trajectory by layer."""
+    logits, cache = tiny.run_with_cache(batch)
+    right, wrong = torch.tensor([26, 27, 28]), torch.tensor([30, 31, 32])
+    want = logits[:, -1].gather(1, right[:, None])[:, 0] - logits[:, -1].gather(1, wrong[:, None])[:, 0]
+    direction = tiny.tokens_to_residual_directions(right) - tiny.tokens_to_residual_directions(wrong)
+    for stack in (
+        cache["resid_post", -1][None, :, -1],
+        cache.decompose_resid(layer=-1, pos_slice=-1),
+        cache.stack_head_results(layer=-1, pos_slice=-1, incl_remainder=True),
+    ):
+        scaled = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=-1)
+        got = torch.einsum("cbd,bd->b", scaled, direction)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    accumulated = cache.accumulated_resid(layer=-1, incl_mid=True, pos_slice=-1)
+    last = cache.logit_attrs(accumulated, right, wrong, pos_slice=-1)[-1]
+    torch.testing.assert_close(last, want, atol=1e-4, rtol=0)

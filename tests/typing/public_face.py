@@ -35,3 +35,13 @@ def tokens_take_selectors(tokens: gl.TokenMap) -> None:
 def models_take_selectors(model: gl.HookedVLM, inputs: gl.VLMInputs) -> None:
     model.run_with_cache(inputs, positions="gate | last")
     model.run_with_cache(inputs, positions=7)  # type: ignore[arg-type]
+
+
+def readouts_take_words_ids_and_pairs(model: gl.HookedVLM, inputs: gl.VLMInputs) -> None:
+    parts = gl.attribute(model, inputs, ("dog", "cat"), by="position", at="last")
+    parts.sel(role="image").show(image=1)
+    gl.attribute(model, inputs, (torch.tensor([3]), [4]), by="head")
+    gl.attribute(model, inputs, "dog", by="heads")  # type: ignore[arg-type]
+    gl.attribute(model, inputs, 1.5)  # type: ignore[arg-type]
+    gl.logit_lens(model, inputs, layers=-1, targets=["dog", 3], translators={2: torch.nn.Identity()})
+    gl.logit_lens(model, inputs, at=None)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from gatelens.errors import InputError, ModelError
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor, position_labels
-from gatelens.readouts.rows import Rows, token_ids
+from gatelens.readouts.rows import Rows, Target, token_ids
 from gatelens.tokens import SelectorLike
 
 By = Literal["component", "layer", "head", "mlp", "neuron", "position"]
@@ -58,7 +58,7 @@ class Attribution(LabelledTensor):
 def attribute(
     model: HookedVLM,
     inputs: VLMInputs,
-    target: Any,
+    target: Target | tuple[Target, Target],
     by: By = "component",
     at: SelectorLike = "last",
 ) -> Attribution:

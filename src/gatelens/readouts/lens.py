@@ -22,7 +22,7 @@ from gatelens.errors import InputError, ModelError
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor, position_labels
-from gatelens.readouts.rows import Rows, token_ids, word_of
+from gatelens.readouts.rows import Rows, Target, token_ids, word_of
 from gatelens.tokens import SelectorLike
 
 ROWS_AT_ONCE = 64  # of logits: 64 x 65,536 in float32 are 16 MiB
@@ -43,8 +43,8 @@ def logit_lens(
     model: HookedVLM,
     inputs: VLMInputs,
     at: SelectorLike = "image | last",
-    layers: Sequence[int] | None = None,
-    targets: Any = None,
+    layers: int | Sequence[int] | None = None,
+    targets: Target | Sequence[Target] | None = None,
     top: int = 5,
     translators: Sequence[Translator] | Mapping[int, Translator] | None = None,
 ) -> LogitLens:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,7 +16,8 @@ from gatelens.interventions.base import select
 from gatelens.model import HookedVLM
 from gatelens.tokens import SelectorLike
 
-Target = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " batch"]
+Target: TypeAlias = int | str | Sequence[int] | Sequence[str] | Int[Tensor, " batch"] | np.ndarray
+"""A token, as a word or an id, or one for each example."""
 EVERY_POSITION = ("attn.hook_v",)
 BY_QUERY = ("attn.hook_pattern",)
 
