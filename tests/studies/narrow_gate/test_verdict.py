@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.verdicts import flips_err, standing_out, verdicts
 
 from gatelens.plots.numbers import percent
 from gatelens.studies.narrow_gate.verdict import (
     BEYOND,
+    DISTRIBUTED,
+    NARROW,
     attention_evidence,
     gate_stands_out,
     patching_evidence,
@@ -238,7 +242,7 @@ def test_a_cut_that_leaves_less_than_no_picture_is_explained_in_place() -> None:
     said = verdict(
         task_verdicts(scored(n=100, none=1, floor=0.2, gate=0.1, image=1), 1, 200, 0), [], "<eoss>"
     )
-    beyond = "all, and 12\u00a0% beyond"
+    beyond = "all and 12\u00a0% beyond"
     assert f"removes {beyond} in VQA accuracy" in said["sentence"] and BEYOND in said["sentence"]
     assert beyond in said["evidence"][0]["text"] and "112\u00a0%" not in said["sentence"]
     plain = verdict(
@@ -266,3 +270,17 @@ def test_a_gate_stands_out_by_its_share_and_above_an_even_one() -> None:
     )
     (said,) = attention_evidence(few)
     assert said["says"] == "distributed" and "1.2 times an even share" in said["text"]
+
+
+def test_the_verdict_errs_as_rarely_as_the_report_says() -> None:
+    """A share of the simulation that the report quotes: a truth on the bound, and one well above it."""
+    rng = np.random.default_rng(1)
+    bound = verdicts(50, 0.9, 0.06, 0.5, 0.0, 60, rng)
+    assert (
+        bound[DISTRIBUTED] == 0 and bound[NARROW] <= 6
+    )  # 2 to 4 of 100, and six of 60 would be one in 1,000
+    clear = verdicts(200, 0.9, 0.06, 0.7, 0.1, 20, rng)
+    assert clear[NARROW] >= 19
+    most, few = flips_err(48, 0.5)
+    assert most < 0.031 and few < 1e-6
+    assert standing_out(66, 3.0, 40, rng) == 0.0

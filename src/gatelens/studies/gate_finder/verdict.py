@@ -24,10 +24,7 @@ CHANCE = 0.05  # answers name the right classes when shuffled names fit as well 
 FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
 # positions stand out when the low ends of their intervals are so many times the high ends of all others
 STANDS_OUT = 1.5
-UPPER_BOUND = (
-    "The number is an upper bound, as another set of fewer positions may carry as much; its interval is over examples, "
-    "along the one order in which positions were cut"
-)
+ALONG = "interval is over examples, along the one order in which positions were cut"
 
 
 def gate_verdict(
@@ -87,7 +84,15 @@ def _size_says(one: Facts, limit: int) -> str:
 
 
 def _size(one: Facts) -> str:
-    return f"at most {one['size']} position{'s' if one['size'] != 1 else ''} [{one['low']}, {one['high']}]"
+    noun = "1 position" if one["size"] == 1 else f"at most {one['size']} positions"
+    return f"{noun} [{one['low']}, {one['high']}]"
+
+
+def how_sure(one: Facts) -> str:
+    """What the size of a set and its interval leave open."""
+    if one["size"] == 1:
+        return f"The {ALONG}"
+    return f"The number is an upper bound, as another set of fewer positions may carry as much; its {ALONG}"
 
 
 def _sentence(says: str, gate: str, first: Facts, facts: Facts) -> str:
@@ -113,13 +118,13 @@ def _sentence(says: str, gate: str, first: Facts, facts: Facts) -> str:
         around = percent_cell(facts["around"], facts["around_low"], facts["around_high"])
         return (
             f"The picture reaches the answer through {gate}: cut from all that comes after, {size} take"
-            f"{'s' * (first['size'] == 1)} {percent(min(first['share'], 1.0))} of {worth}. {UPPER_BOUND}. With that "
-            "left reading the picture, cutting the picture's other positions from everything else lowers accuracy by "
-            f"{around}."
+            f"{'s' * (first['size'] == 1)} {percent(min(first['share'], 1.0))} of {worth}. {how_sure(first)}. With "
+            "that left reading the picture, cutting the picture's other positions from everything else lowers accuracy "
+            f"by {around}."
         )
     smallest = f"The smallest set found to carry {percent(facts['part'])} of {worth} holds {size}"
     if says == DISTRIBUTED:
-        return f"{smallest} of {facts['n_picture'] + facts['n_after']}. {UPPER_BOUND}."
+        return f"{smallest} of {facts['n_picture'] + facts['n_after']}. {how_sure(first)}."
     limit = f"the limit of {facts['narrow']} for a narrow gate"
     return f"{smallest}: the interval reaches across {limit}; give more examples."
 

@@ -20,7 +20,7 @@ from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
 from gatelens.studies.gate_finder.cards import search_cards
 from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
-from gatelens.studies.gate_finder.verdict import UPPER_BOUND, named
+from gatelens.studies.gate_finder.verdict import how_sure, named
 from gatelens.studies.narrow_gate.verdict import (
     ANOTHER,
     DISTRIBUTED,
@@ -98,8 +98,10 @@ def _text(result: SearchResult) -> str:
     said, settings = result.verdict, result.settings
     one = said["sets"][settings["how"][0]]
     opening = f"of {len(result.places)} positions, ranked by what they do and not by name,"
-    size = f"at most {one['size']} [{one['low']}, {one['high']}]" if one["size"] else "more than were cut"
-    bound = UPPER_BOUND[:1].lower() + UPPER_BOUND[1:]
+    number = f"{'at most ' if one['size'] != 1 else ''}{one['size']} [{one['low']}, {one['high']}]"
+    size = number if one["size"] else "more than were cut"
+    bound = how_sure(one)
+    bound = bound[:1].lower() + bound[1:]
     if said["verdict"] == search_verdict.NARROW:
         several = one["size"] > 1
         return (

@@ -73,8 +73,8 @@ def _depth_caption(table: pd.DataFrame) -> str:
     return (
         "Share of answers that become the other picture’s when the gate’s residual stream entering one layer does, for "
         "pairs that differ in what is asked: a curve rises where the gate has read it and falls where the text no "
-        f"longer reads it there. The gate holds {in_words(table)}. Bands: 95 % intervals over pairs of which both "
-        "unpatched answers are right."
+        f"longer reads it there. The gate holds {in_words(table)}. Counted are pairs of which "
+        "both unpatched answers are right."
     )
 
 
@@ -125,7 +125,7 @@ def attribute_curves(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     looks = styles(names)
     return curves(
         table,
-        [SeriesStyle(name, name, looks[name][0], *looks[name][1:]) for name in names],
+        [SeriesStyle(name, name, *looks[name], band=False) for name in names],
         by="attribute",
         title="The gate from another picture, in one layer: answers that become that picture’s",
         ylim=(-0.02, 1.04),
