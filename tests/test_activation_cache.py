@@ -145,3 +145,27 @@ def test_the_idioms_of_transformer_lens_demos_are_right(tiny: Any, batch: Any) -
     accumulated = cache.accumulated_resid(layer=-1, incl_mid=True, pos_slice=-1)
     last = cache.logit_attrs(accumulated, right, wrong, pos_slice=-1)[-1]
     torch.testing.assert_close(last, want, atol=1e-4, rtol=0)
+
+
+def test_what_every_cache_can(tiny: Any, batch: Any) -> None:  # noqa: F811
+    logits, cache = tiny.run_with_cache(batch)
+    lens, seen = cache.logit_lens(positions=None), batch.tensors["attention_mask"].bool()
+    allowed = logits > -1e30  # Chameleon's image tokens are at the lowest number
+    torch.testing.assert_close(lens.values[-1][allowed], logits[allowed], atol=1e-5, rtol=0)
+    streams = [cache["resid_pre", layer] for layer in range(3)] + [cache["resid_post", 2]]
+    assert torch.equal(cache.accumulated_resid(), torch.stack(streams))
+    assert torch.equal(cache.stack_activation("pattern")[1], cache["pattern", 1])
+    assert list(cache.keys()) == [name for name, _ in cache.items()] and len(list(cache.values())) == len(
+        cache
+    )
+    assert (
+        cache.to("cpu")["resid_pre", 0].device.type == "cpu" and cache.tokens is batch.tokens and seen.any()
+    )
+    cache.toggle_autodiff(True)
+    assert torch.is_grad_enabled() and cache.ssm_layers() == []
+    with pytest.raises(TypeError, match="SSM mixer"):
+        cache.compute_ssm_state(0)
+    with pytest.raises(TypeError, match="SSM mixer"):
+        cache.compute_ssm_effective_attention(0)
+    with pytest.raises(AssertionError, match="Cannot remove batch dimension"):
+        cache.remove_batch_dim()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import gatelens as gl
 from gatelens.errors import InputError, InterventionError, ModelError
@@ -398,3 +399,96 @@ def test_ways_to_cache(tiny: HookedVLM) -> None:
     tiny.run_with_hooks(inputs, [(RESID[0], lambda t, hook: shapes.append(t.ndim))], remove_batch_dim=True)
     halved = tiny.run_with_hooks(inputs, [(RESID[0], lambda t, hook: t * 0.5)], remove_batch_dim=True)
     assert shapes == [2] and close(halved, tiny.run_with_hooks(inputs, [(RESID[0], lambda t, hook: t * 0.5)]))
+
+
+# ---------------------------------------------------------------- what only reads weights or hook points
+def test_what_reads_weights_is_transformerlens_own(tiny_llava: HookedVLM, hf_llava: Any) -> None:
+    """The same as on a bridge that TransformerLens built around the same weights."""
+    plain = copy.deepcopy(hf_llava)
+    bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config).eval()
+    bridge.tokenizer = tiny_llava.tokenizer
+    for name in ("W_E", "W_U", "b_U", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out"):
+        assert torch.equal(getattr(tiny_llava, name), getattr(bridge, name)), name
+    for name in ("all_head_labels", "attn_head_labels", "n_params_total", "hook_aliases"):
+        assert getattr(tiny_llava, name) == getattr(bridge, name), name
+    for name in ("layer_types", "composition_layer_indices"):
+        assert getattr(tiny_llava, name)() == getattr(bridge, name)(), name
+    for name in ("block_hooks", "block_submodules"):
+        assert getattr(tiny_llava, name)(1) == getattr(bridge, name)(1), name
+    for name in ("tl_parameters", "get_params", "state_dict"):
+        got, want = getattr(tiny_llava, name)(), getattr(bridge, name)()
+        assert list(got) == list(want) and all(torch.equal(got[key], want[key]) for key in want), name
+    assert [name for name, _ in tiny_llava.tl_named_parameters()] == list(bridge.tl_parameters())
+    tiny_llava.load_state_dict(tiny_llava.state_dict())
+    for mode in ("Q", "K", "V"):
+        got, want = (m.all_composition_scores(mode) for m in (tiny_llava, bridge))
+        assert torch.equal(got.scores, want.scores)
+    assert torch.equal(tiny_llava.accumulated_bias(2), bridge.accumulated_bias(2))
+    assert [n for n, _ in tiny_llava.blocks_with("attn")] == [0, 1, 2]
+    stacked = [m.stack_params_for("attn", "attn.W_O", m._reshape_o) for m in (tiny_llava, bridge)]
+    assert stacked[0][0] == stacked[1][0] and torch.equal(stacked[0][1], stacked[1][1])
+    for name in ("QK_for_attn_layers", "OV_for_attn_layers"):
+        assert torch.equal(getattr(tiny_llava, name)()[1].AB, getattr(bridge, name)()[1].AB)
+
+
+def test_hook_points_by_each_name(tiny: HookedVLM, inputs: Any) -> None:
+    point = tiny.hook_dict["blocks.1.hook_resid_post"]
+    assert (
+        tiny.get_hook_point("blocks.1.hook_out") is point
+        and tiny.mod_dict["blocks.1.hook_resid_post"] is point
+    )
+    assert point in tiny.hook_points() and len(set(map(id, tiny.hook_points()))) == len(tiny.hook_points())
+    assert tiny.original_model is tiny.hf
+    tiny.add_hook("blocks.1.hook_resid_post", lambda t, hook: hook.ctx.update(seen=True))
+    assert "blocks.1.hook_out" in tiny.list_hooks()
+    tiny(inputs)
+    assert point.ctx["seen"]
+    tiny.clear_contexts()
+    tiny.remove_all_hook_fns()
+    assert not point.ctx and no_hook_left(tiny)
+    held: dict[str, Tensor] = {}
+    with pytest.warns(DeprecationWarning, match="cache_some is deprecated"):
+        tiny.cache_some(held, lambda name: name in RESID)
+    tiny(inputs)
+    tiny.reset_hooks()
+    assert set(RESID) <= set(held)
+
+
+@pytest.mark.parametrize(
+    "switch, name",
+    [
+        ("attn_result", "attn.hook_result"),
+        ("split_qkv_input", "attn.hook_q_input"),
+        ("attn_in", "hook_attn_in"),
+        ("hook_mlp_in", "hook_mlp_in"),
+    ],
+)
+def test_switches_open_their_points_and_change_nothing(
+    tiny: HookedVLM, inputs: Any, switch: str, name: str
+) -> None:
+    clean = tiny(inputs)
+    turn = getattr(tiny, f"set_use_{switch}")
+    try:
+        turn(True)
+        got, cache = tiny.run_with_cache(inputs, [f"blocks.1.{name}", "blocks.1.hook_attn_out"])
+    finally:
+        turn(False)
+    assert close(got, clean, inputs) and f"blocks.1.{name}" in cache and close(tiny(inputs), clean, inputs)
+    if switch == "attn_result":
+        assert close(cache[f"blocks.1.{name}"].sum(2), cache["attn_out", 1], inputs)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_folding_the_final_norm_changes_no_logit(hf_llava: Any, tiny_llava: HookedVLM, tied: bool) -> None:
+    plain = copy.deepcopy(hf_llava)
+    if tied:
+        plain.lm_head.weight = plain.get_input_embeddings().weight
+    model = HookedVLM.from_module(plain, tiny_llava.processor)
+    inputs = model.prepare(*CASES["one image"])
+    before, embedding = model(inputs), model.W_E.clone()
+    model.enable_compatibility_mode()
+    model.enable_compatibility_mode()
+    assert close(model(inputs), before) and torch.equal(model.W_E, embedding)
+    assert (model.ln_final.weight == 1).all() and not torch.equal(model.W_U.T, embedding)
+    with pytest.raises(ModelError, match="takes no options"):
+        model.enable_compatibility_mode(no_processing=True)

@@ -84,7 +84,7 @@ def randomize(model: Any, seed: int) -> Any:
     return model.eval()
 
 
-def make_chameleon(swin_norm: bool = False) -> ChameleonForConditionalGeneration:
+def make_chameleon(swin_norm: bool = False, kv_heads: int = 2) -> ChameleonForConditionalGeneration:
     """4x4 image tokens a picture of 16x16 pixels; grouped-query attention with query and key norms."""
     config = ChameleonConfig(
         vocab_size=len(VOCABULARY),
@@ -92,7 +92,7 @@ def make_chameleon(swin_norm: bool = False) -> ChameleonForConditionalGeneration
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=256,
         pad_token_id=0,
         bos_token_id=1,
@@ -120,7 +120,7 @@ def make_chameleon_processor() -> ChameleonProcessor:
     return ChameleonProcessor(images, make_tokenizer(), image_seq_length=16)
 
 
-def make_llava(strategy: str = "default") -> LlavaForConditionalGeneration:
+def make_llava(strategy: str = "default", kv_heads: int = 2) -> LlavaForConditionalGeneration:
     """4x4 patches of a picture of 16x16 pixels, with a CLIP tower of two layers."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -138,7 +138,7 @@ def make_llava(strategy: str = "default") -> LlavaForConditionalGeneration:
             intermediate_size=48,
             num_hidden_layers=3,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=kv_heads,
             max_position_embeddings=256,
             pad_token_id=0,
             bos_token_id=1,

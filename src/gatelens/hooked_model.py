@@ -138,7 +138,8 @@ class HookPoints:
 
     def __init__(self, bridge: Any, config: Any) -> None:
         self.lock = ModelLock()
-        self.by_name: dict[str, HookPoint] = bridge.hook_dict
+        # TransformerLens' own is what the embedding gives; a picture's features come after it
+        self.by_name: dict[str, HookPoint] = bridge.hook_dict | {"hook_embed": bridge.blocks[0].hook_in}
         self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
         self.unread: dict[str, str] = towers.unread_points(bridge, config)
         self._closed_by: Callable[[str], str | None] = bridge._gated_hook_reason

@@ -60,6 +60,8 @@ class HookedVLM(HookedBridge):
         model.tokenizer = getattr(processor, "tokenizer", None)
         model.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(model.cfg.n_layers))
         model.cfg.position_limit = position_limit(hf.config.get_text_config())
+        if layout.two_way:  # what TransformerLens' functions ask that rely on causality
+            model.cfg.attention_dir = "bidirectional"
         install_norms(model)
         install_linear_layers(model)
         model.attention = "fused"

@@ -37,6 +37,7 @@ REFUSED = {
     "predict_next_sentence": "it is for BERT",
     "to_sentence_pair_tokens": "it is for BERT; write one prompt for prepare(images, text)",
     "clear_hook_registry": "the hook points of a wrapped model are fixed; reset_hooks() takes the hooks off them",
+    "close": "it ends a connection to an engine elsewhere; this model runs here",
     "compile": "a compiled pass fires no hooks; compile the transformers model and do not wrap it",
 }
 
