@@ -1,4 +1,4 @@
-"""What the demos of TransformerLens write, with pictures: main, exploratory analysis, activation and attribution patching."""
+"""What TransformerLens' demos write, with pictures: main, exploratory analysis, activation and attribution patching."""
 
 from __future__ import annotations
 
