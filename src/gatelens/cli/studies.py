@@ -246,5 +246,8 @@ def option_value(value: Any, field: Any) -> Any:
 def _json_or_word(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (
+        ValueError,
+        RecursionError,
+    ):  # no JSON, a number of thousands of digits, or brackets without an end
         return text

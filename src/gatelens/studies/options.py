@@ -103,7 +103,9 @@ def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
         reason = f"give {says}" if says else first["msg"].removeprefix("Value error, ")
         if first["type"] == "less_than_equal":
             reason = f"give {first['ctx']['le']:,} at most"
-        raise DataError(f"option {where}{name}={value!r}: {reason}") from None
+        text = repr(value)
+        text = text if len(text) <= 80 else f"{text[:79]}…"
+        raise DataError(f"option {where}{name}={text}: {reason}") from None
 
 
 def typed(value: Any) -> str:
