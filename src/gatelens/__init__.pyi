@@ -9,6 +9,7 @@ from gatelens import organisms as organisms
 from gatelens import studies as studies
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
+from gatelens.data.pairing import pairs as pairs
 from gatelens.engine import Generation as Generation
 from gatelens.engine import explain as explain
 from gatelens.engine import sweep as sweep

@@ -7,5 +7,6 @@
 
 from gatelens.data.base import Dataset, Example
 from gatelens.data.loading import load
+from gatelens.data.pairs import Pair, Pairs
 
-__all__ = ["Dataset", "Example", "load"]
+__all__ = ["Dataset", "Example", "Pair", "Pairs", "load"]

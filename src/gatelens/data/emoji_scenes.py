@@ -9,6 +9,8 @@ import numpy as np
 
 from gatelens.data import prompts, scenes
 from gatelens.data.base import TASKS, Example, check_drawn, check_split, check_task
+from gatelens.data.pairs import Pair
+from gatelens.data.scene_pairs import KINDS, scene_pair
 
 DEFAULT_LIMIT = 500
 MOST = 100_000  # of a task: they are all held at once, about 30 kB each
@@ -23,6 +25,7 @@ class EmojiScenes:
     name = "emoji-scenes"
     tasks: tuple[str, ...] = TASKS
     classes: tuple[str, ...] = scenes.CLASSES
+    differs: tuple[str, ...] = tuple(KINDS)
 
     def __init__(self, split: str = "test"):
         check_split(self.name, split)
@@ -52,6 +55,32 @@ class EmojiScenes:
             image = None if task == "draw" else scene.image
             examples.append(Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made))
         return examples
+
+    def pairs(self, differ: str, n: int, seed: int = 0) -> list[Pair]:
+        """``n`` pairs of scenes that differ in one fact; the i-th depends on (split, differ, seed, i) alone."""
+        check_drawn(self.name, n, seed, MOST)
+        task = "class" if differ == "class" else "vqa"
+        made = []
+        for i in range(n):
+            # the clean scenes of class pairs are those of the task's examples
+            two = scene_pair(differ, self.split, seed * len(TASKS) + TASKS.index(task), i)
+            sides = [
+                Example(
+                    scene.image,
+                    two.prompt,
+                    (answer,),
+                    task,
+                    f"{self.split}-{differ}-pair-{seed}-{i}-{side}",
+                    answer if task == "class" else None,
+                    {"objects": scene.objects, "masks": scene.masks, "kind": differ},
+                )
+                for side, scene, answer in (
+                    ("clean", two.clean, two.target),
+                    ("corrupt", two.corrupt, two.base),
+                )
+            ]
+            made.append(Pair(sides[0], sides[1], differ, two.target, two.base, note=two.note))
+        return made
 
 
 def _class(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, Any]:

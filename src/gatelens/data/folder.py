@@ -12,12 +12,16 @@ A row is about one picture and gives an example for each task whose columns it f
 | ``prompt`` | in place of the task's own wording |
 | ``objects`` | names of what is in the picture; several as for answers |
 | ``masks`` | a JSON object from names to picture files in the folder, not black where the object is |
+| ``image_b`` | a second picture, corrupt, that makes the row a pair: ``image`` is the clean one |
+| ``answers_b`` (or ``answer_b``) | what is right for the second picture; several as for answers |
+| ``differ`` | what differs between the two, in a word |
 
 Any other column is a fact of the examples, in ``meta``. Whatever else a row holds is an error with its number.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +37,15 @@ from PIL import Image
 
 from gatelens.data import prompts
 from gatelens.data.base import BadRows, Example, check_drawn, check_task
+from gatelens.data.pairs import Pair
 from gatelens.data.tables import Row, json_object, named, plain, read_csv, read_json_lines
 from gatelens.errors import DataError, did_you_mean
 from gatelens.pictures import load_image, load_mask
 
 TABLES = ("data.csv", "data.jsonl")
 _ANSWERS = {"class": "label", "vqa": "answers", "caption": "captions"}
-_ALSO = {"answer": "answers", "caption": "captions"}
+_ALSO = {"answer": "answers", "caption": "captions", "answer_b": "answers_b"}
+_OF_PAIRS = ("answers_b", "differ")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Folder:
         self.tasks = tuple(task for task in _ANSWERS if any(task in row.tasks for row in self._rows))
         labels = {row.values["label"][0] for row in self._rows if "class" in row.tasks}
         self.classes: tuple[str, ...] = tuple(sorted(labels))
+        paired = [row.values for row in self._rows if "image_b" in row.values]
+        self.differs = tuple(dict.fromkeys(values.get("differ", "image") for values in paired))
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
         """The task's rows, ``limit`` of them drawn by ``seed``, in the table's order.
@@ -93,6 +101,42 @@ class Folder:
             rows = [rows[i] for i in chosen]
         made = [self._bad.unless_bad(row.number, self._example, row, task) for row in rows]
         return [example for example in made if example is not None]
+
+    def pairs(self, differ: str | None = None, n: int | None = None, seed: int = 0) -> list[Pair]:
+        """The rows with a second picture, ``n`` of them drawn by ``seed``, in the table's order.
+
+        Args:
+            differ: only those whose column ``differ`` says so (``image`` where it is empty); None is all.
+
+        Raises:
+            DataError: no row has a second picture, or one cannot be read (named with its row).
+        """
+        check_drawn(self.name, n, seed)
+        rows = [row for row in self._rows if "image_b" in row.values]
+        if not rows:
+            raise DataError(
+                f"{self._table} names no pairs: give a second picture in a column 'image_b' and what is right for it "
+                "in 'answers_b'"
+            )
+        rows = [row for row in rows if differ in (None, row.values.get("differ", "image"))]
+        if n is not None and n < len(rows):
+            rows = [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:n])]
+        made = [self._bad.unless_bad(row.number, self._pair, row) for row in rows]
+        return [pair for pair in made if pair is not None]
+
+    def _pair(self, row: _Row) -> Pair:
+        clean = self._example(row, row.tasks[0])
+        answers = row.values.get("answers_b", ())
+        corrupt = dataclasses.replace(
+            clean,
+            image=load_image(self._inside(row.values["image_b"]), "picture"),
+            answers=answers,
+            id=f"{clean.id}-b",
+            label=answers[0] if clean.label and answers else None,
+            meta=row.facts,  # masks and objects are those of the first picture
+        )
+        base = answers[0] if answers else None
+        return Pair(clean, corrupt, row.values.get("differ", "image"), clean.answers[0], base)
 
     def _lines(self) -> tuple[Callable[[Any], Row], Sequence[tuple[int, Any]]]:
         """The table's rows as they lie, with their numbers, and what reads one."""
@@ -112,7 +156,11 @@ class Folder:
         values, facts = _values(parse(line))
         if "image" not in values:
             raise ValueError(f"no 'image'; name a picture in {self.path}")
-        for name in (values["image"], *values.get("masks", {}).values()):
+        stray = [name for name in _OF_PAIRS if name in values and "image_b" not in values]
+        if stray:
+            raise ValueError(f"{stray[0]!r} without 'image_b', the second picture it is about")
+        files = [values[name] for name in ("image", "image_b") if name in values]
+        for name in (*files, *values.get("masks", {}).values()):
             self._inside(name)
         return _Row(number, _tasks(values), values, facts)
 
@@ -171,7 +219,8 @@ def _values(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise ValueError(f"nothing reads a column {column!r}{near}")
             facts[column] = value
         elif name in values:
-            raise ValueError(f"both {name!r} and {name[:-1]!r}; keep one")
+            other = next(short for short, long in _ALSO.items() if long == name)
+            raise ValueError(f"both {name!r} and {other!r}; keep one")
         else:
             try:
                 values[name] = _READERS[name](value)
@@ -237,6 +286,9 @@ def _files(value: Any) -> dict[str, str]:
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "image": _text,
+    "image_b": _text,
+    "answers_b": _names,
+    "differ": _text,
     "task": _text,
     "prompt": _text,
     "question": _text,

@@ -8,7 +8,7 @@ are made of these alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -73,6 +73,7 @@ class Scene:
     pixels: UInt8[np.ndarray, "height width 3"]
     objects: tuple[SceneObject, ...]
     masks: Bool[np.ndarray, "n_objects height width"]
+    background: tuple[int, int, int] = _BACKGROUNDS[0]
 
     @property
     def image(self) -> Image.Image:
@@ -127,24 +128,37 @@ def unnamed_scene(seed: int, index: int, n_objects: int | None = None) -> Scene:
 
 def compose(attributes: list[tuple[str, str, str]], rng: np.random.Generator) -> Scene:
     """A scene of these (class, colour, shape) triples, placed by ``rng``; 1 to 3 of them."""
-    canvas = Image.new("RGB", (SIZE, SIZE), _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))])
-    places = _places(len(attributes), rng)
+    background = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
+    objects = []
     # Reading order (top row first, then left to right) makes the caption a function of the picture.
-    objects, masks = [], []
-    for (name, color, shape), (cx, cy, size) in zip(attributes, places, strict=True):
+    for (name, color, shape), (cx, cy, size) in zip(attributes, _places(len(attributes), rng), strict=True):
         x0, y0 = cx - size // 2, cy - size // 2
-        plate = _plate(shape, color, size)
+        objects.append(placed(name, color, shape, (x0, y0, x0 + size, y0 + size)))
+    return drawn(objects, background)
+
+
+def placed(name: str, color: str, shape: str, box: tuple[int, int, int, int]) -> SceneObject:
+    """An object whose plate fills a square box; its side follows from the box."""
+    return SceneObject(name, color, shape, "left" if box[0] + box[2] < SIZE else "right", box)
+
+
+def drawn(objects: Sequence[SceneObject], background: tuple[int, int, int]) -> Scene:
+    """The scene of these objects, each in its own box."""
+    canvas = Image.new("RGB", (SIZE, SIZE), background)
+    masks = []
+    for o in objects:
+        x0, y0, x1, _ = o.box
+        size = x1 - x0
+        plate = _plate(o.shape, o.color, size)
         canvas.paste(plate, (x0, y0), plate)
         art_size = round(size * 0.74)
-        art = artwork(name, art_size)
-        ax, ay = cx - art_size // 2, cy - art_size // 2
+        art = artwork(o.name, art_size)
+        ax, ay = x0 + size // 2 - art_size // 2, y0 + size // 2 - art_size // 2
         canvas.paste(art, (ax, ay), art)
         mask = np.zeros((SIZE, SIZE), dtype=bool)
         mask[ay : ay + art_size, ax : ax + art_size] = np.asarray(art)[..., 3] > 127
         masks.append(mask)
-        side = "left" if cx < SIZE // 2 else "right"
-        objects.append(SceneObject(name, color, shape, side, (x0, y0, x0 + size, y0 + size)))
-    return Scene(np.asarray(canvas), tuple(objects), np.stack(masks))
+    return Scene(np.asarray(canvas), tuple(objects), np.stack(masks), background)
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
