@@ -68,7 +68,7 @@ def edit(
     heads [n, head, d_head]; at ``pattern`` [n, head, key], the weights with which each row reads positions 0, 1, ….
     ``where`` (:class:`Rows`) says which they are, and which keys each can read. In a decoding step only the new row
     is there, and no key after it: a function that mixes rows, or counts keys, means something else there. Scaling
-    keys, for instance::
+    keys, for instance (at ``k`` a family that norms its keys would undo it)::
 
         gl.edit(lambda keys, where: 2 * keys, at="image", site="rot_k", layers=[3])
 
