@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +15,18 @@ import gatelens
 
 
 @pytest.mark.parametrize(
-    "package", ["", ".data", ".engine", ".families", ".interventions", ".measures", ".organisms", ".studies"]
+    "package",
+    [
+        "",
+        ".data",
+        ".engine",
+        ".families",
+        ".interventions",
+        ".measures",
+        ".organisms",
+        ".studies",
+        ".training",
+    ],
 )
 def test_every_name_is_there_once(package: str) -> None:
     module = import_module(f"gatelens{package}")
@@ -66,3 +79,23 @@ def test_the_public_face_is_the_stub() -> None:
     ):
         assert name in names and getattr(gatelens, name) is not None
     assert gatelens.metrics is import_module("gatelens.measures.logits")
+
+
+NOTEBOOK = """
+import sys, types
+kernel = types.ModuleType("IPython")
+kernel.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["IPython"], sys.modules["ipywidgets"] = kernel, None
+sys.ps1 = ">>> "
+import gatelens
+gatelens.HookedVLM
+"""
+
+
+def test_the_first_use_in_a_notebook_warns_of_nothing_and_says_what_takes_so_long() -> None:
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, check=True)
+    assert "IProgress" not in done.stderr and "TqdmWarning" not in done.stderr
+    said = "gatelens: importing torch, transformers and TransformerLens"
+    script = NOTEBOOK.replace('sys.ps1 = ">>> "', "")
+    quiet = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert said in done.stderr and said not in quiet.stderr

@@ -276,3 +276,12 @@ def test_what_comes_up_on_the_way_is_noted(tmp_path: Path) -> None:
     run.note(bad_rows_left_out={"n": 1})
     assert Run.load(tmp_path).manifest["info"] == {"model": "tiny", "bad_rows_left_out": {"n": 1}}
     start(tmp_path)  # notes are no settings
+
+
+def test_a_run_prints_in_a_line(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", study="some-study", settings={})
+    assert repr(run) == f"Run(some-study, {tmp_path / 'r'}; tables: none yet)"
+    run.save("numbers", pd.DataFrame({"a": [1]}))
+    assert repr(run).endswith("tables: numbers)") and "in memory" in repr(
+        Run.open(None, study="s", settings={})
+    )

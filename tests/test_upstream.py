@@ -229,3 +229,64 @@ def test_attribution_leaves_out_the_final_norms_weight_and_the_pictures() -> Non
     assert missing[image].min() > 0.1 and missing[~image].max() < 1e-4
     attrs = cache.logit_attrs(cache.decompose_resid(pos_slice=-1), 20, 21, pos_slice=-1).sum(0)
     assert (attrs - (logits[:, -1, 20] - logits[:, -1, 21])).abs().max() > 0.1
+
+
+def wrapped_llava() -> tuple[Any, dict[str, Tensor]]:
+    """A bridge as TransformerLens builds it, and a prompt with a picture."""
+    hf = make_llava()
+    return plain_bridge(hf).eval(), prompt()
+
+
+@torch.no_grad()
+def test_ids_alone_run_without_the_picture() -> None:
+    bridge, tensors = wrapped_llava()
+    ids = tensors["input_ids"]
+    assert (ids == bridge.original_model.config.image_token_id).any()
+    alone = bridge(ids, attention_mask=tensors["attention_mask"])
+    assert alone.isfinite().all() and not torch.equal(alone, bridge(ids, **without(tensors, "input_ids")))
+
+
+def without(tensors: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name not in names}
+
+
+@torch.no_grad()
+def test_a_hook_goes_by_its_points_own_name() -> None:
+    bridge, tensors = wrapped_llava()
+    seen: list[str] = []
+    hook = ("blocks.1.hook_resid_post", lambda tensor, hook: seen.append(hook.name))
+    bridge.run_with_hooks(tensors["input_ids"], fwd_hooks=[hook], **without(tensors, "input_ids"))
+    assert seen == ["blocks.1.hook_out"]
+
+
+@torch.no_grad()
+def test_a_pass_from_a_layer_computes_the_layers_before_it() -> None:
+    bridge, _ = wrapped_llava()
+    ran: list[int] = []
+    for number, block in enumerate(bridge.blocks):
+        block.original_component.register_forward_hook(lambda m, a, out, n=number: ran.append(n))
+    bridge(torch.randn(1, 5, 32), start_at_layer=2)
+    assert ran == [0, 1, 2]
+
+
+def test_no_gradient_reaches_a_hook_while_parameters_are_frozen() -> None:
+    bridge, tensors = wrapped_llava()
+    bridge.requires_grad_(False)
+    with bridge.hooks(bwd_hooks=[("blocks.1.hook_resid_post", lambda gradient, hook: None)]):
+        logits = bridge(tensors["input_ids"], **without(tensors, "input_ids"))
+    assert not logits.requires_grad
+
+
+def test_attribution_gives_the_embedding_nothing_where_the_picture_is() -> None:
+    bridge, _ = wrapped_llava()
+    pictures = [
+        HookedVLM.from_module(make_llava(), make_llava_processor()).prepare(
+            make_picture(seed=s), "<image> is"
+        )
+        for s in (1, 2)
+    ]
+    embedded = [
+        bridge.run_with_cache(one.ids, **without(one.tensors, "input_ids"))[1]["hook_embed"]
+        for one in pictures
+    ]
+    assert torch.equal(*embedded)  # so their difference, which attribution multiplies, is nothing

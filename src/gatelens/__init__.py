@@ -7,6 +7,11 @@ The public face is the stub ``__init__.pyi`` beside this file. Its names are imp
 from __future__ import annotations
 
 import ast
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,13 +30,34 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
+# tqdm says so in red where a notebook has no ipywidgets, and then draws its bars as text
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gatelens' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
-    if module == __name__:
-        return import_module(f"{module}.{attribute}")
-    return getattr(import_module(module), attribute)
+    with _patience():
+        if module == __name__:
+            return import_module(f"{module}.{attribute}")
+        return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Says, to somebody who waits at a prompt, what takes so long the first time."""
+    if "transformer_lens" in sys.modules or not (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
+        yield
+        return
+    what = "gatelens: importing torch, transformers and TransformerLens; this takes some seconds once"
+    timer = threading.Timer(1.0, print, [what], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ from gatelens import interventions as interventions
 from gatelens import measures as measures
 from gatelens import organisms as organisms
 from gatelens import studies as studies
+from gatelens import training as training
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.data.pairing import pairs as pairs

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from gatelens.errors import InputError, UnknownNameError, did_you_mean
 from gatelens.hub_errors import one_line
-from gatelens.pictures import ImageLike, load_image
+from gatelens.pictures import ImageLike, load_image, thumbnail
 from gatelens.tokens import Role, TokenMap
 
 Images = ImageLike | Sequence[Any] | None
@@ -295,17 +293,9 @@ class VLMInputs:
     def _repr_html_(self) -> str:
         """Pictures as thumbnails over the table of who is where, of the first prompts."""
         some = self.select(slice(0, 4))
-        pictures = [_thumbnail(picture) for one in some.images for picture in one[:8]]
+        pictures = [thumbnail(picture) for one in some.images for picture in one[:8]]
         more = f"<p>… {self.batch_size - 4} more</p>" if self.batch_size > 4 else ""
         return f"<div>{''.join(pictures)}</div>{some.tokens.show()._repr_html_()}{more}"
-
-
-def _thumbnail(picture: Image.Image) -> str:
-    small, file = picture.copy(), io.BytesIO()
-    small.thumbnail((96, 96))
-    small.save(file, format="PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f"<img src='data:image/png;base64,{data}' style='margin:2px'>"
 
 
 def next_position_ids(position_ids: Tensor, step: int) -> Tensor:

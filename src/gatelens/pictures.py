@@ -8,6 +8,7 @@ nothing of their range: they are read like an array's, or refused.
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -207,3 +208,12 @@ def _from_array(image: np.ndarray | Tensor, where: str) -> Image.Image:
 def _numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == bfloat16 else tensor).numpy()
+
+
+def thumbnail(picture: Image.Image, side: int = 96) -> str:
+    """The picture in HTML, at most so many pixels a side."""
+    small, file = picture.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, format="PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f"<img src='data:image/png;base64,{data}' style='margin:2px'>"

@@ -45,6 +45,10 @@ class Run:
         self.manifest = manifest
         self._memory: dict[str, bytes] = {}
 
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else str(self.path)
+        return f"Run({self.study}, {where:.200}; tables: {', '.join(self.tables()) or 'none yet':.600})"
+
     @classmethod
     def open(
         cls,

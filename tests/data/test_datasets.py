@@ -188,3 +188,13 @@ def test_an_unreadable_picture_is_named_with_its_row(folder):
 def test_what_is_not_there_is_said(tmp_path, call, message):
     with pytest.raises(DataError, match=message):
         call(tmp_path)
+
+
+def test_data_sets_and_examples_print_in_a_line():
+    scenes = data.load("emoji-scenes")
+    assert repr(scenes) == "EmojiScenes(emoji-scenes, test; tasks: class, vqa, caption, draw)"
+    example = scenes.examples("class", limit=1)[0]
+    assert repr(example).startswith("Example(test-class-0-0, class: '<image>") and len(repr(example)) < 400
+    assert "masks" in repr(example) and "array" not in repr(example)
+    assert example._repr_html_().startswith("<div><img src='data:image/png")
+    assert "<img" not in scenes.examples("draw", limit=1)[0]._repr_html_()

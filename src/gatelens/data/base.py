@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from PIL import Image
 
 from gatelens.errors import DataError
+from gatelens.pictures import thumbnail
 
 Result = TypeVar("Result")
 
@@ -21,7 +23,19 @@ def kind(task: str) -> str:
     return task.split(" (", 1)[0]
 
 
-@dataclass(frozen=True, eq=False)
+class Named:
+    """A data set that prints as a line: its name, what it was made with, its tasks."""
+
+    name: str
+    tasks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        split = f", {self.split}" if hasattr(self, "split") else ""
+        tasks = ", ".join(self.tasks)
+        return f"{type(self).__name__}({self.name}{split}; tasks: {tasks:.200})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Example:
     """One prompt and what is right.
 
@@ -42,6 +56,16 @@ class Example:
     id: str
     label: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        answers = ", ".join(repr(answer[:40]) for answer in self.answers[:3])
+        facts = f"; {', '.join(self.meta)}" if self.meta else ""
+        return f"Example({self.id}, {self.task}: {self.prompt[:90]!r} -> {answers}{facts:.200})"
+
+    def _repr_html_(self) -> str:
+        """The picture over the line."""
+        picture = "" if self.image is None else thumbnail(self.image, 192)
+        return f"<div>{picture}<br><code>{html.escape(repr(self))}</code></div>"
 
 
 @runtime_checkable

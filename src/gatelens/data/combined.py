@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gatelens.data.base import Dataset, Example, check_task
+from gatelens.data.base import Dataset, Example, Named, check_task
 from gatelens.errors import DataError
 
 
-class CombinedDataset:
+class CombinedDataset(Named):
     """Data sets side by side. A task only one of them has keeps its name; one that several have is named after
     each of them: ``caption (flickr30k)``, ``caption (coco)``.
 

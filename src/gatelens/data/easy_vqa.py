@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example, check_drawn, check_split, check_task
+from gatelens.data.base import Example, Named, check_drawn, check_split, check_task
 from gatelens.errors import DataError
 from gatelens.pictures import load_image
 
 
-class EasyVqa:
+class EasyVqa(Named):
     """easy-vqa's questions; ``split`` is ``train`` (38,575) or ``test`` (9,673)."""
 
     name = "easy-vqa"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatelens.data import prompts, scenes
-from gatelens.data.base import TASKS, Example, check_drawn, check_split, check_task
+from gatelens.data.base import TASKS, Example, Named, check_drawn, check_split, check_task
 from gatelens.data.pairs import Pair
 from gatelens.data.scene_pairs import KINDS, scene_pair
 
@@ -16,7 +16,7 @@ DEFAULT_LIMIT = 500
 MOST = 100_000  # of a task: they are all held at once, about 30 kB each
 
 
-class EmojiScenes:
+class EmojiScenes(Named):
     """Scenes of one split; endless, so a task without a limit gives ``DEFAULT_LIMIT`` examples.
 
     ``class`` and ``draw`` use scenes of one object; ``vqa`` and ``caption`` scenes of one to three.

@@ -36,7 +36,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from gatelens.data import prompts
-from gatelens.data.base import BadRows, Example, check_drawn, check_task
+from gatelens.data.base import BadRows, Example, Named, check_drawn, check_task
 from gatelens.data.pairs import Pair
 from gatelens.data.tables import Row, json_object, named, plain, read_csv, read_json_lines
 from gatelens.errors import DataError, did_you_mean
@@ -58,7 +58,7 @@ class _Row:
     facts: Mapping[str, Any]
 
 
-class Folder:
+class Folder(Named):
     """Examples from a folder. The table is checked whole when it is opened; pictures when they are used.
 
     With ``skip_bad`` bad rows are left out and listed in ``skipped`` instead of being an error.

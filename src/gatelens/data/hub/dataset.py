@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gatelens.data.base import BadRows, Example, check_drawn, check_task
+from gatelens.data.base import BadRows, Example, Named, check_drawn, check_task
 from gatelens.data.hub import coco_objects
 from gatelens.data.hub.entries import ENTRIES, Entry
 from gatelens.data.hub.fields import synonyms
@@ -24,7 +24,7 @@ _NO_LABEL = (None, -1, "")
 _META_ROLES = ("picture", "kind", "question_type", "part")
 
 
-class HubDataset:
+class HubDataset(Named):
     """One of :data:`ENTRIES`, from the hub or a local copy.
 
     Args:
