@@ -88,6 +88,19 @@ def test_slices_kept_rows_and_single_prompts_give_the_same_parts(tiny: Any, batc
     torch.testing.assert_close(single.sum(0), whole[:, 1].sum(0), atol=1e-4, rtol=0)
 
 
+def test_projected_parts_are_the_products_of_the_parts(tiny: Any, batch: Any) -> None:  # noqa: F811
+    _, cache = tiny.run_with_cache(batch)
+    onto = torch.randn(32, 2)
+    for apply_ln in (False, True):
+        options: dict[str, Any] = {"apply_ln": apply_ln, "pos_slice": -1}
+        neurons = cache.stack_neuron_results(2, incl_remainder=True, **options)
+        got = cache.stack_neuron_results(2, incl_remainder=True, project_output_onto=onto, **options)
+        torch.testing.assert_close(got, neurons @ onto, atol=1e-4, rtol=0)
+        whole = cache.get_full_resid_decomposition(2, **options)
+        got = cache.get_full_resid_decomposition(2, project_output_onto=onto[:, 0], **options)
+        torch.testing.assert_close(got, whole @ onto[:, 0], atol=1e-4, rtol=0)
+
+
 def test_attributed_tokens_one_for_all_or_one_each(tiny: Any, batch: Any) -> None:  # noqa: F811
     logits, cache = tiny.run_with_cache(batch)
     stack = cache.decompose_resid()

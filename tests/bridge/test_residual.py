@@ -17,6 +17,10 @@ from transformers import (
     GraniteMoeForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -87,6 +91,10 @@ def decoder(kind: str) -> Any:
         return Olmo2ForCausalLM(Olmo2Config(**SIZES))
     if kind == "cohere":  # attention and MLP side by side, layer norm, scaled logits, tied embeddings
         return CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.3))
+    if kind == "starcoder2":  # biases everywhere, layer norm with a bias
+        return Starcoder2ForCausalLM(Starcoder2Config(**SIZES, use_bias=True))
+    if kind == "phi":  # side by side, and a bias of the unembedding too
+        return PhiForCausalLM(PhiConfig(**SIZES))
     return GraniteMoeForCausalLM(GraniteMoeConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2))
 
 
@@ -101,7 +109,7 @@ def run(kind: str) -> tuple[HookedVLM, Any, Tensor, Any]:
     return model, inputs, *model.run_with_cache(inputs)
 
 
-@pytest.mark.parametrize("kind", ["granite", "olmo2", "cohere"])
+@pytest.mark.parametrize("kind", ["granite", "olmo2", "cohere", "starcoder2", "phi"])
 def test_other_decoders_add_up_too(kind: str) -> None:
     model, inputs, logits, cache = run(kind)
     for layer in range(2):
@@ -110,7 +118,11 @@ def test_other_decoders_add_up_too(kind: str) -> None:
         parts = cache.get_full_resid_decomposition(layer + 1)
         torch.testing.assert_close(parts.sum(0), whole, atol=1e-4, rtol=0)
     attrs = cache.logit_attrs(cache.decompose_resid(), 3).sum(0)
-    torch.testing.assert_close(attrs, logits[..., 3], atol=1e-4, rtol=0)
+    norm, unembedding = (getattr(model.bridge, name).original_component for name in ("ln_final", "unembed"))
+    # biases of the final norm and of the unembedding are nobody's part
+    bias = 0.0 if getattr(norm, "bias", None) is None else unembedding(norm.bias)[3]
+    torch.testing.assert_close(attrs + bias, logits[..., 3], atol=1e-4, rtol=0)
+    assert kind not in ("starcoder2", "phi") or abs(float(bias)) > 0.01
     for by in get_args(By):
         assert gl.attribute(model, inputs, (3, 5), by=by).error < 1e-5
     last = cache["resid_post", 1][0]
