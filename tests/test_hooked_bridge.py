@@ -221,6 +221,8 @@ def test_start_at_layer_without_tokens_counts_from_zero(tiny: HookedVLM) -> None
     inputs = tiny.prepare(*CASES["one image"])
     want, cache = tiny.run_with_cache(inputs)
     assert close(tiny(cache["resid_pre", 1], start_at_layer=1), want)
+    with pytest.raises(InputError, match="a loss needs the words"):
+        tiny(cache["resid_pre", 1], start_at_layer=1, return_type="loss")
     with pytest.raises(InputError, match="wants the residual stream entering it"):
         tiny(inputs, start_at_layer=1)
     with pytest.raises(InputError, match="tokens are"):
@@ -293,7 +295,8 @@ def test_gradients_are_plain_torchs(tiny: HookedVLM, oracle: Any, inputs: Any) -
         got.clear()
 
     hooks = [(name, keep) for name in RESID]
-    with tiny.hooks(bwd_hooks=hooks):
+    with tiny.hooks(bwd_hooks=hooks) as model:
+        assert model is tiny
         tiny(inputs)[:, -1, 30].sum().backward()
     check()
     tiny.run_with_hooks(inputs, bwd_hooks=hooks)[:, -1, 30].sum().backward()
@@ -438,7 +441,12 @@ def test_hook_points_by_each_name(tiny: HookedVLM, inputs: Any) -> None:
         and tiny.mod_dict["blocks.1.hook_resid_post"] is point
     )
     assert point in tiny.hook_points() and len(set(map(id, tiny.hook_points()))) == len(tiny.hook_points())
-    assert tiny.original_model is tiny.hf
+    assert tiny.original_model is tiny.hf and tiny.get_hook_point("blocks.9.hook_out") is None
+    entering = tiny.hook_dict["blocks.0.hook_resid_pre"]
+    assert tiny.hook_embed is entering is tiny.get_hook_point("hook_embed") is tiny.mod_dict["hook_embed"]
+    twin = copy.deepcopy(tiny)
+    assert close(twin(inputs), tiny(inputs), inputs) and twin.hook_points is not tiny.hook_points
+    assert twin.bridge is twin and twin.blocks[0].hook_in is twin.hook_embed
     tiny.add_hook("blocks.1.hook_resid_post", lambda t, hook: hook.ctx.update(seen=True))
     assert "blocks.1.hook_out" in tiny.list_hooks()
     tiny(inputs)

@@ -75,6 +75,8 @@ class HookedBridge(VLMBridge):
         """
         if return_type not in RETURN_TYPES:
             raise InputError(f"return_type {return_type!r}: write 'logits', 'loss', 'both' or None")
+        if return_type in ("loss", "both") and start_at_layer is not None and tokens is None:
+            raise InputError("a loss needs the words: give tokens=inputs with start_at_layer")
         start = None if start_at_layer is None else self._layer(start_at_layer, "start_at_layer")
         stop = None if stop_at_layer is None else self._layer(stop_at_layer, "stop_at_layer", last=True)
         if start is None:
@@ -169,7 +171,7 @@ class HookedBridge(VLMBridge):
         Raises:
             InputError: ``position_ids`` are missing where the family's do not follow from the mask.
         """
-        with self.hooks(fwd_hooks):
+        with self.hook_points.hooked(fwd_hooks):
             if self._in_tuples is not None:
                 return hooked_model.forward_step(self, tensors, past, use_cache)
             watch = self.blocks[0].register_forward_hook(self._note_output)
@@ -220,8 +222,6 @@ class HookedBridge(VLMBridge):
             InterventionError: an unknown name, a point that never fires, or an edit that would change nothing.
         """
         bwd_hooks = hook_pairs(bwd_hooks, "bwd_hooks")
-        if not bwd_hooks and reset_hooks_end and not clear_contexts:
-            return self.hook_points.hooked(fwd_hooks)
         return self._hooked(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts)
 
     @contextmanager

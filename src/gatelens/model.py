@@ -55,6 +55,7 @@ class HookedVLM(HookedBridge):
         model: HookedVLM = bridge
         # not by setattr, which would register the wrapped model as a module of the bridge
         model.__dict__.update(hf=hf, processor=processor, hook_points=points, lock=points.lock)
+        model.__dict__["hook_embed"] = points.by_name["hook_embed"]
         model._gradient_handles = []
         model.weight_names, model.family, model.layout = names, family, layout
         model.tokenizer = getattr(processor, "tokenizer", None)

@@ -72,6 +72,10 @@ class VLMBridge(TransformerBridge):
         """Every hook point by each of its names."""
         return self.hook_points.by_name
 
+    def get_hook_point(self, hook_name: str) -> Any:
+        """The point of this name; None where there is none."""
+        return self.hook_dict.get(hook_name)
+
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer; None without one."""
