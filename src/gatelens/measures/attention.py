@@ -261,7 +261,8 @@ class AttentionShare:
                     columns = {"layer": layer, "group": group, "positions": positions}
                     parts.append(pd.DataFrame({**columns, "share": shares[:, number]}))
         keys, names = ["layer", "group", "positions"], ("share", "low", "high")
-        table = summary(pd.concat(parts), keys, "share", unit=None, n_boot=n_boot, seed=seed, names=names)
+        every = pd.concat(parts)
+        table = summary(every, keys, "share", unit=None, bounds=None, n_boot=n_boot, seed=seed, names=names)
         return table[["layer", "group", *names, "positions", "n"]]
 
     def _check_fired(self) -> None:

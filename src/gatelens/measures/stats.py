@@ -3,11 +3,12 @@
 :func:`mean_interval` decides for every mean of the package:
 
 - a proportion (outcomes of 0 and 1) has Wilson's score interval;
-- other values that cannot leave known bounds (accuracies with partial credit, shares, differences of outcomes of the
-  same examples) have a Bayesian bootstrap in which one made-up example, half of it at each bound, stands for what was
+- other scores between known bounds (partial credit, outcomes averaged over repeats, differences of outcomes of the same
+  examples) have a Bayesian bootstrap in which one made-up example, half of it at each bound, stands for what was
   not drawn. For a proportion this is Jeffreys' interval. It has a width however alike the values are, where
   resampling the values alone finds none;
-- values without bounds (nats, CIDEr-D) have the BCa bootstrap.
+- values without bounds (nats, CIDEr-D), and quantities that are measured and not scored, whose bounds say nothing of
+  what was not drawn (attention, overlaps), have the BCa bootstrap.
 
 ``python -m benchmarks.intervals`` measures how often they hold the truth.
 """
@@ -32,10 +33,10 @@ Bounds = tuple[float, float]
 SHARE: Bounds = (0.0, 1.0)
 CHANGE: Bounds = (-1.0, 1.0)  # the difference of two shares
 IN_WORDS = (
-    "95 %. Of a proportion Wilson’s; of other values between known bounds (partial credit, shares, differences of the "
-    "same examples) a Bayesian bootstrap in which one made-up example stands for what was not drawn, so that it has a "
-    "width however alike the examples score; of values without bounds (CIDEr-D, nats) the BCa bootstrap, without width "
-    "where all are alike."
+    "95 %. Of a proportion Wilson’s; of other scores between known bounds (partial credit, differences of the same "
+    "examples) a Bayesian bootstrap in which one made-up example stands for what was not drawn, so that it has a width "
+    "however alike the examples score; of all other values (CIDEr-D, nats, attention, overlaps) the BCa bootstrap, "
+    "without width where all are alike."
 )
 
 _CELLS = 4_000_000  # numbers drawn at once: bounds memory for large n
@@ -57,8 +58,8 @@ def mean_interval(
 
     Args:
         values: one an example.
-        bounds: the least and the most a value can be, whether or not any is: :data:`SHARE`, :data:`CHANGE` for
-            differences of shares; None where there are none.
+        bounds: the least and the most an example can score, whether or not any does: :data:`SHARE`, :data:`CHANGE`
+            for differences; None where there are none, or values are measured and not scored.
         n_boot, seed: of the intervals that are drawn.
         level: 0.95 means a 95 % interval.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from gate_search_helpers import made_up
+from gatelens.measures.stats import CHANGE, SHARE, mean_interval
+from gatelens.studies.gate_finder.state import bounds_of
 from gatelens.studies.gate_finder.verdict import gate_verdict
 
 SET = {"share": 0.95, "share_low": 0.92, "share_high": 1.0, "places": [64], "damage": []}
@@ -55,7 +58,7 @@ def test_what_the_picture_is_worth_comes_first(worth: float, low: float, naming:
 def test_flips_count_by_their_interval(low: float, high: float, wanted: str) -> None:
     said = judged(1, 1, 1, joint_mean=(low + high) / 2, joint_low=low, joint_high=high)
     assert next(e["says"] for e in said["evidence"] if e["kind"] == "patching") == wanted
-    assert ("patching" in said["disagree"]) == (wanted != "narrow")
+    assert ("patching" in said["disagree"]) == (wanted == "distributed")
 
 
 def standing(values: list[float], width: float = 0.02) -> dict[str, str]:
@@ -82,3 +85,13 @@ def test_what_stands_out_does_so_above_all_others() -> None:
     assert "<eoss> (position 66) stands out" in standing([0.8, 0.49, 0.05])["text"]
     assert standing([0.06, 0.05, 0.05])["says"] == "distributed"
     assert standing([0.05, 0.8, 0.05])["says"] == "another gate"
+
+
+def test_what_is_measured_and_not_scored_has_no_bounds() -> None:
+    """A made-up example with all of the attention would drown shares of a hundredth."""
+    assert bounds_of("attention") is bounds_of("overlap") is bounds_of("target overlap") is None
+    assert bounds_of("zero log_prob") is None
+    assert (bounds_of("flipped"), bounds_of("mask accuracy")) == (SHARE, CHANGE)
+    shares = 0.015 + 0.001 * np.random.default_rng(0).standard_normal(48)
+    low, high = mean_interval(shares, bounds_of("attention"))
+    assert 0.0145 < low < shares.mean() < high < 0.0155

@@ -41,10 +41,8 @@ def why_not(examples: Sequence[Example]) -> str | None:
 
 
 def bounds_of(measure: str) -> Bounds | None:
-    """The least and the most a measure can be in one example."""
-    if measure.endswith("log_prob"):
-        return None
-    return CHANGE if measure == "target overlap" or measure.endswith("accuracy") else SHARE
+    """The least and the most an example can score in a measure; None where it is no score."""
+    return SHARE if measure == "flipped" else CHANGE if measure.endswith("accuracy") else None
 
 
 class SearchState:

@@ -56,9 +56,9 @@ def gate_verdict(
     disagree: list[str] = []
     sentence = _sentence(says, gate, first, facts)
     if says in (NARROW, DISTRIBUTED):
-        disagree = [e["kind"] for e in evidence if e["says"] != says]
+        disagree = [e["kind"] for e in evidence if e["says"] not in (says, INCONCLUSIVE)]
         against = f"Evidence that does not agree: {', '.join(disagree)}."
-        sentence += f" {against if disagree else 'Every measure agrees.'}"
+        sentence += f" {against if disagree else 'Every measure that says anything agrees.'}"
     return {
         "verdict": says,
         "headline": {NARROW: f"narrow gate at {gate}"}.get(says, says),

@@ -251,7 +251,7 @@ def readable(
                 values[WITH_GATE] = (common, k / (len(labels) - 1), 1.0)
             for what, (share, *yardsticks) in values.items():
                 numbers = share.double().numpy()
-                low, high = mean_interval(numbers, n_boot=n_boot, seed=seed)
+                low, high = mean_interval(numbers, None, n_boot=n_boot, seed=seed)
                 rows.append((name, layer, what, numbers.mean(), low, high, len(numbers), *yardsticks, k))
             if can_probe and layer in probed:
                 # as they are: scaled to one size, the differences that part ties would be features

@@ -23,7 +23,7 @@ from gatelens.engine import last_logits
 from gatelens.errors import DataError
 from gatelens.interventions import hook_name, patch
 from gatelens.measures.overlap import distribution_overlap
-from gatelens.measures.stats import summary
+from gatelens.measures.stats import SHARE, summary
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies.examples import Labels, labels_of, prepare
@@ -232,7 +232,10 @@ def summarise_patching(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFr
     if "success" in pairs:
         values["success"] = pairs.success.where(pairs.both_right)
         measures["success"] = "success"
-    return summary(values, ["layer"], measures, "pair", n_boot=n_boot, seed=seed, missing="skip")
+    scored = dict.fromkeys(("flipped", "success"), SHARE)  # overlaps are measured
+    return summary(
+        values, ["layer"], measures, "pair", bounds=scored, n_boot=n_boot, seed=seed, missing="skip"
+    )
 
 
 def class_table(pairs: pd.DataFrame, layer: int, n_boot: int, seed: int) -> pd.DataFrame:

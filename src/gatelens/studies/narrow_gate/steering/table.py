@@ -90,7 +90,7 @@ def summarise(
     def add(pair: str, dose: float, direction: str, measure: str, values: pd.Series) -> None:
         numbers = values.to_numpy(dtype=np.float64)
         if len(numbers):
-            bounds = CHANGE if measure == ABOVE else SHARE
+            bounds = {ABOVE: CHANGE, ELSEWHERE: None, VQA_OVERLAP: None}.get(measure, SHARE)
             low, high = mean_interval(numbers, bounds, n_boot=n_boot, seed=seed)
             layer = layers["last" if direction == REFERENCE else "gate"]
             rows.append((pair, layer, dose, direction, measure, numbers.mean(), low, high, len(numbers)))
