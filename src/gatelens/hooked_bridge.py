@@ -87,7 +87,7 @@ class HookedBridge(VLMBridge):
         if start is not None and stop is not None and stop <= start:
             return residual
         try:
-            with self._from(start, residual, batch) as kept, self._until(stop):
+            with self.begun_at(start, residual, batch) as kept, self._until(stop):
                 logits, _ = self.forward_step(kept)
         except StopAt as stopped:
             return stopped.residual
@@ -129,8 +129,10 @@ class HookedBridge(VLMBridge):
         return batch
 
     @contextmanager
-    def _from(self, start: int | None, residual: Tensor | None, batch: VLMInputs) -> Iterator[dict[str, Any]]:
-        """The tensors of a pass that begins at a layer, while the layers before it are left out."""
+    def begun_at(
+        self, start: int | None, residual: Tensor | None, batch: VLMInputs
+    ) -> Iterator[dict[str, Any]]:
+        """The tensors of a pass that begins at a layer with this residual stream; the layers before it are left out."""
         if start is None or residual is None:
             yield batch.tensors
             return

@@ -1,12 +1,14 @@
-"""Decoder layers that are left out of a pass."""
+"""Decoder layers that are left out of a pass, or computed again on the way back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
@@ -17,6 +19,21 @@ def skip_blocks(bridge: Any, start: int, in_tuples: bool) -> Iterator[None]:
             # an instance attribute comes before the class's forward; the block, its hooks and cache stay untouched
             block.__dict__["forward"] = _hand_on_tuple if in_tuples else _hand_on
             stack.callback(block.__dict__.pop, "forward")
+        yield
+
+
+@contextmanager
+def recompute_blocks(bridge: Any) -> Iterator[None]:
+    """Let each block keep its input alone for the way back and compute the rest again there (arXiv 1604.06174).
+
+    Gradients have to be taken before this ends, as hooks fire again on the way back. Blocks that are skipped stay so.
+    """
+    with ExitStack() as stack:
+        for block in bridge.blocks:
+            if "forward" not in block.__dict__:
+                again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.__dict__["forward"] = again
+                stack.callback(block.__dict__.pop, "forward")
         yield
 
 

@@ -8,6 +8,7 @@ answers, captions, the objects they name and where their words look, and say how
 from __future__ import annotations
 
 from gatelens.measures import logits as metrics
+from gatelens.measures.agreement import Agreement, agreement
 from gatelens.measures.answers import accuracy, exact_match, restricted_accuracy, vqa_accuracy
 from gatelens.measures.attention import AttentionShare, attention_share, standing_out
 from gatelens.measures.captions import cider_d
@@ -45,6 +46,7 @@ from gatelens.measures.token_types import TokenTypeShare
 from gatelens.measures.windows import best_window, smallest_window
 
 __all__ = [
+    "Agreement",
     "AttentionShare",
     "Carriers",
     "ImageAttention",
@@ -53,6 +55,7 @@ __all__ = [
     "TokenTypeShare",
     "Vocabulary",
     "accuracy",
+    "agreement",
     "attention_share",
     "best_window",
     "cider_d",

@@ -61,7 +61,7 @@ def top1(target: TokenIds, pos: int = -1) -> Metric:
 
 def entropy(pos: int = -1) -> Metric:
     """Entropy of the next-token distribution in nats, 0 to ln(d_vocab)."""
-    return _metric("entropy", pos, lambda row: torch.special.entr(row.softmax(dim=-1)).sum(dim=-1))
+    return _metric("entropy", pos, _entropy)
 
 
 def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
@@ -80,6 +80,12 @@ def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
         return (expected.exp() * (expected - after)).where(expected.exp() > 0, 0.0).sum(dim=-1)
 
     return _metric("kl", pos, read)
+
+
+def _entropy(row: _Row) -> Float[Tensor, " batch"]:
+    # tokens that cannot be written, of a logit of -inf or the lowest number, count nothing, in the gradient too
+    log_p = row.log_softmax(dim=-1).clamp(min=torch.finfo(row.dtype).min)
+    return -(log_p.exp() * log_p).sum(dim=-1)
 
 
 def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:

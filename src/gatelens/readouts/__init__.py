@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from gatelens.readouts.attribution import Attribution, attribute
+from gatelens.readouts.gradients import AttributionMap, attribution_map
 from gatelens.readouts.labelled import LabelledTensor
 from gatelens.readouts.lens import LogitLens, logit_lens
 
-__all__ = ["Attribution", "LabelledTensor", "LogitLens", "attribute", "logit_lens"]
+__all__ = [
+    "Attribution",
+    "AttributionMap",
+    "LabelledTensor",
+    "LogitLens",
+    "attribute",
+    "attribution_map",
+    "logit_lens",
+]

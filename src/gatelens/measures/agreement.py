@@ -1,0 +1,97 @@
+"""How well an approximation agrees with the truth at cells where both are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+NOISE = 1e-4  # of the largest true value: what is smaller is rounding, and has no rank of its own
+LEAST_RANK_CORRELATION = 0.9
+LEAST_OVERLAP = 0.7
+MOST_ERROR = 0.3
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An approximation beside the truth.
+
+    Attributes:
+        cells: how many were compared.
+        rank_correlation: Spearman's, of the signed values, −1 to 1, those below rounding counting as 0; NaN where
+            all of one are equal.
+        top: how many cells count as top: a third of them, one at least.
+        top_overlap: the share of the ``top`` largest (by size) in truth that are also the approximation's, 0 to 1.
+        error: the sum of absolute differences as a share of the sum of absolute true values.
+        largest: the cell with the largest difference, its approximation and its truth.
+    """
+
+    cells: int
+    rank_correlation: float
+    top: int
+    top_overlap: float
+    error: float
+    largest: tuple[int, float, float]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the approximation should not be trusted; empty where nothing speaks against it."""
+        said = []
+        if not self.rank_correlation >= LEAST_RANK_CORRELATION:
+            said.append(f"rank correlation {self.rank_correlation:.2f} is below {LEAST_RANK_CORRELATION}")
+        if self.top_overlap < LEAST_OVERLAP:
+            said.append(
+                f"{round(self.top_overlap * self.top)} of the top {self.top} are right, fewer than {LEAST_OVERLAP:.0%}"
+            )
+        if not self.error <= MOST_ERROR:
+            said.append(f"values are off by {self.error:.0%} of their size, more than {MOST_ERROR:.0%}")
+        return said
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cells} cells patched exactly: rank correlation {self.rank_correlation:.2f}, top-{self.top} overlap "
+            f"{self.top_overlap:.2f}, error {self.error:.0%}"
+        )
+
+
+def agreement(
+    guess: Float[np.ndarray, " cell"] | Sequence[float], truth: Float[np.ndarray, " cell"] | Sequence[float]
+) -> Agreement:
+    """Compare an approximation with the truth, cell by cell."""
+    given, true = np.asarray(guess, dtype=float), np.asarray(truth, dtype=float)
+    off = np.abs(given - true)
+    size = np.abs(true).sum()
+    top = max(1, len(true) // 3)
+    best = [set(np.argsort(-np.abs(values), kind="stable")[:top].tolist()) for values in (given, true)]
+    worst = int(off.argmax())
+    return Agreement(
+        len(true),
+        rank_correlation(*(np.where(np.abs(v) > NOISE * np.abs(true).max(), v, 0.0) for v in (given, true))),
+        top,
+        len(best[0] & best[1]) / top,
+        float(off.sum() / size) if size else float("nan" if off.sum() else 0.0),
+        (worst, float(given[worst]), float(true[worst])),
+    )
+
+
+def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank; NaN where all values of one are equal."""
+    ranks = np.stack([rankdata(a), rankdata(b)])
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    spread = np.sqrt((centred**2).sum(axis=1).prod())
+    return float((centred[0] * centred[1]).sum() / spread) if spread else float("nan")
+
+
+def thirds(values: Float[np.ndarray, " cell"], n: int, seed: int = 0) -> list[int]:
+    """Which cells to look at: a third those of largest size, a third of smallest, the rest drawn from all others."""
+    order = np.argsort(-np.abs(np.asarray(values, dtype=float)), kind="stable")
+    if n >= len(order):
+        return sorted(order.tolist())
+    third = n // 3
+    ends = [*order[: n - 2 * third], *order[len(order) - third :]]
+    between = order[n - 2 * third : len(order) - third]
+    drawn = np.random.default_rng(seed).permutation(between)[:third]
+    return sorted(int(i) for i in [*ends, *drawn])

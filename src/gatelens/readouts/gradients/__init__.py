@@ -1,0 +1,7 @@
+"""Gradients of a metric in the place of patches: one backward pass for all cells of a map, and how far off it is."""
+
+from __future__ import annotations
+
+from gatelens.readouts.gradients.attribution_map import AttributionMap, attribution_map
+
+__all__ = ["AttributionMap", "attribution_map"]

@@ -1,0 +1,171 @@
+"""Passes forth and back: what a metric gains, to first order, by moving activations from the base to the source.
+
+The gradient at a cell is that of the edit by which the engine patches it, so both mean the same cell in every family.
+Parameters are left alone: a zero added to the rows of each tap is what the metric is differentiated by, and nothing
+below the first tap is part of the graph. Blocks are computed again on the way back (arXiv 1604.06174), so what is held
+is one block's activations, the stream between blocks, and the rows of the taps that were named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.bridge.blocks import recompute_blocks
+from gatelens.errors import InterventionError
+from gatelens.model import HookedVLM
+from gatelens.readouts.gradients.contrast import Contrast, Tap, record, row_hooks
+
+Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
+# takes a tap, the rows of the base there and their gradients, step by step
+Take: TypeAlias = Callable[[Tap, Float[Tensor, "n ..."], Float[Tensor, "step n ..."]], None]
+MOST_ROWS = 4096  # of several steps computed at once
+
+
+class GradientPasses:
+    """Passes over the base of a contrast.
+
+    Attributes:
+        delta: for each tap that was recorded, source less base, Float[n, ...].
+        streams: the base's residual stream entering a layer, of those that passes begin in.
+        base_value, source_value: Float[batch], the metric of both runs.
+    """
+
+    def __init__(self, model: HookedVLM, contrast: Contrast, metric: Metric) -> None:
+        self.model, self.contrast, self.metric = model, contrast, metric
+        self.keep = 1 if getattr(metric, "last_only", False) else 0
+        self.delta: dict[Tap, Tensor] = {}
+        self.base_value = self.source_value = torch.empty(0)
+        self.streams: dict[int, Tensor] = {}
+
+    def compare(self, taps: Sequence[Tap], streams: Sequence[int] = (0,)) -> None:
+        """Record what the source adds at taps.
+
+        Args:
+            streams: the layers that passes will begin in.
+        """
+        there, logits = record(self.model, self.contrast.source, self.contrast.source_mask, taps, self.keep)
+        self.source_value = self._values(logits.detach(), 1)[0]
+        order = self.contrast.order
+        hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep_stream(layer)) for layer in streams]
+        with self.model.hooks(hooks):
+            here, logits = record(self.model, self.contrast.base, self.contrast.mask, taps, self.keep)
+        self.base_value = self._values(logits.detach(), 1)[0]
+        for tap in taps:
+            self.delta[tap] = there.pop(tap)[order.to(here[tap].device)] - here.pop(tap)
+
+    def _keep_stream(self, layer: int) -> Any:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self.streams[layer] = tensor.detach().clone()
+
+        return keep
+
+    def differentiate(
+        self,
+        taps: Sequence[Tap],
+        take: Take,
+        along: Tap | None = None,
+        shares: Sequence[float] = (0.0,),
+        masks: Mapping[str, Tensor] | None = None,
+        start: int = 0,
+    ) -> None:
+        """One pass forth and back for each share of the way to the source, some of them at once.
+
+        Args:
+            taps: where the gradient is taken.
+            take: called as soon as a tap's gradient is known, of some steps at once; in the order of ``shares``.
+            along: the tap that is moved by that share of its difference.
+            masks: rows by site where they are not the contrast's.
+            start: the layer the passes begin in, no later than any tap.
+
+        Raises:
+            InterventionError: the metric has no gradient.
+        """
+        batch, n_pos = self.contrast.mask.shape
+        at_once = max(1, MOST_ROWS // (batch * n_pos))
+        for first in range(0, len(shares), at_once):
+            some = shares[first : first + at_once]
+            with self.model.lock, torch.inference_mode(False), torch.enable_grad():
+                self._pass(taps, take, along, some, masks or {}, start)
+
+    def _pass(
+        self,
+        taps: Sequence[Tap],
+        take: Take,
+        along: Tap | None,
+        shares: Sequence[float],
+        masks: Mapping[str, Tensor],
+        start: int,
+    ) -> None:
+        n = len(shares)
+        repeated = self.contrast.base.select(list(range(self.contrast.base.batch_size)) * n)
+        added: dict[Tap, Tensor] = {}
+
+        def function(tap: Tap, rows: Tensor) -> Tensor:
+            if tap == along:
+                rows = _moved(rows, self.delta[tap], shares)
+            if tap not in wanted:
+                return rows
+            if tap not in added:
+                added[tap] = _zero(tap, rows, n, take)
+            return rows + added[tap]
+
+        wanted = set(taps)
+        every = [*taps, *([along] if along is not None and along not in wanted else [])]
+        own = {site: masks.get(site, self.contrast.mask).repeat(n, 1) for site, _ in every}
+        compiled = row_hooks(self.model, repeated.tokens, own, every, function)
+        stream = self.streams[start].repeat(n, 1, 1)
+        with (
+            self.model.begun_at(start, stream, repeated) as tensors,
+            recompute_blocks(self.model),
+            self.model.hooks(compiled.pairs),
+        ):
+            logits, _ = self.model.forward_step({**tensors, "logits_to_keep": self.keep})
+            compiled.check_fired()
+            value = self._values(logits, n)
+            if not value.requires_grad:
+                raise InterventionError(
+                    f"the metric {getattr(self.metric, '__name__', 'given')!r} has no gradient: give one that "
+                    "changes smoothly, such as gl.metrics.logit_diff"
+                )
+            torch.autograd.backward(value.sum(), inputs=list(added.values()))
+
+    def _values(
+        self, logits: Float[Tensor, "steps_batch pos d_vocab"], n: int
+    ) -> Float[Tensor, "step batch"]:
+        """The metric of each step: it may know which example is which."""
+        return torch.stack([self._value(part) for part in logits.chunk(n)])
+
+    def _value(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+        value = self.metric(logits)
+        if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
+            given = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InterventionError(
+                f"the metric gave {given} where {(len(logits),)} was due: one number an example"
+            )
+        return value
+
+
+def _moved(rows: Tensor, delta: Tensor, shares: Sequence[float]) -> Tensor:
+    """The rows of each step, moved by its share of the difference."""
+    share = torch.tensor(shares, dtype=delta.dtype, device=delta.device)
+    moved = share.view(-1, *[1] * delta.ndim) * delta
+    return rows + moved.flatten(0, 1)
+
+
+def _zero(tap: Tap, rows: Tensor, n: int, take: Take) -> Tensor:
+    """What is added to a tap's rows; its gradient is taken and let go as soon as it is known."""
+    zero = torch.zeros_like(rows, requires_grad=True)
+    base = rows.detach()
+
+    def taken(zero: Tensor) -> None:
+        assert zero.grad is not None
+        grad, zero.grad = zero.grad, None
+        take(tap, base[: len(base) // n], grad.unflatten(0, (n, -1)))
+
+    zero.register_post_accumulate_grad_hook(taken)
+    return zero
