@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from gatelens.engine import last_logits
-from gatelens.studies.examples import Labels, labels_of, prepare
+from gatelens.examples import Labels, labels_of, prepare
 from gatelens.studies.gate_finder.measurements import CutAnswers, PatchedAnswers
 from gatelens.studies.gate_finder.places import Place, find_places, varying_inputs
 from gatelens.studies.gate_finder.study import GateSearch

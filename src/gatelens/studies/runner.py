@@ -13,12 +13,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from gatelens import identity
 from gatelens.data import Dataset
 from gatelens.errors import GatelensError
+from gatelens.examples import auto_batch_size
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies import identity
-from gatelens.studies.examples import auto_batch_size
 from gatelens.studies.executors import Executor, Here
 from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report

@@ -16,10 +16,10 @@ import pandas as pd
 from gatelens.data import Dataset, Example
 from gatelens.data.base import kind
 from gatelens.errors import GatelensError
+from gatelens.examples import by_length, consecutive
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.studies.examples import by_length, consecutive
 from gatelens.studies.options import Options
 
 Tables = Mapping[str, pd.DataFrame]

@@ -239,7 +239,7 @@ def test_command(
     tiny_chameleon: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gatelens.model.HookedVLM.from_pretrained", lambda name, **_: tiny_chameleon)
-    monkeypatch.setattr("gatelens.studies.identity.load", lambda name, **_: TinyData(n=24))
+    monkeypatch.setattr("gatelens.identity.load", lambda name, **_: TinyData(n=24))
     out = tmp_path / "gate"
     command = ["find-gate", "--model", "tiny", "--n", "24", "--how", "zero", "--quiet", "--out", str(out)]
     assert main(command) == 0

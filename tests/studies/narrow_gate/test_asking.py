@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from gatelens.cli import main
 from gatelens.data import Example
 from gatelens.errors import DataError, OutputError
+from gatelens.examples import Labels
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.examples import Labels
 from gatelens.studies.narrow_gate.asking import turned_kinds
 from gatelens.studies.presets import preset
 from study_helpers import ROWS, TinyData

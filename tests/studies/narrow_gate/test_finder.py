@@ -10,10 +10,10 @@ import pytest
 
 from gate_search_helpers import Measurements, made_up
 from gatelens.data import load
+from gatelens.examples import prepare
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Chart, Table
 from gatelens.runs import Run
-from gatelens.studies.examples import prepare
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.study import STUDY, find_gate
 from gatelens.studies.gate_finder.verdict import gate_verdict

@@ -10,11 +10,11 @@ import pytest
 import torch
 from case import cases
 
+from gatelens.examples import prepare
 from gatelens.measures import linear_probe
 from gatelens.model import HookedVLM
 from gatelens.plots.style import png
 from gatelens.runs import Run
-from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import meaning
 from gatelens.studies.narrow_gate.study import STUDY
 from gatelens.studies.section import Absent, Measured

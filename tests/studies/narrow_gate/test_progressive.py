@@ -11,12 +11,12 @@ import torch
 
 from gatelens import data
 from gatelens.errors import DataError
+from gatelens.examples import prepare
 from gatelens.measures.stats import CHANGE, mean_interval
 from gatelens.model import HookedVLM
 from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import progressive
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE
 from study_helpers import TinyData

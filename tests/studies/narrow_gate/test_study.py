@@ -14,10 +14,10 @@ import torch
 
 from gatelens.data import load as load_data
 from gatelens.errors import DataError, InterventionError, OutputError
+from gatelens.examples import prepare
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
 from gatelens.studies import narrow_gate
-from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate import knockout_table
 from gatelens.studies.narrow_gate.drawing.section import CUT_BOTH, CUT_DRAWING, CUT_ZERO, OTHER_GATE, RANDOM
 from gatelens.studies.narrow_gate.study import STUDY

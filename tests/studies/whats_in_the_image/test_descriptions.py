@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
+from gatelens.examples import prepare
 from gatelens.measures.objects import Vocabulary
 from gatelens.plots.style import png
-from gatelens.studies.examples import prepare
 from gatelens.studies.whats_in_the_image import descriptions, words
 from scene_helpers import TinyScenes
 

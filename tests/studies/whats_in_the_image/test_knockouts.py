@@ -11,9 +11,9 @@ import torch
 
 from gatelens.data import load
 from gatelens.errors import DataError
+from gatelens.examples import prepare
 from gatelens.measures.objects import Vocabulary
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import prepare
 from gatelens.studies.whats_in_the_image import configurations as wi
 from gatelens.studies.whats_in_the_image import knockouts
 from gatelens.studies.whats_in_the_image.study import whats_in_the_image

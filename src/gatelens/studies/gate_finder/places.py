@@ -17,9 +17,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gatelens.data import Example
+from gatelens.examples import prepare
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import prepare
 from gatelens.studies.section import Absent
 from gatelens.tokens import Role
 

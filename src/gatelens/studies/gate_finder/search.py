@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from gatelens.examples import consecutive
 from gatelens.measures.overlap import overlap_by_chance
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.studies.examples import consecutive
 from gatelens.studies.gate_finder import measurements
 from gatelens.studies.gate_finder.cards import search_cards
 from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from gatelens.data import Example
+from gatelens.examples import Labels, labels_of
 from gatelens.measures.concentration import label_information, naming_p_value, set_sizes, smallest_carrying
 from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval, summary
-from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.gate_finder.measurements import PART
 from gatelens.studies.gate_finder.order import OrderSearch
 from gatelens.studies.gate_finder.places import Layout, find_places

@@ -46,10 +46,10 @@ from pydantic import Field
 
 from gatelens.data import Dataset
 from gatelens.errors import DataError, OutputError
+from gatelens.examples import draw
 from gatelens.model import HookedVLM
 from gatelens.plots.style import NotebookFigure
 from gatelens.runs import Run
-from gatelens.studies.examples import draw
 from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.result import SearchResult

@@ -14,12 +14,12 @@ from gatelens.data import Dataset, load
 from gatelens.data.base import kind
 from gatelens.data.folder import Folder
 from gatelens.errors import DataError
+from gatelens.examples import draw
+from gatelens.identity import resolve_data
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent
 from gatelens.runs import Run
-from gatelens.studies.examples import draw
 from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, TITLES
-from gatelens.studies.identity import resolve_data
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
 from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED
 from gatelens.studies.options import AtLeastOne, Count, Says, checked

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gatelens.data import Example
 from gatelens.errors import DataError, did_you_mean
-from gatelens.studies.examples import labels_of
+from gatelens.examples import labels_of
 from gatelens.studies.options import AtLeastOne, Says
 
 ClassPair = tuple[str, str]

@@ -12,13 +12,13 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.engine import generate_many, last_logits
+from gatelens.examples import Labels, labels_of
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import knockout
 from gatelens.measures.answers import accuracy, restricted_accuracy, vqa_accuracy
 from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import SHARE, Bounds, mean_interval
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import Labels, labels_of
 from gatelens.studies.options import How
 
 NONE, GATE, IMAGE = "none", "gate → text", "image → text"

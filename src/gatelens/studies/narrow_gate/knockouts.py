@@ -16,6 +16,7 @@ import pandas as pd
 from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.examples import Labels, labels_of, prepare
 from gatelens.model import HookedVLM
 from gatelens.plots import card
 from gatelens.plots.bars import bars
@@ -24,7 +25,6 @@ from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate import knockout_table as table
 from gatelens.studies.narrow_gate.asking import repeats_of
 from gatelens.studies.narrow_gate.blind import blind_scores, facts, other_questions

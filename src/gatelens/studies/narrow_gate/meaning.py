@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gatelens.data import Example
+from gatelens.examples import labels_of, prepare
 from gatelens.interventions import hook_name
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.measures.overlap import neighbourhood_overlap, overlap_by_chance, representation_overlap
@@ -39,7 +40,6 @@ from gatelens.plots.curve import curves
 from gatelens.plots.numbers import interval, number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.examples import labels_of, prepare
 from gatelens.studies.options import AtLeastOne, AtLeastTwo, Count, Examples, Options
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 from gatelens.studies.vectors import as_table, at_layer, vectors_of

@@ -20,6 +20,7 @@ from pydantic import Field
 from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.examples import Labels, prepare
 from gatelens.interventions import knockout
 from gatelens.measures.stats import CHANGE, summary
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
@@ -30,7 +31,6 @@ from gatelens.plots.numbers import cell, number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate import knockout_table as rows
 from gatelens.studies.options import AtLeastOne, Examples, How, Options, kinds_of_knockout
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables

@@ -18,6 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from gatelens.data import Dataset, Example
+from gatelens.examples import draw
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
@@ -26,7 +27,6 @@ from gatelens.plots.numbers import MISSING, number, percent, removed_share
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
-from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.blind import blind_scores, facts, kind_of, other_questions
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, kinds_shown, table_rows

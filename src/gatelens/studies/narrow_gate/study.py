@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 from gatelens.data import Dataset, Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.examples import draw
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate import finder, knockouts, meaning, progressive, questions
 from gatelens.studies.narrow_gate.asking import REPEATS, as_asked, check_repeats, turned_kinds
 from gatelens.studies.narrow_gate.attention import section as attention

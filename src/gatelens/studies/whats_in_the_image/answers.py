@@ -21,10 +21,10 @@ from gatelens.data.prompts import CAPTION_PROMPT
 from gatelens.engine.compressed_context import ALWAYS, AMONG, Described
 from gatelens.engine.compression import DESCRIPTION_TOKENS, describe
 from gatelens.errors import DataError, InterventionError
+from gatelens.examples import consecutive
 from gatelens.measures.answers import normalise_answer, vqa_accuracy
 from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import consecutive
 from gatelens.studies.whats_in_the_image.questions import kind_of, question_of
 from gatelens.tokens import Role, SelectorLike
 

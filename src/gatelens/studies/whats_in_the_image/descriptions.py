@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.data import Example
+from gatelens.examples import prepare
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
@@ -23,7 +24,6 @@ from gatelens.plots.numbers import number, percent, percent_cell
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.examples import prepare
 from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, Tables
 from gatelens.studies.whats_in_the_image.pictures import (
     Masks,

@@ -14,6 +14,7 @@ import pandas as pd
 
 from gatelens.data import Example
 from gatelens.engine import generate_many
+from gatelens.examples import prepare
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Chart, Table, Text
@@ -21,7 +22,6 @@ from gatelens.plots.curve import curves
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle, palette
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
-from gatelens.studies.examples import prepare
 from gatelens.studies.options import How, kinds_of_knockout
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 from gatelens.studies.whats_in_the_image.configurations import (

@@ -11,9 +11,9 @@ import torch
 from case import cases
 from PIL import Image
 
+from gatelens.examples import prepare
 from gatelens.measures.attention import image_side_slots, slot_place
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate.attention import section as attention
 from gatelens.studies.narrow_gate.attention.section import listed, note_places, place_name
 from gatelens.studies.narrow_gate.study import STUDY

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import gatelens as gl
+from gatelens.examples import Labels
 from gatelens.studies import narrow_gate
-from gatelens.studies.examples import Labels
 from gatelens.studies.narrow_gate.patching.attributes import (
     FEWEST_PAIRS,
     attribute_pairs,

@@ -12,10 +12,10 @@ import torch
 
 import gatelens as gl
 from gatelens.errors import DataError
+from gatelens.examples import Labels, prepare
 from gatelens.interventions import hook_name
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.studies import narrow_gate
-from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate.patching.section import (
     attention_input_evidence,
     best_layer,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gatelens.errors import DataError
+from gatelens.examples import Labels, prepare
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate.class_pairs import by_class
 from gatelens.studies.narrow_gate.steering.directions import (
     MEANS,

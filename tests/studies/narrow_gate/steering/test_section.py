@@ -14,8 +14,8 @@ from safetensors.torch import load
 import gatelens as gl
 from gatelens.data import load as load_data
 from gatelens.errors import DataError
+from gatelens.examples import Labels, draw, prepare
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, draw, prepare
 from gatelens.studies.narrow_gate.steering import directions
 from gatelens.studies.narrow_gate.steering.section import (
     SECTION,

@@ -18,11 +18,11 @@ from pydantic import Field
 
 from gatelens.data import Example
 from gatelens.engine import look
+from gatelens.examples import prepare
 from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place, standing_out
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.runs import Run
-from gatelens.studies.examples import prepare
 from gatelens.studies.narrow_gate.attention.figures import attention_positions, attention_shares
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.verdict import attention_evidence

@@ -10,10 +10,10 @@ from PIL import Image
 
 from gatelens.data import prompts, scenes
 from gatelens.engine import last_logits
+from gatelens.examples import Labels, consecutive
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import Labels, consecutive
 
 RGB = tuple[int, int, int]
 COLOR_QUESTION = "what color is the shape behind the {}?"

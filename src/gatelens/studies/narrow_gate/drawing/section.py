@@ -23,11 +23,11 @@ from gatelens.data import Example, prompts, scenes
 from gatelens.drawing.pictures import GUIDANCE, TEMPERATURE, decoder
 from gatelens.engine.drawing import draw_many
 from gatelens.errors import ModelError
+from gatelens.examples import Labels, consecutive, prepare
 from gatelens.interventions import hook_name, knockout, patch, steer
 from gatelens.interventions.base import Intervention
 from gatelens.model import HookedVLM
 from gatelens.plots.pictures import picture_uri
-from gatelens.studies.examples import Labels, consecutive, prepare
 from gatelens.studies.narrow_gate.drawing import reading
 from gatelens.studies.narrow_gate.drawing.cases import (
     Case,

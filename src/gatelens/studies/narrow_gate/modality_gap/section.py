@@ -26,12 +26,12 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.data.base import kind
 from gatelens.errors import DataError
+from gatelens.examples import draw
 from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
 from gatelens.measures.neighbours import distinct
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card, Chart
 from gatelens.runs import Run
-from gatelens.studies.examples import draw
 from gatelens.studies.narrow_gate.asking import as_asked, turned_kinds
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.meaning import stream_names

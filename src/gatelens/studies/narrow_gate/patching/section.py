@@ -21,12 +21,12 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.engine import last_logits
 from gatelens.errors import DataError
+from gatelens.examples import Labels, labels_of, prepare
 from gatelens.interventions import hook_name, patch
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.stats import SHARE, summary
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import (
     AskedPairs,
     Every,

@@ -21,10 +21,10 @@ from torch import Tensor
 from gatelens.data import Example
 from gatelens.engine import last_logits
 from gatelens.errors import DataError
+from gatelens.examples import Labels, consecutive, labels_of, prepare
 from gatelens.interventions import hook_name, steer
 from gatelens.interventions.base import Intervention
 from gatelens.model import HookedVLM
-from gatelens.studies.examples import Labels, consecutive, labels_of, prepare
 from gatelens.studies.narrow_gate.class_pairs import ClassPair, by_class, given_pairs, ring_of_pairs
 
 SITE = "resid_pre"

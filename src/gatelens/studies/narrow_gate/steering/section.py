@@ -20,13 +20,13 @@ from safetensors.torch import save
 
 from gatelens.data import Example
 from gatelens.engine import generate_many, last_logits
+from gatelens.examples import Labels, prepare
 from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.overlap import distribution_overlap
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.pictures import picture_uri
 from gatelens.runs import Run
-from gatelens.studies.examples import Labels, prepare
 from gatelens.studies.narrow_gate.class_pairs import (
     AskedPairs,
     ClassPair,

@@ -1,4 +1,4 @@
-"""Examples of a study: drawn, prepared in batches, and their labels as tokens."""
+"""Examples drawn from data, prepared in batches, and their labels as tokens."""
 
 from __future__ import annotations
 
@@ -34,10 +34,19 @@ def draw(data: Dataset, task: str, n: int, seed: int) -> list[Example]:
 
 def prepare(model: HookedVLM, examples: Sequence[Example], start: int = 0) -> VLMInputs:
     """Inputs of a batch; random selectors draw by the example's number in the study, not in the batch."""
+    return prepare_numbered(model, examples, range(start, start + len(examples)))
+
+
+def prepare_numbered(model: HookedVLM, examples: Sequence[Example], numbers: Sequence[int]) -> VLMInputs:
+    """Inputs of a batch whose examples have these numbers, by which random selectors draw.
+
+    All examples of a batch have a picture, or none has.
+    """
     images = [e.image for e in examples]
-    inputs = model.prepare(images=images, text=[e.prompt for e in examples])
-    numbers = tuple(range(start, start + len(examples)))
-    return dataclasses.replace(inputs, tokens=dataclasses.replace(inputs.tokens, example_ids=numbers))
+    text = [e.prompt for e in examples]
+    inputs = model.prepare(images=None if images[0] is None else images, text=text)
+    tokens = dataclasses.replace(inputs.tokens, example_ids=tuple(numbers))
+    return dataclasses.replace(inputs, tokens=tokens)
 
 
 def auto_batch_size(model: HookedVLM, example: Example) -> int:
@@ -56,18 +65,30 @@ def consecutive(examples: Sequence[Item], size: int) -> Iterator[tuple[int, int,
 def by_length(
     model: HookedVLM, examples: Sequence[Example], size: int
 ) -> list[tuple[int, int, Sequence[Example]]]:
-    """Batches of prompts of one length, short ones first, so that none is padded and all can share a prefix.
+    """``(batch number, index of its first example, examples)`` of :func:`of_one_length`.
 
-    An example keeps its number whatever the batch size.
+    The index counts examples in the order of the batches, so it is the same whatever the batch size.
     """
-    lengths = [len(model.tokenizer(e.prompt)["input_ids"]) for e in examples]
-    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    parts: list[tuple[int, int, Sequence[Example]]] = []
+    start = 0
+    for number, part in enumerate(of_one_length(model, examples, size)):
+        parts.append((number, start, [examples[i] for i in part]))
+        start += len(part)
+    return parts
+
+
+def of_one_length(model: HookedVLM, examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Numbers of the examples of each batch: prompts of one length, short ones first, at most ``size`` of them.
+
+    So none is padded and all can share a prefix. Prompts with a picture and without never share a batch.
+    """
+    keys = [(e.image is None, len(model.tokenizer(e.prompt)["input_ids"])) for e in examples]
     parts: list[list[int]] = []
-    for place, i in enumerate(order):
-        if not parts or len(parts[-1]) == size or lengths[order[parts[-1][0]]] != lengths[i]:
+    for i in sorted(range(len(examples)), key=keys.__getitem__):
+        if not parts or len(parts[-1]) == size or keys[parts[-1][0]] != keys[i]:
             parts.append([])
-        parts[-1].append(place)
-    return [(n, part[0], [examples[order[place]] for place in part]) for n, part in enumerate(parts)]
+        parts[-1].append(i)
+    return parts
 
 
 class Labels:
