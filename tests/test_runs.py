@@ -118,7 +118,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe{}", b'{"format": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe{}", b'{"format": 3}'])
 def test_damaged_manifests(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     for opened in (lambda: Run.load(tmp_path), lambda: start(tmp_path)):
@@ -166,7 +166,7 @@ def test_runs_of_other_formats(tmp_path: Path) -> None:
     )
     for opened in calls:
         said = refused(opened, "run the study again in a new folder")
-        assert "an older gatelens (format 1, this version reads 2)" in said
+        assert "an older gatelens (format 1, this version reads 3)" in said
     (tmp_path / "manifest.json").write_text(json.dumps({**old, "format": 99}))
     assert "a newer gatelens (format 99" in refused(lambda: Run.load(tmp_path), "update gatelens")
 

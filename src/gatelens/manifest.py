@@ -14,7 +14,7 @@ from typing import Any
 from gatelens.atomic_files import readable
 from gatelens.errors import OutputError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 _KEYS = {

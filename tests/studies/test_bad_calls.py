@@ -54,7 +54,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("study", "given"), CALLS, ids=str)
+@pytest.mark.parametrize(("study", "given"), CALLS, ids=lambda value: str(value).partition(" at 0x")[0])
 def test_what_cannot_be_is_one_line(
     study: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
