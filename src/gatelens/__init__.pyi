@@ -32,9 +32,11 @@ from gatelens.readouts import Attribution as Attribution
 from gatelens.readouts import AttributionMap as AttributionMap
 from gatelens.readouts import LabelledTensor as LabelledTensor
 from gatelens.readouts import LogitLens as LogitLens
+from gatelens.readouts import PathEffects as PathEffects
 from gatelens.readouts import attribute as attribute
 from gatelens.readouts import attribution_map as attribution_map
 from gatelens.readouts import logit_lens as logit_lens
+from gatelens.readouts import path_patch as path_patch
 from gatelens.runs import Run as Run
 from gatelens.tokens import Role as Role
 from gatelens.tokens import Selection as Selection
