@@ -125,3 +125,36 @@ def test_another_model_is_patched_from_only_when_that_is_said(tiny: Any, batch: 
     image = batch.tokens.mask("image")
     assert torch.equal(after[name][image], cache[name][image])
     assert (after[name][image] - tiny.run_with_cache(batch, name)[1][name][image]).abs().max() > 0.01
+
+
+def test_from_one_layer_into_another(tiny: Any, batch: Any) -> None:
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in (0, 2)]
+    _, cache = tiny.run_with_cache(prompts(tiny, seed=5), names)
+    spec = gi.patch(cache, "image", layers=2, source_layer=0)
+    _, after = tiny.run_with_cache(batch, names, fwd_hooks=spec.hooks(batch.tokens, tiny.cfg))
+    image = batch.tokens.mask("image")
+    assert torch.equal(after[names[1]][image], cache[names[0]][image])
+    assert (cache[names[0]] - cache[names[1]])[image].abs().max() > 0.1
+    with pytest.raises(InterventionError, match="source_layer=-1: give a whole number, 0 or more"):
+        gi.patch(cache, "image", source_layer=-1)
+    with pytest.raises(InterventionError, match=r"the cache has no 'blocks.1.hook_resid_pre'"):
+        run(tiny, batch, gi.patch(cache, "image", layers=2, source_layer=1))
+
+
+def test_rows_of_a_pattern(tiny: Any, batch: Any, one_image: Any) -> None:
+    """Its rows arrive in the chosen heads; a prompt of other length has other columns and is refused."""
+    name = "blocks.1.attn.hook_pattern"
+    _, before = tiny.run_with_cache(batch, name)
+    _, cache = tiny.run_with_cache(prompts(tiny, seed=5), name)
+    spec = gi.patch(cache, "last", "pattern", layers=1, heads=[2])
+    _, after = tiny.run_with_cache(batch, name, fwd_hooks=spec.hooks(batch.tokens, tiny.cfg))
+    assert torch.equal(after[name][:, 2, -1], cache[name][:, 2, -1])
+    assert torch.equal(after[name][:, [0, 1, 3]], before[name][:, [0, 1, 3]])
+    assert torch.equal(after[name][:, 2, :-1], before[name][:, 2, :-1])
+    assert (cache[name] - before[name])[:, 2, -1].abs().max() > 0.01
+    same = tiny.generate(batch, max_new_tokens=4)
+    own = gi.patch(before, "last", "pattern", layers=1)
+    assert tiny.generate(batch, own, max_new_tokens=4) == same
+    _, short = tiny.run_with_cache(one_image, name)
+    with pytest.raises(InterventionError, match="a row of a pattern weighs every position"):
+        run(tiny, batch, gi.patch(short, "last", "pattern", layers=1))

@@ -33,6 +33,8 @@ LOGITS = torch.tensor(
         (metrics.entropy(), [-sum(p * math.log(p) for p in (0.1, 0.2, 0.3, 0.4)), math.log(4)]),
         (metrics.kl(LOGITS), [0.0, 0.0]),
         (metrics.kl(LOGITS.flip(0)), [sum(0.25 * math.log(0.25 / p) for p in (0.1, 0.2, 0.3, 0.4)), None]),
+        (metrics.similarity(LOGITS), [1.0, 1.0]),
+        (metrics.similarity(LOGITS.flip(0)), [0.1 + 0.2 + 0.25 + 0.25, 0.8]),
         (metrics.prob(0, pos=0), [0.25, 0.25]),
     ],
 )

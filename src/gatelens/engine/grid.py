@@ -65,7 +65,7 @@ def sweep(
     with model.lock, torch.no_grad():
         batch = RunBatch(model, inputs, runs, every_position=not last_only)
         for i, logits in tqdm(batch.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
-            values[i] = [_numbers(m(logits), inputs.batch_size) for m in metrics.values()]
+            values[i] = [numbers_of(m(logits), inputs.batch_size) for m in metrics.values()]
     rows = [
         (*point, example, *numbers)
         for i, point in enumerate(labels)
@@ -116,7 +116,8 @@ def _metrics(metric: Any) -> dict[str, Metric]:
     return dict(metrics)
 
 
-def _numbers(values: Any, batch: int) -> list[float]:
+def numbers_of(values: Any, batch: int) -> list[float]:
+    """What a metric gave, one number an example. Raises InterventionError for anything else."""
     if not isinstance(values, Tensor) or tuple(values.shape) != (batch,) or values.is_complex():
         given = type(values).__name__
         if isinstance(values, Tensor):

@@ -51,7 +51,7 @@ def cached_values(
     # A filter by the bridge's own spelling of a hook point stores it under that spelling only.
     for key in (name, f"blocks.{layer}.{_BRIDGE_NAMES[site]}" if site in _BRIDGE_NAMES else name):
         if key in cache:
-            values = cache[key]
+            values = cache[key].transpose(1, 2) if site == "pattern" else cache[key]
             example, position = example.to(values.device), position.to(values.device)
             if getattr(cache, "kept", None) is not None:
                 position = cache.kept.find(example, position, owner)

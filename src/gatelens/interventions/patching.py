@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.errors import InterventionError
-from gatelens.interventions.arguments import Heads, Layers, as_flag, as_indices
+from gatelens.interventions.arguments import Heads, Layers, as_count, as_flag, as_indices
 from gatelens.interventions.base import prompt_only, select
 from gatelens.interventions.cached import cached_values, check_same_model
 from gatelens.interventions.hooks import Edit, Span
-from gatelens.interventions.sites import EditedPositions, Site, SiteEdit, check_site
-from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.interventions.sites import SITES, EditedPositions, Site, SiteEdit, check_site
+from gatelens.tokens import Role, SelectorLike, TokenMap
+
+PATCH_SITES = (*SITES, "pattern")
 
 
 class PatchPair(NamedTuple):
@@ -58,6 +60,7 @@ class Patch(SiteEdit):
     source: SelectorLike | None = field(default=None, kw_only=True)
     broadcast: bool = field(default=False, kw_only=True, repr=False)
     other_model: bool = field(default=False, kw_only=True, repr=False)
+    source_layer: int | None = field(default=None, kw_only=True)
 
     reach = SiteEdit.reach  # what it writes does not depend on this run
 
@@ -111,10 +114,24 @@ class Patch(SiteEdit):
     def prepare(self, tokens: TokenMap, cfg: Any) -> tuple[Tensor, Tensor]:
         """(example, position) in the cache's prompts, for each pair."""
         pairs = self.pairs(tokens)
+        if self.site == "pattern":
+            self._check_keys(tokens, pairs)
         return (
             torch.tensor([pair.source_example for pair in pairs]),
             torch.tensor([pair.source_position for pair in pairs]),
         )
+
+    def _check_keys(self, tokens: TokenMap, pairs: PatchPairs) -> None:
+        """A row of a pattern has a weight for each position: both prompts must have the same ones."""
+        for here, there in {(pair.example, pair.source_example) for pair in pairs}:
+            mine, theirs = tokens.roles[here], self.cache.tokens.roles[there]
+            mine, theirs = (r[: t.prompt_length] for r, t in ((mine, tokens), (theirs, self.cache.tokens)))
+            if mine.shape != theirs.shape or not torch.equal(mine == Role.PAD, theirs == Role.PAD):
+                lengths = [int((roles != Role.PAD).sum()) for roles in (mine, theirs)]
+                raise InterventionError(
+                    f"{self!r}: a row of a pattern weighs every position, and the prompts have {lengths[0]} and "
+                    f"{lengths[1]} of {len(mine)} and {len(theirs)}: take prompts of one length and padding"
+                )
 
     def new_values(
         self,
@@ -124,7 +141,10 @@ class Patch(SiteEdit):
         edited: EditedPositions,
     ) -> Float[Tensor, "n ..."]:
         example, position = (index.to(edited.number.device)[edited.number] for index in prepared)
-        values = cached_values(self.cache, self.site, layer, example, position, self)
+        there = layer if self.source_layer is None else self.source_layer
+        values = cached_values(self.cache, self.site, there, example, position, self)
+        if self.site == "pattern":  # rows of the prompt do not see what is generated after them
+            values = torch.nn.functional.pad(values, (0, max(0, old.shape[-1] - values.shape[-1])))
         if values.shape != old.shape:
             raise InterventionError(
                 f"{self!r}: the cached activation holds {tuple(values.shape[1:])} a position, this model's "
@@ -136,12 +156,13 @@ class Patch(SiteEdit):
 def patch(
     cache: Any,
     at: SelectorLike,
-    site: Site = "resid_pre",
+    site: Site | Literal["pattern"] = "resid_pre",
     layers: Layers = None,
     heads: Heads = None,
     source: SelectorLike | None = None,
     broadcast: bool = False,
     other_model: bool = False,
+    source_layer: int | None = None,
     masks: Mapping[str, Any] | None = None,
 ) -> Patch:
     """Replace activations at ``at`` by those of another run, position for position by their place in the
@@ -154,19 +175,23 @@ def patch(
             batch) or of as many as the batch (row by row). It needs the site's hook points in its
             ``names_filter``.
         at: selector of the positions to overwrite.
-        site: see :mod:`gatelens.interventions.sites`.
+        site: see :mod:`gatelens.interventions.sites`; at ``pattern`` rows of attention are patched (queries), between
+            prompts of one length.
         layers: which blocks; None is all of them.
-        heads: at ``q``, ``z`` (query heads), ``k``, ``v`` (key-value heads): only those.
+        heads: at ``q``, ``z``, ``pattern`` (query heads), ``k``, ``v`` (key-value heads): only those.
         source: selector in the cached prompt; None is the same as ``at``.
         broadcast: let a single source position serve every position of ``at``.
         other_model: let the cache be of another model, whose activations have the same shapes.
+        source_layer: the layer of the cache that is read; None is the layer that is written.
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: unknown site; a cache without ``.tokens``. When run: selections of different size,
             an activation the cache does not hold, or a cache of another model without ``other_model``.
     """
-    check_site(site)
+    check_site(site, PATCH_SITES)
+    if source_layer is not None:
+        source_layer = as_count(source_layer, "source_layer", least=0)
     if getattr(cache, "tokens", None) is None:
         raise InterventionError(
             f"patch needs a cache that knows its tokens, this {type(cache).__name__} has no .tokens; take "
@@ -179,6 +204,7 @@ def patch(
         source=source,
         broadcast=as_flag(broadcast, "broadcast"),
         other_model=as_flag(other_model, "other_model"),
+        source_layer=source_layer,
         layers=as_indices(layers, "layers"),
         heads=as_indices(heads, "heads"),
         masks=masks,

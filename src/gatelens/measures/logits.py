@@ -20,7 +20,9 @@ Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor,
 TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"]
 _Row: TypeAlias = Float[Tensor, "batch d_vocab"]
 
-__all__ = ["Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_diff", "prob", "rank", "top1"]
+__all__ = [
+    "Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_diff", "prob", "rank", "similarity", "top1",
+]  # fmt: skip
 
 
 def logit(target: TokenIds, pos: int = -1) -> Metric:
@@ -69,11 +71,7 @@ def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
     before = _at(reference, pos, "reference").detach().log_softmax(dim=-1)
 
     def read(row: _Row) -> Float[Tensor, " batch"]:
-        if before.shape[-1] != row.shape[-1] or len(before) not in (1, len(row)):
-            raise GatelensError(
-                f"the reference at one position has shape {tuple(before.shape)}, the logits {tuple(row.shape)}: give "
-                "logits of the same prompts, or of one, in the same model"
-            )
+        _check_comparable(before, row)
         after = row.log_softmax(dim=-1)
         expected = before.to(after)
         # Some families give tokens they never write a logit of -inf: those count nothing.
@@ -86,6 +84,25 @@ def _entropy(row: _Row) -> Float[Tensor, " batch"]:
     # tokens that cannot be written, of a logit of -inf or the lowest number, count nothing, in the gradient too
     log_p = row.log_softmax(dim=-1).clamp(min=torch.finfo(row.dtype).min)
     return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def similarity(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
+    """Σ_i min(p_i, q_i) of the run's and the reference's next-token distributions: 1 equal, 0 disjoint (NG)."""
+    expected = _at(reference, pos, "reference").detach().softmax(dim=-1)
+
+    def read(row: _Row) -> Float[Tensor, " batch"]:
+        _check_comparable(expected, row)
+        return torch.minimum(expected.to(row), row.softmax(dim=-1)).sum(dim=-1)
+
+    return _metric("similarity", pos, read)
+
+
+def _check_comparable(reference: _Row, row: _Row) -> None:
+    if reference.shape[-1] != row.shape[-1] or len(reference) not in (1, len(row)):
+        raise GatelensError(
+            f"the reference at one position has shape {tuple(reference.shape)}, the logits {tuple(row.shape)}: give "
+            "logits of the same prompts, or of one, in the same model"
+        )
 
 
 def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:

@@ -1,21 +1,25 @@
-"""What one looks at in a run: where a prediction comes from, and what each layer would say."""
+"""What one looks at in runs: where a prediction comes from, what each layer would say, what each place carries."""
 
 from __future__ import annotations
 
 from gatelens.readouts.attribution import Attribution, attribute
+from gatelens.readouts.effect_map import EffectMap
 from gatelens.readouts.gradients import AttributionMap, attribution_map
 from gatelens.readouts.labelled import LabelledTensor
 from gatelens.readouts.lens import LogitLens, logit_lens
+from gatelens.readouts.patch_maps import patch_map
 from gatelens.readouts.path_patching import PathEffects, path_patch
 
 __all__ = [
     "Attribution",
     "AttributionMap",
+    "EffectMap",
     "LabelledTensor",
     "LogitLens",
     "PathEffects",
     "attribute",
     "attribution_map",
     "logit_lens",
+    "patch_map",
     "path_patch",
 ]

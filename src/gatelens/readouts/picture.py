@@ -18,7 +18,7 @@ from gatelens.plots.numbers import signed
 from gatelens.plots.value_maps import Bars, Grid, PicturePanels, value_figure
 from gatelens.tokens import TokenMap
 
-MOST_PANELS = 5
+MOST_PANELS = 6
 MOST_BARS = 24
 
 

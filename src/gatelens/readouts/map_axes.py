@@ -1,0 +1,264 @@
+"""The cells of a map: what each of them patches, and how its axes are labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gatelens.errors import InputError, did_you_mean, shown
+from gatelens.interventions import Patch, hook_name, patch
+from gatelens.interventions.arguments import Heads, Layers, as_count, as_indices
+from gatelens.interventions.base import resolve_indices, select
+from gatelens.interventions.patching import PATCH_SITES
+from gatelens.interventions.sites import check_site, has_heads, head_count
+from gatelens.model import HookedVLM
+from gatelens.readouts.labelled import position_labels
+from gatelens.readouts.prompt_pairs import Place
+from gatelens.tokens import Role, SelectorLike, TokenMap
+
+AXES = ("layer", "pos", "role", "head", "site", "source_layer")
+ALSO = {"position": "pos"}
+MAP_SITES = ("resid_pre", "attn_out", "mlp_out")  # of an axis of sites
+
+
+class Axis(NamedTuple):
+    """One axis: its name, a row of labels for each index, and what each patches."""
+
+    name: str
+    labels: pd.DataFrame
+    choices: Sequence[Any]
+
+
+class MapAxes:
+    """What the cells of a map patch, checked against both models before anything is run.
+
+    Args:
+        model: the model whose runs are patched.
+        source: the model the activations come from.
+        over, site, layers, heads, at, window, source_layer: see :func:`gatelens.patch_map`.
+
+    Raises:
+        InputError, InterventionError: an axis, site, layer or head that is none, or that do not go together.
+    """
+
+    def __init__(
+        self,
+        model: HookedVLM,
+        source: HookedVLM,
+        over: Sequence[str],
+        site: str | Sequence[str] | None,
+        layers: Layers,
+        heads: Heads,
+        at: SelectorLike | Mapping[str, SelectorLike] | None,
+        window: int,
+        source_layer: int | Sequence[int] | None,
+    ) -> None:
+        self.over = _axes(over)
+        self.sites = _sites(site, self.over)
+        self.layers = resolve_indices(as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", self)
+        self.windows = self._windows(window)
+        self.source_layers = self._source_layers(source, source_layer, window)
+        self.heads = self._heads(model, heads)
+        if isinstance(at, Mapping) and "role" not in self.over:
+            raise InputError("at= names groups of positions: put 'role' in over, or give one selector")
+        self.groups = dict(at) if isinstance(at, Mapping) else None
+        self.at: SelectorLike = "all" if at is None or isinstance(at, Mapping) else at
+        self._check_points(model, [layer for window in self.windows for layer in window])
+        self._check_points(source, self.read_layers)
+
+    def __repr__(self) -> str:
+        return f"patch_map(over={self.over}, site={self.sites[0] if len(self.sites) == 1 else self.sites!r})"
+
+    def _windows(self, window: int) -> list[tuple[int, ...]]:
+        """The layers of each cell."""
+        width = as_count(window, "window")
+        if "layer" not in self.over:
+            if width > 1:
+                raise InputError(f"window={width} goes with an axis of layers: put 'layer' in over")
+            return [self.layers]
+        parts = [self.layers[i : i + width] for i in range(len(self.layers) - width + 1)]
+        if not parts:
+            raise InputError(f"window={width} is wider than the {len(self.layers)} layers: give fewer")
+        return parts
+
+    def _source_layers(self, source: HookedVLM, given: Any, window: int) -> list[int | None]:
+        """The layers of the source that are read; None is the layer that is written."""
+        n_layers, axis = int(source.cfg.n_layers), "source_layer" in self.over
+        if given is None and not axis:
+            return [None]
+        if window > 1:
+            raise InputError("window= and source_layer= do not go together: leave one out")
+        found = resolve_indices(as_indices(given, "layers"), n_layers, "layers", self)
+        if len(found) > 1 and not axis:
+            raise InputError(f"source_layer={shown(given)}: give one, or put 'source_layer' in over")
+        return list(found)
+
+    @property
+    def read_layers(self) -> list[int]:
+        """The layers of the source that are read, each once."""
+        written = {layer for window in self.windows for layer in window}
+        read = [written if one is None else {one} for one in self.source_layers]
+        return sorted(set().union(*read))
+
+    def _heads(self, model: HookedVLM, given: Heads) -> list[tuple[int, ...] | None]:
+        if given is None and "head" not in self.over:
+            return [None]
+        counts = {site: head_count(site, model.cfg) for site in self.sites if has_heads(site)}
+        headless = [site for site in self.sites if site not in counts]
+        if headless:
+            raise InputError(
+                f"site {headless[0]!r} has no heads: take z, q, k, v or pattern, or leave heads out of it"
+            )
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{site} {n}" for site, n in counts.items())
+            raise InputError(f"these sites have different numbers of heads ({said}): map them one by one")
+        n_heads = next(iter(counts.values()))
+        chosen = resolve_indices(as_indices(given, "heads"), n_heads, "heads", self)
+        return [(head,) for head in chosen] if "head" in self.over else [chosen]
+
+    def _check_points(self, model: HookedVLM, layers: Sequence[int]) -> None:
+        """Raise InputError where a model lacks a layer or a site."""
+        n_layers = int(model.cfg.n_layers)
+        if max(layers) >= n_layers:
+            raise InputError(
+                f"layer {max(layers)} is not in {model!r}: give layers=range({n_layers}), or source_layer="
+            )
+        missing = [name for site in self.sites for name in self.names(site, layers) if not _has(model, name)]
+        if missing:
+            raise InputError(f"{model!r} has no {missing[0]!r}, so that site cannot be patched in it")
+
+    @staticmethod
+    def names(site: str, layers: Sequence[int]) -> list[str]:
+        """The hook points of a site."""
+        return [hook_name(site, layer) for layer in layers]
+
+    @property
+    def cached(self) -> list[str]:
+        """The activations of the source that are needed."""
+        return [name for site in self.sites for name in self.names(site, self.read_layers)]
+
+    def axes(self, tokens: TokenMap) -> list[Axis]:
+        """The axes, in the order that was asked for; positions are those of the prompt ``tokens``."""
+        return [self._axis(name, tokens) for name in self.over]
+
+    def _axis(self, name: str, tokens: TokenMap) -> Axis:
+        if name == "layer":
+            labels = pd.DataFrame({"layer": [window[0] for window in self.windows]})
+            if any(len(window) > 1 for window in self.windows):
+                labels["last_layer"] = [window[-1] for window in self.windows]
+            return Axis(name, labels, self.windows)
+        if name == "pos":
+            places = (tokens.roles[0] != Role.PAD).nonzero()[:, 0].tolist()
+            return Axis("position", position_labels(tokens, [0] * len(places), places), places)
+        if name == "role":
+            groups = list(self.groups or _roles(tokens))
+            return Axis(name, pd.DataFrame({"role": groups}), groups)
+        if name == "head":
+            heads = [heads[0] for heads in self.heads if heads is not None]
+            return Axis(name, pd.DataFrame({"head": heads}), self.heads)
+        values: Sequence[Any] = self.sites if name == "site" else self.source_layers
+        return Axis(name, pd.DataFrame({name: list(values)}), values)
+
+    def patches(
+        self,
+        axes: Sequence[Axis],
+        cache: Any,
+        tokens: TokenMap,
+        places: Sequence[Place],
+        from_reference: Mapping[int, int],
+        masks: Mapping[str, Any],
+        other_model: bool,
+    ) -> Iterator[Patch | None]:
+        """What each cell does to a run, in order; None where a prompt has no such place.
+
+        Args:
+            cache: of the source's run.
+            tokens: of the prompt that is patched.
+            places: its positions, each with the one it is patched from.
+            from_reference: from positions of the axis to this prompt's.
+            masks: pixel masks that selectors name.
+        """
+        partner = dict(places)
+        groups = {name: self._selected(tokens, name, masks) for name in self._group_names(axes)}
+        for choices in product(*(axis.choices for axis in axes)):
+            chosen = dict(zip((axis.name for axis in axes), choices, strict=True))
+            mask = groups[chosen.get("role", "")]
+            if "position" in chosen:
+                here = [p for p in [from_reference.get(chosen["position"], -1)] if p in partner and mask[p]]
+            else:
+                here = [p for p in partner if mask[p]]
+            if not here:
+                yield None
+                continue
+            yield patch(
+                cache,
+                at=here,
+                source=[partner[p] for p in here],
+                site=chosen.get("site", self.sites[0]),
+                layers=chosen.get("layer", self.windows[0]),
+                heads=chosen.get("head", self.heads[0]),
+                other_model=other_model,
+                source_layer=chosen.get("source_layer", self.source_layers[0]),
+            )
+
+    def _group_names(self, axes: Sequence[Axis]) -> Sequence[str]:
+        return next((axis.choices for axis in axes if axis.name == "role"), [""])
+
+    def _selected(self, tokens: TokenMap, group: str, masks: Mapping[str, Any]) -> Bool[Tensor, " pos"]:
+        """The positions of a group in a prompt, all that are asked for where groups have no names."""
+        selectors = [self.at]
+        if group:
+            selectors.append(self.groups[group] if self.groups else group)
+        owned = _Owner(masks)
+        return torch.stack([select(tokens, one, owned)[0] for one in selectors]).all(dim=0)
+
+
+class _Owner:
+    """Whom errors of a selector name, with the masks it may use."""
+
+    def __init__(self, masks: Mapping[str, Any]) -> None:
+        self.masks = masks
+
+    def __repr__(self) -> str:
+        return "patch_map"
+
+
+def _axes(over: Any) -> tuple[str, ...]:
+    names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, Sequence) else ()
+    found = tuple(ALSO.get(name, name) if isinstance(name, str) else name for name in names)
+    for name in found:
+        if name not in AXES:
+            raise InputError(
+                f"over={shown(over)}: {shown(name)} is no axis; there are {', '.join(AXES)} (neurons have no site that "
+                f"can be edited){did_you_mean(str(name), AXES)}"
+            )
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"over={shown(over)}: name axes, each once, of {', '.join(AXES)}")
+    return found
+
+
+def _sites(site: Any, over: Sequence[str]) -> tuple[str, ...]:
+    if site is None:
+        site = MAP_SITES if "site" in over else "z" if "head" in over else "resid_pre"
+    sites = (site,) if isinstance(site, str) else tuple(site) if isinstance(site, Sequence) else (site,)
+    for one in sites:
+        check_site(one, PATCH_SITES)
+    if not sites or ("site" not in over and len(sites) > 1) or len(set(sites)) < len(sites):
+        raise InputError(f"site={shown(site)}: give one, or several, each once, with 'site' in over")
+    return sites
+
+
+def _has(model: HookedVLM, name: str) -> bool:
+    return name in model.bridge.hook_dict
+
+
+def _roles(tokens: TokenMap) -> list[str]:
+    """The roles of a prompt in the order in which they first appear."""
+    roles = [Role(number) for number in tokens.roles[0].tolist()]
+    return [role.name.lower() for role in dict.fromkeys(roles) if role != Role.PAD]

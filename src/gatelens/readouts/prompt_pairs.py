@@ -1,0 +1,138 @@
+"""A pair as two prompts of a model: their inputs, and which positions of the two are the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gatelens.data import Example, Pair
+from gatelens.data.corruptions import asked_object, object_masks
+from gatelens.errors import InputError
+from gatelens.inputs import VLMInputs
+from gatelens.interventions import FunctionEdit, Rows, edit
+from gatelens.model import HookedVLM
+from gatelens.tokens import Role, TokenMap
+
+_OF_PICTURES = (Role.BOI, Role.IMAGE, Role.ROW_BREAK, Role.EOI)
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of a pair as a prompt of one model, with the noise its run has."""
+
+    inputs: VLMInputs
+    interventions: tuple[FunctionEdit, ...] = ()
+
+    @property
+    def tokens(self) -> TokenMap:
+        return self.inputs.tokens
+
+
+def sides(model: HookedVLM, pair: Pair, number: int, chat: bool) -> tuple[Side, Side]:
+    """The clean and the corrupt prompt of a pair; ``number`` seeds its noise."""
+    clean, corrupt = (Side(_prepared(model, example, chat)) for example in (pair.clean, pair.corrupt))
+    if pair.noise:
+        corrupt = Side(corrupt.inputs, (noise(pair.noise, number),))
+    return clean, corrupt
+
+
+def _prepared(model: HookedVLM, example: Example, chat: bool) -> VLMInputs:
+    images = None if example.image is None else [example.image]
+    return model.prepare(images=images, text=[example.prompt], chat=chat)
+
+
+def noise(multiple: float, seed: int) -> FunctionEdit:
+    """Gaussian noise on the embeddings of image tokens, as they enter block 0 (Meng et al. 2022, arXiv 2202.05262).
+
+    Args:
+        multiple: its standard deviation, in standard deviations of these embeddings over all their numbers.
+        seed: of what is drawn.
+    """
+
+    def add(rows: Float[Tensor, "n d_model"], where: Rows) -> Float[Tensor, "n d_model"]:
+        drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)).to(rows.device)
+        return (rows.float() + multiple * rows.float().std() * drawn).to(rows.dtype)
+
+    return edit(add, at="image", site="resid_pre", layers=[0])
+
+
+def masks_of(pair: Pair) -> dict[str, Any]:
+    """Masks of the clean picture by name; ``object`` is the one the example is about."""
+    masks: dict[str, Any] = dict(object_masks(pair.clean))
+    asked = asked_object(pair.clean)
+    return masks | ({"object": masks[asked]} if asked is not None else {})
+
+
+def same_places(here: TokenMap, there: TokenMap, where: str) -> list[Place]:
+    """Positions of two prompts (batches of one) that are the same place, in order.
+
+    Image tokens pair by their place in the grid, markers and words by their number within their role. Where a role has
+    more words in one prompt than in the other, the words both begin with and those both end with pair; what is between
+    has no counterpart.
+
+    Args:
+        where: what an error calls the two prompts.
+
+    Raises:
+        InputError: their pictures are cut into different grids.
+    """
+    found: list[Place] = []
+    mine, theirs = _groups(here), _groups(there)
+    _check_grids(here, there, mine, theirs, where)
+    for key, places in mine.items():
+        others = theirs.get(key, [])
+        if len(places) == len(others):
+            found += zip(places, others, strict=True)
+        elif key[0] not in _OF_PICTURES:
+            found += _ends(here, there, places, others)
+    return sorted(found)
+
+
+def _groups(tokens: TokenMap) -> dict[tuple[Role, int], list[int]]:
+    """The positions of each role; those of each picture apart."""
+    groups: dict[tuple[Role, int], list[int]] = {}
+    for position, number in enumerate(tokens.roles[0].tolist()):
+        role = Role(number)
+        if role != Role.PAD:
+            picture = int(tokens.image_index[0, position]) if role in _OF_PICTURES else -1
+            groups.setdefault((role, picture), []).append(position)
+    return groups
+
+
+def _check_grids(here: TokenMap, there: TokenMap, mine: Any, theirs: Any, where: str) -> None:
+    pictures = [sorted(i for role, i in groups if role == Role.IMAGE) for groups in (mine, theirs)]
+    if pictures[0] != pictures[1]:
+        raise InputError(
+            f"{where}: one prompt has {len(pictures[0])} picture(s) and the other {len(pictures[1])}: give as many"
+        )
+    for i in pictures[0]:
+        places = [groups[Role.IMAGE, i] for groups in (mine, theirs)]
+        grids = [
+            torch.stack([t.tile[0, at], t.row[0, at], t.col[0, at]])
+            for t, at in zip((here, there), places, strict=True)
+        ]
+        if not (grids[0].shape == grids[1].shape and torch.equal(*grids)):
+            shapes = ["x".join(str(int(n) + 1) for n in grid[1:].amax(1)) for grid in grids]
+            tokens = [f"{len(at)} tokens ({shape})" for at, shape in zip(places, shapes, strict=True)]
+            raise InputError(
+                f"{where}: picture {i} has {tokens[0]} in one prompt and {tokens[1]} in the other: give pictures of "
+                "one size, so that their tokens pair"
+            )
+
+
+def _ends(here: TokenMap, there: TokenMap, mine: Sequence[int], theirs: Sequence[int]) -> list[Place]:
+    """The words that both begin with, and those that both end with."""
+    same = [
+        [here.strings[0][p] == there.strings[0][q] for p, q in zip(a, b, strict=False)]
+        for a, b in ((mine, theirs), (mine[::-1], theirs[::-1]))
+    ]
+    n_first, n_last = (each.index(False) if False in each else len(each) for each in same)
+    n_last = min(n_last, min(len(mine), len(theirs)) - n_first)
+    last = zip(mine[len(mine) - n_last :], theirs[len(theirs) - n_last :], strict=True)
+    return [*zip(mine[:n_first], theirs[:n_first], strict=True), *last]
