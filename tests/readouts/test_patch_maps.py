@@ -505,3 +505,24 @@ def test_the_examples_of_the_documentation(function: Any) -> None:
     found = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs={})
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0])
     assert result.failed == 0 and result.attempted > 1
+
+
+def test_pairs_of_other_sizes_share_roles_but_no_positions() -> None:
+    """Each pair has its own grid: roles and layers are the same things in both, places in a picture are not."""
+    case, model = CASES["pixtral"], subject("pixtral").built.model
+    wide = Pair(
+        *(Example(case.picture(1, seed), case.texts[0], ("dog",), "class", str(seed)) for seed in (1, 2)),
+        differ="picture",
+        target="dog",
+        base="cat",
+    )
+    pairs = [pair_of(case), wide]
+    found = gl.patch_map(model, pairs, measured, ("layer", "role"), progress=False)
+    for i, pair in enumerate(pairs):
+        alone = gl.patch_map(model, pair, measured, ("layer", "role"), progress=False)
+        torch.testing.assert_close(found.tensor[i], alone.tensor[0])
+        assert alone.axes["role"].equals(found.axes["role"])
+    with pytest.raises(
+        InputError, match=r"pair 1 .*and pair 0: picture 0 has .*or write 'role' for 'pos' in over"
+    ):
+        gl.patch_map(model, pairs, measured, progress=False)

@@ -24,6 +24,7 @@ from gatelens.tokens import Role, SelectorLike, TokenMap
 
 AXES = ("layer", "pos", "role", "head", "site", "source_layer")
 ALSO = {"position": "pos"}
+ROLES = tuple(role.name.lower() for role in Role if role not in (Role.PAD, Role.GENERATED))
 MAP_SITES = ("resid_pre", "attn_out", "mlp_out")  # of an axis of sites
 
 
@@ -139,6 +140,11 @@ class MapAxes:
         return [hook_name(site, layer) for layer in layers]
 
     @property
+    def has_positions(self) -> bool:
+        """Whether an axis is of positions, which all prompts must then share."""
+        return "pos" in self.over
+
+    @property
     def cached(self) -> list[str]:
         """The activations of the source that are needed."""
         return [name for site in self.sites for name in self.names(site, self.read_layers)]
@@ -157,7 +163,7 @@ class MapAxes:
             places = (tokens.roles[0] != Role.PAD).nonzero()[:, 0].tolist()
             return Axis("position", position_labels(tokens, [0] * len(places), places), places)
         if name == "role":
-            groups = list(self.groups or _roles(tokens))
+            groups = list(self.groups or ROLES)
             return Axis(name, pd.DataFrame({"role": groups}), groups)
         if name == "head":
             heads = [heads[0] for heads in self.heads if heads is not None]
@@ -256,9 +262,3 @@ def _sites(site: Any, over: Sequence[str]) -> tuple[str, ...]:
 
 def _has(model: HookedVLM, name: str) -> bool:
     return name in model.bridge.hook_dict
-
-
-def _roles(tokens: TokenMap) -> list[str]:
-    """The roles of a prompt in the order in which they first appear."""
-    roles = [Role(number) for number in tokens.roles[0].tolist()]
-    return [role.name.lower() for role in dict.fromkeys(roles) if role != Role.PAD]

@@ -181,14 +181,17 @@ class MapWork:
         return [float("nan") if one is None else next(values) for one in patches]
 
     def _reference(self, tokens: TokenMap, where: str) -> dict[int, int]:
-        """From positions of the axes to this prompt's; the first prompt makes the axes."""
+        """From positions of the axes, which are the first prompt's, to this prompt's."""
         if self.tokens is None:
             self.tokens, self.axes = tokens, self.map_axes.axes(tokens)
             self.words = [set() for _ in range(tokens.n_pos)]
-        pairs = same_places(self.tokens, tokens, f"{where} and the first pair")
-        for reference, position in pairs:
+        if not self.map_axes.has_positions:
+            return {}
+        hint = ", or write 'role' for 'pos' in over"
+        places = dict(same_places(self.tokens, tokens, f"{where} and pair 0", hint))
+        for reference, position in places.items():
             self.words[reference].add(tokens.strings[0][position])
-        return dict(pairs)
+        return places
 
     def _cache(self, side: Side, positions: Sequence[int]) -> Any:
         """The activations of a run that cells take theirs from, at these positions."""

@@ -69,7 +69,7 @@ def masks_of(pair: Pair) -> dict[str, Any]:
     return masks | ({"object": masks[asked]} if asked is not None else {})
 
 
-def same_places(here: TokenMap, there: TokenMap, where: str) -> list[Place]:
+def same_places(here: TokenMap, there: TokenMap, where: str, hint: str = "") -> list[Place]:
     """Positions of two prompts (batches of one) that are the same place, in order.
 
     Image tokens pair by their place in the grid, markers and words by their number within their role. Where a role has
@@ -77,14 +77,14 @@ def same_places(here: TokenMap, there: TokenMap, where: str) -> list[Place]:
     has no counterpart.
 
     Args:
-        where: what an error calls the two prompts.
+        where, hint: what an error calls the two prompts, and what else would help.
 
     Raises:
         InputError: their pictures are cut into different grids.
     """
     found: list[Place] = []
     mine, theirs = _groups(here), _groups(there)
-    _check_grids(here, there, mine, theirs, where)
+    _check_grids(here, there, mine, theirs, where, hint)
     for key, places in mine.items():
         others = theirs.get(key, [])
         if len(places) == len(others):
@@ -105,11 +105,12 @@ def _groups(tokens: TokenMap) -> dict[tuple[Role, int], list[int]]:
     return groups
 
 
-def _check_grids(here: TokenMap, there: TokenMap, mine: Any, theirs: Any, where: str) -> None:
+def _check_grids(here: TokenMap, there: TokenMap, mine: Any, theirs: Any, where: str, hint: str) -> None:
     pictures = [sorted(i for role, i in groups if role == Role.IMAGE) for groups in (mine, theirs)]
     if pictures[0] != pictures[1]:
         raise InputError(
-            f"{where}: one prompt has {len(pictures[0])} picture(s) and the other {len(pictures[1])}: give as many"
+            f"{where}: one prompt has {len(pictures[0])} picture(s) and the other {len(pictures[1])}: give as "
+            f"many{hint}"
         )
     for i in pictures[0]:
         places = [groups[Role.IMAGE, i] for groups in (mine, theirs)]
@@ -122,7 +123,7 @@ def _check_grids(here: TokenMap, there: TokenMap, mine: Any, theirs: Any, where:
             tokens = [f"{len(at)} tokens ({shape})" for at, shape in zip(places, shapes, strict=True)]
             raise InputError(
                 f"{where}: picture {i} has {tokens[0]} in one prompt and {tokens[1]} in the other: give pictures of "
-                "one size, so that their tokens pair"
+                f"one size, so that their tokens pair{hint}"
             )
 
 
