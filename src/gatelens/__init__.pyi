@@ -13,7 +13,6 @@ from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.data.pairing import pairs as pairs
 from gatelens.engine import Generation as Generation
 from gatelens.engine import explain as explain
-from gatelens.engine import sweep as sweep
 from gatelens.families import Family as Family
 from gatelens.families import FixedGrid as FixedGrid
 from gatelens.families import Geometry as Geometry
@@ -40,6 +39,7 @@ from gatelens.readouts import logit_lens as logit_lens
 from gatelens.readouts import patch_map as patch_map
 from gatelens.readouts import path_patch as path_patch
 from gatelens.runs import Run as Run
+from gatelens.sweeps import sweep as sweep
 from gatelens.tokens import Role as Role
 from gatelens.tokens import Selection as Selection
 from gatelens.tokens import TokenMap as TokenMap

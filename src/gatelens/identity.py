@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
 
 from gatelens.data import Dataset, Example, load
 from gatelens.errors import DataError, ModelError
@@ -63,3 +72,62 @@ def model_fingerprint(model: HookedVLM) -> str:
 def data_fingerprint(examples: Sequence[Example]) -> str:
     """Changes when the drawn examples, their prompts or answers do."""
     return fingerprint([(e.id, e.prompt, list(e.answers), e.label) for e in examples])
+
+
+def content_fingerprint(value: Any) -> str:
+    """Twelve hex digits that change when a value does, whatever it is made of: tensors, pictures, objects, functions.
+
+    A function is its own code, its defaults and what it closes over; not what it calls.
+    """
+    digest = hashlib.sha256()
+    for part in _content(value, frozenset()):
+        digest.update(part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _content(value: Any, within: frozenset[int]) -> Iterator[bytes]:
+    yield type(value).__qualname__.encode()
+    if id(value) in within:
+        return
+    within |= {id(value)}
+    if isinstance(value, torch.Tensor):
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        yield from (f"{value.dtype} {tuple(value.shape)}".encode(), raw.numpy().tobytes())
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield from (f"{value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Image.Image):
+        yield from (f"{value.mode} {value.size}".encode(), value.tobytes())
+    elif isinstance(getattr(value, "hf", value), torch.nn.Module):
+        yield model_fingerprint(value if hasattr(value, "hf") else types.SimpleNamespace(hf=value)).encode()
+    elif (
+        isinstance(value, str | bytes | int | float | complex | range | slice | Path | type) or value is None
+    ):
+        yield repr(value).encode()
+    else:
+        for part in _parts(value):
+            yield from _content(part, within)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value is made of."""
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [value.__code__, value.__defaults__, value.__kwdefaults__, *cells]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, value.co_consts]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, Sequence | np.ndarray):
+        return list(value)
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, f.name) for f in dataclasses.fields(value)]
+    if hasattr(value, "__dict__"):
+        return [vars(value)]
+    return [re.sub(r" at 0x[0-9a-f]+", "", repr(value))]

@@ -73,6 +73,16 @@ def full_logits(
     return logits
 
 
+def full_cache(model: HookedModel, inputs: VLMInputs, specs: Sequence[Intervention], names: Any) -> Any:
+    """The ``ActivationCache`` of one full run; ``names`` as ``names_filter`` of ``run_with_cache``."""
+    with model.lock:
+        full = FullRun(model, specs, inputs.tokens)
+        with full.acting() as pairs:
+            _, cache = model.run_with_cache(inputs, names_filter=names, fwd_hooks=pairs)
+    full.check_fired()
+    return cache
+
+
 def full_decoder(
     model: HookedModel,
     inputs: VLMInputs,

@@ -1,8 +1,9 @@
-"""A grid of interventions, one number an example at each point."""
+"""A grid of interventions on one batch of prompts, one number an example at each point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gatelens.engine.full_run import full_cache
+from gatelens.engine.generation import generate_many
 from gatelens.engine.plan import Specs
 from gatelens.engine.run_batch import RunBatch
 from gatelens.errors import InterventionError, shown
@@ -19,7 +22,14 @@ from gatelens.inputs import VLMInputs
 from gatelens.interventions.compile import as_interventions
 
 Grid = Mapping[str, Iterable[Any] | Mapping[Any, Any]]
-Metric = Callable[[Tensor], Tensor]
+Metric = Callable[[Any], Any]
+Make = Callable[..., Any]
+RESERVED = ("example", "point")
+LOGITS, TEXTS, CACHE = (
+    "logits",
+    "texts",
+    "cache",
+)  # what a metric says it ``reads``; logits where it says nothing
 
 
 def sweep(
@@ -28,11 +38,12 @@ def sweep(
     grid: Grid,
     metric: Metric | Mapping[str, Metric],
     progress: bool = True,
+    make: Make | None = None,
 ) -> pd.DataFrame:
-    """Run every point of a grid of interventions, computing once what they have in common.
+    """Run every point of a grid of interventions on a batch, computing once what they have in common.
 
     The numbers are those of a plain run of each point (to rounding); see :func:`gatelens.explain` for what
-    is computed and what is not.
+    is computed and what is not. :func:`gatelens.sweep` takes data as well.
 
     Args:
         model: the model.
@@ -44,6 +55,8 @@ def sweep(
             of column name to metric. Those of ``gl.metrics`` that read the last position spare the other
             rows of the logits. The logits are overwritten after the metric has returned: keep a copy.
         progress: show a progress bar.
+        make: makes the intervention of a point from its choices, which are then any values: a function whose
+            arguments are the axes. Words and numbers are their own labels.
 
     Returns:
         One row a point and example, in order. Columns: the axes (the label of the choice), ``example`` (its
@@ -53,36 +66,87 @@ def sweep(
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
             a metric that does not give one number an example.
     """
-    inputs, metrics = usable(model, inputs), _metrics(metric)
-    labels, runs = points_of(grid)
-    for name in grid:
-        if name in ("example", "value", *metrics):
-            raise InterventionError(
-                f"an axis cannot be called {name!r}, that is a column of the table; rename it"
-            )
-    last_only = all(getattr(m, "last_only", False) for m in metrics.values())
-    values: dict[int, list[list[float]]] = {}
-    with model.lock, torch.no_grad():
-        batch = RunBatch(model, inputs, runs, every_position=not last_only)
-        for i, logits in tqdm(batch.each(), total=len(runs), desc="sweep", unit="run", disable=not progress):
-            values[i] = [numbers_of(m(logits), inputs.batch_size) for m in metrics.values()]
+    inputs, metrics = usable(model, inputs), metrics_of(metric, grid)
+    labels, runs = points_of(grid, make)
+    with tqdm(total=len(runs) * n_passes(metrics), desc="sweep", unit="run", disable=not progress) as bar:
+        values = measure_points(model, inputs, runs, metrics, bar.update)
+    numbers = range(inputs.batch_size)
+    return as_table(labels, list(numbers), list(grid), {name: values[name] for name in metrics})
+
+
+def as_table(
+    labels: Sequence[tuple[Any, ...]],
+    examples: Sequence[Any],
+    axes: Sequence[str],
+    values: Mapping[str, Sequence[Sequence[float]]],
+) -> pd.DataFrame:
+    """One row a point and example; ``values`` by metric, point and example."""
     rows = [
-        (*point, example, *numbers)
+        (*point, example, *(values[name][i][j] for name in values))
         for i, point in enumerate(labels)
-        for example, numbers in enumerate(zip(*values[i], strict=True))
+        for j, example in enumerate(examples)
     ]
-    return pd.DataFrame(rows, columns=[*grid, "example", *metrics])
+    return pd.DataFrame(rows, columns=[*axes, "example", *values])
 
 
-def points_of(grid: Grid) -> tuple[list[tuple[Any, ...]], list[Specs]]:
+def measure_points(
+    model: HookedModel,
+    inputs: VLMInputs,
+    runs: Sequence[Specs],
+    metrics: Mapping[str, Metric],
+    done: Callable[[int], object] = lambda n: None,
+) -> dict[str, list[list[float]]]:
+    """What each metric gives of each run, by name: one number an example. ``done`` is told of runs made."""
+    values: dict[str, list[list[float]]] = {name: [[] for _ in runs] for name in metrics}
+    by_kind = _by_kind(metrics)
+
+    def note(names: Iterable[str], i: int, given: Any) -> None:
+        for name in names:
+            values[name][i] = numbers_of(metrics[name](given), inputs.batch_size)
+
+    with model.lock, torch.no_grad():
+        for (kind, detail), names in by_kind.items():
+            if kind == LOGITS:
+                last_only = all(getattr(metrics[name], "last_only", False) for name in names)
+                for i, logits in RunBatch(model, inputs, runs, every_position=not last_only).each():
+                    note(names, i, logits)
+                    done(1)
+            elif kind == TEXTS:
+                for i, written in enumerate(generate_many(model, inputs, runs, detail)):
+                    note(names, i, written.texts)
+                done(len(runs))
+            else:
+                for i, specs in enumerate(runs):
+                    note(names, i, full_cache(model, inputs, specs, detail))
+                    done(1)
+    return values
+
+
+def n_passes(metrics: Mapping[str, Metric]) -> int:
+    """How often every point is run: once for the logits, once for each length of texts, once for each cache."""
+    return len(_by_kind(metrics))
+
+
+def _by_kind(metrics: Mapping[str, Metric]) -> dict[tuple[str, Any], list[str]]:
+    """(what is read, and how much of it), and the metrics that read it."""
+    kinds: dict[tuple[str, Any], list[str]] = {}
+    for name, one in metrics.items():
+        kind = getattr(one, "reads", LOGITS)
+        detail = {TEXTS: "max_new_tokens", CACHE: "names"}.get(kind)
+        kinds.setdefault((kind, getattr(one, detail) if detail else None), []).append(name)
+    return kinds
+
+
+def points_of(grid: Grid, make: Make | None = None) -> tuple[list[tuple[Any, ...]], list[Specs]]:
     """The labels and the interventions of every point of a grid, the last axis moving fastest.
 
     Raises:
-        InterventionError: an axis without choices, or a choice that is no intervention.
+        InterventionError: an axis without choices, a choice that is no intervention, or a ``make`` whose arguments
+            are not the axes.
     """
     if not isinstance(grid, Mapping):
         raise InterventionError(f'grid is {shown(grid)}: give a dict, such as {{"start": [...]}}')
-    axes: list[list[tuple[Any, Specs]]] = []
+    axes: list[list[tuple[Any, Any]]] = []
     for name, choices in grid.items():
         if not isinstance(name, str):
             raise InterventionError(f"axis {shown(name)} of the grid: give it a name")
@@ -91,28 +155,56 @@ def points_of(grid: Grid) -> tuple[list[tuple[Any, ...]], list[Specs]]:
                 f"axis {name!r} of the grid is {shown(choices)}: give a list of choices, or a dict of label to choice"
             )
         labelled = choices.items() if isinstance(choices, Mapping) else enumerate(choices)
-        axes.append([(label, as_interventions(choice)) for label, choice in labelled])
+        if make is None:
+            axes.append([(label, as_interventions(choice)) for label, choice in labelled])
+        elif isinstance(choices, Mapping):
+            axes.append(list(labelled))
+        else:
+            plain = (str, int, float, type(None))
+            axes.append([(choice if isinstance(choice, plain) else i, choice) for i, choice in labelled])
         if not axes[-1]:
             raise InterventionError(
                 f"axis {name!r} of the grid has no choices; leave it out or put None in it"
             )
+    if make is not None:
+        _check_make(make, list(grid))
     points = list(product(*axes))
     labels = [tuple(label for label, _ in point) for point in points]
-    return labels, [[spec for _, specs in point for spec in specs] for point in points]
+    chosen = [[choice for _, choice in point] for point in points]
+    if make is None:
+        return labels, [[spec for specs in choices for spec in specs] for choices in chosen]
+    return labels, [as_interventions(make(**dict(zip(grid, choices, strict=True)))) for choices in chosen]
 
 
-def _metrics(metric: Any) -> dict[str, Metric]:
-    """Column name to metric. Raises InterventionError where there is none to compute."""
+def _check_make(make: Any, axes: list[str]) -> None:
+    if not callable(make):
+        raise InterventionError(f"make is {shown(make)}: give a function of the axes {', '.join(axes)}")
+    try:
+        inspect.signature(make).bind(**dict.fromkeys(axes))
+    except TypeError as error:
+        raise InterventionError(
+            f"make does not take the axes of the grid ({', '.join(axes) or 'none'}): {error}; name its arguments as "
+            "the axes"
+        ) from None
+
+
+def metrics_of(metric: Any, grid: Grid) -> dict[str, Metric]:
+    """Column name to metric. Raises InterventionError where there is none, or an axis takes a column's name."""
     metrics = {"value": metric} if callable(metric) else metric
     if not isinstance(metrics, Mapping) or not metrics:
         raise InterventionError(
             f"metric is {shown(metric)}: give a function of the logits, or a dict of column name to function"
         )
     for name, one in metrics.items():
-        if not isinstance(name, str) or name == "example":
+        if not isinstance(name, str) or name in RESERVED:
             raise InterventionError(f"a metric cannot be called {shown(name)}; give another name")
         if not callable(one):
             raise InterventionError(f"metric {name!r} is {shown(one)}: give a function of the logits")
+    for name in grid if isinstance(grid, Mapping) else ():
+        if name in (*RESERVED, "value", *metrics):
+            raise InterventionError(
+                f"an axis cannot be called {name!r}, that is a column of the table; rename it"
+            )
     return dict(metrics)
 
 

@@ -3,62 +3,67 @@
 Each function makes a metric: a function of logits ``Float[batch, pos, d_vocab]`` that gives ``Float[batch]``. It
 reads one position, by default the last (−1, as batches are padded on the left). Probabilities and log-probabilities
 (natural logarithm, nats) are computed in float32 or wider.
+
+Where :func:`gatelens.sweep` takes examples, a token may be a function of the example that gives a word (its first token
+after the prompt is meant) or a token id, as in ``logit_diff(lambda e: e.label, lambda e: e.meta["other"])``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatelens.errors import GatelensError, whole_number
+from gatelens.measures.run_metrics import answer, of_cache, of_texts
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
-TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"]
+OfExample: TypeAlias = Callable[[Any], str | int]
+TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"] | OfExample
 _Row: TypeAlias = Float[Tensor, "batch d_vocab"]
+_Ids: TypeAlias = Int[Tensor, " one_or_batch"]
 
 __all__ = [
-    "Metric", "TokenIds", "entropy", "kl", "log_prob", "logit", "logit_diff", "prob", "rank", "similarity", "top1",
+    "Metric", "TokenIds", "answer", "entropy", "kl", "log_prob", "logit", "logit_diff", "of_cache", "of_texts", "prob",
+    "rank", "similarity", "top1",
 ]  # fmt: skip
 
 
 def logit(target: TokenIds, pos: int = -1) -> Metric:
     """The logit of ``target``, one token for all examples or one each."""
-    ids = _ids(target, "target")
-    return _metric("logit", pos, lambda row: _pick(row, ids))
+    return _of_tokens("logit", pos, lambda row, ids: _pick(row, ids), target=target)
 
 
 def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
     """Logit of ``target`` minus logit of ``base``; each one token for all examples or one each."""
-    wanted, other = _ids(target, "target"), _ids(base, "base")
-    return _metric("logit_diff", pos, lambda row: _pick(row, wanted) - _pick(row, other))
+
+    def read(row: _Row, wanted: _Ids, other: _Ids) -> Float[Tensor, " batch"]:
+        return _pick(row, wanted) - _pick(row, other)
+
+    return _of_tokens("logit_diff", pos, read, target=target, base=base)
 
 
 def log_prob(target: TokenIds, pos: int = -1) -> Metric:
     """Log-probability of ``target`` in nats, at most 0."""
-    ids = _ids(target, "target")
-    return _metric("log_prob", pos, lambda row: _pick(row.log_softmax(dim=-1), ids))
+    return _of_tokens("log_prob", pos, lambda row, ids: _pick(row.log_softmax(dim=-1), ids), target=target)
 
 
 def prob(target: TokenIds, pos: int = -1) -> Metric:
     """Probability of ``target``, 0 to 1."""
-    ids = _ids(target, "target")
-    return _metric("prob", pos, lambda row: _pick(row.softmax(dim=-1), ids))
+    return _of_tokens("prob", pos, lambda row, ids: _pick(row.softmax(dim=-1), ids), target=target)
 
 
 def rank(target: TokenIds, pos: int = -1) -> Metric:
     """How many tokens have a higher logit than ``target``: 0 is the top."""
-    ids = _ids(target, "target")
-    return _metric("rank", pos, lambda row: _rank(row, ids))
+    return _of_tokens("rank", pos, lambda row, ids: _rank(row, ids), target=target)
 
 
 def top1(target: TokenIds, pos: int = -1) -> Metric:
     """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy."""
-    ids = _ids(target, "target")
-    return _metric("top1", pos, lambda row: (_rank(row, ids) == 0).to(row.dtype))
+    return _of_tokens("top1", pos, lambda row, ids: (_rank(row, ids) == 0).to(row.dtype), target=target)
 
 
 def entropy(pos: int = -1) -> Metric:
@@ -103,6 +108,48 @@ def _check_comparable(reference: _Row, row: _Row) -> None:
             f"the reference at one position has shape {tuple(reference.shape)}, the logits {tuple(row.shape)}: give "
             "logits of the same prompts, or of one, in the same model"
         )
+
+
+def _of_tokens(
+    name: str, pos: int, read: Callable[..., Float[Tensor, " batch"]], **tokens: TokenIds
+) -> Metric:
+    """The metric that reads the logits of one position at some tokens.
+
+    Where a token is a function of the example, the metric has ``bind(examples, token_id)``, which gives the metric of
+    these examples; ``token_id(example, word)`` is the first token of a word after the example's prompt.
+    """
+    given = {word: value if callable(value) else _ids(value, word) for word, value in tokens.items()}
+    if not any(callable(value) for value in given.values()):
+        return _metric(name, pos, lambda row: read(row, *given.values()))
+
+    def bind(examples: Sequence[Any], token_id: Callable[[Any, str], int]) -> Metric:
+        ids = {}
+        for word, value in given.items():
+            named = [value(e) for e in examples] if callable(value) else None
+            ids[word] = value if named is None else _named_ids(word, examples, named, token_id)
+        return _of_tokens(name, pos, read, **ids)
+
+    def unbound(_: Any) -> Any:
+        raise GatelensError(
+            f"{name} asks each example for its tokens: give gl.sweep a data set or a list of examples"
+        )
+
+    unbound.__name__ = name
+    unbound.bind, unbound.last_only = bind, pos == -1  # type: ignore[attr-defined]
+    return unbound
+
+
+def _named_ids(
+    word: str, examples: Sequence[Any], named: Sequence[Any], token_id: Callable[[Any, str], int]
+) -> list[int]:
+    for example, one in zip(examples, named, strict=True):
+        if not isinstance(one, str) and whole_number(one) is None:
+            raise GatelensError(
+                f"{word} of example {example.id!r} is {one!r:.60}: give a function of the example whose result is a "
+                "word or a token id"
+            )
+    pairs = zip(examples, named, strict=True)
+    return [token_id(example, one) if isinstance(one, str) else int(one) for example, one in pairs]
 
 
 def _metric(name: str, pos: int, read: Callable[[_Row], Float[Tensor, " batch"]]) -> Metric:

@@ -1,0 +1,280 @@
+"""``gl.sweep``: a grid of interventions on a prepared batch, or over data in batches of prompts of one length."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from gatelens import engine
+from gatelens.data import Example, load
+from gatelens.data.base import check_task
+from gatelens.engine.grid import (
+    Grid,
+    Make,
+    Metric,
+    as_table,
+    measure_points,
+    metrics_of,
+    n_passes,
+    points_of,
+)
+from gatelens.engine.plan import Specs
+from gatelens.errors import DataError, GatelensError, InputError, shown, whole_number
+from gatelens.examples import Labels, auto_batch_size, of_one_length, prepare_numbered
+from gatelens.identity import content_fingerprint, model_fingerprint, model_name
+from gatelens.inputs import VLMInputs
+from gatelens.model import HookedVLM
+from gatelens.runs import Run
+
+SWEEP = "sweep"  # what its folder calls the study, the only section and the table
+
+
+def sweep(
+    model: HookedVLM,
+    inputs: Any,
+    grid: Grid,
+    metric: Metric | Mapping[str, Metric],
+    progress: bool = True,
+    *,
+    make: Make | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Run every point of a grid of interventions, computing once what they have in common.
+
+    The numbers are those of a plain run of each point (to rounding); see :func:`gatelens.explain` for what
+    is computed and what is not.
+
+    Args:
+        model: the model.
+        inputs: what each point is run on: a prepared batch, a list of examples, or a data set (an object or what
+            ``gl.data.load`` takes: a name or a folder).
+        grid: named axes. Each is a list of choices, labelled 0, 1, …, or a dict of label to choice; a choice
+            is an intervention, a list of them, or None for nothing. The points are the product of the axes,
+            the last axis moving fastest; the choices of one point act together, in the order of the axes.
+        metric: what is measured of each example, or a dict of column name to that: a function of the logits,
+            ``Float[batch, pos, d_vocab]`` to ``Float[batch]``; of what the model writes (``gl.metrics.of_texts``,
+            ``gl.metrics.answer``); or of activations (``gl.metrics.of_cache``). Over data, tokens of ``gl.metrics``
+            may be functions of the example: ``gl.metrics.logit(lambda example: example.label)``. Metrics of
+            ``gl.metrics`` that read the last position spare the other rows of the logits. The logits are overwritten
+            after the metric has returned: keep a copy.
+        progress: show a progress bar with the time left.
+        make: makes the intervention of a point from its choices, which are then any values: a function whose
+            arguments are the axes, as ``make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer])`` with
+            ``grid={"layer": range(8), "at": ["gate", "image"]}``. Words and numbers are their own labels.
+        task, limit, seed: of a data set: which examples, as ``data.examples`` takes them; without a task ``class``,
+            or the only task.
+        batch_size: examples of a batch at most; None is as many as are bounded in memory. Batches are of prompts of
+            one length.
+        out: a folder in which finished batches are kept; the same call goes on there, other settings in the same
+            folder are refused. It holds the result as ``sweep.parquet``. What functions do is known by their own code
+            and what they close over, not by what they call.
+
+    Returns:
+        One row a point and example, in order. Columns: the axes (the label of the choice), ``example`` (its id, or its
+        number in a prepared batch), and last ``value`` (or the metrics' names). An empty grid is the one clean run.
+
+    Raises:
+        InterventionError: an axis without choices or with a taken name, a ``make`` with other arguments than the axes,
+            an intervention that cannot act, or a metric that does not give one number an example.
+        DataError: no such data or task, or examples with one id.
+        OutputError: ``out`` can't be written or holds a sweep with other settings.
+
+        >>> import gatelens as gl
+        >>> gl.sweep(
+        ...     model, "emoji-scenes", {"layer": range(6), "at": ["gate", "image"]}, gl.metrics.answer(),
+        ...     make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer]), limit=200, out="runs/layers",
+        ... )
+    """
+    if not is_data(inputs):
+        given = {"task": task, "limit": limit, "batch_size": batch_size, "out": out}
+        wrong = [f"{name}=" for name, value in given.items() if value is not None]
+        if wrong:
+            raise InputError(f"{wrong[0]} goes with examples or a data set, and inputs is {shown(inputs)}")
+        return engine.sweep(model, inputs, grid, metric, progress, make)
+    examples = examples_of(inputs, task, limit, seed)
+    work = _Work.planned(model, examples, grid, metric, make, batch_size)
+    run = Run.open(out, study=SWEEP, settings=work.settings())
+    try:
+        work.measure_missing(run, progress)
+    except GatelensError:
+        run.withdraw()
+        raise
+    table = work.table(run)
+    run.save(SWEEP, _storable(table))
+    return table
+
+
+def is_data(inputs: Any) -> bool:
+    """Whether these are examples or a data set, not a batch."""
+    if isinstance(inputs, VLMInputs):
+        return False
+    if isinstance(inputs, str | Path) or callable(getattr(inputs, "examples", None)):
+        return True
+    return isinstance(inputs, list | tuple) and (not inputs or any(hasattr(one, "prompt") for one in inputs))
+
+
+def examples_of(data: Any, task: str | None, limit: int | None, seed: int) -> list[Example]:
+    """The examples of a data set, its name or folder, or those of a list; each id once.
+
+    Raises:
+        DataError: there are none, a task or limit beside a list, or two examples of one id.
+    """
+    data = load(data) if isinstance(data, str | Path) else data
+    if callable(getattr(data, "examples", None)):
+        if task is None and "class" not in data.tasks and len(data.tasks) != 1:
+            raise DataError(f"{data.name} has the tasks {', '.join(data.tasks)}: choose one, task=")
+        task = task or ("class" if "class" in data.tasks else data.tasks[0])
+        check_task(data.name, task, data.tasks)
+        found = list(data.examples(task, limit=limit, seed=seed))
+    else:
+        if task is not None or limit is not None:
+            raise DataError("task= and limit= go with a data set; cut the list of examples yourself")
+        found = list(data)
+    for one in found:
+        if not hasattr(one, "prompt") or not hasattr(one, "id"):
+            raise DataError(f"{shown(one)} is no example: give a list of examples, or a data set")
+    if not found:
+        raise DataError("there are no examples to run: give at least one")
+    seen: set[str] = set()
+    twice = next((one.id for one in found if one.id in seen or seen.add(one.id)), None)  # type: ignore[func-returns-value]
+    if twice is not None:
+        raise DataError(f"two examples have the id {twice!r}: rows of the table are told apart by it")
+    return found
+
+
+def batches_of(
+    model: HookedVLM, examples: Sequence[Example], batch_size: int | None
+) -> tuple[int, list[list[int]]]:
+    """The size of batches, and the numbers of each batch's examples.
+
+    Raises:
+        InputError: a batch size below 1.
+    """
+    if batch_size is None:
+        batch_size = auto_batch_size(model, max(examples, key=lambda e: len(e.prompt)))
+    number = whole_number(batch_size)
+    if number is None or number < 1:
+        raise InputError(f"batch_size={shown(batch_size)}: give a whole number, 1 or more, or None")
+    return number, of_one_length(model, examples, number)
+
+
+def of_examples(
+    metrics: Mapping[str, Metric], examples: Sequence[Example], labels: Labels
+) -> dict[str, Metric]:
+    """The metrics of these examples: those that ask each example for its tokens or answers are told of them."""
+
+    def token_id(example: Example, word: str) -> int:
+        return labels.first_token(example.prompt, word)
+
+    return {
+        name: one.bind(examples, token_id) if hasattr(one, "bind") else one for name, one in metrics.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A sweep over examples, as data: what is run, on which batches."""
+
+    model: HookedVLM
+    examples: Sequence[Example]
+    axes: tuple[str, ...]
+    labels: Sequence[tuple[Any, ...]]
+    runs: Sequence[Specs]
+    metrics: Mapping[str, Metric]
+    size: int
+    parts: Sequence[Sequence[int]]
+
+    @classmethod
+    def planned(
+        cls,
+        model: HookedVLM,
+        examples: Sequence[Example],
+        grid: Grid,
+        metric: Any,
+        make: Any,
+        size: int | None,
+    ) -> _Work:
+        metrics = metrics_of(metric, grid)
+        labels, runs = points_of(grid, make)
+        size, parts = batches_of(model, examples, size)
+        return cls(model, examples, tuple(grid), labels, runs, metrics, size, parts)
+
+    def settings(self) -> dict[str, Any]:
+        """What the folder of a sweep says was asked for."""
+        points = {}
+        for i, (label, specs) in enumerate(zip(self.labels, self.runs, strict=True)):
+            said = ", ".join(f"{axis}={one}" for axis, one in zip(self.axes, label, strict=True))
+            points[f"{i} {said}".strip()] = f"{content_fingerprint(specs)} {specs!r:.200}"
+        return {
+            "model": model_name(self.model),
+            "weights": model_fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "n": len(self.examples),
+            "examples": content_fingerprint(list(self.examples)),
+            "batch_size": self.size,
+            "points": points,
+            "metrics": {name: content_fingerprint(one) for name, one in self.metrics.items()},
+        }
+
+    def measure_missing(self, run: Run, progress: bool) -> None:
+        """Measure the batches that the run does not have, and keep each when it is whole."""
+        a_prompt = len(self.runs) * n_passes(self.metrics)
+        left = [n for n in range(len(self.parts)) if not run.has_batch(SWEEP, _name(n))]
+        n_left = sum(len(self.parts[n]) for n in left)
+        labels = Labels(self.model)
+        with tqdm(
+            total=len(self.examples) * a_prompt,
+            initial=(len(self.examples) - n_left) * a_prompt,
+            desc=SWEEP,
+            unit="run",
+            disable=not progress,
+        ) as bar:
+            for n in left:
+                started, size = time.perf_counter(), len(self.parts[n])
+                with torch.inference_mode():
+                    table = self.measure(n, labels, lambda runs, size=size: bar.update(runs * size))
+                run.save_batch(SWEEP, _name(n), {"values": table}, time.perf_counter() - started)
+
+    def measure(self, number: int, labels: Labels, done: Callable[[int], object]) -> pd.DataFrame:
+        """One batch: columns ``point`` (its number), ``example`` (its id) and the metrics."""
+        part = self.parts[number]
+        examples = [self.examples[i] for i in part]
+        inputs = prepare_numbered(self.model, examples, part)
+        metrics = of_examples(self.metrics, examples, labels)
+        values = measure_points(self.model, inputs, self.runs, metrics, done)
+        points = [(i,) for i in range(len(self.runs))]
+        return as_table(points, [e.id for e in examples], ["point"], values)
+
+    def table(self, run: Run) -> pd.DataFrame:
+        """The result, from the batches of a run."""
+        values = {name: [[0.0] * len(self.examples) for _ in self.runs] for name in self.metrics}
+        for n, part in enumerate(self.parts):
+            measured = run.batch(SWEEP, _name(n))["values"]
+            for name, by_point in values.items():
+                numbers = measured[name].to_numpy().reshape(len(self.runs), len(part))
+                for i, row in enumerate(numbers):
+                    for place, value in zip(part, row, strict=True):
+                        by_point[i][place] = float(value)
+        return as_table(self.labels, [e.id for e in self.examples], self.axes, values)
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with labels of mixed kinds as words, which Parquet can hold."""
+    mixed = [name for name in table if table[name].dtype == object]
+    return table.assign(**{name: [str(one) for one in table[name]] for name in mixed})
