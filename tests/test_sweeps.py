@@ -205,6 +205,7 @@ def test_a_grid_by_a_factory_on_a_prepared_batch(tiny: Any, one_image: Any) -> N
     table = gl.sweep(tiny, one_image, GRID, metric, False, make=make)
     assert table.columns.tolist() == ["layer", "at", "example", "value"]
     expected = [
-        metric(tiny.run(one_image, make(layer, at)))[0] for layer, at in zip(table.layer, table["at"])
+        metric(tiny.run(one_image, make(layer, at)))[0]
+        for layer, at in zip(table.layer, table["at"], strict=True)
     ]
     torch.testing.assert_close(torch.tensor(table.value.tolist()).float(), torch.stack(expected).float())

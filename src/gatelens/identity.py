@@ -99,7 +99,8 @@ def _content(value: Any, within: frozenset[int]) -> Iterator[bytes]:
     elif isinstance(value, Image.Image):
         yield from (f"{value.mode} {value.size}".encode(), value.tobytes())
     elif isinstance(getattr(value, "hf", value), torch.nn.Module):
-        yield model_fingerprint(value if hasattr(value, "hf") else types.SimpleNamespace(hf=value)).encode()
+        holder: Any = value if hasattr(value, "hf") else types.SimpleNamespace(hf=value)
+        yield model_fingerprint(holder).encode()
     elif (
         isinstance(value, str | bytes | int | float | complex | range | slice | Path | type) or value is None
     ):

@@ -53,67 +53,46 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
 
-    The numbers are those of a plain run of each point (to rounding); see :func:`gatelens.explain` for what
-    is computed and what is not.
+    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed. As in
+    ``gl.sweep(model, "emoji-scenes", {"layer": range(6), "at": ["gate", "image"]}, gl.metrics.answer(),
+    make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer]), limit=200, out="runs/layers")``.
 
     Args:
         model: the model.
-        inputs: what each point is run on: a prepared batch, a list of examples, or a data set (an object or what
-            ``gl.data.load`` takes: a name or a folder).
-        grid: named axes. Each is a list of choices, labelled 0, 1, …, or a dict of label to choice; a choice
-            is an intervention, a list of them, or None for nothing. The points are the product of the axes,
-            the last axis moving fastest; the choices of one point act together, in the order of the axes.
+        inputs: a prepared batch, a list of examples, or a data set (an object, or a name or folder as
+            ``gl.data.load`` takes it).
+        grid: named axes. Each is a list of choices, labelled 0, 1, …, or a dict of label to choice; a choice is an
+            intervention, a list of them, or None. The points are the product of the axes, the last moving fastest; the
+            choices of a point act together, in the order of the axes.
         metric: what is measured of each example, or a dict of column name to that: a function of the logits,
-            ``Float[batch, pos, d_vocab]`` to ``Float[batch]``; of what the model writes (``gl.metrics.of_texts``,
-            ``gl.metrics.answer``); or of activations (``gl.metrics.of_cache``). Over data, tokens of ``gl.metrics``
-            may be functions of the example: ``gl.metrics.logit(lambda example: example.label)``. Metrics of
-            ``gl.metrics`` that read the last position spare the other rows of the logits. The logits are overwritten
-            after the metric has returned: keep a copy.
+            Float[batch, pos, d_vocab] to Float[batch] (overwritten afterwards: keep a copy); of what the model writes
+            (``gl.metrics.of_texts``, ``gl.metrics.answer``); or of activations (``gl.metrics.of_cache``). Over data,
+            tokens of ``gl.metrics`` may be functions of the example: ``gl.metrics.logit(lambda e: e.label)``.
         progress: show a progress bar with the time left.
-        make: makes the intervention of a point from its choices, which are then any values: a function whose
-            arguments are the axes, as ``make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer])`` with
-            ``grid={"layer": range(8), "at": ["gate", "image"]}``. Words and numbers are their own labels.
-        task, limit, seed: of a data set: which examples, as ``data.examples`` takes them; without a task ``class``,
-            or the only task.
-        batch_size: examples of a batch at most; None is as many as are bounded in memory. Batches are of prompts of
-            one length.
-        out: a folder in which finished batches are kept; the same call goes on there, other settings in the same
-            folder are refused. It holds the result as ``sweep.parquet``. What functions do is known by their own code
-            and what they close over, not by what they call.
+        make: makes the intervention of a point from its choices, then any values: a function whose arguments are the
+            axes. Words and numbers label themselves.
+        task, limit, seed: of a data set: which examples; without a task ``class``, or the only one.
+        batch_size: examples of a batch at most; None bounds memory. A batch holds prompts of one length.
+        out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
+            one with other settings is refused; a function is known by its code and what it closes over.
 
     Returns:
-        One row a point and example, in order. Columns: the axes (the label of the choice), ``example`` (its id, or its
-        number in a prepared batch), and last ``value`` (or the metrics' names). An empty grid is the one clean run.
+        One row a point and example, in order. Columns: the axes (labels), ``example`` (its id; in a prepared batch its
+        number), and last ``value`` or the metrics' names. An empty grid is the one clean run.
 
     Raises:
-        InterventionError: an axis without choices or with a taken name, a ``make`` with other arguments than the axes,
-            an intervention that cannot act, or a metric that does not give one number an example.
-        DataError: no such data or task, or examples with one id.
+        InterventionError: a grid, ``make`` or metric that cannot be read, an intervention that cannot act.
+        DataError: no such data or task, or two examples of one id.
         OutputError: ``out`` can't be written or holds a sweep with other settings.
-
-        >>> import gatelens as gl
-        >>> gl.sweep(
-        ...     model, "emoji-scenes", {"layer": range(6), "at": ["gate", "image"]}, gl.metrics.answer(),
-        ...     make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer]), limit=200, out="runs/layers",
-        ... )
     """
-    if not is_data(inputs):
-        given = {"task": task, "limit": limit, "batch_size": batch_size, "out": out}
-        wrong = [f"{name}=" for name, value in given.items() if value is not None]
-        if wrong:
-            raise InputError(f"{wrong[0]} goes with examples or a data set, and inputs is {shown(inputs)}")
-        return engine.sweep(model, inputs, grid, metric, progress, make)
-    examples = examples_of(inputs, task, limit, seed)
-    work = _Work.planned(model, examples, grid, metric, make, batch_size)
-    run = Run.open(out, study=SWEEP, settings=work.settings())
-    try:
-        work.measure_missing(run, progress)
-    except GatelensError:
-        run.withdraw()
-        raise
-    table = work.table(run)
-    run.save(SWEEP, _storable(table))
-    return table
+    if is_data(inputs):
+        examples = examples_of(inputs, task, limit, seed)
+        return _Work.planned(model, examples, grid, metric, make, batch_size).done(out, progress)
+    given = {"task": task, "limit": limit, "batch_size": batch_size, "out": out}
+    wrong = next((name for name, value in given.items() if value is not None), None)
+    if wrong is not None:
+        raise InputError(f"{wrong}= goes with examples or a data set, and inputs is {shown(inputs)}")
+    return engine.sweep(model, inputs, grid, metric, progress, make)
 
 
 def is_data(inputs: Any) -> bool:
@@ -211,6 +190,18 @@ class _Work:
         size, parts = batches_of(model, examples, size)
         return cls(model, examples, tuple(grid), labels, runs, metrics, size, parts)
 
+    def done(self, out: str | os.PathLike[str] | None, progress: bool) -> pd.DataFrame:
+        """Measures what is missing in the folder, or all of it, and gives the table."""
+        run = Run.open(out, study=SWEEP, settings=self.settings())
+        try:
+            self.measure_missing(run, progress)
+        except GatelensError:
+            run.withdraw()
+            raise
+        table = self.table(run)
+        run.save(SWEEP, _storable(table))
+        return table
+
     def settings(self) -> dict[str, Any]:
         """What the folder of a sweep says was asked for."""
         points = {}
@@ -242,9 +233,9 @@ class _Work:
             disable=not progress,
         ) as bar:
             for n in left:
-                started, size = time.perf_counter(), len(self.parts[n])
+                started = time.perf_counter()
                 with torch.inference_mode():
-                    table = self.measure(n, labels, lambda runs, size=size: bar.update(runs * size))
+                    table = self.measure(n, labels, bar.update)
                 run.save_batch(SWEEP, _name(n), {"values": table}, time.perf_counter() - started)
 
     def measure(self, number: int, labels: Labels, done: Callable[[int], object]) -> pd.DataFrame:
@@ -253,7 +244,7 @@ class _Work:
         examples = [self.examples[i] for i in part]
         inputs = prepare_numbered(self.model, examples, part)
         metrics = of_examples(self.metrics, examples, labels)
-        values = measure_points(self.model, inputs, self.runs, metrics, done)
+        values = measure_points(self.model, inputs, self.runs, metrics, lambda n: done(n * len(part)))
         points = [(i,) for i in range(len(self.runs))]
         return as_table(points, [e.id for e in examples], ["point"], values)
 
