@@ -17,11 +17,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from transformers.utils import logging
 
-from . import forward, generate, gpu, growth, memory, report, rivals, sweep
+from . import forward, generate, gpu, growth, maps, memory, report, rivals, sweep
 from .model import SMALL, TINY, make_transformers
 from .timing import machine, use_all_cores
 
-PARTS = ("sweep", "generate", "forward", "memory", "growth", "rivals", "gpu")
+PARTS = ("sweep", "maps", "generate", "forward", "memory", "growth", "rivals", "gpu")
 
 
 def main() -> None:
@@ -53,6 +53,7 @@ def main() -> None:
     hf = make_transformers(size)
     work: dict[str, Callable[[], Any]] = {
         "sweep": lambda: sweep.measure(size, n, hf),
+        "maps": lambda: maps.measure(size, n, hf),
         "generate": lambda: generate.measure(size, max(n, 7) if n > 2 else n, hf),
         "forward": lambda: forward.measure(size, 3 * n, hf),
         "memory": lambda: memory.measure(size, n),
@@ -69,7 +70,7 @@ def main() -> None:
         except Exception as error:  # a part that breaks is a line of the table; the others still count
             traceback.print_exc()
             failed = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-            results[name] = [] if name == "rivals" else failed
+            results[name] = [] if name == "rivals" else [failed] if name == "maps" else failed
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         if name != "growth" and results[name]:
             print(report.plain_text(report.HEAD, report.summary({name: results[name]})), flush=True)

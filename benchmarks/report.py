@@ -20,6 +20,8 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         found = results.get(part)
         if found is not None:
             rows += [(part, "", found["error"], "", "", "failed")] if "error" in found else lines(found)
+    for row in results.get("maps") or []:
+        rows += [("maps", "", row["error"], "", "", "failed")] if "error" in row else _map(row)
     for row in results.get("rivals") or []:
         rows.append(_rival(row))
     gpu = results.get("gpu")
@@ -133,6 +135,30 @@ def _memory(found: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _map(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    t = row["times"]
+    what = f"map of {row['cells']} {row['map']}, {row['site']}"
+    beside = {
+        "transformer_lens": "TransformerLens' own function",
+        "gatelens_hooks": "plain hooks in gatelens",
+    }
+    rows: list[tuple[str, ...]] = []
+    for name, words in beside.items():
+        each, limit = row["pair_ratios"][name], row["limits"][name]
+        spread = f"{row['ratios'][name]:.1f}x faster ({min(each):.1f} to {max(each):.1f})"
+        met = _met(row["ratios"][name] >= limit)
+        sampled = f"{words} {_s(t[name])} (from {row['cells_of_the_slow_sides']} of its cells)"
+        rows.append((what, f"gl.sweep {_s(t['engine'])}", sampled, spread, f"at least {limit:g}x", met))
+    over = row["flops_over_least"]
+    gflop = f"{row['flops'] / 1e9:.0f} GFLOP", f"the least possible {row['least_flops'] / 1e9:.0f} GFLOP"
+    rows.append((f"operations of that map of {row['map']}", *gflop, f"{over:.2f}x", "", ""))
+    worst = row["max_metric_difference"]
+    effect = f"largest effect of a patch {row['largest_effect']:.1f}"
+    what = f"largest difference of the metric in that map of {row['map']}"
+    rows.append((what, f"{worst:.1e}", effect, "", "at most 1e-4", _met(worst <= 1e-4)))
+    return rows
+
+
 def _rival(row: dict[str, Any]) -> tuple[str, ...]:
     what = f"image to text, {row['how']}, {row['runs']} runs"
     ours = f"{row['gatelens_ms_per_run']:.1f} ms a run"
@@ -199,6 +225,7 @@ FILES = {
     "model.py": "the model and its prompt.",
     "plain.py": "TransformerLens' own bridge on the same weights, without gatelens' attention.",
     "sweep.py": "64 knockout runs: `gl.sweep` beside plain hooks.",
+    "maps.py": "exact patching maps beside TransformerLens' own functions and plain hooks.",
     "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
     "forward.py": "a plain forward pass beside transformers' own.",
     "memory.py": "peak memory of the cross-modal attention measure beside a plain forward pass.",

@@ -19,7 +19,9 @@ from gatelens.tokens import Role, TokenMap
 
 Specs = list[Intervention]  # what acts in one run
 GOOD_ROWS = 128  # tokens at once that keep the cores busy: fewer, and runs of neighbouring layers are joined
+JOINED_ROWS = 512  # of runs that start at different positions: so many keep the cores as busy as more would
 MOST_ROWS = 4096
+PASS_ROWS = 48  # what the beginning of a pass costs, in rows
 MOST_SCORES = 2**27  # attention scores of one layer held at once
 
 
@@ -144,21 +146,46 @@ def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | 
 def _parts(
     starts: dict[tuple[int, int], list[int]], batch: int, n_pos: int, n_heads: int
 ) -> tuple[Part, ...]:
+    """Runs of one layer share passes, also at neighbouring positions; a few rows wait for the layer below."""
     parts: list[Part] = []
-    for position in sorted({p for p, _ in starts}):
-        rows = batch * (n_pos - position)
-        most = max(1, min(MOST_ROWS // max(rows, 1), MOST_SCORES // max(rows * n_heads * n_pos, 1)))
-        waiting: list[int] = []
-        layer = 0
-        for start in sorted((at for p, at in starts if p == position), reverse=True):
-            if waiting and len(waiting) * rows >= GOOD_ROWS:
-                parts.extend(_chunks(position, layer, waiting, most))
-                waiting = []
-            waiting = waiting + starts[position, start]
-            layer = start
-        parts.extend(_chunks(position, layer, waiting, most))
+    layers = sorted({layer for _, layer in starts}, reverse=True)
+    waiting: list[tuple[int, int]] = []  # (position, run)
+    for layer in layers:
+        waiting += [(p, run) for (p, at), runs in starts.items() if at == layer for run in runs]
+        joined = _joined(sorted(waiting), batch, n_pos, n_heads)
+        waiting = []
+        for position, runs in joined:
+            if layer != layers[-1] and len(runs) * batch * (n_pos - position) < GOOD_ROWS:
+                waiting += runs
+            else:
+                parts.append(Part(position, layer, tuple(run for _, run in runs)))
     return tuple(parts)
 
 
-def _chunks(position: int, layer: int, runs: list[int], most: int) -> list[Part]:
-    return [Part(position, layer, tuple(runs[i : i + most])) for i in range(0, len(runs), most)]
+def _joined(
+    waiting: Sequence[tuple[int, int]], batch: int, n_pos: int, n_heads: int
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """The runs, in the order of their positions, cut into passes where that costs the fewest rows.
+
+    A pass computes every run from its first position on, and costs ``PASS_ROWS`` more than its rows.
+    """
+    n = len(waiting)
+    cheapest, cut = [0] * (n + 1), [0] * (n + 1)  # of the first i runs; where the last pass begins
+    for end in range(1, n + 1):
+        cheapest[end] = -1
+        for begin in range(end - 1, -1, -1):
+            position = waiting[begin][0]
+            rows = (end - begin) * batch * (n_pos - position)
+            together = begin == end - 1 or position == waiting[end - 1][0]
+            if begin < end - 1 and rows > (MOST_ROWS if together else JOINED_ROWS):
+                break
+            if begin < end - 1 and rows * n_heads * n_pos > MOST_SCORES:
+                break
+            cost = cheapest[begin] + rows + PASS_ROWS
+            if cheapest[end] < 0 or cost <= cheapest[end]:
+                cheapest[end], cut[end] = cost, begin
+    passes = []
+    while n:
+        passes.append((waiting[cut[n]][0], list(waiting[cut[n] : n])))
+        n = cut[n]
+    return passes[::-1]
