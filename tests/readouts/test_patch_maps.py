@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import doctest
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -242,7 +244,7 @@ def test_noise_on_the_embeddings(tiny: Any) -> None:
     inputs = tiny.prepare([example.image], [example.prompt])
     name, image = "blocks.0.hook_resid_pre", inputs.tokens.mask("image")
     _, clean = tiny.run_with_cache(inputs, name)
-    spec = gl.readouts.prompt_pairs.noise(2.0, seed=0)
+    spec = gl.readouts.prompt_pairs.noise(2.0, seed=crc32(b"0"))
     _, noisy = tiny.run_with_cache(inputs, name, fwd_hooks=spec.hooks(inputs.tokens, tiny.cfg))
     added = noisy[name] - clean[name]
     assert not added[~image].any()
@@ -256,7 +258,11 @@ def test_noise_on_the_embeddings(tiny: Any) -> None:
     torch.testing.assert_close(restored, torch.ones_like(restored), atol=1e-4, rtol=0)  # the whole picture
     cache = tiny.run_with_cache(inputs)[1]
     by_hand = tiny.run(inputs, [spec, gl.patch(cache, "query", layers=[1])])
+    second = dataclasses.replace(pair, clean=dataclasses.replace(example, id="1"))
+    both = gl.patch_map(tiny, [second, pair], measured, "layer", at="query", layers=[1], progress=False)
     here = found.sel(layer=1, role="query")
+    torch.testing.assert_close(both.tensor[1], here.tensor[0, :, 0])  # the same noise in any list
+    assert both.columns["corrupt"][0, 0] != both.columns["corrupt"][1, 0]
     assert here.columns["patched"].flat[0] == pytest.approx(float(measured(by_hand)), abs=1e-4)
 
 

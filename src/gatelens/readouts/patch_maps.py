@@ -145,7 +145,7 @@ class MapWork:
 
     def _sides(self, pair: Pair, number: int) -> tuple[Side, Side, Metric]:
         """The clean and the corrupt prompt of a pair, and its metric."""
-        clean, corrupt = sides(self.model, pair, number, self.chat)
+        clean, corrupt = sides(self.model, pair, self.chat)
         logits = None
         if self.metric.needs_clean:
             logits = last_logits(self.model, clean.inputs, [None])[0][:, None]
@@ -160,7 +160,7 @@ class MapWork:
         clean, corrupt, metric = self._sides(pair, number)
         base, given = (corrupt, clean) if self.denoising else (clean, corrupt)
         if self.source is not self.model:
-            given = sides(self.source, pair, number, self.chat)[0 if self.denoising else 1]
+            given = sides(self.source, pair, self.chat)[0 if self.denoising else 1]
         places = same_places(base.tokens, given.tokens, where)
         from_reference = self._reference(base.tokens, where)
         cache = self._cache(given, [there for _, there in places])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -34,11 +35,11 @@ class Side:
         return self.inputs.tokens
 
 
-def sides(model: HookedVLM, pair: Pair, number: int, chat: bool) -> tuple[Side, Side]:
-    """The clean and the corrupt prompt of a pair; ``number`` seeds its noise."""
+def sides(model: HookedVLM, pair: Pair, chat: bool) -> tuple[Side, Side]:
+    """The clean and the corrupt prompt of a pair; its noise is drawn by the example's id, so the same in any list."""
     clean, corrupt = (Side(_prepared(model, example, chat)) for example in (pair.clean, pair.corrupt))
     if pair.noise:
-        corrupt = Side(corrupt.inputs, (noise(pair.noise, number),))
+        corrupt = Side(corrupt.inputs, (noise(pair.noise, crc32(pair.clean.id.encode())),))
     return clean, corrupt
 
 
