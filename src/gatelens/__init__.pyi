@@ -11,6 +11,9 @@ from gatelens import training as training
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.data.pairing import pairs as pairs
+from gatelens.directions import SteeringVector as SteeringVector
+from gatelens.directions import direction as direction
+from gatelens.directions import dose_curve as dose_curve
 from gatelens.engine import Generation as Generation
 from gatelens.engine import explain as explain
 from gatelens.families import Family as Family
