@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from gatelens.engine.plan import Specs
 from gatelens.engine.run_batch import RunBatch
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
-from gatelens.interventions import Patch
+from gatelens.interventions import Intervention
 from gatelens.interventions.arguments import Heads, Layers
 from gatelens.measures.logits import Metric
 from gatelens.model import HookedVLM
 from gatelens.readouts.effect_map import EffectMap, labelled_axes
 from gatelens.readouts.map_axes import Axis, MapAxes
 from gatelens.readouts.map_metrics import MapMetric, PairMetric, number_of
-from gatelens.readouts.prompt_pairs import Side, masks_of, same_places, sides
+from gatelens.readouts.prompt_pairs import Place, Side, masks_of, same_places, sides
 from gatelens.tokens import SelectorLike, TokenMap
 
 Direction = Literal["denoising", "noising"]
@@ -89,16 +89,16 @@ def patch_map(
         >>> cells
         EffectMap(pair 4 × layer 6 × role 5: share of the logit difference restored, most 1.00 at layer ...)
     """
-    several, other = _pairs(pairs), model if source is None else source
-    _check(model, other, direction)
+    several, other = pairs_of(pairs), model if source is None else source
+    check_call(model, other, direction)
     axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer)
     work = MapWork(model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat)
     with torch.no_grad():
         numbers = work.run(several, progress)
-    return _result(several, work, numbers, direction)
+    return effect_map(several, work, numbers, direction)
 
 
-def _check(model: Any, source: Any, direction: Any) -> None:
+def check_call(model: Any, source: Any, direction: Any) -> None:
     for word, one in (("model", model), ("source", source)):
         if not isinstance(one, HookedVLM):
             raise InputError(f"{word} is {shown(one)}: give a model, gl.HookedVLM.from_pretrained(name)")
@@ -106,11 +106,22 @@ def _check(model: Any, source: Any, direction: Any) -> None:
         raise InputError(f"direction={shown(direction)}: write 'denoising' or 'noising'")
 
 
-def _pairs(given: Any) -> list[Pair]:
+def pairs_of(given: Any) -> list[Pair]:
     several = [given] if isinstance(given, Pair) else list(given) if isinstance(given, Iterable) else []
     if not several or not all(isinstance(one, Pair) for one in several):
         raise InputError(f"pairs={shown(given)}: give pairs, e.g. gl.pairs('emoji-scenes', differ='class')")
     return several
+
+
+class PairRuns(NamedTuple):
+    """What is run of a pair: the prompt that is patched, and a patch a cell, None where it has no such place."""
+
+    base: Side
+    metric: Metric
+    cache: Any
+    places: list[Place]
+    patches: list[Any]
+    where: str
 
 
 class MapWork:
@@ -125,7 +136,7 @@ class MapWork:
         model: HookedVLM,
         source: HookedVLM,
         metric: MapMetric,
-        map_axes: MapAxes,
+        map_axes: Any,
         denoising: bool,
         chat: bool,
     ) -> None:
@@ -153,9 +164,18 @@ class MapWork:
 
     def _ends(self, pair: Pair, number: int) -> list[float]:
         clean, corrupt, metric = self._sides(pair, number)
-        return [self._values(side, [None], metric, _called(pair, number))[0] for side in (clean, corrupt)]
+        return [self.values(side, [None], metric, _called(pair, number))[0] for side in (clean, corrupt)]
 
     def _cells(self, pair: Pair, number: int, bar: Any, n_pairs: int) -> list[float]:
+        runs = self.runs_of(pair, number)
+        patches = [one for one in runs.patches if one is not None]
+        if bar.total is None:
+            bar.reset(total=n_pairs * len(patches))
+        values = iter(self.values(runs.base, patches, runs.metric, runs.where, bar))
+        return [float("nan") if one is None else next(values) for one in runs.patches]
+
+    def runs_of(self, pair: Pair, number: int) -> PairRuns:
+        """What is run of a pair."""
         where = _called(pair, number)
         clean, corrupt, metric = self._sides(pair, number)
         base, given = (corrupt, clean) if self.denoising else (clean, corrupt)
@@ -164,21 +184,16 @@ class MapWork:
         places = same_places(base.tokens, given.tokens, where)
         from_reference = self._reference(base.tokens, where)
         cache = self._cache(given, [there for _, there in places])
-        patches = list(
-            self.map_axes.patches(
-                self.axes,
-                cache,
-                base.tokens,
-                places,
-                from_reference,
-                masks_of(pair),
-                self.source is not self.model,
-            )
+        patches = self.map_axes.patches(
+            self.axes,
+            cache,
+            base.tokens,
+            places,
+            from_reference,
+            masks_of(pair),
+            self.source is not self.model,
         )
-        if bar.total is None:
-            bar.reset(total=n_pairs * sum(one is not None for one in patches))
-        values = iter(self._values(base, [one for one in patches if one is not None], metric, where, bar))
-        return [float("nan") if one is None else next(values) for one in patches]
+        return PairRuns(base, metric, cache, places, list(patches), where)
 
     def _reference(self, tokens: TokenMap, where: str) -> dict[int, int]:
         """From positions of the axes, which are the first prompt's, to this prompt's."""
@@ -201,8 +216,8 @@ class MapWork:
         )
         return cache
 
-    def _values(
-        self, side: Side, patches: Sequence[Patch | None], metric: Metric, where: str, bar: Any = None
+    def values(
+        self, side: Side, patches: Sequence[Intervention | None], metric: Metric, where: str, bar: Any = None
     ) -> list[float]:
         """The metric of a prompt under each patch; None is none."""
         runs: list[Specs] = [[*side.interventions, *([] if one is None else [one])] for one in patches]
@@ -234,9 +249,14 @@ def _check_apart(pairs: Sequence[Pair], ends: Float[np.ndarray, "pair 2"], name:
         )
 
 
-def _result(
-    pairs: Sequence[Pair], work: MapWork, numbers: Float[np.ndarray, "pair number"], direction: str
+def effect_map(
+    pairs: Sequence[Pair],
+    work: MapWork,
+    numbers: Float[np.ndarray, "pair number"],
+    direction: str,
+    further: Mapping[str, Float[np.ndarray, "pair cell"]] | None = None,
 ) -> EffectMap:
+    """The map of what was measured; ``further`` holds other numbers of each pair and cell."""
     assert work.tokens is not None
     tokens = _common_words(work.tokens, work.words)
     axes = labelled_axes(pairs, work.map_axes.axes(tokens))
@@ -244,6 +264,7 @@ def _result(
     beside = (len(pairs), *[1] * (len(shape) - 1))
     clean, corrupt = (np.broadcast_to(numbers[:, i].reshape(beside), shape) for i in (0, 1))
     patched = numbers[:, 2:].reshape(shape)
+    columns = {name: values.reshape(shape) for name, values in (further or {}).items()}
     base, other = (corrupt, clean) if work.denoising else (clean, corrupt)
     effects = torch.as_tensor((patched - base) / (other - base)).float()
     verb = "restored" if work.denoising else "destroyed"
@@ -255,7 +276,7 @@ def _result(
         f"share of the {work.metric.name} {verb}",
         tokens,
         (_picture(pairs, work.denoising),),
-        {"patched": patched, "clean": clean, "corrupt": corrupt},
+        {"patched": patched, "clean": clean, "corrupt": corrupt} | columns,
         work.metric.bounds,
         f"{direction}{where}: share of the {work.metric.name} {verb}",
     )

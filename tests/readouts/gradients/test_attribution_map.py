@@ -13,12 +13,15 @@ from torch import Tensor
 
 import gatelens as gl
 from attack.oracle import Change, Oracle
+from gatelens.data import Example, Pair
 from gatelens.errors import GatelensError
+from gatelens.measures import agreement
 from tiny_models import make_picture
 
 RIGHT, WRONG = 30, 33
 SITES = ("resid_pre", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "z", "q", "k", "v", "pattern")
 METRIC = gl.metrics.logit_diff(RIGHT, WRONG)
+TEXT = "this <image> animal is a"
 
 
 class Differentiated(Oracle):
@@ -73,29 +76,71 @@ class Plain:
         change = Change(site, at, (layer,), None if head is None else (head,), new)
         return METRIC(self.oracle.run(self.tensors, [change])[0]) - self.base_value
 
+    def edge(self, sender: str, receiver: str) -> Tensor:
+        """What the metric gains when one receiver reads one sender of the source."""
+        layer = int(sender[1]) if sender.startswith("L") else 0
+        if sender == "embed":
+            added = self.delta("resid_pre", 0)
+        elif sender.endswith("mlp"):
+            added = self.delta("mlp_out", layer)
+        else:
+            head, attention = int(sender[3]), self.oracle.layers[layer].self_attn
+            columns = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+            added = self.delta("z", layer)[:, :, head] @ attention.o_proj.weight[:, columns].T
+        if receiver == "logits":
+            site, layer, head, new = "resid_post", 2, None, self.base["resid_post", 2] + added
+        else:
+            site, layer = receiver.split()[-1], int(receiver[1])
+            block = self.oracle.layers[layer]
+            if site == "mlp":
+                site, head = "mlp_in", None
+                new = block.post_attention_layernorm(self.base["resid_mid", layer] + added)
+            else:
+                head = int(receiver[3])
+                read = block.input_layernorm(self.base["resid_pre", layer] + added)
+                new = getattr(block.self_attn, f"{site}_proj")(read).unflatten(
+                    -1, (-1, block.self_attn.head_dim)
+                )
+        every = torch.ones(new.shape[:2], dtype=torch.bool)
+        heads = None if head is None else (head,)
+        change = Change(site, every, (layer,), heads, lambda rows, layer, whole: new[every])
+        return METRIC(self.oracle.run(self.tensors, [change])[0]) - self.base_value
+
 
 def wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
 
-@pytest.fixture
-def pair(tiny: Any) -> tuple[Any, Any]:
-    texts = ["this <image> animal is a"] * 2
-    clean, corrupt = ([make_picture(seed=2 * i + j) for j in range(2)] for i in range(2))
-    return tiny.prepare(clean, texts), tiny.prepare(corrupt, texts)
+def pair_of(i: int, clean: str = TEXT, corrupt: str = TEXT) -> Pair:
+    sides = [
+        Example(make_picture(seed=2 * i + j), text, ("dog",), "class", f"{i}{j}")
+        for j, text in enumerate((clean, corrupt))
+    ]
+    return Pair(*sides, differ="picture", target="dog", base="cat")
+
+
+PAIRS = [pair_of(0), pair_of(1)]
 
 
 @pytest.fixture
-def plain(tiny: Any, oracle: Any, pair: Any) -> Plain:
-    return Plain(oracle, *pair)
+def plain(tiny: Any, oracle: Any) -> Plain:
+    sides = [[getattr(pair, side) for pair in PAIRS] for side in ("clean", "corrupt")]
+    return Plain(
+        oracle, *(tiny.prepare([[e.image] for e in side], [e.prompt for e in side]) for side in sides)
+    )
 
 
 @pytest.fixture
-def mapped(tiny: Any, pair: Any) -> Callable[..., Any]:
+def mapped(tiny: Any) -> Callable[..., Any]:
     def make(method: str = "atp", over: Any = ("layer", "pos"), check: int = 0, **rest: Any) -> Any:
-        return gl.attribution_map(tiny, pair, METRIC, method, over, check=check, **rest)
+        return gl.attribution_map(tiny, PAIRS, METRIC, method, over, check=check, **rest)
 
     return make
+
+
+def gained(got: Any) -> Tensor:
+    """What the metric should gain, Float[pair, ...]."""
+    return torch.as_tensor(got.columns["patched"] - got.columns["corrupt"]).float()
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -104,11 +149,10 @@ def test_attribution_patching_is_plain_autograd(mapped: Any, plain: Plain, site:
     got = mapped(site=site, over=("layer", "pos", "head") if by_head else ("layer", "pos"))
     for layer in range(3):
         want = (plain.grads[site, layer] * plain.delta(site, layer)).sum(-1)
-        torch.testing.assert_close(got.each[:, layer], want.float(), atol=2e-4, rtol=1e-3)
-    torch.testing.assert_close(got.tensor, got.each.mean(0))
-    torch.testing.assert_close(
-        got.difference, (plain.source_value - plain.base_value).float(), atol=1e-4, rtol=0
-    )
+        torch.testing.assert_close(gained(got)[:, layer], want.float(), atol=2e-4, rtol=1e-3)
+    way = (plain.source_value - plain.base_value).float()
+    share = gained(got) / way.view(-1, *[1] * (got.tensor.ndim - 1))
+    torch.testing.assert_close(got.tensor, share, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "k"])
@@ -117,7 +161,7 @@ def test_attribution_patching_is_the_slope_of_the_patch(mapped: Any, plain: Plai
     for layer, position in ((0, 3), (1, 9), (2, -1)):
         up, down = (plain.patched(site, layer, position, share=s) for s in (h, -h))
         slope = ((up - down) / (2 * h)).float()
-        torch.testing.assert_close(got.each[:, layer, position], slope, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(gained(got)[:, layer, position], slope, atol=1e-3, rtol=1e-2)
 
 
 def test_other_axes_are_sums(mapped: Any) -> None:
@@ -125,16 +169,17 @@ def test_other_axes_are_sums(mapped: Any) -> None:
     coarse = mapped(site=["z", "q"], over=("head", "site", "role", "layer"))
     roles = fine.axes["position"]["role"]
     for number, role in enumerate(coarse.axes["role"]["role"]):
-        want = fine.tensor[:, :, (roles == role).to_numpy()].sum(2)  # [site, layer, head]
-        torch.testing.assert_close(coarse.tensor[:, :, number].permute(1, 2, 0), want, atol=1e-5, rtol=1e-4)
+        of_role = gained(fine)[:, :, :, (roles == role).tolist()].sum(3)  # [pair, site, layer, head]
+        want = of_role.permute(0, 3, 1, 2)
+        torch.testing.assert_close(gained(coarse)[:, :, :, number], want, atol=1e-5, rtol=1e-3)
     one = mapped(site="z", layers=1, over="head", at="image")
-    want = fine.tensor[0, 1][(roles == "image").to_numpy()].sum(0)
-    torch.testing.assert_close(one.tensor, want, atol=1e-5, rtol=1e-4)
+    want = gained(fine)[:, 0, 1, (roles == "image").tolist()].sum(1)
+    torch.testing.assert_close(gained(one), want, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "q", "mlp_out"])
 def test_integrated_gradients_sum_to_the_patch_of_all_rows(mapped: Any, plain: Plain, site: str) -> None:
-    got = mapped("ig", site=site).each.sum(-1)  # [pair, layer]
+    got = gained(mapped("ig", site=site)).sum(-1)  # [pair, layer]
     for layer in range(3):
         want = plain.patched(site, layer, None)
         if site == "resid_pre":
@@ -151,13 +196,12 @@ def test_the_softmax_is_recomputed(mapped: Any, plain: Plain, site: str) -> None
         grad, before = plain.grads["pattern", layer], plain.base["pattern", layer]
         for position, head in ((3, 0), (9, n_heads - 1), (-1, 1)):
             want = (grad * (patterned(plain, site, layer, [position], head) - before)).sum((1, 2, 3))
-            torch.testing.assert_close(
-                got.each[:, number, position, head], want.float(), atol=2e-4, rtol=1e-3
-            )
+            have = gained(got)[:, number, position, head]
+            torch.testing.assert_close(have, want.float(), atol=2e-4, rtol=1e-3)
         image = got.axes["position"].query("role == 'image'")["position"].tolist()
         want = (grad * (patterned(plain, site, layer, image, None) - before)).sum((1, 2, 3))
         of_image = joined.axes["role"]["role"].tolist().index("image")
-        torch.testing.assert_close(joined.each[:, number, of_image], want.float(), atol=5e-4, rtol=1e-3)
+        torch.testing.assert_close(gained(joined)[:, number, of_image], want.float(), atol=5e-4, rtol=1e-3)
 
 
 def patterned(plain: Plain, site: str, layer: int, positions: list[int], head: int | None) -> Tensor:
@@ -175,16 +219,21 @@ def test_other_sites_need_no_fix(mapped: Any) -> None:
     torch.testing.assert_close(mapped("atp*", site="v").tensor, mapped(site="v").tensor)
 
 
-def test_checked_cells_are_patched_exactly(mapped: Any, plain: Plain) -> None:
+def test_checked_cells_are_patched_exactly(tiny: Any, mapped: Any, plain: Plain) -> None:
     got = mapped(site="z", over=("layer", "pos", "head"), check=9)
     exact = torch.as_tensor(got.columns["exact"])
-    assert int((~exact.isnan()).sum()) == 9 == got.agreement.cells
-    for layer, position, head in (~exact.isnan()).nonzero().tolist():
-        want = plain.patched("z", layer, position, head).mean()
-        torch.testing.assert_close(exact[layer, position, head], want, atol=1e-4, rtol=1e-3)
-    assert got.table["exact"].notna().sum() == 9
+    checked = ~exact.isnan()
+    assert int(checked.sum()) == 18 and got.agreement.cells == 9  # in both pairs
+    way = plain.source_value - plain.base_value
+    for layer, position, head in checked[0].nonzero().tolist():
+        want = plain.patched("z", layer, position, head) / way
+        torch.testing.assert_close(exact[:, layer, position, head], want, atol=1e-4, rtol=1e-3)
+    means = [x.mean(0)[checked[0]].numpy() for x in (got.tensor.double(), exact)]
+    assert got.agreement.rank_correlation == pytest.approx(agreement(*means).rank_correlation, abs=1e-6)
     assert f"9 cells patched exactly: rank correlation {got.agreement.rank_correlation:.2f}" in repr(got)
     assert "not checked" in repr(mapped())
+    whole = gl.patch_map(tiny, PAIRS, METRIC, ("layer", "pos", "head"), site="z", progress=False)
+    torch.testing.assert_close(exact[checked].float(), whole.tensor[checked], atol=1e-5, rtol=1e-4)
 
 
 def test_agreement_goes_along(mapped: Any) -> None:
@@ -192,65 +241,53 @@ def test_agreement_goes_along(mapped: Any) -> None:
     assert got.warnings and "Warning: " in repr(got)  # weights are random: nothing is linear here
     some = got.sel(layer=[1, 2], role="image")
     assert type(some) is type(got) and some.warnings == got.warnings
-    torch.testing.assert_close(some.each.mean(0), some.tensor)
     figure = got.sel(layer=1).show()
     shown = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
     assert "rank correlation" in shown and "Warning" in shown
 
 
-@pytest.mark.parametrize("metric", [gl.metrics.log_prob(RIGHT), gl.metrics.entropy(), gl.metrics.prob(9)])
-def test_masked_logits_give_finite_gradients(tiny: Any, pair: Any, metric: Any) -> None:
-    got = gl.attribution_map(tiny, pair, metric, check=0)
+@pytest.mark.parametrize("metric", [gl.metrics.log_prob(RIGHT), gl.metrics.entropy(), gl.metrics.prob(RIGHT)])
+def test_masked_logits_give_finite_gradients(tiny: Any, metric: Any) -> None:
+    got = gl.attribution_map(tiny, PAIRS, metric, check=0)
     assert bool(got.tensor.isfinite().all())
 
 
 def test_prompts_of_other_lengths_pair_by_role(tiny: Any) -> None:
-    """Padded on the left, and a shorter prompt beside a longer one: the same numbers."""
-    short, long = "this <image> animal is a", "this <image> animal is a dog"
-    clean, corrupt = make_picture(seed=1), make_picture(seed=2)
-    alone = gl.attribution_map(
-        tiny,
-        (tiny.prepare(clean, short), tiny.prepare(corrupt, short)),
-        METRIC,
-        over=("layer", "role"),
-        check=0,
-    )
-    padded = gl.attribution_map(
-        tiny,
-        (tiny.prepare([clean, clean], [short, long]), tiny.prepare([corrupt, corrupt], [short, long])),
-        METRIC,
-        over=("layer", "role"),
-        check=0,
-    )
-    torch.testing.assert_close(padded.each[0], alone.tensor, atol=1e-4, rtol=1e-3)
-    mixed = (tiny.prepare(clean, long), tiny.prepare(corrupt, short))
-    of_images = gl.attribution_map(tiny, mixed, METRIC, at="image", check=3)
-    assert len(of_images.axes["position"]) == 16
-    with pytest.raises(GatelensError, match="role 'query' cannot be paired"):
-        gl.attribution_map(tiny, mixed, METRIC, check=0)
+    """The cells are those of the exact map, NaN where it has none; a check of all is the exact map."""
+    mixed = pair_of(0, clean="this <image> animal is a dog")
+    for over in (("layer", "pos"), ("layer", "role")):
+        got = gl.attribution_map(tiny, mixed, METRIC, "ig", over, check=10**4)
+        want = gl.patch_map(tiny, mixed, METRIC, over, progress=False)
+        assert [*got.axes] == [*want.axes] and got.axes[over[1].replace("pos", "position")].equals(
+            want.axes[over[1].replace("pos", "position")]
+        )
+        torch.testing.assert_close(
+            torch.as_tensor(got.columns["exact"]).float(), want.tensor, atol=1e-5, rtol=1e-4, equal_nan=True
+        )
+        assert torch.equal(got.tensor.isnan(), want.tensor.isnan())
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"metric": gl.metrics.top1(RIGHT)}, "metric 'top1' has no gradient"),
+        ({"metric": "top1"}, "metric 'top1' has no gradient"),
         ({"method": "atp+"}, "method='atp\\+': write one of atp"),
-        ({"over": ("layer", "neuron")}, "name axes once each, of layer, pos"),
-        ({"over": ("layer", "pos", "role")}, "either by 'pos' or 'role'"),
-        ({"over": ("pos",)}, "sums over 3 layers"),
-        ({"over": ("layer", "head")}, "site='resid_pre' has no heads"),
-        ({"over": ("layer", "site", "head"), "site": ["q", "k"]}, "different numbers of heads"),
-        ({"site": "resid"}, "site='resid': the sites of a map are resid_pre"),
+        ({"over": ("layer", "neuron")}, "'neuron' is no axis"),
+        ({"over": ("pos",)}, "patches 3 layers at once"),
+        ({"over": ("layer", "head"), "site": "resid_pre"}, "'resid_pre' has no heads"),
         ({"layers": 7}, "layer 7 does not exist, the model has 3 layers"),
-        ({"at": "word('zebra')"}, "selects no position|zebra"),
         ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"check": -1}, "check=-1: give a whole number, 0 or more"),
-        ({"pairs": "emoji"}, "pairs is 'emoji'"),
+        ({"pairs": "emoji"}, "pairs='emoji': give pairs"),
+        ({"method": "eap", "site": "z"}, "site='z' is of a map of nodes"),
         ({"metric": lambda logits: logits.sum()}, "one number an example"),
     ],
 )
-def test_refusals(tiny: Any, pair: Any, change: dict[str, Any], message: str) -> None:
-    given = {"pairs": pair, "metric": METRIC, "check": 0} | change
+def test_refusals(tiny: Any, change: dict[str, Any], message: str) -> None:
+    given = {"pairs": PAIRS, "metric": METRIC, "check": 0} | change
+    if change.get("metric") == "top1":  # the pair's own words, of which this one is told apart
+        given["metric"] = told_apart
+        message = "metric 'told_apart' has no gradient"
     with pytest.raises(GatelensError, match=message) as error:
         gl.attribution_map(tiny, **given)
     assert "\n" not in str(error.value)
@@ -258,29 +295,92 @@ def test_refusals(tiny: Any, pair: Any, change: dict[str, Any], message: str) ->
     assert not any("forward" in block.__dict__ for block in tiny.blocks)
 
 
-def test_gradients_are_taken_in_any_mode_and_reach_no_weight(tiny: Any, pair: Any, mapped: Any) -> None:
+def told_apart(logits: Tensor) -> Tensor:
+    return METRIC(logits).round(decimals=4).detach()
+
+
+def test_gradients_are_taken_in_any_mode_and_reach_no_weight(tiny: Any, mapped: Any) -> None:
     want = mapped().tensor
     with torch.inference_mode():
         torch.testing.assert_close(mapped().tensor, want)
     assert all(weight.grad is None for weight in tiny.parameters())
 
 
-def test_what_is_held_does_not_grow_with_the_layers(tiny: Any, pair: Any) -> None:
-    """Between forward and backward the graph keeps what enters each block, and the inside of none."""
+def test_the_graph_keeps_what_enters_each_block_and_the_inside_of_none(tiny: Any) -> None:
     held: list[int] = []
+    most = 0
 
     def pack(tensor: Tensor) -> Tensor:
         held.append(tensor.numel())
         return tensor
 
     def metric(logits: Tensor) -> Tensor:
-        nonlocal before
-        before = sum(held)
+        nonlocal most
+        most = max(most, sum(held))
         return METRIC(logits)
 
-    metric.last_only, before = True, 0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        gl.attribution_map(tiny, pair, metric, site="resid_pre", check=0)
-    stream = pair[0].tokens.n_pos * 2 * int(tiny.cfg.d_model)
-    inside = stream * 12  # q, k, v, z, MLP and norms of one block, at least
-    assert before < inside, (before, inside)
+        gl.attribution_map(tiny, PAIRS[0], metric, check=0)
+    stream = tiny.prepare([PAIRS[0].clean.image], [TEXT]).tokens.n_pos * int(tiny.cfg.d_model)
+    assert 0 < most < 12 * stream, (most, stream)  # a single block holds more inside
+
+
+# --- edges
+
+
+def test_edges_of_a_sender_sum_to_its_node(mapped: Any) -> None:
+    """Whoever reads it reads all of it: the sum over receivers is attribution patching of the sender."""
+    edges = mapped("eap", over=None)
+    got = gained(edges).nansum(-1)  # [pair, sender]
+    number = {name: i for i, name in enumerate(edges.axes["sender"]["sender"])}
+    heads = gained(mapped(site="z", over=("layer", "head")))
+    mlps = gained(mapped(site="mlp_out", over=("layer",)))
+    embedding = gained(mapped(site="resid_pre", over=("layer",)))
+    torch.testing.assert_close(got[:, number["embed"]], embedding[:, 0], atol=1e-4, rtol=1e-3)
+    for layer in range(3):
+        torch.testing.assert_close(got[:, number[f"L{layer} mlp"]], mlps[:, layer], atol=1e-4, rtol=1e-3)
+        for head in range(heads.shape[2]):
+            want = heads[:, layer, head]
+            torch.testing.assert_close(got[:, number[f"L{layer}H{head}"]], want, atol=1e-4, rtol=1e-3)
+
+
+def test_edges_into_a_receiver_sum_to_its_input(mapped: Any, plain: Plain) -> None:
+    """All senders together are the stream: a receiver's edges sum to its own gradient along the stream's change."""
+    edges = mapped("eap", over=None)
+    got = gained(edges).nansum(1)  # [pair, receiver]
+    number = {name: i for i, name in enumerate(edges.axes["receiver"]["receiver"])}
+    for layer in range(3):
+        block = plain.oracle.layers[layer]
+        read = plain.base["resid_pre", layer].clone().requires_grad_()
+        query = block.self_attn.q_proj(block.input_layernorm(read))
+        grad = plain.grads["q", layer].flatten(2)
+        (pulled,) = torch.autograd.grad(query, read, grad)
+        want = (pulled * plain.delta("resid_pre", layer)).sum((1, 2))
+        heads = [i for name, i in number.items() if name.startswith(f"L{layer}H") and name.endswith(" q")]
+        torch.testing.assert_close(got[:, heads].sum(1), want.float(), atol=1e-3, rtol=1e-2)
+    want = (plain.grads["resid_post", 2] * plain.delta("resid_post", 2)).sum((1, 2))
+    torch.testing.assert_close(got[:, number["logits"]], want.float(), atol=1e-3, rtol=1e-2)
+
+
+def test_edges_are_patched_exactly(mapped: Any, plain: Plain) -> None:
+    """The receiver reads the sender of the source and nothing else changes, by torch hooks on plain transformers."""
+    got = mapped("eap", over=None, check=10**4)
+    exact, way = torch.as_tensor(got.columns["exact"]), plain.source_value - plain.base_value
+    senders, receivers = ({n: i for i, n in enumerate(got.axes[a][a])} for a in ("sender", "receiver"))
+    for sender, receiver in (
+        ("L0H1", "L1H2 q"),
+        ("L0 mlp", "L2H1 v"),
+        ("L1H0", "L1 mlp"),
+        ("embed", "logits"),
+    ):
+        want = plain.edge(sender, receiver) / way
+        have = exact[:, senders[sender], receivers[receiver]]
+        torch.testing.assert_close(have, want, atol=2e-4, rtol=2e-3)
+    assert bool(exact[:, senders["L1 mlp"], receivers["L1 mlp"]].isnan().all())
+
+
+def test_edges_along_the_way_sum_to_the_whole(mapped: Any, plain: Plain) -> None:
+    """All edges of the embedding, along the way of the input, are what the input changes."""
+    got = gained(mapped("eap-ig", over=None))[:, 0].nansum(-1)
+    want = (plain.source_value - plain.base_value).float()
+    torch.testing.assert_close(got, want, atol=2e-3, rtol=0.01)

@@ -2,183 +2,231 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from gatelens.data import Pair
 from gatelens.errors import InputError, shown
-from gatelens.interventions.arguments import Layers, as_count, as_indices
-from gatelens.interventions.base import resolve_indices
+from gatelens.examples import Labels
+from gatelens.interventions.arguments import Heads, Layers, as_count
 from gatelens.measures.agreement import Agreement, agreement, thirds
 from gatelens.model import HookedVLM
-from gatelens.readouts.gradients.cells import Cells, make_cells
+from gatelens.readouts.effect_map import EffectMap
 from gatelens.readouts.gradients.contrast import Contrast
-from gatelens.readouts.gradients.exact import node_patch, patched
-from gatelens.readouts.gradients.nodes import (
-    attribution_patching,
-    integrated_gradients,
-    with_query_key_fix,
+from gatelens.readouts.gradients.edges import EdgeAxes, EdgeScores
+from gatelens.readouts.gradients.nodes import NodeScores, legendre_steps
+from gatelens.readouts.gradients.passes import GradientPasses
+from gatelens.readouts.map_axes import MapAxes
+from gatelens.readouts.map_metrics import MapMetric, PairMetric
+from gatelens.readouts.patch_maps import (
+    Direction,
+    MapWork,
+    PairRuns,
+    check_call,
+    effect_map,
+    pairs_of,
 )
-from gatelens.readouts.gradients.passes import GradientPasses, Metric
-from gatelens.readouts.labelled import LabelledTensor
 from gatelens.tokens import SelectorLike
 
-Method = Literal["atp", "atp*", "ig"]
+Method = Literal["atp", "atp*", "ig", "eap", "eap-ig"]
+OF_EDGES = ("eap", "eap-ig")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AttributionMap(LabelledTensor):
-    """What patching each cell should change, to first order, as the mean over pairs.
+class AttributionMap(EffectMap):
+    """An :class:`EffectMap` whose effects are approximated, to first order or along a way.
 
-    ``columns["exact"]`` holds what it does change at the cells that were checked, NaN elsewhere.
+    ``columns["exact"]`` holds the effects of the cells that were patched exactly, NaN elsewhere; ``patched`` is what
+    the approximation makes of the metric.
 
     Attributes:
         method: how it was made.
-        each: Float[pair, *axes], the map of every pair.
-        difference: Float[pair], the metric of the run the values come from less that of the run they are put in.
-        agreement: of the checked cells; None without a check.
+        agreement: of approximation and truth at the checked cells, as means over pairs; None without a check.
     """
 
     method: str = ""
-    each: Tensor = None  # type: ignore[assignment]
-    difference: Tensor = None  # type: ignore[assignment]
     agreement: Agreement | None = None
 
     @property
     def warnings(self) -> list[str]:
-        """Why this map should not be trusted, one line each; see :class:`gatelens.measures.Agreement`."""
+        """Why this map should not be trusted, a line each; see :class:`gatelens.measures.Agreement`."""
         return [] if self.agreement is None else self.agreement.warnings
 
     def sel(self, **wanted: Any) -> AttributionMap:
-        some = super().sel(**wanted)
-        fields = {name: getattr(some, name) for name in ("tensor", "axes", "columns")}
-        kept = [_kept(labels, some.axes[name]) for name, labels in self.axes.items()]
-        return replace(self, **fields, each=self.each[np.ix_(np.arange(len(self.each)), *kept)])
+        """Some of the cells or pairs; the agreement stays that of the whole map."""
+        return as_attribution(super().sel(**wanted), self.method, self.agreement)
 
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
-        """As :meth:`LabelledTensor.show`; the title says how well it agrees with exact patches, and warns."""
-        return super().show("\n".join([title or self._heading(), *self._said()]), image, dark)
-
-    def _heading(self) -> str:
-        return f"{self.method}, mean of {len(self.each)} pair{'s' * (len(self.each) > 1)}"
+        """As :meth:`EffectMap.show`; the title says how well the map agrees with exact patches, and warns."""
+        heading = title or "\n".join([f"{self.method}, {self.heading}", *self._said()])
+        return super().show(heading, image, dark)
 
     def _said(self) -> list[str]:
         said = ["not checked against exact patches" if self.agreement is None else str(self.agreement)]
         return said + [f"Warning: {line}" for line in self.warnings]
 
     def __repr__(self) -> str:
-        return "\n  ".join([f"{super()._summary()[:-1]}, {self._heading()})", *self._said()])
+        return "\n  ".join([f"{super()._summary()[:-1]}, {self.method})", *self._said()])
 
 
-def _kept(before: pd.DataFrame, after: pd.DataFrame) -> np.ndarray:
-    """Which rows of labels are left."""
-    place = {row: number for number, row in enumerate(map(tuple, before.astype(str).to_numpy()))}
-    return np.array([place[row] for row in map(tuple, after.astype(str).to_numpy())])
+def as_attribution(effects: EffectMap, method: str, agreed: Agreement | None) -> AttributionMap:
+    """Effects with what is known of their agreement."""
+    own = {field.name: getattr(effects, field.name) for field in fields(EffectMap)}
+    return AttributionMap(**own, method=method, agreement=agreed)
 
 
 def attribution_map(
     model: HookedVLM,
-    pairs: Any,
-    metric: Metric,
+    pairs: Iterable[Pair] | Pair,
+    metric: str | PairMetric = "logit_diff",
     method: Method = "atp",
-    over: Sequence[str] = ("layer", "pos"),
+    over: Sequence[str] | str | None = None,
     *,
-    site: str | Sequence[str] = "resid_pre",
+    site: str | Sequence[str] | None = None,
+    direction: Direction = "denoising",
+    at: SelectorLike | Mapping[str, SelectorLike] | None = None,
     layers: Layers = None,
-    at: SelectorLike = "all",
+    heads: Heads = None,
     steps: int = 32,
     check: int = 64,
     seed: int = 0,
+    chat: bool = False,
 ) -> AttributionMap:
-    """What patching each cell should change, from gradients: a few passes for the whole map.
+    """The map of :func:`gatelens.patch_map` from gradients: a few passes a pair, and how far they are from the truth.
 
     Args:
-        pairs: (clean, corrupt), two prepared batches, one prompt beside the other. The corrupt prompts are run and
-            get the clean ones' activations. Positions pair by role.
-        metric: logits Float[batch, pos, d_vocab] to Float[batch], e.g. from ``gl.metrics``; it must be smooth.
+        pairs, metric, site, direction, at, heads, chat: as in an exact map; the metric must be smooth.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745). ``ig``: the
             mean gradient on the way from one activation to the other, a site and layer at a time (arXiv 1703.01365).
-        over: axes, of layer, pos or role, head, site.
-        site: one or several of resid_pre, resid_mid, resid_post, attn_in, attn_out, mlp_in, mlp_out, q, k, v, z and
-            pattern.
-        layers: which; None is all.
-        at: the positions that are compared.
-        steps: of ``ig``, the points of a Gauss–Legendre rule.
-        check: how many cells to patch exactly too, a run a cell and pair: a third those of largest value, a third of
-            smallest, a third drawn. 0 is none.
-        seed: of the draw.
+            ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and logits (arXiv
+            2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).
+        over: the axes, of layer, pos, role, head, site; None is layer and pos. Edges have ``sender`` and ``receiver``.
+            A cell is that of an exact map, but of one layer.
+        layers: which; of nodes only. None is all.
+        steps: of ``ig`` and ``eap-ig``, the points of a Gauss–Legendre rule.
+        check: how many cells to patch exactly too, in every pair: a third those of largest effect, a third of
+            smallest, a third drawn by ``seed``. 0 is none.
 
     Raises:
-        InputError: pairs, axes or sites that do not fit together.
-        InterventionError: a metric without a gradient, or a site that the family does not have.
+        InputError: as for an exact map; several layers without an axis for them.
+        InterventionError: a metric without a gradient.
+        ModelError: edges in a model whose parts do not add up to the stream.
     """
     if method not in get_args(Method):
         raise InputError(f"method={shown(method)}: write one of {', '.join(get_args(Method))}")
-    steps, check = as_count(steps, "steps"), as_count(check, "check", least=0)
-    sites = (site,) if isinstance(site, str) else tuple(site)
-    numbers = resolve_indices(
-        as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", "attribution_map"
-    )
-    with model.lock:
-        contrasts = contrasts_of(model, pairs, at)
-        cells = make_cells(model.cfg, contrasts, over, sites, numbers)
-        passes = [GradientPasses(model, contrast, metric) for contrast in contrasts]
-        each = np.concatenate([cells.arrange(_scores(one, cells, method, steps)) for one in passes])
-        chosen = thirds(each.mean(axis=0).reshape(-1), check, seed) if check else []
-        exact = _exact(passes, cells, chosen)
-    return _result(passes, cells, method, each, exact)
-
-
-def _exact(
-    passes: Sequence[GradientPasses], cells: Cells, chosen: Sequence[int]
-) -> Float[np.ndarray, " *axes"]:
-    """What patching the chosen cells changes, as the mean over pairs; NaN for all others."""
-    exact = np.full(cells.shape, np.nan)
+    check_call(model, model, direction)
+    several, steps, check = pairs_of(pairs), as_count(steps, "steps"), as_count(check, "check", least=0)
+    given: dict[str, Any] = {"over": over, "site": site, "layers": layers, "heads": heads}
+    axes = _edge_axes(model, method, at, given) if method in OF_EDGES else _node_axes(model, at, **given)
+    measured = MapMetric(metric, Labels(model))
+    work = GradientWork(model, measured, axes, direction == "denoising", chat, method, steps)
+    numbers = work.run(several, progress=False)
+    chosen = _chosen(work, numbers, check, seed)
+    exact = work.exact(several, numbers, chosen)
+    effects = effect_map(several, work, numbers, direction, {"exact": exact})
+    agreed = None
     if chosen:
-        several = [cells.cell(number) for number in chosen]
-        gained = [patched(one, [[node_patch(one, cells, cell)] for cell in several]) for one in passes]
-        exact.reshape(-1)[chosen] = torch.cat(gained, dim=1).mean(1).numpy()
-    return exact
+        guess, truth = (np.nanmean(x[:, chosen], axis=0) for x in (work.effects(numbers), exact))
+        agreed = agreement(guess, truth)
+    return as_attribution(effects, method, agreed)
 
 
-def _result(
-    passes: Sequence[GradientPasses], cells: Cells, method: str, each: np.ndarray, exact: np.ndarray
-) -> AttributionMap:
-    first, metric, mean = passes[0].contrast.base, passes[0].metric, each.mean(axis=0)
-    checked = np.isfinite(exact)
-    return AttributionMap(
-        torch.as_tensor(mean).float(),
-        cells.axes,
-        f"change of {getattr(metric, '__name__', 'the metric')}",
-        first.tokens,
-        first.images,
-        {"exact": exact} if checked.any() else {},
-        method=method,
-        each=torch.as_tensor(each).float(),
-        difference=torch.cat([one.source_value - one.base_value for one in passes]).float().cpu(),
-        agreement=agreement(mean[checked], exact[checked]) if checked.any() else None,
-    )
+def _node_axes(model: HookedVLM, at: Any, over: Any, site: Any, layers: Layers, heads: Heads) -> MapAxes:
+    over = ("layer", "pos") if over is None else over
+    axes = MapAxes(model, model, over, site, layers, heads, at, 1, None)
+    if max(map(len, axes.windows)) > 1:
+        raise InputError(
+            f"over={shown(over)} patches {len(axes.layers)} layers at once, of which no gradient tells: put 'layer' in "
+            "over, or give one layer"
+        )
+    return axes
 
 
-def _scores(passes: GradientPasses, cells: Cells, method: str, steps: int) -> Any:
-    by_layer = method == "ig" or (method == "atp*" and {"q", "k"} & set(cells.sites))
-    passes.compare(cells.taps, sorted({0, *cells.layers}) if by_layer else [0])
-    if method == "ig":
-        return integrated_gradients(passes, cells, steps)
-    return (with_query_key_fix if method == "atp*" else attribution_patching)(passes, cells)
+def _edge_axes(model: HookedVLM, method: str, at: Any, given: Mapping[str, Any]) -> EdgeAxes:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name}={shown(value)} is of a map of nodes: leave it out for method={method!r}"
+            )
+    return EdgeAxes(model, "all" if at is None else at)
 
 
-def contrasts_of(model: HookedVLM, pairs: Any, at: SelectorLike) -> list[Contrast]:
-    """The batches of pairs, corrupt prompts to be run."""
-    if not isinstance(pairs, tuple) or len(pairs) != 2:
-        raise InputError(f"pairs is {shown(pairs)}: give (clean, corrupt), two batches of model.prepare")
-    clean, corrupt = (model.batch(one) for one in pairs)
-    return [Contrast.of(corrupt, clean, at)]
+def _chosen(
+    work: GradientWork, numbers: Float[np.ndarray, "pair number"], check: int, seed: int
+) -> list[int]:
+    """The cells to patch exactly."""
+    effects = work.effects(numbers)
+    known = np.isfinite(effects).any(axis=0).nonzero()[0]
+    if not check or not len(known):
+        return []
+    mean = np.nanmean(effects[:, known], axis=0)
+    return [int(known[i]) for i in thirds(mean, check, seed)]
+
+
+class GradientWork(MapWork):
+    """The passes of a map, pair by pair, and the cells that are patched exactly."""
+
+    def __init__(
+        self,
+        model: HookedVLM,
+        metric: MapMetric,
+        axes: Any,
+        denoising: bool,
+        chat: bool,
+        method: str,
+        steps: int,
+    ) -> None:
+        super().__init__(model, model, metric, axes, denoising, chat)
+        self.method, self.steps = method, steps
+
+    def _cells(self, pair: Pair, number: int, bar: Any, n_pairs: int) -> list[float]:
+        with self.model.lock:
+            runs = self.runs_of(pair, number)
+            there = [i for i, one in enumerate(runs.patches) if one is not None]
+            found = np.full(len(runs.patches), np.nan)
+            if there:
+                (base,) = self.values(runs.base, [None], runs.metric, runs.where)
+                found[there] = base + np.array(self._scores(runs, [runs.patches[i] for i in there]))
+        return found.tolist()
+
+    def _scores(self, runs: PairRuns, cells: Sequence[Any]) -> list[float]:
+        passes = self._passes(runs)
+        if self.method not in OF_EDGES:
+            return NodeScores(passes, cells, self.method, self.steps).all()
+        steps = legendre_steps(self.steps) if self.method == "eap-ig" else ([0.0], [1.0])
+        scores = EdgeScores(passes, self.map_axes.graph).scores(*steps)
+        return [float(scores[edge.sender, edge.receiver]) for edge in cells]
+
+    def _passes(self, runs: PairRuns) -> GradientPasses:
+        """Passes over all positions that any cell is about."""
+        wanted = {position for one in runs.patches if one is not None for position in one.at}
+        places = [place for place in runs.places if place[0] in wanted]
+        return GradientPasses(self.model, Contrast(runs.base, runs.cache, places), runs.metric)
+
+    def effects(self, numbers: Float[np.ndarray, "pair number"]) -> Float[np.ndarray, "pair cell"]:
+        """The share of the way between the two runs, from metrics."""
+        clean, corrupt, cells = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:]
+        base, other = (corrupt, clean) if self.denoising else (clean, corrupt)
+        return (cells - base) / (other - base)
+
+    def exact(
+        self, pairs: Sequence[Pair], numbers: Float[np.ndarray, "pair number"], chosen: Sequence[int]
+    ) -> Float[np.ndarray, "pair cell"]:
+        """The true effects of the chosen cells; NaN for the others."""
+        known = np.concatenate([numbers[:, :2], np.full((len(pairs), numbers.shape[1] - 2), np.nan)], axis=1)
+        for number, pair in enumerate(pairs) if chosen else ():
+            with self.model.lock:
+                runs = self.runs_of(pair, number)
+                there = [i for i in chosen if runs.patches[i] is not None]
+                patches: Any = [runs.patches[i] for i in there]
+                if self.method in OF_EDGES and patches:
+                    patches = EdgeScores(self._passes(runs), self.map_axes.graph).patches(patches)
+                values = self.values(runs.base, patches, runs.metric, runs.where) if there else []
+                known[number, [2 + i for i in there]] = values
+        return self.effects(known)

@@ -1,147 +1,211 @@
-"""Scores of nodes: attribution patching, with the softmax recomputed for queries and keys, and integrated gradients."""
+"""Scores of nodes: attribution patching, with the softmax recomputed for queries and keys, and integrated gradients.
+
+A score is made for each patch of a map: what the patch should gain, to first order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatelens.readouts.gradients.cells import Cells
+from gatelens.interventions import Patch
+from gatelens.interventions.base import resolve_indices
+from gatelens.interventions.sites import has_heads, head_count
 from gatelens.readouts.gradients.contrast import Tap, row_hooks
 from gatelens.readouts.gradients.passes import GradientPasses
 
-Scores = dict[Tap, Float[Tensor, "pair group head"]]
+OVERFLOW = 600.0  # the largest change of an attention score whose exponential is a number
+RowScores = dict[Tap, Float[Tensor, "n head"]]  # one column where a site has no heads
 
 
-def attribution_patching(passes: GradientPasses, cells: Cells, taps: Sequence[Tap] | None = None) -> Scores:
+class NodeScores:
+    """The scores of patches of one contrast.
+
+    Args:
+        passes: of the contrast; nothing is compared yet.
+        patches: each of one site and layer.
+        method: see :func:`gatelens.attribution_map`.
+        steps: of integrated gradients.
+    """
+
+    def __init__(self, passes: GradientPasses, patches: Sequence[Patch], method: str, steps: int) -> None:
+        self.passes, self.patches, self.steps = passes, patches, steps
+        self.taps = list(dict.fromkeys(tap_of(one) for one in patches))
+        self.fixed = [tap for tap in self.taps if method == "atp*" and tap[0] in ("q", "k")]
+        begins = {layer for _, layer in (self.taps if method == "ig" else self.fixed)}
+        passes.compare(self.taps, sorted({0, *begins}))
+        self.method = method
+
+    def all(self) -> list[float]:
+        """The score of each patch, in order."""
+        if self.method == "ig":
+            return self._summed(dict(integrated_gradients(self.passes, self.taps, self.steps)))
+        rows = attribution_patching(self.passes, [tap for tap in self.taps if tap not in self.fixed])
+        softmax: dict[int, float] = {}
+        for layer in sorted({layer for _, layer in self.fixed}):
+            rows |= self._recomputed(layer, softmax)
+        return self._summed(rows, softmax)
+
+    def _summed(self, rows: RowScores, known: dict[int, float] | None = None) -> list[float]:
+        """The rows and heads of each patch added up, but for those that are known already."""
+        found = []
+        for number, one in enumerate(self.patches):
+            if known is not None and number in known:
+                found.append(known[number])
+                continue
+            here = rows[tap_of(one)][self.passes.contrast.rows_of(_positions(one))]
+            if has_heads(one.site):
+                here = here[:, list(self._heads(one))]
+            found.append(float(here.double().sum()))
+        return found
+
+    def _heads(self, one: Patch) -> tuple[int, ...]:
+        return resolve_indices(one.heads, head_count(one.site, self.passes.model.cfg), "heads", one)
+
+    # --- queries and keys
+
+    def _recomputed(self, layer: int, keys: dict[int, float]) -> RowScores:
+        """Rows of queries of a layer; the scores of its patches of keys go into ``keys``, by number."""
+        pattern, gradient = _pattern_gradient(self.passes, layer)
+        before = _attention_scores(self.passes, layer, None)
+        rows: RowScores = {}
+        if ("q", layer) in self.fixed:
+            change = _attention_scores(self.passes, layer, "q") - before
+            rows["q", layer] = _of_queries(self.passes, pattern, gradient, change)
+        if ("k", layer) in self.fixed:
+            change = _attention_scores(self.passes, layer, "k") - before
+            n_kv = int(head_count("k", self.passes.model.cfg) or len(pattern))
+            parts = KeyParts(pattern, gradient, change, len(pattern) // n_kv)
+            for number, one in enumerate(self.patches):
+                if tap_of(one) == ("k", layer):
+                    keys[number] = parts.patched(_positions(one), self._heads(one))
+        return rows
+
+
+def tap_of(patch: Patch) -> Tap:
+    """The site and the one layer of a patch."""
+    assert isinstance(patch.layers, tuple) and len(patch.layers) == 1
+    return patch.site, patch.layers[0]
+
+
+def _positions(patch: Patch) -> list[int]:
+    return [int(position) for position in patch.at]  # type: ignore[union-attr]  # the cells of a map are lists
+
+
+def attribution_patching(passes: GradientPasses, taps: Sequence[Tap]) -> RowScores:
     """Gradient of the base run times what the source adds (Nanda 2023; Syed et al. 2023, arXiv 2310.10348)."""
-    scores: Scores = {}
+    scores: RowScores = {}
 
-    def take(tap: Tap, rows: Tensor, grad: Tensor) -> None:
-        scores[tap] = cells.summed((grad[0].float() * passes.delta[tap].float()).sum(-1), passes.contrast)
+    def take(tap: Tap, grad: Tensor) -> None:
+        scores[tap] = _along(grad[0], passes.delta[tap])
 
-    taps = cells.taps if taps is None else taps
     if taps:
         passes.differentiate(taps, take)
     return scores
 
 
-def integrated_gradients(passes: GradientPasses, cells: Cells, steps: int) -> Scores:
+def integrated_gradients(
+    passes: GradientPasses, taps: Sequence[Tap], steps: int
+) -> Iterator[tuple[Tap, Float[Tensor, "n head"]]]:
     """The mean gradient on the straight way from base to source, of all rows of one site and layer at once.
 
     Over all rows they sum to what patching them all changes (Sundararajan et al. 2017, arXiv 1703.01365; for
-    activations Hanna et al. 2024, arXiv 2403.17806). The steps are those of Gauss and Legendre.
+    activations Hanna et al. 2024, arXiv 2403.17806).
     """
-    shares, weights = even_steps(steps)
-    scores: Scores = {}
-    for tap in cells.taps:
+    shares, weights = legendre_steps(steps)
+    for tap in taps:
         each: list[Tensor] = []
 
-        def take(tap: Tap, rows: Tensor, grad: Tensor, each: list[Tensor] = each) -> None:
-            each.extend((one.float() * passes.delta[tap].float()).sum(-1) for one in grad)
+        def take(tap: Tap, grad: Tensor, each: list[Tensor] = each) -> None:
+            each.extend(_along(one, passes.delta[tap]) for one in grad)
 
-        start = 0 if tap[1] not in passes.streams else tap[1]
-        passes.differentiate([tap], take, along=tap, shares=shares, start=start)
-        mean = sum(weight * one for weight, one in zip(weights, each, strict=True))
-        scores[tap] = cells.summed(torch.as_tensor(mean), passes.contrast)
-    return scores
+        passes.differentiate([tap], take, along=tap, shares=shares, start=tap[1])
+        yield tap, torch.stack([weight * one for weight, one in zip(weights, each, strict=True)]).sum(0)
 
 
-def even_steps(steps: int) -> tuple[list[float], list[float]]:
+def legendre_steps(steps: int) -> tuple[list[float], list[float]]:
     """Where on the way from 0 to 1 the gradient is taken, and the weight of each (Gauss–Legendre quadrature)."""
     places, weights = np.polynomial.legendre.leggauss(steps)
     return ((places + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-def with_query_key_fix(passes: GradientPasses, cells: Cells) -> Scores:
-    """Attribution patching that recomputes the softmax with the source's queries or keys (Kramár et al. 2024, arXiv
-    2403.00745, the QK fix of AtP*; without its GradDrop) and is linear from the pattern on.
-
-    Several keys of one cell are recomputed together. Other sites are as in attribution patching.
-    """
-    scores = attribution_patching(passes, cells, [tap for tap in cells.taps if tap[0] not in ("q", "k")])
-    sites = [site for site in cells.sites if site in ("q", "k")]
-    for layer in cells.layers if sites else ():
-        pattern, gradient = _pattern_gradient(passes, layer)
-        before = _attention_scores(passes, layer, None)
-        for site in sites:
-            change = _attention_scores(passes, layer, site) - before
-            effect = _of_queries if site == "q" else _of_keys
-            scores[site, layer] = effect(passes, cells, pattern, gradient, change)
-    return scores
+def _along(grad: Float[Tensor, "n ..."], delta: Float[Tensor, "n ..."]) -> Float[Tensor, "n head"]:
+    scores = (grad.float() * delta.float()).sum(-1)
+    return scores[:, None] if scores.ndim == 1 else scores
 
 
-def _pattern_gradient(passes: GradientPasses, layer: int) -> tuple[Tensor, Tensor]:
-    """The pattern of a layer and its gradient, Float[batch, head, query, key]; 0 in the rows of padding."""
-    real = passes.contrast.base.tokens.mask("all")
-    found: list[Tensor] = []
+def _pattern_gradient(
+    passes: GradientPasses, layer: int
+) -> tuple[Float[Tensor, "head query key"], Float[Tensor, "head query key"]]:
+    """The pattern of a layer and its gradient."""
+    tap, found = ("pattern", layer), {}
+    every = passes.contrast.tokens.mask("all")
 
-    def take(tap: Tap, rows: Tensor, grad: Tensor) -> None:
-        example, position = (index.to(rows.device) for index in real.nonzero(as_tuple=True))
-        for each in (rows, grad[0]):
-            full = each.new_zeros(*real.shape, *each.shape[1:])
-            full[example, position] = each
-            found.append(full.transpose(1, 2))
+    def take(tap: Tap, grad: Tensor) -> None:
+        found["pattern"], found["gradient"] = passes.rows.pop(tap)[0], grad[0]
 
-    passes.differentiate([("pattern", layer)], take, masks={"pattern": real}, start=layer)
-    return found[0], found[1]
+    passes.differentiate([tap], take, masks={"pattern": every}, start=layer, watched=[tap])
+    return found["pattern"].transpose(0, 1), found["gradient"].transpose(0, 1)
 
 
 @torch.no_grad()
 def _attention_scores(
     passes: GradientPasses, layer: int, site: str | None
-) -> Float[Tensor, "batch head query key"]:
+) -> Float[Tensor, "head query key"]:
     """The scores of a layer in the base run, or with the source's queries or keys in it."""
     found: list[Tensor] = []
-    hooks: list[Any] = [
-        (f"blocks.{layer}.attn.hook_attn_scores", lambda scores, hook: found.append(scores.clone()))
-    ]
     model, contrast = passes.model, passes.contrast
+    hooks: list[Any] = [
+        (f"blocks.{layer}.attn.hook_attn_scores", lambda scores, hook: found.append(scores[0].clone()))
+    ]
     if site is not None:
-        masks = {site: contrast.mask}
-        compiled = row_hooks(
-            model, contrast.base.tokens, masks, [(site, layer)], lambda tap, rows: rows + passes.delta[tap]
-        )
-        hooks += compiled.pairs
+
+        def to_source(tap: Tap, rows: Tensor) -> Tensor:
+            return rows + passes.delta[tap]
+
+        hooks += row_hooks(model, contrast.tokens, {site: contrast.mask}, [(site, layer)], to_source).pairs
     with model.hooks(hooks):
-        model(passes.streams[layer], start_at_layer=layer, stop_at_layer=layer + 1, tokens=contrast.base)
+        stream, inputs = passes.streams[layer], contrast.base.inputs
+        model(stream, start_at_layer=layer, stop_at_layer=layer + 1, tokens=inputs)
     return found[0]
 
 
 def _of_queries(
-    passes: GradientPasses, cells: Cells, pattern: Tensor, gradient: Tensor, change: Tensor
-) -> Float[Tensor, "pair group head"]:
-    contrast = passes.contrast
-    rows = []
-    for example, position in zip(contrast.example.tolist(), contrast.position.tolist(), strict=True):
-        p, g, d = (x[example, :, position].double() for x in (pattern, gradient, change))
-        moved = p * torch.expm1(d.clamp(max=600))
-        mean = (g * p).sum(-1)
-        rows.append((mean + (g * moved).sum(-1)) / (1 + moved.sum(-1)) - mean)
-    return cells.summed(torch.stack(rows), contrast)
+    passes: GradientPasses, pattern: Tensor, gradient: Tensor, change: Tensor
+) -> Float[Tensor, "n head"]:
+    """What the pattern's change is worth in each row whose query is the source's (Kramár et al. 2024, arXiv 2403.00745,
+    the QK fix of AtP*): the softmax is recomputed, all after it is linear."""
+    rows = torch.tensor([here for here, _ in passes.contrast.places], device=pattern.device)
+    p, g, d = (x[:, rows].double() for x in (pattern, gradient, change))
+    moved = p * torch.expm1(d.clamp(max=OVERFLOW))
+    mean = (g * p).sum(-1)
+    return ((mean + (g * moved).sum(-1)) / (1 + moved.sum(-1)) - mean).T
 
 
-def _of_keys(
-    passes: GradientPasses, cells: Cells, pattern: Tensor, gradient: Tensor, change: Tensor
-) -> Float[Tensor, "pair group kv_head"]:
-    contrast, cfg = passes.contrast, passes.model.cfg
-    batch, n_heads = pattern.shape[:2]
-    n_groups, group = len(cells.groups), cells.group_of(contrast)
-    out = torch.zeros(batch, n_groups, n_heads, dtype=torch.float64, device=pattern.device)
-    for example in range(batch):
-        mine = contrast.example == example
-        keys, into = contrast.position[mine].to(pattern.device), group[mine].to(pattern.device)
-        for head in range(n_heads):
-            p, g, d = (x[example, head].double() for x in (pattern, gradient, change))
-            moved = p[:, keys] * torch.expm1(d[:, keys].clamp(max=600))
-            total = moved.new_zeros(len(p), n_groups).index_add_(1, into, moved)
-            weighted = moved.new_zeros(len(p), n_groups).index_add_(1, into, moved * g[:, keys])
-            mean = (g * p).sum(-1, keepdim=True)
-            out[example, :, head] = ((mean + weighted) / (1 + total) - mean).sum(0)
-    kv = int(getattr(cfg, "n_key_value_heads", None) or n_heads)
-    shared = out.unflatten(-1, (kv, -1)).sum(-1)  # query heads of a key-value head get its key together
-    return shared if cells.heads else shared.sum(-1, keepdim=True)
+class KeyParts:
+    """The same for keys, several of which may be the source's at once.
+
+    With ``p`` the pattern, ``g`` its gradient and ``d`` the change of scores, a row's softmax becomes ``p e^d`` over
+    ``1 + Σ p (e^d − 1)``, with the sum over the keys that change.
+    """
+
+    def __init__(self, pattern: Tensor, gradient: Tensor, change: Tensor, shared: int) -> None:
+        p, g = pattern.double(), gradient.double()
+        self.moved = p * torch.expm1(change.double().clamp(max=OVERFLOW))
+        self.weighted = g * self.moved
+        self.mean = (g * p).sum(-1)
+        self.shared = shared  # query heads that read one key head
+
+    def patched(self, positions: list[int], kv_heads: tuple[int, ...]) -> float:
+        """What the metric gains with the source's keys at some positions of some key heads."""
+        heads: Int[Tensor, " head"] = torch.tensor(
+            [kv * self.shared + i for kv in kv_heads for i in range(self.shared)]
+        )
+        weighted, moved = (x[heads][:, :, positions].sum(-1) for x in (self.weighted, self.moved))
+        mean = self.mean[heads]
+        return float(((mean + weighted) / (1 + moved) - mean).sum())

@@ -9,7 +9,7 @@ is one block's activations, the stream between blocks, and the rows of the taps 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,9 @@ from gatelens.model import HookedVLM
 from gatelens.readouts.gradients.contrast import Contrast, Tap, record, row_hooks
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
-# takes a tap, the rows of the base there and their gradients, step by step
-Take: TypeAlias = Callable[[Tap, Float[Tensor, "n ..."], Float[Tensor, "step n ..."]], None]
+Take: TypeAlias = Callable[
+    [Tap, Float[Tensor, "step n ..."]], None
+]  # takes the gradient of a tap, step by step
 MOST_ROWS = 4096  # of several steps computed at once
 
 
@@ -30,39 +31,41 @@ class GradientPasses:
     """Passes over the base of a contrast.
 
     Attributes:
-        delta: for each tap that was recorded, source less base, Float[n, ...].
+        delta: for each tap that was compared, source less base, Float[n, ...].
         streams: the base's residual stream entering a layer, of those that passes begin in.
-        base_value, source_value: Float[batch], the metric of both runs.
+        rows: see :meth:`differentiate`.
     """
 
     def __init__(self, model: HookedVLM, contrast: Contrast, metric: Metric) -> None:
         self.model, self.contrast, self.metric = model, contrast, metric
         self.keep = 1 if getattr(metric, "last_only", False) else 0
         self.delta: dict[Tap, Tensor] = {}
-        self.base_value = self.source_value = torch.empty(0)
         self.streams: dict[int, Tensor] = {}
+        self.rows: dict[Tap, Tensor] = {}
 
-    def compare(self, taps: Sequence[Tap], streams: Sequence[int] = (0,)) -> None:
+    def compare(
+        self,
+        taps: Sequence[Tap],
+        streams: Sequence[int] = (0,),
+        through: Callable[[Tap, Tensor], Tensor] | None = None,
+    ) -> None:
         """Record what the source adds at taps.
 
         Args:
             streams: the layers that passes will begin in.
+            through: what is made of the rows of either run before they are compared.
         """
-        there, logits = record(self.model, self.contrast.source, self.contrast.source_mask, taps, self.keep)
-        self.source_value = self._values(logits.detach(), 1)[0]
-        order = self.contrast.order
-        hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep_stream(layer)) for layer in streams]
-        with self.model.hooks(hooks):
-            here, logits = record(self.model, self.contrast.base, self.contrast.mask, taps, self.keep)
-        self.base_value = self._values(logits.detach(), 1)[0]
+        contrast = self.contrast
+        here, self.streams, _ = record(self.model, contrast.base, contrast.mask, taps, streams)
         for tap in taps:
-            self.delta[tap] = there.pop(tap)[order.to(here[tap].device)] - here.pop(tap)
+            both = contrast.source(tap), here.pop(tap)
+            source, base = both if through is None else (through(tap, rows) for rows in both)
+            self.delta[tap] = source.to(base) - base
 
-    def _keep_stream(self, layer: int) -> Any:
-        def keep(tensor: Tensor, hook: Any) -> None:
-            self.streams[layer] = tensor.detach().clone()
-
-        return keep
+    @property
+    def at_once(self) -> int:
+        """How many steps go into one pass."""
+        return max(1, MOST_ROWS // self.contrast.mask.numel())
 
     def differentiate(
         self,
@@ -72,6 +75,7 @@ class GradientPasses:
         shares: Sequence[float] = (0.0,),
         masks: Mapping[str, Tensor] | None = None,
         start: int = 0,
+        watched: Sequence[Tap] = (),
     ) -> None:
         """One pass forth and back for each share of the way to the source, some of them at once.
 
@@ -81,16 +85,15 @@ class GradientPasses:
             along: the tap that is moved by that share of its difference.
             masks: rows by site where they are not the contrast's.
             start: the layer the passes begin in, no later than any tap.
+            watched: taps whose rows :attr:`rows` then holds, Float[step, n, ...], while ``take`` is called.
 
         Raises:
             InterventionError: the metric has no gradient.
         """
-        batch, n_pos = self.contrast.mask.shape
-        at_once = max(1, MOST_ROWS // (batch * n_pos))
-        for first in range(0, len(shares), at_once):
-            some = shares[first : first + at_once]
+        for first in range(0, len(shares), self.at_once):
+            some = shares[first : first + self.at_once]
             with self.model.lock, torch.inference_mode(False), torch.enable_grad():
-                self._pass(taps, take, along, some, masks or {}, start)
+                self._pass(taps, take, along, some, masks or {}, start, watched)
 
     def _pass(
         self,
@@ -100,22 +103,24 @@ class GradientPasses:
         shares: Sequence[float],
         masks: Mapping[str, Tensor],
         start: int,
+        watched: Sequence[Tap],
     ) -> None:
         n = len(shares)
-        repeated = self.contrast.base.select(list(range(self.contrast.base.batch_size)) * n)
+        repeated = self.contrast.base.inputs.select([0] * n)
         added: dict[Tap, Tensor] = {}
 
         def function(tap: Tap, rows: Tensor) -> Tensor:
             if tap == along:
                 rows = _moved(rows, self.delta[tap], shares)
-            if tap not in wanted:
+            if tap in watched:
+                self.rows[tap] = rows.detach().unflatten(0, (n, -1))
+            if tap not in taps:
                 return rows
             if tap not in added:
                 added[tap] = _zero(tap, rows, n, take)
             return rows + added[tap]
 
-        wanted = set(taps)
-        every = [*taps, *([along] if along is not None and along not in wanted else [])]
+        every = list(dict.fromkeys([*taps, *watched, *([along] if along is not None else [])]))
         own = {site: masks.get(site, self.contrast.mask).repeat(n, 1) for site, _ in every}
         compiled = row_hooks(self.model, repeated.tokens, own, every, function)
         stream = self.streams[start].repeat(n, 1, 1)
@@ -160,12 +165,11 @@ def _moved(rows: Tensor, delta: Tensor, shares: Sequence[float]) -> Tensor:
 def _zero(tap: Tap, rows: Tensor, n: int, take: Take) -> Tensor:
     """What is added to a tap's rows; its gradient is taken and let go as soon as it is known."""
     zero = torch.zeros_like(rows, requires_grad=True)
-    base = rows.detach()
 
     def taken(zero: Tensor) -> None:
         assert zero.grad is not None
         grad, zero.grad = zero.grad, None
-        take(tap, base[: len(base) // n], grad.unflatten(0, (n, -1)))
+        take(tap, grad.unflatten(0, (n, -1)))
 
     zero.register_post_accumulate_grad_hook(taken)
     return zero
