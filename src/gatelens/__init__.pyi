@@ -11,6 +11,9 @@ from gatelens import training as training
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.data.pairing import pairs as pairs
+from gatelens.directions import SteeringVector as SteeringVector
+from gatelens.directions import direction as direction
+from gatelens.directions import dose_curve as dose_curve
 from gatelens.engine import Generation as Generation
 from gatelens.engine import explain as explain
 from gatelens.families import Family as Family
@@ -30,11 +33,13 @@ from gatelens.model import HookedVLM as HookedVLM
 from gatelens.readouts import Attribution as Attribution
 from gatelens.readouts import AttributionMap as AttributionMap
 from gatelens.readouts import EffectMap as EffectMap
+from gatelens.readouts import HeadsTable as HeadsTable
 from gatelens.readouts import LabelledTensor as LabelledTensor
 from gatelens.readouts import LogitLens as LogitLens
 from gatelens.readouts import PathEffects as PathEffects
 from gatelens.readouts import attribute as attribute
 from gatelens.readouts import attribution_map as attribution_map
+from gatelens.readouts import heads_table as heads_table
 from gatelens.readouts import logit_lens as logit_lens
 from gatelens.readouts import patch_map as patch_map
 from gatelens.readouts import path_patch as path_patch

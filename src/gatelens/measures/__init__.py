@@ -21,6 +21,7 @@ from gatelens.measures.concentration import (
     share_removed,
     smallest_carrying,
 )
+from gatelens.measures.heads import sink_origins, subset_regression
 from gatelens.measures.intrinsic_dimension import gride, two_nn
 from gatelens.measures.judge import LLMJudge, OfflineJudge, judge_from_environment, judge_table
 from gatelens.measures.localisation import ImageAttention, localise
@@ -87,9 +88,11 @@ __all__ = [
     "representation_overlap",
     "restricted_accuracy",
     "share_removed",
+    "sink_origins",
     "smallest_carrying",
     "smallest_window",
     "standing_out",
+    "subset_regression",
     "summary",
     "two_nn",
     "vqa_accuracy",

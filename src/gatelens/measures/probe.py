@@ -81,6 +81,40 @@ def linear_probe(
     )
 
 
+def probe_normal(
+    x: Float[Tensor, "point feature"],
+    positive: Bool[Tensor, " point"],
+    ridge: float = 1e-2,
+    tolerance: float = 1e-9,
+    max_iter: int = 1000,
+) -> Float[Tensor, " feature"]:
+    """The unit normal (float64) of the plane of a logistic regression, towards the ``positive`` points.
+
+    Fitted as :func:`linear_probe` is, to all points; the normal is in the units of ``x``, not of the scaled features.
+
+    Raises:
+        DataError: all points on one side, rows not finite, no convergence.
+    """
+    check_points(x, "probe_normal")
+    labels = positive.cpu().numpy()
+    if labels.all() or not labels.any():
+        raise DataError("probe_normal: all points are on one side; a probe needs points on both")
+    scaler = StandardScaler()
+    # one weight vector stands for the softmax's two: its square is twice theirs
+    strength = 2 / (ridge * len(x))
+    probe = LogisticRegression(C=strength, tol=tolerance, max_iter=max_iter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            probe.fit(scaler.fit_transform(x.detach().cpu().double().numpy()), labels)
+        except ConvergenceWarning:
+            raise DataError(
+                f"probe_normal: no convergence in {max_iter} steps; raise ridge, tolerance or max_iter"
+            ) from None
+    normal = torch.from_numpy(probe.coef_[0] / scaler.scale_)
+    return normal / normal.norm()
+
+
 def _check_labels(
     x: Float[Tensor, "point feature"], labels: Int[Tensor, " point"], folds: int
 ) -> tuple[Int[Tensor, " class"], Int[Tensor, " class"]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gatelens.readouts.attribution import Attribution, attribute
 from gatelens.readouts.effect_map import EffectMap
 from gatelens.readouts.gradients import AttributionMap, attribution_map
+from gatelens.readouts.heads import HeadsTable, heads_table
 from gatelens.readouts.labelled import LabelledTensor
 from gatelens.readouts.lens import LogitLens, logit_lens
 from gatelens.readouts.patch_maps import patch_map
@@ -14,11 +15,13 @@ __all__ = [
     "Attribution",
     "AttributionMap",
     "EffectMap",
+    "HeadsTable",
     "LabelledTensor",
     "LogitLens",
     "PathEffects",
     "attribute",
     "attribution_map",
+    "heads_table",
     "logit_lens",
     "patch_map",
     "path_patch",

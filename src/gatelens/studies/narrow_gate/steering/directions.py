@@ -19,15 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.data import Example
+from gatelens.directions import activations_at, random_like
 from gatelens.engine import last_logits
 from gatelens.errors import DataError
 from gatelens.examples import Labels, consecutive, labels_of, prepare
-from gatelens.interventions import hook_name, steer
+from gatelens.interventions import steer
 from gatelens.interventions.base import Intervention
+from gatelens.interventions.sites import Site
 from gatelens.model import HookedVLM
 from gatelens.studies.narrow_gate.class_pairs import ClassPair, by_class, given_pairs, ring_of_pairs
 
-SITE = "resid_pre"
+SITE: Site = "resid_pre"
 FEWEST_A_HALF = 2  # pictures of a class in each half
 PLACES = ("gate", "last")
 MEANS, RANDOM, OTHER, NOTHING = "class means", "random", "another pair", "none"
@@ -82,18 +84,11 @@ def gate_means(
     model: HookedVLM, examples: Sequence[Example], layers: Sequence[int], size: int
 ) -> dict[str, Float[Tensor, "layer d_model"]]:
     """Mean residual stream entering each layer, at the gate and at the last position, over the examples."""
-    names = [hook_name(SITE, n) for n in layers]
-    sums = dict.fromkeys(PLACES, torch.zeros(()))
-    for _, start, part in consecutive(examples, size):
-        inputs = prepare(model, part, start)
-        _, cache = model.run_with_cache(inputs, names_filter=names, positions=" | ".join(PLACES))
-        assert cache.kept is not None
-        for place in PLACES:
-            kept = cache.kept.place[inputs.tokens.mask(place)]
-            rows = torch.arange(len(part))
-            value = torch.stack([cache[name][rows, kept].double().sum(0).cpu() for name in names])
-            sums[place] = sums[place] + value
-    return {place: (value / len(examples)).float() for place, value in sums.items()}
+    by_place = activations_at(model, examples, PLACES, SITE, layers, size)
+    return {
+        place: torch.stack([by_layer[n].mean(0) for n in layers]).float()
+        for place, by_layer in zip(PLACES, by_place, strict=True)
+    }
 
 
 def fit(
@@ -195,13 +190,6 @@ def directions_at(
     return {
         (r.base, r.target): torch.tensor(np.asarray(r.direction, dtype=np.float32)) for r in part.itertuples()
     }
-
-
-def random_like(direction: Float[Tensor, " d_model"], *numbers: int) -> Float[Tensor, " d_model"]:
-    """A direction drawn evenly from all of the same length, by the numbers given."""
-    drawn = np.random.default_rng([*numbers, 80]).normal(size=len(direction))
-    vector = torch.tensor(drawn, dtype=direction.dtype)
-    return vector / vector.norm() * direction.norm()
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from pydantic import AfterValidator, Field
 from safetensors.torch import save
 
 from gatelens.data import Example
+from gatelens.directions import overlaps_with_first
 from gatelens.engine import generate_many, last_logits
 from gatelens.examples import Labels, prepare
 from gatelens.measures.answers import vqa_accuracy
-from gatelens.measures.overlap import distribution_overlap
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.pictures import picture_uri
@@ -240,11 +240,10 @@ def steer_questions(model: HookedVLM, batch: Steer) -> pd.DataFrame:
     ways, runs = batch.pushes.runs([MEANS, RANDOM], batch.pairs)
     inputs = prepare(model, batch.examples, batch.start)
     written = generate_many(model, inputs, runs, batch.max_new_tokens)
-    p = [x.float().softmax(-1).cpu() for x in last_logits(model, inputs, runs)]
+    overlaps = overlaps_with_first(model, inputs, runs)
     rows = []
-    for (kind, _, dose), said, q in zip(ways, written, p, strict=True):
-        overlaps = distribution_overlap(p[0], q).tolist()
-        for item, text, overlap in zip(batch.items, said.texts, overlaps, strict=True):
+    for (kind, _, dose), said, shared in zip(ways, written, overlaps, strict=True):
+        for item, text, overlap in zip(batch.items, said.texts, shared.tolist(), strict=True):
             score = vqa_accuracy(text, item.example.answers)
             rows.append((item.example.id, *item.pair, kind, dose, text.strip(), score, overlap))
     columns = ["id", "base", "target", "direction", "dose", "prediction", "score", "overlap"]

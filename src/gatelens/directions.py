@@ -1,0 +1,350 @@
+"""Steering vectors: a direction from two sets of examples, and what adding it in doses turns and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gatelens.data import Example, Pairs
+from gatelens.engine import last_logits
+from gatelens.engine.grid import Metric
+from gatelens.errors import DataError, InterventionError, did_you_mean, shown, whole_number
+from gatelens.examples import labels_of, prepare_numbered
+from gatelens.identity import model_name
+from gatelens.inputs import VLMInputs
+from gatelens.interventions import hook_name, steer
+from gatelens.interventions.arguments import Layers, as_indices
+from gatelens.interventions.base import Intervention, resolve_indices, select
+from gatelens.interventions.sites import Site, check_site
+from gatelens.measures.overlap import distribution_overlap
+from gatelens.measures.probe import probe_normal
+from gatelens.measures.stats import Bounds, summary
+from gatelens.model import HookedVLM
+from gatelens.sweeps import batches_of, examples_of, sweep
+from gatelens.tokens import SelectorLike
+
+METHODS = ("mean", "probe", "pca")
+Chooser = str | Callable[[Example], Any] | Sequence[Example]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeringVector(Mapping[int, Tensor]):
+    """A direction in each layer: ``gl.steer(vector, vector.at, vector.site)``, or ``gl.ablate(…, direction=vector)``.
+
+    Attributes:
+        vectors: by layer, float32 on the CPU: [d_model], at sites with heads [n_heads, d_head]. Scale 1 is the way from
+            the mean of the negative examples to that of the positive ones along it.
+        at, site: where it was read.
+        source: the examples, the method and the model it is from, in words.
+    """
+
+    vectors: Mapping[int, Float[Tensor, " ..."]]
+    at: SelectorLike
+    site: Site
+    source: str
+
+    def __getitem__(self, layer: int) -> Float[Tensor, " ..."]:
+        return self.vectors[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        lengths = ", ".join(f"{layer}: {float(v.norm()):.3g}" for layer, v in self.vectors.items())
+        return f"SteeringVector(at={shown(self.at)}, site={self.site!r}; {self.source}; length by layer {lengths})"
+
+
+def direction(
+    model: HookedVLM,
+    data: Any = None,
+    *,
+    at: SelectorLike,
+    positive: Chooser | None = None,
+    negative: Chooser | None = None,
+    site: Site = "resid_pre",
+    layers: Layers = None,
+    method: Literal["mean", "probe", "pca"] = "mean",
+    task: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> SteeringVector:
+    """The direction from negative to positive examples in the activations at ``at``.
+
+    Where ``at`` selects several positions of an example, their mean is its activation.
+
+    Args:
+        model: the model.
+        data: a data set, its name or folder, a list of examples; ``gl.pairs`` (clean is positive, corrupt negative);
+            None where ``positive`` and ``negative`` are lists of examples.
+        at: selector of the positions.
+        positive: which examples: a label, a function of an example that is true or not, or a list of them.
+        negative: likewise; None is all that are not positive.
+        site: see :mod:`gatelens.interventions.sites`.
+        layers: which blocks; None is all.
+        method: ``"mean"``: difference of means (Marks and Tegmark, arXiv 2310.06824). ``"probe"``: the normal of a
+            logistic regression. ``"pca"``: the first principal component of the differences of pairs in order, about
+            zero (Zou et al., arXiv 2310.01405). The last two have the length of the difference of means along them.
+        task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
+
+    Raises:
+        DataError: no examples on a side, one on both, or for ``pca`` lists of different length.
+        InterventionError: an unknown site, layer or method, or ``at`` selects nothing.
+    """
+    if method not in METHODS:
+        raise InterventionError(f"method={shown(method)}: say {', '.join(map(repr, METHODS))}")
+    check_site(site)
+    chosen = resolve_indices(as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", "direction")
+    sides, words = _sides(data, positive, negative, task, limit, seed)
+    if method == "pca":
+        n = min(map(len, sides))
+        if isinstance(positive, list | tuple) and len(sides[0]) != len(sides[1]):
+            raise DataError(f"pca pairs examples, and the lists have {len(sides[0])} and {len(sides[1])}")
+        sides = (sides[0][:n], sides[1][:n])
+    plus, minus = (activations_at(model, side, [at], site, chosen, batch_size)[0] for side in sides)
+    vectors = {layer: _direction(plus[layer], minus[layer], method) for layer in chosen}
+    if not any(bool(v.any()) for v in vectors.values()):
+        raise DataError(
+            f"at={shown(at)}, {site} is the same in positive and negative examples; read it later"
+        )
+    source = f"{method} of {len(sides[0])} {words[0]} − {len(sides[1])} {words[1]}, {model_name(model)}"
+    return SteeringVector(vectors, at, site, source)
+
+
+def activations_at(
+    model: HookedVLM,
+    examples: Sequence[Example],
+    places: Sequence[SelectorLike],
+    site: Site,
+    layers: Sequence[int],
+    batch_size: int | None = None,
+) -> list[dict[int, Float[Tensor, "example ..."]]]:
+    """For each selector the activation of every example by layer (float64, CPU), the mean of its positions.
+
+    Raises:
+        InterventionError: a selector selects nothing in an example.
+    """
+    _, parts = batches_of(model, examples, batch_size)
+    kept: list[dict[int, dict[int, Tensor]]] = [{layer: {} for layer in layers} for _ in places]
+    for part in parts:
+        inputs = prepare_numbered(model, [examples[i] for i in part], part)
+        masks = [_selected(inputs, at, [examples[i] for i in part]) for at in places]
+
+        def keep(
+            x: Tensor, hook: Any, layer: int, masks: list[Tensor] = masks, part: Sequence[int] = part
+        ) -> None:
+            for by_layer, mask in zip(kept, masks, strict=True):
+                for row, i in enumerate(part):
+                    by_layer[layer][i] = x[row, mask[row].to(x.device)].double().mean(dim=0).cpu()
+
+        hooks = [(hook_name(site, layer), _of_layer(keep, layer)) for layer in layers]
+        with torch.no_grad():
+            model.run_with_hooks(inputs, fwd_hooks=hooks)
+    order = range(len(examples))
+    return [{n: torch.stack([by[n][i] for i in order]) for n in layers} for by in kept]
+
+
+def _of_layer(keep: Callable[..., None], layer: int) -> Callable[..., None]:
+    return lambda tensor, hook: keep(tensor, hook, layer)
+
+
+def _selected(inputs: VLMInputs, at: SelectorLike, examples: Sequence[Example]) -> Bool[Tensor, "batch pos"]:
+    mask = select(inputs.tokens, at, "direction")
+    for example, row in zip(examples, mask, strict=True):
+        if not bool(row.any()):
+            raise InterventionError(f"at={shown(at)} selects no position of example {example.id!r}")
+    return mask
+
+
+def _direction(
+    plus: Float[Tensor, "example ..."], minus: Float[Tensor, "example ..."], method: str
+) -> Float[Tensor, " ..."]:
+    means = (plus.mean(dim=0) - minus.mean(dim=0)).flatten()
+    if method == "mean" or not bool(means.any()):
+        return means.view(plus.shape[1:]).float()
+    if method == "probe":
+        rows = torch.cat([plus, minus]).flatten(1)
+        normal = probe_normal(rows, torch.arange(len(rows)) < len(plus))
+        return (normal * (normal @ means).abs()).view(plus.shape[1:]).float()
+    first = torch.linalg.svd((plus - minus).flatten(1), full_matrices=False).Vh[0]
+    return (first * (first @ means)).view(plus.shape[1:]).float()
+
+
+def _sides(
+    data: Any, positive: Any, negative: Any, task: str | None, limit: int | None, seed: int
+) -> tuple[tuple[list[Example], list[Example]], tuple[str, str]]:
+    """Positive and negative examples, and what they are called."""
+    if isinstance(data, Pairs):
+        if positive is not None or negative is not None:
+            raise DataError("pairs are positive (clean) and negative (corrupt) already: leave both out")
+        return ([p.clean for p in data], [p.corrupt for p in data]), ("clean", "corrupt")
+    lists = [isinstance(side, list | tuple) for side in (positive, negative)]
+    if all(lists):
+        if data is not None:
+            raise DataError("positive and negative are lists of examples: leave data out")
+        sides = tuple(examples_of(side, None, None, 0) for side in (positive, negative))
+        return (sides[0], sides[1]), ("positive examples", "negative examples")
+    if any(lists) or data is None or positive is None:
+        raise DataError(
+            "say which examples are positive and which negative: labels or functions with data, or two lists without"
+        )
+    examples = examples_of(data, task, limit, seed)
+    plus = _chosen(examples, positive, "positive")
+    minus = [not one for one in plus] if negative is None else _chosen(examples, negative, "negative")
+    both = next((e.id for e, p, m in zip(examples, plus, minus, strict=True) if p and m), None)
+    if both is not None:
+        raise DataError(f"example {both!r} is positive and negative: choose so that none is both")
+    parts = [[e for e, mine in zip(examples, side, strict=True) if mine] for side in (plus, minus)]
+    for word, part in zip(("positive", "negative"), parts, strict=True):
+        if not part:
+            raise DataError(f"none of {len(examples)} examples is {word}; choose others, or raise limit")
+    words = [repr(one) if isinstance(one, str) else "chosen" for one in (positive, negative)]
+    return (parts[0], parts[1]), (words[0], "others" if negative is None else words[1])
+
+
+def _chosen(examples: Sequence[Example], chooser: Any, word: str) -> list[bool]:
+    if isinstance(chooser, str):
+        known = sorted({label for e in examples for label in labels_of(e)})
+        if chooser not in known:
+            raise DataError(f"{word}={chooser!r} is no label of these examples{did_you_mean(chooser, known)}")
+        return [chooser in labels_of(e) for e in examples]
+    if not callable(chooser):
+        raise DataError(
+            f"{word}={shown(chooser)}: give a label, a function of an example or a list of examples"
+        )
+    return [bool(chooser(e)) for e in examples]
+
+
+def random_like(vector: Float[Tensor, " ..."], *numbers: int) -> Float[Tensor, " ..."]:
+    """A direction drawn evenly from all of the same length, by the numbers given."""
+    drawn = np.random.default_rng([*numbers, 80]).normal(size=vector.numel())
+    other = torch.tensor(drawn, dtype=vector.dtype).view(vector.shape)
+    return other / other.norm() * vector.norm()
+
+
+def overlaps_with_first(
+    model: HookedVLM, inputs: VLMInputs, runs: Sequence[Any]
+) -> list[Float[Tensor, " batch"]]:
+    """Σ min(p, q) of each run's next-token distribution with the first run's: 1 where nothing has changed."""
+    p = [x.float().softmax(-1).cpu() for x in last_logits(model, inputs, runs)]
+    return [distribution_overlap(p[0], q) for q in p]
+
+
+def dose_curve(
+    model: HookedVLM,
+    direction: SteeringVector,
+    data: Any,
+    scales: Sequence[float],
+    metric: Metric | Mapping[str, Metric],
+    *,
+    layers: Layers = None,
+    others: Any = None,
+    n_random: int = 1,
+    bounds: Bounds | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What a steering vector turns, dose by dose, beside random directions of its length and what else it changes.
+
+    Args:
+        model: the model.
+        direction: from :func:`gatelens.direction`; it is added where it was read.
+        data: the examples that are steered, as :func:`gatelens.sweep` takes them; not those it was made of.
+        scales: the doses; 0 is always among them.
+        metric: as of :func:`gatelens.sweep`.
+        layers: in which of the vector's layers it is added; None is all of them.
+        others: examples (likewise) whose answer should stay; of them ``overlap`` is measured, Σ min(p, q) of the
+            next-token distribution with the unsteered one.
+        n_random: how many random directions.
+        bounds: the least and the most the metric can be, (0, 1) for right or wrong: they make its interval.
+        task, limit, seed, batch_size: of ``data`` and ``others``; ``seed`` draws the random directions too.
+        progress: show a progress bar.
+
+    Returns:
+        Columns ``on`` (``data``, ``others``), ``measure``, ``direction`` (``none``, ``own``, ``random``), ``scale``,
+        ``mean``, ``low``, ``high`` (95 %, over examples), ``n``.
+
+    Raises:
+        InterventionError: no steering vector, or a scale that is no finite number.
+    """
+    ways = _ways(direction, scales, layers, n_random, seed)
+    named = {"value": metric} if callable(metric) else metric
+    steered = sweep(
+        model, data, {"way": {i: run for i, (_, _, run) in enumerate(ways)}}, named, progress,
+        task=task, limit=limit, seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+    tables = [_summarised(steered, ways, "data", list(named), bounds, seed)]
+    if others is not None:
+        kept = _overlaps(model, examples_of(others, task, limit, seed), [run for *_, run in ways], batch_size)
+        tables.append(_summarised(kept, ways, "others", ["overlap"], None, seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ways(
+    direction: Any, scales: Any, layers: Layers, n_random: int, seed: int
+) -> list[tuple[str, float, Intervention | None]]:
+    """(kind, scale, intervention) of every dose."""
+    if not isinstance(direction, SteeringVector):
+        raise InterventionError(f"direction is {shown(direction)}: give what gl.direction returned")
+    given = list(scales) if isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) else []
+    if not given or not all(isinstance(s, Real) and math.isfinite(s) for s in given):
+        raise InterventionError(f"scales={shown(scales)}: give a list of finite numbers")
+    if whole_number(n_random) is None or n_random < 0:
+        raise InterventionError(f"n_random={shown(n_random)}: give a whole number, 0 or more")
+    chosen = as_indices(layers, "layers")
+    used = (
+        tuple(direction)
+        if chosen is None
+        else resolve_indices(chosen, max(direction) + 1, "layers", "dose_curve")
+    )
+    missing = [n for n in used if n not in direction]
+    if missing:
+        raise InterventionError(f"the direction has no layer {missing[0]}, it has {list(direction)}")
+    kinds = [("own", {n: direction[n] for n in used})]
+    for repeat in range(n_random):
+        kinds.append(("random", {n: random_like(direction[n], seed, n, repeat) for n in used}))
+    doses = sorted({float(s) for s in given} - {0.0})
+    at, site = direction.at, direction.site
+    steered = [(kind, dose, steer(v, at, site, scale=dose)) for kind, v in kinds for dose in doses]
+    return [("none", 0.0, None), *steered]
+
+
+def _overlaps(
+    model: HookedVLM, examples: Sequence[Example], runs: Sequence[Any], batch_size: int | None
+) -> pd.DataFrame:
+    rows = []
+    for part in batches_of(model, examples, batch_size)[1]:
+        inputs = prepare_numbered(model, [examples[i] for i in part], part)
+        for way, values in enumerate(overlaps_with_first(model, inputs, runs)):
+            rows += [(way, examples[i].id, value) for i, value in zip(part, values.tolist(), strict=True)]
+    return pd.DataFrame(rows, columns=["way", "example", "overlap"])
+
+
+def _summarised(
+    table: pd.DataFrame, ways: Sequence[tuple[str, float, Any]], on: str, measures: list[str],
+    bounds: Bounds | None, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    table = table.assign(
+        on=on, direction=[ways[i][0] for i in table.way], scale=[ways[i][1] for i in table.way]
+    )
+    parts = []
+    for measure in measures:
+        part = summary(table, ["on", "direction", "scale"], measure, unit="example", bounds=bounds, seed=seed)
+        parts.append(part.assign(measure=measure))
+    columns = ["on", "measure", "direction", "scale", "mean", "low", "high", "n"]
+    return pd.concat(parts, ignore_index=True)[columns]
