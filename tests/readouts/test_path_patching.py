@@ -15,6 +15,7 @@ from attack.compositions import Subject, subject
 from attack.oracle import Change, Seen
 from gatelens.errors import GatelensError
 from gatelens.model import HookedVLM
+from gatelens.readouts.prompt_pairs import sides
 from tiny_models import make_llava, make_llava_processor, make_picture
 
 RIGHT, WRONG = -1, -3  # words in every vocabulary
@@ -242,8 +243,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no selector": ({"senders": "L0H1@nowhere"}, "nowhere"),
     "no such positions": ({"senders": "L0H1@boi"}, "selects no position"),
     "mlps": ({"mlps": "gone"}, "mlps='gone': write 'recomputed' or 'frozen'"),
-    "no metric": ({"metric": None}, "metric is missing"),
-    "a word": ({"metric": "logit"}, "metric='logit': give a function"),
+    "no metric": ({"metric": None}, "metric=None: for prepared batches give a function"),
+    "a word": ({"metric": "logit"}, "metric='logit': for prepared batches give a function"),
     "a scalar": ({"metric": lambda logits: logits.sum()}, r"the metric gave \(\) where \(1,\) was due"),
     "no pairs": ({"pairs": 3}, "pairs is 3: give"),
 }
@@ -258,7 +259,23 @@ def test_what_means_nothing_is_one_line(tiny_llava: Any, name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_pairs_of_noise_are_refused(tiny_llava: Any) -> None:
+def test_noise_of_a_pair_is_in_its_corrupt_run(tiny_llava: Any) -> None:
+    """What a head says in the noised run, put in by hand."""
     one = gl.data.Example(make_picture(), "<image> is it a", ("dog",), "class", "0", "dog")
-    with pytest.raises(GatelensError, match="noise on embeddings"):
-        gl.path_patch(tiny_llava, gl.data.Pair(one, one, "noise", "dog", noise=3.0))
+    pair = gl.data.Pair(one, one, "noise", "dog", noise=3.0)
+    got = gl.path_patch(tiny_llava, pair, "L2H1", "logits", "prob", progress=False)
+    _, corrupt = sides(tiny_llava, pair, chat=False)
+    noised = corrupt.interventions[0].hooks(corrupt.tokens, tiny_llava.cfg)
+    _, cache = tiny_llava.run_with_cache(corrupt.inputs, fwd_hooks=noised)
+
+    def put(z: Tensor, hook: Any) -> Tensor:
+        z = z.clone()
+        z[:, :, 1] = cache["blocks.2.attn.hook_z"][:, :, 1]
+        return z
+
+    logits = tiny_llava.run_with_hooks(corrupt.inputs, fwd_hooks=[("blocks.2.attn.hook_z", put)])
+    of = gl.metrics.prob(tiny_llava.to_single_token("dog"))
+    assert got.columns["patched"].item() == pytest.approx(float(of(logits)), abs=1e-6)
+    assert abs(float(got.tensor)) > 1e-5
+    with pytest.raises(GatelensError, match="has no answer for its corrupt picture"):
+        gl.path_patch(tiny_llava, pair, progress=False)

@@ -26,21 +26,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gatelens.data import Pair
-from gatelens.engine.run_batch import RunBatch
+from gatelens.engine.run_batch import RunBatch, last_logits
+from gatelens.engine.stacked_runs import compile_for
 from gatelens.errors import InputError, InterventionError, shown
 from gatelens.examples import Labels
-from gatelens.inputs import VLMInputs
 from gatelens.interventions import Rows, edit, patch
 from gatelens.interventions.base import Intervention, select
 from gatelens.interventions.sites import Site, hook_name
-from gatelens.measures.logits import Metric, logit, logit_diff
+from gatelens.measures.logits import Metric
 from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor
+from gatelens.readouts.map_metrics import IN_WORDS, MapMetric, PairMetric
 from gatelens.readouts.places import EVERYWHERE, Place, receivers_of, senders_of
+from gatelens.readouts.prompt_pairs import Side, sides
 
-NAMES = {"logit_diff": "logit difference", "log_prob": "log-probability", "prob": "probability"}
-Prompts = tuple[VLMInputs, VLMInputs, Metric]  # clean, corrupt, what is measured
+Prompts = tuple[Side, Side, Metric]  # clean, corrupt, what is measured
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +72,7 @@ def path_patch(
     pairs: Any,
     senders: str | Iterable[str] | Mapping[str, str | Iterable[str]] = "heads",
     receivers: str | Iterable[str] = "logits",
-    metric: Metric | None = None,
+    metric: str | PairMetric = "logit_diff",
     mlps: Literal["recomputed", "frozen"] = "recomputed",
     progress: bool = True,
 ) -> PathEffects:
@@ -86,8 +87,8 @@ def path_patch(
         receivers: ``"logits"``, or one or several that receive together: a head's query, key or value (``"L5H1.q"``;
             of ``k`` and ``v`` the number counts key-value heads), an MLP's input ``"L5 mlp"``. With ``@selector`` at
             some positions only.
-        metric: logits to one number an example, as ``gl.metrics`` make them; None, for pairs: the logit of the clean
-            picture's answer less that of the corrupt one's, or alone where that is not known.
+        metric: for pairs a name or a function as :func:`gatelens.patch_map` takes them; for batches a function of
+            logits that gives one number an example, as ``gl.metrics`` make them.
         mlps: ``recomputed``, as in Wang et al.: a path may lead through MLPs; ``frozen``: the direct paths alone.
         progress: show a progress bar.
 
@@ -106,7 +107,7 @@ def path_patch(
         raise InputError(f"mlps={shown(mlps)}: write 'recomputed' or 'frozen'")
     towards = receivers_of(receivers, model.cfg)
     sending = senders_of(senders, towards, model.cfg)
-    prompts = _prompts(model, pairs, metric)
+    prompts, name = _prompts(model, pairs, metric)
     n_runs = len(prompts) * len(sending) * (1 if towards[0].site == "logits" else 2)
     bar = tqdm(total=n_runs, desc="path_patch", unit="run", disable=not progress)
     with model.lock, bar:
@@ -115,7 +116,9 @@ def path_patch(
             for clean, corrupt, of in prompts
         ]
     grid = isinstance(senders, str) and senders.partition("@")[0].strip() == "heads"
-    return _result(prompts, [one for one, *_ in sending.values()], None if grid else list(sending), found)
+    return _result(
+        prompts, [one for one, *_ in sending.values()], None if grid else list(sending), found, name
+    )
 
 
 def _result(
@@ -123,6 +126,7 @@ def _result(
     places: Sequence[Place],
     labels: Sequence[str] | None,
     found: Sequence[tuple[Tensor, Tensor, Tensor]],
+    metric: str,
 ) -> PathEffects:
     """The effects with their names; by layer and head where senders have no ``labels``."""
     patched, clean, corrupt = (torch.cat(each) for each in zip(*found, strict=True))
@@ -135,12 +139,11 @@ def _result(
     shape = [len(axis) for axis in axes.values()]
     clean, corrupt = (value[:, None].expand_as(patched) for value in (clean, corrupt))
     columns = {"clean": clean, "corrupt": corrupt, "patched": patched}
-    inputs, _, metric = prompts[0]
-    name = getattr(metric, "__name__", "metric").replace("<lambda>", "metric")
+    inputs = prompts[0][0].inputs
     return PathEffects(
         (patched - clean).view(shape),
         axes,
-        f"effect on {NAMES.get(name, name)}",
+        f"effect on {metric}",
         inputs.tokens,
         inputs.images,
         {key: value.reshape(shape).numpy() for key, value in columns.items()},
@@ -153,14 +156,14 @@ class Paths:
     def __init__(
         self,
         model: HookedVLM,
-        clean: VLMInputs,
-        corrupt: VLMInputs,
+        clean: Side,
+        corrupt: Side,
         receivers: Sequence[Place],
         frozen_mlps: bool,
         metric: Metric,
         done: Callable[[], Any],
     ) -> None:
-        self.model, self.clean, self.corrupt = model, clean, corrupt
+        self.model, self.clean, self.sides = model, clean.inputs, (clean, corrupt)
         self.receivers, self.metric, self.done = receivers, metric, done
         self.frozen: tuple[Site, ...] = ("z", "mlp_out") if frozen_mlps else ("z",)
         self.last_layer = min(max(one.layer for one in receivers), int(model.cfg.n_layers) - 1)
@@ -172,8 +175,8 @@ class Paths:
         of_senders = {(one.site, one.layer) for one in every}
         first_layer = min(layer for _, layer in of_senders)
         freezing = [(s, layer) for s in self.frozen for layer in range(first_layer, self.last_layer + 1)]
-        clean_value, self.clean_cache = self._cached(self.clean, freezing)
-        corrupt_value, self.corrupt_cache = self._cached(self.corrupt, sorted(of_senders))
+        clean_value, self.clean_cache = self._cached(self.sides[0], freezing)
+        corrupt_value, self.corrupt_cache = self._cached(self.sides[1], sorted(of_senders))
         to_logits = self.receivers[0].site == "logits"
         kept = [[Kept(self._reached(one, places)) for one in self.receivers] for places in senders.values()]
         runs = [self._sending(places, keep) for places, keep in zip(senders.values(), kept, strict=True)]
@@ -184,9 +187,7 @@ class Paths:
 
     def _check_pairing(self, senders: Sequence[Place]) -> None:
         for name, at in {one.at: (one.name, one.at) for one in senders}.values():
-            here, there = (
-                select(side.tokens, at, "path_patch").sum(1) for side in (self.clean, self.corrupt)
-            )
+            here, there = (select(side.tokens, at, "path_patch").sum(1) for side in self.sides)
             if bool((differ := here != there).any()):
                 i = int(differ.nonzero()[0])
                 raise InputError(
@@ -194,9 +195,10 @@ class Paths:
                     f"corrupt one: name some that both have, such as '{name.partition('@')[0]}@image'"
                 )
 
-    def _cached(self, inputs: VLMInputs, sites: Iterable[tuple[str, int]]) -> tuple[Tensor, Any]:
+    def _cached(self, side: Side, sites: Iterable[tuple[str, int]]) -> tuple[Tensor, Any]:
         names = [hook_name(site, layer) for site, layer in sites]
-        logits, cache = self.model.run_with_cache(inputs, names_filter=names)
+        own = compile_for(self.model, side.interventions, side.tokens).pairs
+        logits, cache = self.model.run_with_cache(side.inputs, names_filter=names, fwd_hooks=own)
         return self._measured(logits), cache
 
     def _sending(self, senders: Sequence[Place], kept: Sequence[Kept]) -> list[Intervention]:
@@ -276,49 +278,34 @@ class Kept:
         return self._rows
 
 
-def _prompts(model: HookedVLM, given: Any, metric: Any) -> list[Prompts]:
-    """The batches to run, each with its metric.
+def _prompts(model: HookedVLM, given: Any, metric: Any) -> tuple[list[Prompts], str]:
+    """The prompts to run, each with its metric, and the metric's name.
 
     Raises:
-        InputError: neither two batches nor pairs, or no metric for batches.
+        InputError: neither two batches nor pairs, or a metric that does not go with them.
     """
-    if metric is not None and not callable(metric):
-        raise InputError(
-            f"metric={shown(metric)}: give a function of the logits, such as gl.metrics.logit_diff(a, b)"
-        )
     if isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], Pair):
         clean, corrupt = (model.batch(one) for one in given)
-        if metric is None:
+        if not callable(metric):
             raise InputError(
-                "metric is missing: for prepared batches give one, such as gl.metrics.logit_diff(a, b)"
+                f"metric={shown(metric)}: for prepared batches give a function, such as gl.metrics.logit_diff(a, b)"
             )
         if clean.batch_size != corrupt.batch_size:
             raise InputError(
                 f"{clean.batch_size} clean prompts and {corrupt.batch_size} corrupt ones: give as many of each"
             )
-        return [(clean, corrupt, metric)]
+        name = getattr(metric, "__name__", "metric").replace("<lambda>", "metric")
+        return [(Side(clean), Side(corrupt), metric)], IN_WORDS.get(name, name)
     pairs = [given] if isinstance(given, Pair) else list(given) if isinstance(given, Sequence) else []
     if not pairs or not all(isinstance(one, Pair) for one in pairs):
         raise InputError(
             f"pairs is {shown(given)}: give (clean, corrupt), two prepared batches, or gl.pairs(...)"
         )
-    labels = Labels(model)
-    return [_of_pair(model, labels, one, metric) for one in pairs]
+    named = MapMetric(metric, Labels(model))
+    return [_of_pair(model, one, number, named) for number, one in enumerate(pairs)], named.name
 
 
-def _of_pair(model: HookedVLM, labels: Labels, pair: Pair, metric: Metric | None) -> Prompts:
-    if pair.noise:
-        raise InputError(
-            "path_patch takes pairs of pictures, and here the corrupt run is noise on embeddings: give pairs that "
-            "differ in another way, such as 'erase' or 'swap'"
-        )
-    sides = [
-        model.prepare(images=None if one.image is None else [one.image], text=[one.prompt])
-        for one in (pair.clean, pair.corrupt)
-    ]
-    if metric is None:
-        target = labels.first_token(pair.clean.prompt, pair.target)
-        metric = logit(target)
-        if pair.base is not None:
-            metric = logit_diff(target, labels.first_token(pair.corrupt.prompt, pair.base))
-    return sides[0], sides[1], metric
+def _of_pair(model: HookedVLM, pair: Pair, number: int, metric: MapMetric) -> Prompts:
+    clean, corrupt = sides(model, pair, chat=False)
+    logits = last_logits(model, clean.inputs, [None])[0][:, None] if metric.needs_clean else None
+    return clean, corrupt, metric.of(pair, number, logits)
