@@ -24,12 +24,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from gatelens.bridge.hook_points import has_hooks
+from gatelens.bridge.last_rows import KeysDone
 from gatelens.bridge.masked_attention import (
+    FUSED_ROWS,
     NO_CUTS,
     ROWS_AT_ONCE,
     LayerCuts,
     PassCuts,
     SharedKeys,
+    fused_after_prefix,
     fused_attention,
     masked_scores,
     pattern_rows,
@@ -71,6 +74,7 @@ class HookedAttention(StrictAttention):
 
     mode = "fused"
     cuts: PassCuts | None = None  # what the engine asks of this layer in the pass that is running
+    keys_alone = False  # whether a pass ends here, with its keys and values in the cache
     norm_after_transpose = False  # whether the family norms queries as [batch, head, pos, d_head]
 
     @property
@@ -111,6 +115,8 @@ class HookedAttention(StrictAttention):
         **rest: Any,
     ) -> tuple[Float[Tensor, "batch q_pos head d_head"], Tensor | None]:
         """Attention of one pass; keys and values hold the cache and the new positions."""
+        if self.keys_alone:
+            raise KeysDone
         query, key = self._rotated(query, key)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer, cuts = self._layer_idx, self.cuts
@@ -122,13 +128,20 @@ class HookedAttention(StrictAttention):
             self._show_rows(query, key, mask, scaling, layer_cuts)
             return out, None
         heads = SharedKeys(prefix, key, value)
+        shown = None if cuts is None else cuts.shown_rows(layer)
+        plain = not inside and softcap is None and shown is None
+        if plain and heads.rows(query) >= FUSED_ROWS:
+            dropout = rest.get("dropout", 0.0)
+            out = fused_after_prefix(
+                self.original_component, query, heads, mask, scaling, layer_cuts, dropout
+            )
+            return out, None
         scores = masked_scores(capped(heads.scores(query) * scaling, softcap), mask, layer_cuts.masked)
         scores = self.hook_attn_scores(scores)
         pattern = softmax_pattern(scores, query.dtype, rest.get("dropout", 0.0))  # 0 but while training
         if layer_cuts.zeroed is not None:
             pattern = layer_cuts.zeroed.fill(pattern, 0.0)
         pattern = self.hook_pattern(pattern)
-        shown = None if cuts is None else cuts.shown_rows(layer)
         if cuts is not None and shown is not None:
             cuts.show(layer, pattern[:, :, shown.start : shown.stop], shown.start)
         return heads.mix(pattern), pattern

@@ -1,21 +1,27 @@
 """Attention that builds only what is asked for: the arithmetic behind :mod:`gatelens.bridge.attention`.
 
 Entries that a knockout blocks before the softmax go into the mask of the fused kernel. Entries it sets to zero
-after the softmax need the pattern of their own rows, and of no others. Keys that several runs share are
-multiplied once, with the rows of all runs side by side.
+after the softmax need the pattern of their own rows, and of no others. Keys that several runs share stand once,
+beside the rows and keys of all runs; a run's own keys are closed to the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROWS_AT_ONCE = 64  # rows of a pattern built at once when many are shown
+FUSED_ROWS = 64  # fewer rows after shared keys are cheaper step by step than these keys are copied
+STACKED_ROWS = 512  # rows of several runs in one call of the kernel: more, and the closed keys cost too much
+CAUSAL_ROWS = (
+    128  # rows of one run in one call: the kernel computes what the mask closes, keys after them are cut off
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,16 @@ class BlockedEntries:
     start: int
     stop: int
     entries: Bool[Tensor, "batch head row key"]
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """Which rows of the batch have any."""
+        examples: list[int] = self.entries.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        return examples
+
+    def of(self, examples: list[int]) -> BlockedEntries:
+        """Those of some rows of the batch."""
+        return BlockedEntries(self.start, self.stop, self.entries[examples])
 
     def fill(
         self, tensor: Float[Tensor, "batch head q key"], value: float, first_row: int = 0
@@ -184,6 +200,11 @@ class SharedKeys:
     def __init__(self, prefix: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> None:
         self.prefix, self.key, self.value = prefix, key, value
 
+    def rows(self, query: Float[Tensor, "batch head q d"]) -> int:
+        """How many rows of a prompt read the shared keys."""
+        prompts = len(query) if self.prefix is None else len(self.prefix[0])
+        return len(query) // prompts * query.shape[2]
+
     def scores(self, query: Float[Tensor, "batch head q d"]) -> Float[Tensor, "batch head q k"]:
         """Products of queries and keys, the prefix's first."""
         own = self._product(query, self.key.transpose(2, 3))
@@ -211,6 +232,81 @@ class SharedKeys:
         batch, head, n, width = rows.shape
         grouped = rows.reshape(batch, head // groups, groups * n, width) @ matrix
         return grouped.view(batch, head, n, -1)
+
+
+def fused_after_prefix(
+    module: Any,
+    query: Float[Tensor, "run_batch head q d"],
+    keys: SharedKeys,
+    mask: Tensor | None,
+    scaling: float,
+    cuts: LayerCuts,
+    dropout: float = 0.0,
+) -> Float[Tensor, "run_batch q head d"]:
+    """The fused kernel for runs that share a prefix, after which attention is causal."""
+    assert keys.prefix is not None
+    n_q, n_k = query.shape[2], keys.prefix[0].shape[2] + keys.key.shape[2]
+    prompts = len(keys.prefix[0])
+    if mask is None:
+        mask = causal_mask(n_q, n_k, query.device)[None, None]
+    closed = mask if cuts.masked is None else _mask_without(mask, cuts.masked, n_q, n_k)
+    closed = closed.expand(len(query), *closed.shape[1:])
+    out = query.new_empty(len(query), n_q, query.shape[1], keys.value.shape[3])
+    at_once = prompts * max(1, STACKED_ROWS // n_q)
+    for begin in range(0, len(query), at_once):
+        some = slice(begin, begin + at_once)
+        runs = len(query[some]) // prompts
+        key, value = (
+            torch.cat([shared, _stack_rows(own[some], runs)], dim=2)
+            for shared, own in zip(keys.prefix, (keys.key, keys.value), strict=True)
+        )
+        rows, entries = _stack_rows(query[some], runs), _own_keys_only(closed[some], runs, keys.key.shape[2])
+        of_runs = _causal_rows if runs == 1 else _kernel
+        mixed = of_runs(module, rows, key, value, entries, scaling, dropout)
+        out[some] = _unstack_rows(mixed.transpose(1, 2), runs).transpose(1, 2)
+    if cuts.zeroed is not None:
+        in_runs = {i // prompts for i in cuts.zeroed.examples}
+        zeroed = [i for i in range(len(query)) if i // prompts in in_runs]
+        some_keys = SharedKeys(keys.prefix, keys.key[zeroed], keys.value[zeroed])
+        scores = masked_scores(some_keys.scores(query[zeroed]) * scaling, closed[zeroed])
+        pattern = cuts.zeroed.of(zeroed).fill(softmax_pattern(scores, query.dtype, dropout), 0.0)
+        out[zeroed] = some_keys.mix(pattern)
+    return out
+
+
+def _kernel(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float
+) -> Float[Tensor, "batch q head d"]:
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, dropout=dropout)[0]
+
+
+def _causal_rows(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float
+) -> Float[Tensor, "batch q head d"]:
+    """A few rows at a time, with the keys up to the last of them."""
+    n_q, n_k = mask.shape[-2:]
+    blocks = []
+    for begin in range(0, n_q, CAUSAL_ROWS):
+        rows = slice(begin, min(begin + CAUSAL_ROWS, n_q))
+        seen = n_k - n_q + rows.stop
+        part = key[:, :, :seen], value[:, :, :seen], mask[:, :, rows, :seen]
+        blocks.append(_kernel(module, query[:, :, rows], *part, scaling, dropout))
+    return torch.cat(blocks, dim=1)
+
+
+def _own_keys_only(mask: Tensor, runs: int, n_own: int) -> Shaped[Tensor, "batch head run_q key"]:
+    """The mask of stacked rows over the shared keys and those of all runs, where a run sees no other's."""
+    if runs == 1:
+        return mask
+    by_run = mask.unflatten(0, (runs, -1))
+    prompts, head, n_q, n_k = by_run.shape[1:]
+    shared = n_k - n_own
+    closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    out = mask.new_full((prompts, head, runs, n_q, shared + runs * n_own), closed)
+    out[..., :shared] = by_run[..., :shared].permute(1, 2, 0, 3, 4)
+    own = out[..., shared:].unflatten(-1, (runs, n_own)).diagonal(dim1=2, dim2=4)
+    own.copy_(by_run[..., shared:].permute(1, 2, 3, 4, 0))
+    return out.flatten(2, 3)
 
 
 def _stack_rows(rows: Float[Tensor, "run_batch head q x"], runs: int) -> Float[Tensor, "batch head run_q x"]:

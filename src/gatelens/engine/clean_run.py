@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from jaxtyping import Float
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from gatelens.bridge.last_rows import last_row_alone
+from gatelens.engine.cuts import can_apply_cuts
+from gatelens.engine.plan import hooks_stand
 from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 
@@ -63,7 +67,8 @@ class CleanRun:
             begin[layer] = min(position, begin.get(layer, position))
         hooks = [(f"blocks.{layer}.hook_resid_pre", self._keep(layer, p)) for layer, p in begin.items()]
         keep = {} if every_position else {"logits_to_keep": 1}
-        with model.lock:
+        alone = not every_position and ends_early(model)
+        with model.lock, last_row_alone(model.bridge.blocks[-1]) if alone else nullcontext():
             watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
             try:
                 self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
@@ -107,6 +112,11 @@ class CleanRun:
         """Give the layers that were not run their clean keys and values, so that decoding finds them."""
         for layer, (keys, values) in list(zip(cache.layers, self.shared, strict=True))[:start]:
             layer.update(*(x[:, :, position:].repeat(runs, 1, 1, 1) for x in (keys, values)))
+
+
+def ends_early(model: HookedModel) -> bool:
+    """Whether only the last row of the last layer matters for the last logits, and no hook sees the others."""
+    return can_apply_cuts(model) and not hooks_stand(model) and not model.family.adds_later
 
 
 def with_mask(inputs: VLMInputs) -> dict[str, Tensor]:

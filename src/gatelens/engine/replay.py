@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.bridge.blocks import skip_blocks
+from gatelens.bridge.last_rows import last_row_alone
 from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.plan import Part, Specs
@@ -56,7 +59,12 @@ class Replay(Decoder):
         if last_only:
             tensors["logits_to_keep"] = 1
         self.stack.at(position, self.n_prompt)
-        with self.model.lock, skip_blocks(self.model.bridge, layer, self.clean.in_tuples):
+        with ExitStack() as stack:
+            stack.enter_context(self.model.lock)
+            stack.enter_context(skip_blocks(self.model.bridge, layer, self.clean.in_tuples))
+            if last_only and self.stack.may_end_early():
+                last = partial(self.stack.at, self.n_prompt - 1, self.n_prompt)
+                stack.enter_context(last_row_alone(self.model.bridge.blocks[-1], last))
             logits = self._forward(tensors, [begin])
         self.stack.check_fired()
         return logits.view(n_runs, -1, *logits.shape[1:])

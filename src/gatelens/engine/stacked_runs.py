@@ -64,6 +64,12 @@ class StackedRuns:
         with nullcontext() if self.cuts is None else apply_cuts(self.model, self.cuts):
             yield self.pairs
 
+    def may_end_early(self) -> bool:
+        """Whether nothing reads or edits the last layer but knockouts, and the stream that enters it."""
+        n_layers = int(self.model.cfg.n_layers)
+        free = (*(f"blocks.{i}." for i in range(n_layers - 1)), f"blocks.{n_layers - 1}.hook_resid_pre")
+        return self.cuts is not None and all(name.startswith(free) for name, _ in self.pairs)
+
     def check_fired(self) -> None:
         """Raise InterventionError if a hook has not fired so far."""
         for compiled in self.compiled:

@@ -1,0 +1,80 @@
+"""A last layer that computes of most positions only their keys and values.
+
+When one row of logits is read, the other positions of the last layer matter only as what that row attends to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+
+# arguments of a layer by name: the axis, counted from the last, along which they hold positions
+_AXES = {"attention_mask": 2, "position_ids": 1, "position_embeddings": 2, "cache_position": 1}
+
+
+class KeysDone(Exception):
+    """Leaves a layer once its keys and values lie in the cache."""
+
+
+@contextmanager
+def last_row_alone(block: Any, before_last: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let a block compute and give its last position alone, for a while, on top of the keys and values of all others.
+
+    Its attention is a :class:`~gatelens.bridge.attention.HookedAttention`, and nothing but the stream that enters the
+    block may be hooked. ``before_last`` is called between the two parts of a pass. A pass without a cache, or with
+    arguments that are not known here, computes every position.
+    """
+    layer = block.original_component
+    whole, before = layer.forward, layer.__dict__.get("forward")
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        last = hidden_states.shape[1] - 1
+        if last < 1 or args or not _known(kwargs) or kwargs.get("past_key_values") is None:
+            return whole(hidden_states, *args, **kwargs)
+        block.attn.keys_alone = True
+        try:
+            whole(hidden_states[:, :last], **_part(kwargs, slice(0, last)))
+        except KeysDone:
+            pass
+        finally:
+            block.attn.keys_alone = False
+        before_last()
+        return whole(hidden_states[:, last:], **_part(kwargs, slice(last, last + 1)))
+
+    layer.__dict__["forward"] = forward  # an instance attribute comes before the class's forward
+    try:
+        yield
+    finally:
+        del layer.__dict__["forward"]
+        if before is not None:
+            layer.__dict__["forward"] = before
+
+
+def _known(kwargs: dict[str, Any]) -> bool:
+    """Whether every argument is a plain setting, or is known to hold positions along an axis."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
+        return False
+    for name, value in kwargs.items():
+        parts = value if isinstance(value, tuple | list) else (value,)
+        kinds = (Tensor, type(None)) if name in _AXES else (bool, int, float, str, Cache, type(None))
+        if not all(isinstance(part, kinds) for part in parts):
+            return False
+    return True
+
+
+def _part(kwargs: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The arguments for some positions."""
+    return {name: _rows(value, _AXES.get(name), rows) for name, value in kwargs.items()}
+
+
+def _rows(value: Any, axis: int | None, rows: slice) -> Any:
+    if axis is None or value is None:
+        return value
+    if isinstance(value, Tensor):
+        return value[..., rows, :] if axis == 2 else value[..., rows]
+    return type(value)(_rows(one, axis, rows) for one in value)
