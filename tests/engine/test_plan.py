@@ -1,5 +1,6 @@
 """Which runs share a pass."""
 
+import copy
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -59,3 +60,16 @@ def test_a_map_of_neighbouring_positions_takes_few_passes(tiny: Any, batch: Any)
     assert len(many.plan.parts) == 1
     for i, logits in many.each():
         assert (logits - tiny.run(batch, runs[i])).abs().max() <= 1e-5
+
+
+def test_what_transformers_leaves_behind_to_look_is_no_hook_of_somebodys(oracle: Any) -> None:
+    """transformers keeps its hooks for output_attentions on a model for good."""
+    plain = copy.deepcopy(oracle)
+    ids = torch.tensor([[1, 30, 31]])
+    plain(input_ids=ids, output_attentions=True, output_hidden_states=True)
+    model = gl.HookedVLM.from_module(plain)
+    assert any(module._forward_hooks for module in plain.modules())
+    assert not planning.hooks_stand(model)
+    handle = model.blocks[0].original_component.register_forward_hook(lambda *_: None)
+    assert planning.hooks_stand(model)
+    handle.remove()

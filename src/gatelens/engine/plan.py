@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.utils import output_capturing
+
 from gatelens.engine.cuts import can_apply_cuts
 from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
@@ -122,13 +124,18 @@ def make_plan(
 def hooks_stand(model: HookedModel) -> bool:
     """Whether somebody's own hooks stand in the decoder: TransformerLens' on its points, or torch's on a block.
 
-    They were written for passes over all positions of one batch and through all layers.
+    They were written for passes over all positions of one batch and through all layers. Not counted are the hooks that
+    transformers leaves on a model once ``output_attentions`` or ``output_hidden_states`` was asked for: they only look,
+    and only when asked again.
     """
-    points = model.hook_points.of_decoder()
-    blocks = [one for b in model.bridge.blocks for one in (b, getattr(b, "original_component", None))]
-    return any(point.fwd_hooks for point in points) or any(
-        one._forward_hooks or one._forward_pre_hooks for one in blocks if one is not None
-    )
+    if any(point.fwd_hooks for point in model.hook_points.of_decoder()):
+        return True
+    for bridged in model.bridge.blocks:
+        for block in (bridged, bridged.original_component):
+            hooks = [*block._forward_hooks.values(), *block._forward_pre_hooks.values()]
+            if any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks):
+                return True
+    return False
 
 
 def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | None:

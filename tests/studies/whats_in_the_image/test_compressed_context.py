@@ -198,7 +198,7 @@ def test_what_a_prompt_holds_without_its_picture(name: str) -> None:
     assert table.loc[FULL].accuracy > 0.5
     assert half.difference > -0.1
     if name == "gated":
-        assert none.difference_low > -0.1
+        assert none.difference > -0.05 and none.difference_low > -0.15
     else:
         assert none.difference_high < -0.1
     assert none.tokens < 10 and none["nbytes"] == pytest.approx(
