@@ -21,8 +21,10 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """After a stop a signal has its own effect; the next test wants its own handlers."""
+    """Signals do what they do in a terminal, also where the tests were started with some ignored; then as before."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

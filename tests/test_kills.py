@@ -25,6 +25,7 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one() -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("quick: 1 SIGKILL, 1 SIGTERM, 1 SIGINT; ") and "; 0 faults" in done.stdout
