@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from transformers import ChameleonForConditionalGeneration, LlavaForConditionalGeneration
 
+from browser_kit import browser, page  # noqa: F401  (fixtures)
 from gatelens.engine.plan import hooks_stand
 from gatelens.model import HookedVLM
 from tiny_models import (
