@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from gatelens.errors import DataError
-from gatelens.measures.heads import LARGE, ROWS_AFTER, QueryMeans, Received, sink_origins, subset_regression
+from gatelens.measures.heads import (
+    LARGE,
+    ROWS_AFTER,
+    QueryMeans,
+    Received,
+    norm_growth,
+    sink_origins,
+    subset_regression,
+)
 
 
 def patterns(n: int = 14) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,23 +66,56 @@ def test_where_a_large_norm_comes_from() -> None:
     norms[0, 2:, 3] = LARGE + 1
     norms[0, 3, 5] = LARGE + 1
     norms[0, 0, 6] = LARGE + 1  # an embedding alone is neither
-    tower, decoder = sink_origins(norms, image, real)
+    entering, inside = norm_growth(norms, image, real)
+    assert entering[0].tolist() == [0, 1, LARGE + 1, 1, 1, 0, 0, 0]
+    assert inside[0].tolist() == [0, 1, LARGE + 1, LARGE + 1, 1, LARGE + 1, 1, 1]
+    tower, decoder = sink_origins(entering, inside)
     assert tower[0].nonzero().flatten().tolist() == [2]
     assert decoder[0].nonzero().flatten().tolist() == [3, 5]
     none = torch.zeros_like(image)
-    assert not sink_origins(norms, none, real)[0].any()
+    assert not norm_growth(norms, none, real)[0].any()
+    assert not norm_growth(norms[:, :1], image, real)[1].any()  # one block: nothing grows
 
 
 def test_a_regression_finds_what_was_added_up() -> None:
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(60, 6, generator=generator) > 0.3
     worth = torch.tensor([[2.0, 0, -1, 0, 0.5, 0], [0.0, 3, 0, 0, 0, 1]])
-    fit = subset_regression(kept, 4 + kept.float() @ worth.T, ridge=1e-8)
+    fit = subset_regression(kept, 4 + kept.float() @ worth.T)
     torch.testing.assert_close(fit.worth.float(), worth, atol=1e-5, rtol=0)
-    assert fit.r2 == pytest.approx(1) and fit.held_out == pytest.approx(1)
+    assert fit.r2 == pytest.approx(1) and fit.held_out == pytest.approx(1) and fit.error.max() < 1e-6
     noise = torch.randn(60, 40, generator=generator)
     poor = subset_regression(kept, noise)
     assert poor.held_out < 0.1 < 0.3 and poor.r2 < 0.3  # 6 of 60 numbers are fitted, so a tenth
     assert subset_regression(kept, 4 + kept.float() @ worth.T, ridge=1e3).worth.abs().max() < 1
     with pytest.raises(DataError, match="give 10 subsets or more"):
         subset_regression(kept[:9], noise[:9])
+
+
+def test_fewer_subsets_than_parts_need_a_penalty() -> None:
+    kept = torch.rand(12, 20, generator=torch.Generator().manual_seed(0)) > 0.3
+    values = kept.float().sum(1, keepdim=True)
+    with pytest.raises(DataError, match="12 subsets cannot tell 20 parts apart: draw more"):
+        subset_regression(kept, values)
+    assert subset_regression(kept, values, ridge=1.0).worth.isfinite().all()
+
+
+def test_the_error_of_a_regression_covers_the_draw_of_subsets() -> None:
+    """Of parts that stand in for each other: the best linear weights are known from all 64 subsets."""
+    parts, keep, n = 6, 0.8, 96
+
+    def value(kept: torch.Tensor) -> torch.Tensor:
+        k = kept.double()
+        return (2 * k[:, 0].maximum(k[:, 1]) + k[:, 2] * k[:, 3] - k[:, 4])[:, None]
+
+    every = torch.cartesian_prod(*[torch.tensor([False, True])] * parts)
+    chance = torch.where(every, keep, 1 - keep).prod(1).double()
+    x = torch.cat([every.double(), torch.ones(64, 1, dtype=torch.float64)], 1)
+    truth = torch.linalg.solve(x.T @ (chance[:, None] * x), x.T @ (chance[:, None] * value(every)))[:parts, 0]
+    generator = torch.Generator().manual_seed(0)
+    held = torch.zeros(parts)
+    for _ in range(300):
+        kept = torch.rand(n, parts, generator=generator) < keep
+        fit = subset_regression(kept, value(kept))
+        held += (fit.worth[0] - truth).abs() <= 1.96 * fit.error + 1e-9
+    assert (held / 300).min() > 0.9, held / 300

@@ -260,15 +260,9 @@ def test_pairs_say_what_is_wrong(tiny_llava: Any, examples: Any) -> None:
 
 def test_all_parts_without_masks_leave_localisation_out(tiny_llava: Any, examples: Any) -> None:
     bare = [gl.data.Example(e.image, e.prompt, e.answers, "class", e.id, e.label) for e in examples]
-    got = gl.heads_table(tiny_llava, bare, subsets=12, progress=False)
-    assert "object" not in got and {
-        "image",
-        "sink",
-        "attribution",
-        "knockout",
-        "regression",
-        "writes",
-    } <= set(got)
+    got = gl.heads_table(tiny_llava, bare, progress=False)
+    assert {"image", "sink", "attribution", "knockout", "writes"} <= set(got)
+    assert not {"object", "regression"} & set(got)  # a regression makes many runs: who wants it names it
     with pytest.raises(GatelensError, match="no example has a mask of the object it is about"):
         gl.heads_table(tiny_llava, bare, "localisation", progress=False)
 

@@ -21,7 +21,7 @@ from gatelens.measures.concentration import (
     share_removed,
     smallest_carrying,
 )
-from gatelens.measures.heads import sink_origins, subset_regression
+from gatelens.measures.heads import norm_growth, sink_origins, subset_regression
 from gatelens.measures.intrinsic_dimension import gride, two_nn
 from gatelens.measures.judge import LLMJudge, OfflineJudge, judge_from_environment, judge_table
 from gatelens.measures.localisation import ImageAttention, localise
@@ -83,6 +83,7 @@ __all__ = [
     "naming_p_value",
     "nearest",
     "neighbourhood_overlap",
+    "norm_growth",
     "object_score",
     "paired_difference",
     "representation_overlap",

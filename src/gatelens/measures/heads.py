@@ -82,23 +82,40 @@ class Received:
         return sums / self.after.clamp(min=1)[:, None, None] * judged[:, None, None]
 
 
-def sink_origins(
+def norm_growth(
     norms: Float[Tensor, "batch layer pos"], image: Bool[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]
-) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Which positions have a large norm from the tower, and which get one in the decoder.
-
-    From the tower: image tokens whose norm entering block 0 is above :data:`LARGE` times the median of their
-    picture's tokens (the registers of Darcet et al. 2023, arXiv 2309.16588). From the decoder: all others whose norm
-    entering some later block is above as many times the median of all positions there (Sun et al. 2024, arXiv
-    2402.17762; Kang et al. 2025, arXiv 2503.03321).
+) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+    """How large each position is as it enters the decoder, and how large it gets in there.
 
     Args:
-        norms: of the stream entering each block, at every position.
+        norms: of the stream entering each block.
+        image: the image tokens.
+        real: the positions that are no padding.
+
+    Returns:
+        Of an image token, its norm entering block 0 over the median of all image tokens there (0 for the others); of
+        every position, its norm entering a later block over the median of all positions there, in the block where that
+        is largest (0 for padding, and in a decoder of one block).
     """
     first, later = norms[:, 0], norms[:, 1:]
-    tower = image & (first > LARGE * _median(first, image))
-    grown = (later > LARGE * _median(later, real[:, None].expand_as(later))).any(1)
-    return tower, grown & real & ~tower
+    entering = (first / _median(first, image)).where(image, 0.0)
+    grown = later / _median(later, real[:, None].expand_as(later))
+    inside = grown.amax(1) if grown.shape[1] else torch.zeros_like(first)
+    return entering, inside.where(real, 0.0)
+
+
+def sink_origins(
+    entering: Float[Tensor, "batch pos"], inside: Float[Tensor, "batch pos"]
+) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Which positions have a large norm from the tower, and which get one in the decoder; from :func:`norm_growth`.
+
+    Large is :data:`LARGE` times the median. From the tower come image tokens that enter the decoder large (the
+    registers of Darcet et al. 2023, arXiv 2309.16588); from the decoder all others that become large in it (Sun et al.
+    2024, arXiv 2402.17762; Kang et al. 2025, arXiv 2503.03321). A sink may be neither: a head can be drawn by a
+    direction of ordinary size.
+    """
+    tower = entering > LARGE
+    return tower, (inside > LARGE) & ~tower
 
 
 def _median(values: Float[Tensor, "*rows pos"], of: Bool[Tensor, "*rows pos"]) -> Float[Tensor, "*rows 1"]:
@@ -112,53 +129,91 @@ class Regression:
 
     Attributes:
         worth: how much the value grows with a part there, one row an example.
+        error: standard error of the mean of ``worth`` over examples that comes from which subsets were drawn: 0 where
+            the value is a sum of what its parts are worth. Heteroskedasticity-consistent (HC3, MacKinnon and White
+            1985), because interactions of parts are no noise of one size.
         r2: share of the variance over subsets that the model explains, mean over examples, for subsets it was
             fitted to; held_out: for a fifth of them that it was not.
     """
 
     worth: Float[Tensor, "example part"]
+    error: Float[Tensor, " part"]
     r2: float
     held_out: float
 
 
 def subset_regression(
-    kept: Bool[Tensor, "subset part"], values: Float[Tensor, "subset example"], ridge: float = 1.0
+    kept: Bool[Tensor, "subset part"], values: Float[Tensor, "subset example"], ridge: float = 0.0
 ) -> Regression:
-    """A ridge regression of a value on which parts are kept, for each example (as in arXiv 2509.17588).
+    """A linear model of a value on which parts are there, for each example: least squares, or ridge regression.
 
     Args:
         kept: which parts are there in each subset.
         values: of each subset, for each example.
-        ridge: the penalty on squared weights, none on the intercept; of sums over subsets of values as they are.
+        ridge: the penalty on squared weights, none on the intercept; of sums over subsets of values as they are. It
+            draws all weights towards 0.
 
     Raises:
-        DataError: fewer than 10 subsets, or shapes that do not fit.
+        DataError: fewer than 10 subsets, shapes that do not fit, or subsets that cannot tell the parts apart without a
+            penalty.
     """
     if kept.ndim != 2 or values.ndim != 2 or len(kept) != len(values) or len(kept) < 10:
         raise DataError(
             f"subset_regression: {tuple(kept.shape)} subsets and {tuple(values.shape)} values; give 10 subsets or "
             "more, and a row of values for each"
         )
+    check_apart(kept, ridge)
     test = torch.arange(len(kept)) % 5 == 4
-    fitted = _ridge(kept, values, ridge)
-    apart = _ridge(kept[~test], values[~test], ridge)
+    fitted = _fit(kept, values, ridge)
+    apart = _fit(kept[~test], values[~test], ridge)
     return Regression(
-        fitted[1].T, _explained(fitted, kept, values), _explained(apart, kept[test], values[test])
+        fitted.weights.T,
+        fitted.error(values),
+        fitted.explained(kept, values),
+        apart.explained(kept[test], values[test]),
     )
 
 
-def _ridge(kept: Tensor, values: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Intercept Float[example] and weights Float[part, example]."""
+def check_apart(kept: Bool[Tensor, "subset part"], ridge: float) -> None:
+    """Raise DataError if the subsets cannot tell the parts apart and no penalty decides."""
+    number, parts = kept.shape
+    x = kept.double()
+    if not ridge and int(torch.linalg.matrix_rank(x - x.mean(0))) < parts:
+        raise DataError(
+            f"{number} subsets cannot tell {parts} parts apart: draw more of them (twice the parts), or give a ridge"
+        )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The linear model ``level + x @ weights``; ``x`` is centred, and ``of @ values`` are the weights."""
+
+    x: Float[Tensor, "subset part"]
+    middle: Float[Tensor, " part"]
+    of: Float[Tensor, "part subset"]
+    level: Float[Tensor, " example"]
+    weights: Float[Tensor, "part example"]
+
+    def explained(self, kept: Tensor, values: Tensor) -> float:
+        """Share of the variance of some values over subsets, mean over examples."""
+        y = values.double()
+        left = (y - self.level - (kept.double() - self.middle) @ self.weights).square().sum(0)
+        whole = (y - y.mean(0)).square().sum(0)
+        return float(torch.where(whole > 0, 1 - left / whole.clamp(min=1e-30), 0.0).mean())
+
+    def error(self, values: Tensor) -> Float[Tensor, " part"]:
+        """See :class:`Regression`: what each subset's residual, mean over examples, does to the weights."""
+        left = (values.double() - self.level - self.x @ self.weights).mean(1)
+        leverage = (self.x * self.of.T).sum(1) + 1 / len(self.x)
+        # a subset that alone decides a weight leaves no residual to judge it by
+        left = left / (1 - leverage).clamp(min=1e-6)
+        return (self.of * left).square().sum(1).sqrt()
+
+
+def _fit(kept: Tensor, values: Tensor, ridge: float) -> _Fit:
     x, y = kept.double(), values.double()
     middle, level = x.mean(0), y.mean(0)
-    x, y = x - middle, y - level
-    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    return level - middle @ weights, weights
-
-
-def _explained(fitted: tuple[Tensor, Tensor], kept: Tensor, values: Tensor) -> float:
-    intercept, weights = fitted
-    y = values.double()
-    left = (y - kept.double() @ weights - intercept).square().sum(0)
-    whole = (y - y.mean(0)).square().sum(0)
-    return float(torch.where(whole > 0, 1 - left / whole.clamp(min=1e-30), 0.0).mean())
+    x = x - middle
+    # a fifth less than all may not tell the parts apart: the pseudo-inverse then takes the smallest weights
+    of = torch.linalg.pinv(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), hermitian=True) @ x.T
+    return _Fit(x, middle, of, level, of @ (y - level))

@@ -49,6 +49,15 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
+class ScaledGrid:
+    """A grid with its own scale of colours: ``unit`` stands beside it; ``signed`` scales are symmetric about 0."""
+
+    grid: Grid
+    unit: str
+    signed: bool
+
+
+@dataclass(frozen=True, eq=False)
 class PicturePanels:
     """Values of a picture's tokens, a panel each.
 
@@ -114,6 +123,27 @@ def value_figure(
             _upper(stripes.pop(0), panels, bars, scale, unit, p)
         if grid is not None:
             _draw_grid(stripes[0], grid, scale, "" if panels else unit, p)
+    return figure
+
+
+def scaled_grids(
+    grids: Sequence[ScaledGrid], title: str = "", dark: bool = False, in_a_row: int = 3
+) -> NotebookFigure:
+    """Grids side by side, each on a scale of its own."""
+    with styled(dark) as p:
+        across = min(in_a_row, len(grids))
+        down = -(-len(grids) // across)
+        wide, high = (max(sizes) for sizes in zip(*(one.grid.inches for one in grids), strict=True))
+        wide = min(wide, (WIDEST + 3) / across)
+        heading = wrapped(title, wide * across) if title else ""
+        above = 0.22 * (heading.count("\n") + 1 if heading else 0)
+        figure = NotebookFigure(figsize=(wide * across, high * down + above), layout="constrained")
+        if heading:
+            figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
+        places = figure.subfigures(down, across, squeeze=False).flat
+        for place, one in zip(places, grids, strict=False):
+            values = np.asarray(one.grid.values, dtype=float).ravel()
+            _draw_grid(place, one.grid, _Scale(values[np.isfinite(values)], one.signed, p), one.unit, p)
     return figure
 
 

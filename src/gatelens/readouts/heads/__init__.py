@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from gatelens.readouts.heads.table import HeadsTable, heads_table
+from gatelens.readouts.heads.result import HeadsTable
+from gatelens.readouts.heads.table import heads_table
 
 __all__ = ["HeadsTable", "heads_table"]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gatelens.data.corruptions import asked_object, object_masks
 from gatelens.engine import look
-from gatelens.engine.run_batch import RunBatch
+from gatelens.engine.grid import measure_points
 from gatelens.interventions import ablate
 from gatelens.interventions.base import Intervention
-from gatelens.measures.heads import SINK, Received, sink_origins
+from gatelens.measures.heads import SINK, Received, norm_growth, sink_origins
 from gatelens.measures.localisation import localise
 from gatelens.readouts.attribution import attribute
 from gatelens.readouts.heads.prompts import Batch
@@ -33,6 +33,7 @@ class Settings:
         subsets: for the regression: which heads are kept in each run.
         subset_values: what each of its runs gave, for every example so far.
         sinks: the positions found so far that draw attention.
+        done: told how many runs of a batch were made.
     """
 
     ablate_at: SelectorLike = "all"
@@ -40,6 +41,7 @@ class Settings:
     subsets: Bool[Tensor, "subset layer head"] | None = None
     subset_values: list[Float[Tensor, "subset example"]] = field(default_factory=list)
     sinks: list[dict[str, Any]] = field(default_factory=list)
+    done: Callable[[int], object] = lambda n: None
 
 
 def attention(batch: Batch, settings: Settings) -> Columns:
@@ -76,8 +78,8 @@ def sinks(batch: Batch, settings: Settings) -> Columns:
     received = Received(real)
     look(batch.model, batch.inputs, "all", received)
     weights = received.weights()
-    norms = _norms(batch)
-    tower, decoder = sink_origins(norms, image, real)
+    entering, inside = norm_growth(_norms(batch), image, real)
+    tower, decoder = sink_origins(entering, inside)
     drawn = weights * (weights > SINK)
     tokens = batch.inputs.tokens
     for i, position in (drawn.amax((1, 2)) > 0).nonzero().tolist():
@@ -89,6 +91,8 @@ def sinks(batch: Batch, settings: Settings) -> Columns:
                 "role": Role(int(tokens.roles[i, position])).name.lower(),
                 "heads": int((drawn[i, :, :, position] > 0).sum()),
                 "weight": float(drawn[i, :, :, position].max()),
+                "norm_entering": float(entering[i, position]),
+                "norm_inside": float(inside[i, position]),
                 "origin": "tower" if tower[i, position] else "decoder" if decoder[i, position] else "neither",
             }
         )
@@ -129,7 +133,7 @@ def knockout(batch: Batch, settings: Settings) -> Columns:
     runs: list[list[Intervention]] = [
         [without(settings, layer, [head])] for layer in range(n_layers) for head in range(n_heads)
     ]
-    values = _values(batch, [[], *runs])
+    values = _values(batch, [[], *runs], settings)
     return {"knockout": (values[0] - values[1:]).T.reshape(batch.shape)}
 
 
@@ -140,12 +144,11 @@ def regression(batch: Batch, settings: Settings) -> Columns:
     for kept in settings.subsets:
         gone = [(layer, (~of).nonzero()[:, 0].tolist()) for layer, of in enumerate(kept)]
         runs.append([without(settings, layer, heads) for layer, heads in gone if heads])
-    settings.subset_values.append(_values(batch, runs))
+    settings.subset_values.append(_values(batch, runs, settings))
     return {}
 
 
-def _values(batch: Batch, runs: list[list[Intervention]]) -> Float[Tensor, "run example"]:
-    with batch.model.lock, torch.no_grad():
-        each = RunBatch(batch.model, batch.inputs, runs, every_position=False).each()
-        found = {i: batch.value(logits[:, -1]) for i, logits in each}
-    return torch.stack([found[i] for i in range(len(runs))])
+def _values(batch: Batch, runs: list[list[Intervention]], settings: Settings) -> Float[Tensor, "run example"]:
+    """Of each run, by the engine's sweep: what comes before its heads act is computed once for all."""
+    found = measure_points(batch.model, batch.inputs, runs, {"value": batch.metric}, settings.done)
+    return torch.tensor(found["value"], dtype=torch.float64)

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from gatelens.data import Example, Pair, load
@@ -19,6 +18,7 @@ from gatelens.examples import Labels, auto_batch_size, draw, of_one_length, prep
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import select
 from gatelens.measures.heads import QueryMeans
+from gatelens.measures.logits import Metric, logit, logit_diff
 from gatelens.model import HookedVLM
 from gatelens.tokens import SelectorLike
 
@@ -72,15 +72,10 @@ class Batch:
         wrong = [one.wrong for one in self.asked if one.wrong is not None]
         return (right, wrong) if wrong else right
 
-    def value(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
-        """Logit of the right token less that of the wrong one."""
-        each = self.target if isinstance(self.target, tuple) else (self.target,)
-        right, *wrong = (self._of(logits, ids) for ids in each)
-        return right - wrong[0] if wrong else right
-
-    def _of(self, logits: Float[Tensor, "batch d_vocab"], ids: Sequence[int]) -> Float[Tensor, " batch"]:
-        index: Int[Tensor, "batch 1"] = torch.tensor(ids, device=logits.device)[:, None]
-        return logits.float().gather(1, index)[:, 0].cpu()
+    @property
+    def metric(self) -> Metric:
+        """Logit of the right token less that of the wrong one, where there is one."""
+        return logit_diff(*self.target) if isinstance(self.target, tuple) else logit(self.target)
 
     @cached_property
     def attention(self) -> QueryMeans:

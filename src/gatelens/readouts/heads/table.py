@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,13 +19,13 @@ from gatelens.atomic_files import as_path, check_writable, written_whole
 from gatelens.data.corruptions import asked_object
 from gatelens.errors import DataError, InputError, did_you_mean, shown
 from gatelens.interventions.arguments import as_count
-from gatelens.measures.heads import subset_regression
+from gatelens.measures.heads import check_apart, subset_regression
 from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
-from gatelens.plots.value_maps import Grid, value_figure
 from gatelens.readouts.heads import columns
 from gatelens.readouts.heads.columns import Columns, Settings
 from gatelens.readouts.heads.prompts import Asked, Batch, asked_of, batches
+from gatelens.readouts.heads.result import HeadsTable
 from gatelens.readouts.heads.vocabulary import Writing
 from gatelens.tokens import SelectorLike
 
@@ -38,84 +38,7 @@ OF_BATCH: dict[str, Callable[[Batch, Settings], Columns]] = {
     "knockout": columns.knockout,
     "regression": columns.regression,
 }
-
-
-# of a column: what a figure says of it, and its unit; ``answer`` is what is measured of an answer
-HEADINGS = {
-    "image": ("attention to the picture", "share of attention"),
-    "gate": ("attention to the gate", "share of attention"),
-    "text": ("attention to the text", "share of attention"),
-    "entropy": ("entropy of attention", "nats"),
-    "object": ("attention in the object's mask", "share of attention on the picture"),
-    "sink": ("attention drawn by sinks", "share of attention"),
-    "sink_tower": ("attention drawn by sinks of the tower", "share of attention"),
-    "sink_decoder": ("attention drawn by sinks of the decoder", "share of attention"),
-    "attribution": ("direct attribution", "answer"),
-    "knockout": ("lost without the head", "answer"),
-    "regression": ("worth by regression", "answer"),
-}
-
-
-class HeadsTable(pd.DataFrame):
-    """A DataFrame with a row a head, which :meth:`show` draws.
-
-    Each column is a mean over examples, with its 95 % interval (``_low, _high``). What is measured of an answer is one
-    number: the logit of the right token less that of a wrong one (another example's answer; of pairs the corrupt
-    picture's). Positive ``attribution``, ``knockout`` and ``regression`` mean that the head helps.
-
-    ================  =============================================================================================
-    part              columns
-    ================  =============================================================================================
-    ``attention``     ``image, gate, text``: shares of the query rows' attention; ``entropy`` of these rows (nats)
-    ``localisation``  ``object``: of the attention on the picture, the share in the mask of the object asked about;
-                      ``object_chance``: of an even map
-    ``sinks``         ``sink``: attention of all later rows that goes to positions which draw 0.3 of it or more (Gu et
-                      al. 2024); ``sink_tower, sink_decoder``: to those whose norm is large from the tower, or grows
-                      in the decoder (:func:`gatelens.measures.heads.sink_origins`)
-    ``attribution``   what it writes towards the answer directly (:func:`gatelens.attribute`)
-    ``knockout``      what is lost when its output ``z`` is replaced
-    ``regression``    its weight in a ridge regression of the answer on random subsets of heads (arXiv 2509.17588)
-    ``vocabulary``    ``writes``: the tokens its OV circuit writes for the mean value of chosen positions
-    ================  =============================================================================================
-
-    ``.attrs`` hold what is true of the whole table: ``quantity``, ``n`` (examples), ``r2`` and ``r2_held_out`` of the
-    regression, and ``sinks``, the positions that draw attention (as records; :attr:`sinks` is a table of them).
-    """
-
-    @property
-    def _constructor(self) -> Callable[..., HeadsTable]:
-        return HeadsTable
-
-    @property
-    def sinks(self) -> pd.DataFrame:
-        """Positions that draw attention, one row an example and position; empty without the part ``sinks``."""
-        return pd.DataFrame(self.attrs.get("sinks", []))
-
-    def show(self, column: str = "knockout", title: str = "", dark: bool = False) -> Figure:
-        """One column as a heat map of layers and heads.
-
-        Raises:
-            DataError: no such column of numbers, or rows of the table are missing.
-        """
-        numbers = [str(c) for c in self.select_dtypes("number") if not str(c).endswith(("_low", "_high"))]
-        known = [name for name in numbers if name not in ("layer", "head")]
-        if column not in known:
-            raise DataError(
-                f"show({shown(column)}): the columns are {', '.join(known)}{did_you_mean(str(column), known)}"
-            )
-        cells = pd.DataFrame(self).pivot(index="layer", columns="head", values=column)
-        if cells.isna().all(axis=None):
-            raise DataError(f"show({column!r}): no head has a number there")
-        rows, columns_ = ([str(i) for i in axis] for axis in (cells.index, cells.columns))
-        heading, unit = HEADINGS.get(column, (column, column))
-        values = cells.to_numpy(dtype=float)
-        return value_figure(
-            grid=Grid(values, rows, columns_, "layer", "head"),
-            title=title or f"{heading}, mean of {self.attrs.get('n', 'some')} examples",
-            unit=self.attrs.get("quantity", "logit") if unit == "answer" else unit,
-            signed=bool((values < 0).any()),
-            dark=dark,
-        )
+NORMAL = 1.959964  # standard errors from a mean to the ends of a 95 % interval
 
 
 @torch.no_grad()
@@ -130,7 +53,7 @@ def heads_table(
     ablate_with: Literal["mean", "zero"] = "mean",
     subsets: int | None = None,
     fraction: float = 0.2,
-    ridge: float = 1.0,
+    ridge: float = 0.0,
     ov_of: SelectorLike = "image",
     top: int = 5,
     seed: int = 0,
@@ -143,12 +66,13 @@ def heads_table(
 
     Args:
         data: a data set, its name or folder, a list of examples, or pairs.
-        parts: which; None is all that the data allow (``localisation`` needs masks). ``knockout`` costs a run a head
-            and batch, ``regression`` a run a subset.
+        parts: which; None is all that the data allow (``localisation`` needs masks) but ``regression``. An example
+            costs ``knockout`` as many runs as there are heads, ``regression`` as many as there are subsets, and the
+            other parts a run or two; what runs have in common before ``ablate_at`` is computed once.
         n, task, seed, queries: which examples are drawn; the rows whose attention is looked at.
         ablate_at, ablate_with: where ``z`` is replaced, by its ``mean`` over all these positions or ``zero``.
-        subsets, fraction, ridge: of the regression: how many subsets (None: twice the heads, 64 at least), the share of
-            heads left out in each, the penalty.
+        subsets, fraction, ridge: of the regression: how many subsets (None: four times the heads, 64 at least), the
+            share of heads left out in each, the penalty (0: least squares).
         ov_of, top: the positions whose values are written, and how many tokens to give.
         out: a file for the table, in Parquet.
 
@@ -167,7 +91,7 @@ def heads_table(
         chosen.remove("localisation")
     settings = Settings(ablate_at)
     if "regression" in chosen:
-        settings.subsets = _subsets(model, subsets, fraction, seed)
+        settings.subsets = _subsets(model, subsets, fraction, ridge, seed)
     if ablate_with == "mean" and {"knockout", "regression"} & set(chosen):
         settings.means = _mean_outputs(model, asked, queries, ablate_at)
     writing = Writing(model, ov_of, as_count(top, "top", error=InputError))
@@ -213,7 +137,9 @@ def _checked(out: Any, ablate_with: Any, ridge: Any) -> Path | None:
 
 def _parts(parts: Any) -> list[str]:
     known = list(get_args(Part))
-    chosen = known if parts is None else [parts] if isinstance(parts, str) else list(parts)
+    if parts is None:
+        parts = [one for one in known if one != "regression"]
+    chosen = [parts] if isinstance(parts, str) else list(parts)
     for one in chosen:
         if one not in known:
             raise InputError(
@@ -224,15 +150,16 @@ def _parts(parts: Any) -> list[str]:
     return [one for one in known if one in chosen]
 
 
-def _subsets(model: HookedVLM, number: int | None, fraction: float, seed: int) -> Tensor:
+def _subsets(model: HookedVLM, number: int | None, fraction: float, ridge: float, seed: int) -> Tensor:
     """Bool[subset, layer, head]: which heads are kept in each run."""
     n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
     number = (
-        max(64, 2 * n_layers * n_heads) if number is None else as_count(number, "subsets", 10, InputError)
+        max(64, 4 * n_layers * n_heads) if number is None else as_count(number, "subsets", 10, InputError)
     )
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise InputError(f"fraction={shown(fraction)}: give the share of heads left out, between 0 and 1")
     drawn = torch.rand(number, n_layers, n_heads, generator=torch.Generator().manual_seed(seed))
+    check_apart((drawn >= fraction).flatten(1), ridge)
     return drawn >= fraction
 
 
@@ -268,35 +195,48 @@ def _measured(
 ) -> Columns:
     """All columns, the examples in the order of the batches."""
     made: dict[str, list[Tensor]] = {}
-    with tqdm(total=len(asked), desc="heads", unit="example", disable=not progress) as bar:
+    n_heads = int(model.cfg.n_layers) * int(model.cfg.n_heads)
+    runs = {"knockout": n_heads + 1, "regression": 0 if settings.subsets is None else len(settings.subsets)}
+    total = len(asked) * sum(runs.get(part, 1) for part in chosen)
+    with tqdm(total=total, desc="heads", unit="run", disable=not progress) as bar:
         for batch in batches(model, asked, queries):
+
+            def done(n: int, size: int = len(batch.asked)) -> None:
+                bar.update(n * size)
+
+            settings.done = done
             for part in chosen:
+                bar.set_postfix_str(part)
                 if part == "vocabulary":
                     writing.add(batch)
-                    continue
-                bar.set_postfix_str(part)
-                for name, values in OF_BATCH[part](batch, settings).items():
-                    made.setdefault(name, []).append(values)
-            bar.update(len(batch.asked))
+                else:
+                    for name, values in OF_BATCH[part](batch, settings).items():
+                        made.setdefault(name, []).append(values)
+                if part not in runs:
+                    settings.done(1)
     return {name: torch.cat(values) for name, values in made.items()}
 
 
 def _summary(made: Columns, settings: Settings, ridge: float, n_layers: int, n_heads: int) -> HeadsTable:
     """Mean and interval of each column for each head; examples without a number are left out of it."""
     attrs: dict[str, Any] = {"sinks": settings.sinks} if "sink" in made else {}
+    errors: dict[str, Float[Tensor, " part"]] = {}  # of a mean, beside what the draw of examples leaves open
     if settings.subsets is not None:
         fit = subset_regression(settings.subsets.flatten(1), torch.cat(settings.subset_values, 1), ridge)
-        made = {**made, "regression": fit.worth.float().view(-1, n_layers, n_heads)}
+        made = {**made, "regression": fit.worth.view(-1, n_layers, n_heads)}
+        errors["regression"] = fit.error
         attrs |= {"r2": fit.r2, "r2_held_out": fit.held_out}
-    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    table: dict[str, list[Any]] = {
-        "layer": [layer for layer, _ in heads],
-        "head": [head for _, head in heads],
+    table: dict[str, Any] = {
+        "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
+        "head": list(range(n_heads)) * n_layers,
     }
     for name, values in made.items():
-        found = [_mean(values[:, layer, head].double().numpy()) for layer, head in heads]
-        for suffix, numbers in zip(("", "_low", "_high"), zip(*found, strict=True), strict=True):
-            table[name + suffix] = list(numbers)
+        of_heads = values.flatten(1).double().T.numpy()
+        means, lows, highs = np.array([_mean(of_head) for of_head in of_heads]).T
+        error = NORMAL * errors[name].numpy() if name in errors else 0.0
+        table[name] = means
+        table[f"{name}_low"] = means - np.hypot(means - lows, error)
+        table[f"{name}_high"] = means + np.hypot(highs - means, error)
     summary = HeadsTable(table)
     summary.attrs |= attrs
     return summary
