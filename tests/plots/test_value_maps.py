@@ -50,6 +50,18 @@ def test_bars_have_the_sign_of_their_value() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "−1.00"]
 
 
+def test_intervals_of_bars_reach_no_number() -> None:
+    low, high = np.array([0.5, -3.0]), np.array([2.0, 0.5])
+    figure = value_figure(
+        unit="effect", signed=True, bars=Bars(["a", "b"], np.array([1.0, -1.0]), "", low, high)
+    )
+    axes = figure.axes[0]
+    drawn = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
+    assert drawn == [[0.5, 2.0], [-3.0, 0.5]]
+    assert [text.xy[0] for text in axes.texts] == [2.0, -3.0]  # type: ignore[attr-defined]
+    assert axes.get_xlim()[0] < -3 and axes.get_xlim()[1] > 2
+
+
 def test_one_scale_for_pictures_and_grid() -> None:
     grid = Grid(np.array([[4.0]]), [""], ["x"])
     figure = value_figure(unit="effect", signed=True, panels=panels(-2, 0, 1, 2), grid=grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_pictures_of_every_form(grid: gl.LabelledTensor) -> None:
     assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == ["0", "1", "2"]
     for figure in (whole, alone, bars):
         assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+def test_effects_have_0_in_the_middle_of_their_colours(grid: gl.LabelledTensor) -> None:
+    """Also where all are positive; and a selection says the same above its picture."""
+    effects = replace(grid, signed=True, heading="what was done").sel(layer=[1, 2])
+    figure = effects.show()
+    (bar,) = (axes for axes in figure.axes if axes.get_label() == "<colorbar>")
+    assert bar.get_ylim() == (-float(grid.tensor.max()), float(grid.tensor.max()))
+    assert figure._suptitle.get_text() == "what was done"  # type: ignore[attr-defined]
+    assert grid.sel(layer=[1, 2]).show()._suptitle is None  # type: ignore[attr-defined]
 
 
 def test_parts_and_lenses_are_drawn(tiny: Any, one_image: Any, batch: Any) -> None:  # noqa: F811

@@ -240,6 +240,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"senders": "L0H1@image", "receivers": "L1H1.q@last"},
         "stands at none of the positions of sender 'L0H1@image'",
     ),
+    "not at the last": (
+        {"senders": "heads@image", "metric": gl.metrics.logit(3)},
+        "reads the logits of the last position, which sender 'L0H0@image' does not have",
+    ),
     "no selector": ({"senders": "L0H1@nowhere"}, "nowhere"),
     "no such positions": ({"senders": "L0H1@boi"}, "selects no position"),
     "mlps": ({"mlps": "gone"}, "mlps='gone': write 'recomputed' or 'frozen'"),

@@ -75,11 +75,13 @@ class PicturePanels:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """A value of each name."""
+    """A value of each name, with the ends of its interval where it has one."""
 
     names: Sequence[str]
     values: Float[np.ndarray, " name"]
     title: str = ""
+    low: Float[np.ndarray, " name"] | None = None
+    high: Float[np.ndarray, " name"] | None = None
 
 
 def value_figure(
@@ -255,14 +257,19 @@ def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
     axes.axvline(0, color=p.faint, linewidth=0.8)
     axes.set_yticks(places, list(bars.names))
     axes.set_ylim(len(bars.names) - 0.4, -0.6)
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    lows, highs = (values if end is None else np.asarray(end, dtype=float) for end in (bars.low, bars.high))
+    if bars.low is not None:
+        axes.hlines(places, lows, highs, color=p.ink, linewidth=1.2)
+    # the number stands beyond the bar and its interval
+    ends = np.where(values >= 0, np.fmax(values, highs), np.fmin(values, lows))
+    low, high = min(0.0, float(np.nanmin(lows))), max(0.0, float(np.nanmax(highs)))
     room = 0.22 * ((high - low) or 1)
     axes.set_xlim(low - room * (low < 0), high + room * (high > 0))
-    for place, value in zip(places, values, strict=True):
+    for place, value, end in zip(places, values, ends, strict=True):
         side = ("left", 3) if value >= 0 else ("right", -3)
         axes.annotate(
             number(value),
-            (value, place),
+            (end, place),
             xytext=(side[1], 0),
             textcoords="offset points",
             ha=side[0],

@@ -25,25 +25,10 @@ class EffectMap(LabelledTensor):
 
     Attributes:
         bounds: the least and the most an effect can be, None where nothing bounds it.
-        heading: what was patched, in words.
     """
 
+    signed: bool = True
     bounds: Bounds | None = None
-    heading: str = ""
-
-    def sel(self, **wanted: Any) -> EffectMap:
-        """Some of the cells or pairs; see :meth:`LabelledTensor.sel`."""
-        some = super().sel(**wanted)
-        return EffectMap(
-            some.tensor,
-            some.axes,
-            some.quantity,
-            some.tokens,
-            some.images,
-            some.columns,
-            self.bounds,
-            self.heading,
-        )
 
     def mean(self, level: float = 0.95) -> LabelledTensor:
         """The mean over pairs, with its interval (``low``, ``high``), the number of pairs and the mean metric.
@@ -59,13 +44,12 @@ class EffectMap(LabelledTensor):
         return self._averaged({"low": low, "high": high})
 
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
-        """The mean over pairs: image positions over the picture, all else in a grid or as bars.
+        """The mean over pairs: image positions over the picture, all else in a grid, or as bars with their intervals.
 
         With several pairs the picture is their mean where all have one size, else the first.
         """
-        n = len(self.axes["pair"])
-        heading = self.heading + (f", mean of {n} pairs" if n > 1 else "")
-        return self._averaged({}).show(title or heading, image, dark)
+        as_bars = sum(len(labels) > 1 for name, labels in self.axes.items() if name != "pair") < 2
+        return (self.mean() if as_bars else self._averaged({})).show(title, image, dark)
 
     def _averaged(self, columns: dict[str, Any]) -> LabelledTensor:
         axes = {name: labels for name, labels in self.axes.items() if name != "pair"}
@@ -73,7 +57,10 @@ class EffectMap(LabelledTensor):
         columns = {name: np.asarray(values).reshape(shape) for name, values in columns.items()}
         columns["n"] = (~self.tensor.isnan()).sum(0).numpy()
         columns["patched"] = torch.as_tensor(self.columns["patched"]).nanmean(0).numpy()
-        return LabelledTensor(self.tensor.nanmean(0), axes, self.quantity, self.tokens, self.images, columns)
+        n = len(self.tensor)
+        heading = self.heading + (f", mean of {n} pairs" if n > 1 else "")
+        mean = self.tensor.nanmean(0)
+        return LabelledTensor(mean, axes, self.quantity, self.tokens, self.images, columns, heading, True)
 
     def _summary(self) -> str:
         each = self._averaged({})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,8 @@ class LabelledTensor:
         quantity: what a number is, with its unit.
         tokens, images: the prompts, for positions: their roles, words and pictures.
         columns: further values of every cell, each of the tensor's shape.
+        heading: what a picture says above it; empty where the numbers say it.
+        signed: 0 is no effect, so it is the middle of a picture's colours.
     """
 
     tensor: Tensor
@@ -40,6 +42,8 @@ class LabelledTensor:
     tokens: TokenMap
     images: Sequence[Sequence[Image.Image]] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
+    heading: str = ""
+    signed: bool = False
 
     def __post_init__(self) -> None:
         lengths = tuple(len(labels) for labels in self.axes.values())
@@ -51,7 +55,7 @@ class LabelledTensor:
         """The names of the axes."""
         return tuple(self.axes)
 
-    def sel(self, **wanted: Any) -> LabelledTensor:
+    def sel(self, **wanted: Any) -> Self:
         """Some of the cells: ``sel(layer=3, role="image")``.
 
         A value, several (a list or range), a slice (``slice(2, 5)`` is 2, 3, 4) or a function of a column's values.
@@ -73,13 +77,11 @@ class LabelledTensor:
                 some = ", ".join(map(str, self.axes[owner][column].dropna().unique()[:8]))
                 raise DataError(f"sel({column}={value!r}) leaves nothing; there are {some} …")
         index = np.ix_(*(rows.nonzero()[0] for rows in kept.values()))
-        return LabelledTensor(
-            self.tensor[index],
-            {name: labels[kept[name]].reset_index(drop=True) for name, labels in self.axes.items()},
-            self.quantity,
-            self.tokens,
-            self.images,
-            {name: np.asarray(values)[index] for name, values in self.columns.items()},
+        return replace(
+            self,
+            tensor=self.tensor[index],
+            axes={name: labels[kept[name]].reset_index(drop=True) for name, labels in self.axes.items()},
+            columns={name: np.asarray(values)[index] for name, values in self.columns.items()},
         )
 
     @cached_property
@@ -115,7 +117,7 @@ class LabelledTensor:
             DataError: more than two axes are open; ``sel`` one of them.
         """
         prompts = Prompts(self.tokens, self.images, image)
-        return draw(self.table, self.axes, self.quantity, prompts, title, dark)
+        return draw(self.table, self.axes, self.quantity, prompts, title or self.heading, self.signed, dark)
 
     def _summary(self) -> str:
         shape = " × ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())

@@ -72,7 +72,8 @@ def patch_map(
             an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.
         at: which positions of the prompt that is patched; None is all. A dict of selectors names the groups of an axis
-            ``role``, else the roles. ``image.mask(object)`` is the object that the pair is about.
+            ``role``, else the roles. ``image.mask(object)`` is the object that the pair is about,
+            ``image.mask(changed)`` where its two pictures differ.
         layers, heads: which, None is all.
         window: a cell patches so many layers of ``layers``, from its own on.
         source_layer: the layer the activations come from; None is the layer that is patched.
@@ -277,8 +278,8 @@ def effect_map(
         tokens,
         (_picture(pairs, work.denoising),),
         {"patched": patched, "clean": clean, "corrupt": corrupt} | columns,
-        work.metric.bounds,
         f"{direction}{where}: share of the {work.metric.name} {verb}",
+        bounds=work.metric.bounds,
     )
     return _without_empty(found)
 

@@ -61,9 +61,12 @@ class PathEffects(LabelledTensor):
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
         """The mean over examples, by layer and head or as bars."""
         axes = {name: axis for name, axis in self.axes.items() if name != "example"}
-        mean = LabelledTensor(self.tensor.mean(0), axes, self.quantity, self.tokens)
         n = len(self.tensor)
-        return mean.show(title or self.quantity + (f", mean of {n} examples" if n > 1 else ""), dark=dark)
+        heading = self.quantity + (f", mean of {n} examples" if n > 1 else "")
+        mean = LabelledTensor(
+            self.tensor.mean(0), axes, self.quantity, self.tokens, heading=heading, signed=True
+        )
+        return mean.show(title, dark=dark)
 
 
 @torch.no_grad()
@@ -235,6 +238,15 @@ class Paths:
             raise InputError(
                 f"receiver {receiver.name!r} stands at none of the positions of sender {senders[0].name!r}: heads "
                 "between them are frozen, so nothing reaches it; take positions that both have"
+            )
+        if (
+            receiver.site == "logits"
+            and getattr(self.metric, "last_only", False)
+            and not bool(at[:, -1].any())
+        ):
+            raise InputError(
+                f"the metric reads the logits of the last position, which sender {senders[0].name!r} does not have: heads "
+                "between them are frozen, so nothing reaches it; take '@last', or name heads that receive"
             )
         return at
 

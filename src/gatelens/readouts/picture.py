@@ -76,6 +76,7 @@ def draw(
     quantity: str,
     prompts: Prompts,
     title: str = "",
+    signed: bool = False,
     dark: bool = False,
 ) -> Figure:
     """The picture of a labelled tensor.
@@ -85,11 +86,14 @@ def draw(
         axes: the labels of each dimension.
         quantity: what a value is.
         prompts: to which positions belong.
+        signed: colours are symmetric about 0 also where all numbers are on one side of it.
 
     Raises:
         DataError: several prompts, or more than two dimensions, where a picture has room for one.
     """
-    style = {"unit": quantity, "dark": dark}
+    values = table["value"]
+    signed = signed or bool((values < 0).any() and (values > 0).any())
+    style = {"unit": quantity, "signed": signed, "dark": dark}
     if "kind" in table and "part" in table:
         return _attribution(table, prompts, title, style)
     if "target" in table:
@@ -201,17 +205,14 @@ def _cells(
     others = [name for name in opened if name != where]
     if len(opened) > 2 or (where is not None and len(others) > 1):
         raise DataError(f"show: {', '.join(opened)} are all open: sel(...) one label of {others[-1]}")
-    style = {
-        **style,
-        "title": title,
-        "signed": bool((table["value"] < 0).any() and (table["value"] > 0).any()),
-    }
+    style = {**style, "title": title}
     if where is None:
         names = [opened[name][_label(opened[name])].astype(str).tolist() for name in opened]
         values = table["value"].to_numpy(dtype=float)
         if len(opened) < 2:
             names = names or [[style["unit"]]]
-            return value_figure(bars=Bars(names[0], values), **style)
+            ends = (table[end].to_numpy(dtype=float) if end in table else None for end in ("low", "high"))
+            return value_figure(bars=Bars(names[0], values, "", *ends), **style)
         shape = tuple(len(each) for each in names)
         grid = Grid(values.reshape(shape), *names, *map(str, opened))
         return value_figure(grid=grid, **style)

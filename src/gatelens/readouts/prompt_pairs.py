@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -64,10 +65,16 @@ def noise(multiple: float, seed: int) -> FunctionEdit:
 
 
 def masks_of(pair: Pair) -> dict[str, Any]:
-    """Masks of the clean picture by name; ``object`` is the one the example is about."""
+    """Masks of the clean picture by name; ``object`` is what the example is about, ``changed`` where the two differ."""
     masks: dict[str, Any] = dict(object_masks(pair.clean))
     asked = asked_object(pair.clean)
-    return masks | ({"object": masks[asked]} if asked is not None else {})
+    if asked is not None:
+        masks["object"] = masks[asked]
+    here, there = pair.clean.image, pair.corrupt.image
+    if here is not None and there is not None and here.size == there.size:
+        a, b = (np.asarray(picture.convert("RGB")) for picture in (here, there))
+        masks["changed"] = (a != b).any(axis=-1)
+    return masks
 
 
 def same_places(here: TokenMap, there: TokenMap, where: str, hint: str = "") -> list[Place]:
