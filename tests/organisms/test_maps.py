@@ -1,6 +1,6 @@
-"""Exact maps of the shipped organisms show the way that was planted, fact by fact; gradient maps say how far off they are.
+"""Exact maps of the shipped organisms show the way that was planted, and gradient maps how far off they are.
 
-The layers in which the gate of ``organism:gated`` holds a fact are those of the patching section of the narrow-gate study.
+The layers in which the gate of ``organism:gated`` holds a fact are those of the narrow-gate study's patching.
 """
 
 from __future__ import annotations

@@ -239,14 +239,11 @@ class Paths:
                 f"receiver {receiver.name!r} stands at none of the positions of sender {senders[0].name!r}: heads "
                 "between them are frozen, so nothing reaches it; take positions that both have"
             )
-        if (
-            receiver.site == "logits"
-            and getattr(self.metric, "last_only", False)
-            and not bool(at[:, -1].any())
-        ):
+        reads_last = receiver.site == "logits" and getattr(self.metric, "last_only", False)
+        if reads_last and not bool(at[:, -1].any()):
             raise InputError(
-                f"the metric reads the logits of the last position, which sender {senders[0].name!r} does not have: heads "
-                "between them are frozen, so nothing reaches it; take '@last', or name heads that receive"
+                f"the metric reads the logits of the last position, which sender {senders[0].name!r} does not have: "
+                "heads between them are frozen, so nothing reaches it; take '@last', or name heads that receive"
             )
         return at
 
