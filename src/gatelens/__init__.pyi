@@ -32,6 +32,7 @@ from gatelens.measures import metrics as metrics
 from gatelens.model import HookedVLM as HookedVLM
 from gatelens.readouts import Attribution as Attribution
 from gatelens.readouts import AttributionMap as AttributionMap
+from gatelens.readouts import Circuit as Circuit
 from gatelens.readouts import EffectMap as EffectMap
 from gatelens.readouts import HeadsTable as HeadsTable
 from gatelens.readouts import LabelledTensor as LabelledTensor
@@ -39,6 +40,7 @@ from gatelens.readouts import LogitLens as LogitLens
 from gatelens.readouts import PathEffects as PathEffects
 from gatelens.readouts import attribute as attribute
 from gatelens.readouts import attribution_map as attribution_map
+from gatelens.readouts import circuit as circuit
 from gatelens.readouts import heads_table as heads_table
 from gatelens.readouts import logit_lens as logit_lens
 from gatelens.readouts import patch_map as patch_map

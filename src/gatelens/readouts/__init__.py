@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gatelens.readouts.attribution import Attribution, attribute
+from gatelens.readouts.circuits import Circuit, circuit
 from gatelens.readouts.effect_map import EffectMap
 from gatelens.readouts.gradients import AttributionMap, attribution_map
 from gatelens.readouts.heads import HeadsTable, heads_table
@@ -14,6 +15,7 @@ from gatelens.readouts.path_patching import PathEffects, path_patch
 __all__ = [
     "Attribution",
     "AttributionMap",
+    "Circuit",
     "EffectMap",
     "HeadsTable",
     "LabelledTensor",
@@ -21,6 +23,7 @@ __all__ = [
     "PathEffects",
     "attribute",
     "attribution_map",
+    "circuit",
     "heads_table",
     "logit_lens",
     "patch_map",

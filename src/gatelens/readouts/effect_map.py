@@ -25,10 +25,12 @@ class EffectMap(LabelledTensor):
 
     Attributes:
         bounds: the least and the most an effect can be, None where nothing bounds it.
+        cells: what each cell patches (``MapAxes`` or ``EdgeAxes``), from which a circuit is made.
     """
 
     signed: bool = True
     bounds: Bounds | None = None
+    cells: Any = None
 
     def mean(self, level: float = 0.95) -> LabelledTensor:
         """The mean over pairs, with its interval (``low``, ``high``), the number of pairs and the mean metric.

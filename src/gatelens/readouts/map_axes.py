@@ -191,7 +191,7 @@ class MapAxes:
             masks: pixel masks that selectors name.
         """
         partner = dict(places)
-        groups = {name: self._selected(tokens, name, masks) for name in self._group_names(axes)}
+        groups = {name: self.selected(tokens, name, masks) for name in self._group_names(axes)}
         for choices in product(*(axis.choices for axis in axes)):
             chosen = dict(zip((axis.name for axis in axes), choices, strict=True))
             mask = groups[chosen.get("role", "")]
@@ -216,7 +216,7 @@ class MapAxes:
     def _group_names(self, axes: Sequence[Axis]) -> Sequence[str]:
         return next((axis.choices for axis in axes if axis.name == "role"), [""])
 
-    def _selected(self, tokens: TokenMap, group: str, masks: Mapping[str, Any]) -> Bool[Tensor, " pos"]:
+    def selected(self, tokens: TokenMap, group: str, masks: Mapping[str, Any]) -> Bool[Tensor, " pos"]:
         """The positions of a group in a prompt, all that are asked for where groups have no names."""
         selectors = [self.at]
         if group:

@@ -280,6 +280,7 @@ def effect_map(
         {"patched": patched, "clean": clean, "corrupt": corrupt} | columns,
         f"{direction}{where}: share of the {work.metric.name} {verb}",
         bounds=work.metric.bounds,
+        cells=work.map_axes,
     )
     return _without_empty(found)
 

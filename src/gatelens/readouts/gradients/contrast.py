@@ -92,22 +92,27 @@ def row_hooks(
 
 @torch.no_grad()
 def record(
-    model: HookedVLM, side: Side, mask: Bool[Tensor, "1 pos"], taps: Sequence[Tap], streams: Sequence[int]
-) -> tuple[dict[Tap, Tensor], dict[int, Float[Tensor, "1 pos d_model"]], Float[Tensor, "1 1 d_vocab"]]:
-    """The rows of each tap in a run, the residual stream entering some layers, and its last logits."""
+    model: HookedVLM,
+    side: Side,
+    mask: Bool[Tensor, "1 pos"],
+    taps: Sequence[Tap],
+    streams: Sequence[int],
+    keep: int = 1,
+) -> tuple[dict[Tap, Tensor], dict[int, Float[Tensor, "1 pos d_model"]], Float[Tensor, "1 keep d_vocab"]]:
+    """The rows of each tap in a run, the residual stream entering some layers, and its last logits (``keep=0`` all)."""
     seen: dict[Tap, Tensor] = {}
     entering: dict[int, Tensor] = {}
 
     def keep_stream(layer: int) -> Any:
-        def keep(tensor: Tensor, hook: Any) -> None:
+        def hook_fn(tensor: Tensor, hook: Any) -> None:
             entering[layer] = tensor.clone()
 
-        return keep
+        return hook_fn
 
     masks = dict.fromkeys({site for site, _ in taps}, mask)
     compiled = row_hooks(model, side.tokens, masks, taps, seen.setdefault, side.interventions)
     # after the interventions of the run, whose effect the stream holds
     hooks = [*compiled.pairs, *((f"blocks.{layer}.hook_resid_pre", keep_stream(layer)) for layer in streams)]
-    logits, _ = model.forward_step({**side.inputs.tensors, "logits_to_keep": 1}, hooks)
+    logits, _ = model.forward_step({**side.inputs.tensors, "logits_to_keep": keep}, hooks)
     compiled.check_fired()
     return seen, entering, logits

@@ -141,6 +141,22 @@ def sender_taps(model: HookedVLM) -> list[Tap]:
     return [("resid_pre", 0), *taps_of(("z", "mlp_out"), layers)]
 
 
+def heads_and_way(
+    model: HookedVLM, layer: int, rows: Float[Tensor, "n head d_head"]
+) -> tuple[Float[Tensor, "n head d_head"], Float[Tensor, "head d_head d_model"]]:
+    """What the heads of a layer computed in a run, and the matrices that lead it to the stream.
+
+    Where a norm stands on the way, its scale in that run is taken into the heads, so that the way is the same in every
+    run.
+    """
+    z, route = ResidualStream(model.bridge, lambda name: rows).heads(layer)
+    way, norm = route.weight, route.norm
+    if norm is not None:
+        way = (way - way.mean(-1, keepdim=True) if norm.centred else way) * norm.weight
+        z = z.float() / norm.scale[..., None]
+    return z, (route.multiplier * way).unflatten(0, tuple(rows.shape[1:]))
+
+
 class EdgeScores:
     """The edges of one contrast: their scores, and what patching one changes.
 
@@ -161,16 +177,11 @@ class EdgeScores:
         self.mlps = [passes.delta.pop(("mlp_out", layer)).float() for layer in layers]
 
     def _through(self, tap: Tap, rows: Tensor) -> Tensor:
-        """Heads of a run, so scaled that a fixed way leads them to the stream, also through a norm."""
+        """Heads of a run, so scaled that a fixed way leads them to the stream."""
         site, layer = tap
         if site != "z":
             return rows
-        z, route = ResidualStream(self.model.bridge, lambda name: rows).heads(layer)
-        way, norm = route.weight, route.norm
-        if norm is not None:
-            way = (way - way.mean(-1, keepdim=True) if norm.centred else way) * norm.weight
-            z = z.float() / norm.scale[..., None]
-        self.ways[layer] = (route.multiplier * way).unflatten(0, tuple(rows.shape[1:]))
+        z, self.ways[layer] = heads_and_way(self.model, layer, rows)
         return z
 
     # --- scores
