@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,15 +141,23 @@ def screenshot(page: Page, name: str = "", *, of: str = "", whole: bool = False)
     Args:
         page: the fixture.
         name: of the file in the folder ``GATELENS_SCREENSHOTS``, where that is set; empty keeps none.
-        of: a CSS selector of the one element to show; empty is the window.
+        of: a CSS selector of the one element to show, as much of it as the window holds; empty is the window.
         whole: the whole page instead of the window.
     """
-    taken = page.locator(of).screenshot() if of else page.screenshot(full_page=whole)
+    box = None
+    if of:
+        page.locator(of).scroll_into_view_if_needed()
+        box = page.locator(of).bounding_box()
+        assert box is not None, f"{of} is not shown"
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    if box is not None:  # the browser draws what lies between two pixels at the nearest
+        left, top = floor(box["x"] + 0.5), floor(box["y"] + 0.5)
+        taken = taken.crop((left, top, left + round(box["width"]), top + round(box["height"])))
     folder = os.environ.get("GATELENS_SCREENSHOTS")
     if folder and name:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, f"{name}.png").write_bytes(taken)
-    return Image.open(io.BytesIO(taken)).convert("RGB")
+        taken.save(Path(folder, f"{name}.png"))
+    return taken
 
 
 def pdf_pages(page: Page) -> int:

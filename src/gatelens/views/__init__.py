@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from gatelens.plots.heads import HeadsView, heads
 from gatelens.plots.overlay import overlay
 from gatelens.runs import Run
 from gatelens.studies import report
@@ -15,6 +14,7 @@ from gatelens.studies.gate_finder.tables import gate_table
 from gatelens.studies.narrow_gate.attention.figures import attention_shares
 from gatelens.studies.narrow_gate.knockouts import knockout_bars
 from gatelens.studies.narrow_gate.patching.page import patching_curve
+from gatelens.views.heads_view import HeadsView, heads
 
 __all__ = [
     "HeadsView",

@@ -1,0 +1,220 @@
+// Attention of a word over the pictures, for all heads. Words are chosen by pointer, Tab and arrow keys; so are heads.
+"use strict";
+(function () {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const find = (what) => document.querySelector(what), all = (what) => [...document.querySelectorAll(what)];
+  const n = {layer: data.layers.length, head: data.heads.length, query: data.n_queries};
+  const THUMB = 104, MEAN = -1;
+  const state = {query: data.first, layer: 0, head: MEAN, panel: 0, shared: false, cell: -1};
+  const make = (tag, name, text) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text) made.textContent = text;
+    return made;
+  };
+
+  function block(packed) {
+    const values = overlay.bytes(packed.values), peak = overlay.numbers(packed.peak, Float32Array);
+    const share = overlay.numbers(packed.share, Float32Array);
+    const cells = values.length / (n.layer * n.head * n.query);
+    const index = (head, query) => (state.layer * n.head + head) * n.query + query;
+    const heads = (head) => (head === MEAN ? [...Array(n.head).keys()] : [head]);
+    return {
+      row(head, query) {
+        const out = new Float64Array(cells), some = heads(head);
+        for (const h of some) {
+          const i = index(h, query), step = peak[i] / 255 / some.length;
+          for (let c = 0; c < cells; c++) out[c] += values[i * cells + c] * step;
+        }
+        return out;
+      },
+      share: (head, query) => heads(head).reduce((sum, h) => sum + share[index(h, query)], 0) / heads(head).length,
+      step: (head, query) => heads(head).reduce((sum, h) => sum + peak[index(h, query)] / 255, 0) / heads(head).length,
+    };
+  }
+
+  const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
+  const percent = (share) => (100 * share).toFixed(1) + " %";
+  // a value to the decimals that its step leaves certain
+  function exact(value, step) {
+    const places = step > 0 ? Math.min(8, Math.max(0, Math.ceil(-Math.log10(step / 2)))) : 0;
+    return value.toFixed(places) + " (± " + (step / 2).toExponential(0) + ")";
+  }
+
+  const words = block(data.words);
+  const panels = data.panels.map(function (p, number) {
+    const figure = make("figure"), button = make("button"), canvas = make("canvas");
+    canvas.width = p.width;
+    canvas.height = p.height;
+    button.type = "button";
+    button.className = "panel";
+    button.setAttribute("aria-label", p.name + ": attention; the arrow keys move from patch to patch");
+    button.append(canvas);
+    const top = make("b");
+    const scale = make("p", "scale"), ramp = make("i");
+    scale.append("0", ramp, top);
+    figure.append(make("figcaption", "", p.name + ", attention"), button, scale);
+    const e = overlay.edges(overlay.numbers(p.boxes, Float32Array), 1, 1);
+    const small = THUMB / Math.max(p.width, p.height);
+    return {number, figure, button, canvas, top, e, name: p.name, tiled: p.tiled, ratio: p.height / p.width,
+      thumb: [Math.max(1, Math.round(p.width * small)), Math.max(1, Math.round(p.height * small))],
+      small: overlay.edges(overlay.numbers(p.boxes, Float32Array), small, small),
+      places: overlay.numbers(p.places, Int16Array), attention: block(p.attention), picture: p.picture};
+  });
+  const chips = all("button.word"), text = chips.map((chip) => chip.firstChild.textContent.trim());
+  chips.sort((a, b) => a.dataset.query - b.dataset.query);
+  const thumbs = [MEAN, ...data.heads.keys()].map(function (head) {
+    const button = make("button", "head"), canvas = make("canvas"), name = make("span", "name");
+    button.type = "button";
+    name.append(make("span", "", head === MEAN ? "mean" : "H" + data.heads[head]), make("span", "share"));
+    button.append(canvas, name);
+    return {head, button, canvas, share: name.lastChild};
+  });
+
+  const layerName = () => "layer " + data.layers[state.layer];
+  const headName = () => (state.head === MEAN ? "mean of " + n.head + " heads" : "head " + data.heads[state.head]);
+  const wordOf = (query) => "“" + chips[query].firstChild.textContent.trim() + "”";
+  function place(panel, cell) {
+    const [tile, row, column] = panel.places.subarray(3 * cell, 3 * cell + 3);
+    return (panel.tiled ? "tile " + tile + ", " : "") + "row " + row + ", column " + column;
+  }
+
+  function paintStage(query) {
+    const rows = panels.map((panel) => panel.attention.row(state.head, query)), top = largest(rows.map(largest));
+    panels.forEach(function (panel, i) {
+      overlay.paint(panel.canvas, panel.grey, panel.e, rows[i], top, false);
+      if (i === state.panel && state.cell >= 0) overlay.mark(panel.canvas, panel.e, state.cell);
+      panel.top.textContent = top.toPrecision(2);
+      panel.figure.dataset.chosen = String(panels.length > 1 && i === state.panel);
+    });
+    const panel = panels[state.panel];
+    const share = panels.map((p) => percent(p.attention.share(state.head, query)) + " on " + p.name).join(", ");
+    let said = "Attention of " + wordOf(query) + ", " + layerName() + ", " + headName() + ": " + (share || "no place on a picture is known") + ".";
+    if (panel && state.cell >= 0)
+      said += " Patch at " + place(panel, state.cell) + ": " +
+        exact(rows[state.panel][state.cell], panel.attention.step(state.head, query)) + ".";
+    find(".said").textContent = said;
+  }
+
+  function paintWords(query) {
+    const values = words.row(state.head, query), top = largest(values);
+    for (const chip of all(".chip[data-key]"))
+      chip.querySelector(".bar").style.transform = "scaleX(" + (top > 0 ? values[chip.dataset.key] / top : 0) + ")";
+    for (const chip of all(".chip.picture")) {
+      const mine = chip.dataset.panels.split(" ").filter(Boolean).map((i) => panels[i]);
+      const share = mine.reduce((sum, p) => sum + p.attention.share(state.head, query), 0);
+      chip.querySelector("b").textContent = percent(share);
+      chip.querySelector(".bar").style.transform = "scaleX(" + Math.min(1, share) + ")";
+    }
+  }
+
+  function paintThumbs(query) {
+    const panel = panels[state.panel];
+    if (!panel) return;
+    const rows = thumbs.map((thumb) => panel.attention.row(thumb.head, query));
+    const top = largest(rows.map(largest));
+    thumbs.forEach(function (thumb, i) {
+      [thumb.canvas.width, thumb.canvas.height] = panel.thumb;
+      overlay.paint(thumb.canvas, panel.smallGrey, panel.small, rows[i], state.shared ? top : largest(rows[i]), false);
+      thumb.share.textContent = percent(panel.attention.share(thumb.head, query));
+      thumb.button.setAttribute("aria-pressed", String(thumb.head === state.head));
+    });
+    find(".heads-title").textContent = "Heads of " + layerName() + ", " + panel.name + " (share of the attention of " + wordOf(query) + ")";
+  }
+
+  let waiting = 0;
+  function paint(query = state.query) {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(function () {
+      paintStage(query);
+      paintWords(query);
+      paintThumbs(query);
+      document.body.dataset.query = query;
+    });
+  }
+
+  function choose(query) {
+    state.query = query;
+    chips.forEach(function (chip, i) {
+      chip.setAttribute("aria-pressed", String(i === query));
+      chip.tabIndex = i === query ? 0 : -1;
+    });
+    paint();
+  }
+
+  chips.forEach(function (chip, i) {
+    chip.addEventListener("click", () => choose(i));
+    chip.addEventListener("focus", () => choose(i));
+    chip.addEventListener("pointerenter", (e) => { if (e.pointerType !== "touch") paint(i); });
+    chip.addEventListener("pointerleave", (e) => { if (e.pointerType !== "touch") paint(); });
+    chip.addEventListener("keydown", function (e) {
+      const to = {ArrowRight: i + 1, ArrowDown: i + 1, ArrowLeft: i - 1, ArrowUp: i - 1, Home: 0, End: chips.length - 1}[e.key];
+      if (to !== undefined && chips[to]) { chips[to].focus(); e.preventDefault(); }
+    });
+  });
+  all(".chip.picture").forEach((chip) => chip.addEventListener("click", function () {
+    if (chip.dataset.panels) { state.panel = Number(chip.dataset.panels.split(" ")[0]); state.cell = -1; paint(); }
+  }));
+  panels.forEach(function (panel) {
+    const moved = (cell) => { state.panel = panel.number; state.cell = cell; paint(); };
+    panel.button.addEventListener("pointermove", function (e) {
+      const box = panel.canvas.getBoundingClientRect();
+      moved(overlay.at(panel.e, ((e.clientX - box.left) * panel.canvas.width) / box.width,
+        ((e.clientY - box.top) * panel.canvas.height) / box.height));
+    });
+    panel.button.addEventListener("pointerleave", () => moved(-1));
+    panel.button.addEventListener("keydown", function (e) {
+      const way = {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1]}[e.key];
+      if (e.key === "Escape") moved(-1);
+      if (!way) return;
+      moved(state.panel === panel.number && state.cell >= 0 ? overlay.beside(panel.e, state.cell, ...way) : 0);
+      e.preventDefault();
+    });
+  });
+  thumbs.forEach(function (thumb) {
+    find(".heads").append(thumb.button);
+    thumb.button.addEventListener("click", () => { state.head = thumb.head; paint(); });
+  });
+  const slider = find("input.layer");
+  function named() {
+    if (!slider) return;
+    find(".layer-name").textContent = String(data.layers[state.layer]);
+    slider.setAttribute("aria-valuetext", layerName());
+  }
+  if (slider) slider.addEventListener("input", () => { state.layer = Number(slider.value); named(); paint(); });
+  find("input.shared").addEventListener("change", (e) => { state.shared = e.target.checked; paint(); });
+  const circuits = find(".circuits");
+  if (circuits) circuits.addEventListener("toggle", function () {
+    if (!circuits.open || circuits.querySelector("iframe")) return;
+    const frame = make("iframe");
+    frame.title = "circuitsvis";
+    frame.srcdoc = new TextDecoder().decode(overlay.bytes(circuits.querySelector("script").textContent));
+    circuits.append(frame);
+  });
+
+  const groups = {};  // a picture with its panels
+  Promise.all(data.panels.map(function (p, i) {
+    const image = make("img");
+    image.alt = p.name.split(",")[0];
+    image.src = p.picture;
+    return image.decode().then(function () {
+      panels[i].grey = overlay.greyed(image, p.width, p.height);
+      panels[i].smallGrey = overlay.greyed(image, ...panels[i].thumb);
+      return image;
+    });
+  })).then(function (images) {
+    images.forEach(function (image, i) {
+      const of = data.panels[i].image;
+      if (!groups[of]) {
+        const figure = make("figure");
+        figure.append(make("figcaption", "", image.alt), image);
+        groups[of] = make("div", "group");
+        groups[of].append(figure);
+        find(".stage").append(groups[of]);
+      }
+      groups[of].append(panels[i].figure);
+    });
+    named();
+    choose(state.query);
+  });
+})();

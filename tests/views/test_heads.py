@@ -1,0 +1,318 @@
+"""The heads view: what its blocks hold, how it is made small, and what a browser shows of it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from case import cases
+from PIL import Image
+
+import gatelens as gl
+from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults, set_screen
+from gatelens.errors import DataError
+from gatelens.plots.overlay import greyed, painted, parts_of
+from gatelens.views import heads, heads_view
+from gatelens.views.prompts import SHOWN, SHOWN_OF_SEVERAL, enlarged
+from study_helpers import picture
+
+
+@pytest.fixture(scope="module")
+def run(tiny_chameleon: Any) -> Any:
+    """Two prompts of different length, so that one is padded; pictures that differ."""
+    images = [[picture("red", 0, size=32)], [picture("blue", 1, size=32)]]
+    inputs = tiny_chameleon.prepare(
+        images=images, text=["<image>this animal is a", "<image>what color is the dog ?"]
+    )
+    return inputs, tiny_chameleon.run_with_cache(inputs)[1]
+
+
+def pattern(cache: Any, layer: int, example: int = 0) -> torch.Tensor:
+    return cache[f"blocks.{layer}.attn.hook_pattern"][example].float()
+
+
+# --- what it holds
+
+
+def test_every_weight_is_in_one_block(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs, layer=1, example=0)
+    whole = pattern(cache, 1)[:, list(view.queries)]
+    image = inputs.tokens.positions("image", 0)
+    torch.testing.assert_close(view.pictures[0].values[0], whole[:, :, image])
+    torch.testing.assert_close(view.pictures[0].share[0] + view.words.share[0], torch.ones(whole.shape[:2]))
+    assert [view.prompt.word(p) for p in view.queries] == [
+        "<s>",
+        "<racm3:break>",
+        "<eoss>",
+        "this",
+        "animal",
+        "is",
+        "a",
+    ]
+
+
+def test_pooled_weights_are_sums_and_their_boxes_hold_those_of_their_tokens(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs, layer=1, example=1, pool=3)
+    where = inputs.tokens.positions("image", 1)
+    grid = pattern(cache, 1, 1)[:, list(view.queries)][:, :, where].reshape(4, -1, 4, 4)
+    sums = torch.stack(
+        [grid[..., r, c].sum((-1, -2)) for r in (slice(3), slice(3, 4)) for c in (slice(3), slice(3, 4))], -1
+    )
+    torch.testing.assert_close(view.pictures[0].values[0], sums)
+    assert view.parts[0].boxes.tolist() == [
+        [0, 0, 24, 24],
+        [24, 0, 32, 24],
+        [0, 24, 24, 32],
+        [24, 24, 32, 32],
+    ]
+    assert "squares of 3 × 3" in view.note
+
+
+def test_packed_rows_are_exact_to_half_a_step_of_their_own_largest(run: Any) -> None:
+    inputs, cache = run
+    block = heads(cache, inputs, layer=1).pictures[0]
+    block.values[0, 0, -1] *= 1e-5  # a row that hardly looks at the picture keeps its shape
+    packed = {name: base64.b64decode(text) for name, text in block.packed().items()}
+    peak = np.frombuffer(packed["peak"], np.float32).reshape(1, 4, -1, 1)
+    level = np.frombuffer(packed["values"], np.uint8).reshape(block.values.shape)
+    assert np.abs(level * peak / 255 - block.values.numpy()).max(axis=-1).max() <= peak.max() / 509
+    assert (np.abs(level * peak / 255 - block.values.numpy()) <= peak / 509).all()
+    assert np.array_equal(np.frombuffer(packed["share"], np.float32), block.share.numpy().ravel())
+
+
+def test_all_layers_of_the_cache_are_shown_when_none_is_named(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs.tokens, heads=[2, 0], queries="last")
+    assert (view.layers, view.heads) == ((0, 1, 2), (2, 0))
+    last = inputs.tokens.positions("last", 0)
+    image = inputs.tokens.positions("image", 0)
+    for layer in range(3):
+        torch.testing.assert_close(
+            view.pictures[0].values[layer], pattern(cache, layer)[[2, 0]][:, last][:, :, image]
+        )
+    assert "No picture was given" in view.note and "No picture" not in heads(cache, inputs, layer=0).note
+
+
+def test_what_is_too_large_is_pooled_and_then_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, cache = run
+    assert heads(cache, inputs, layer=1).pool == 1
+    monkeypatch.setattr(heads_view, "MOST_BYTES", 4 * 7 * (7 + 4))  # heads, queries, words and four squares
+    assert heads(cache, inputs, layer=1).pool == 2
+    with pytest.raises(DataError, match=r"do not fit on a page: choose layers="):
+        heads(cache, inputs, layer=1, pool=1)
+    with pytest.raises(DataError, match="do not fit"):
+        heads(cache, inputs)
+
+
+def test_errors(run: Any, tiny_chameleon: Any) -> None:
+    inputs, cache = run
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("0 to 3", {"heads": [9]}),
+        ("example 3", {"example": 3}),
+        ("pool='row'", {"pool": "row"}),
+        ("give one of them", {"layers": [0]}),
+        ("no picture and no list", {"images": "cat.png"}),
+        (r"pictures of 9×9 pixels, and the prompt has 32×32", {"images": [Image.new("RGB", (9, 9))]}),
+        ("selects no position of prompt 0", {"queries": torch.zeros(inputs.shape, dtype=torch.bool)}),
+    ]
+    for said, more in wrong:
+        with pytest.raises(DataError, match=said):
+            heads(cache, inputs, layer=1, **more)
+    with pytest.raises(DataError, match=r"blocks\.9\.attn\.hook_pattern"):
+        heads(cache, inputs, layer=9)
+    with pytest.raises(DataError, match="no attention patterns"):
+        heads({}, inputs)
+    with pytest.raises(DataError, match="is due for these tokens"):
+        heads(pattern(cache, 1)[None], inputs)
+    with pytest.raises(DataError, match="has no picture"):
+        heads(cache, tiny_chameleon.prepare(text="this animal is a"), layer=1)
+
+
+def test_the_still_picture_has_a_panel_a_head_with_its_share(run: Any) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs, layer=1)
+    figure = view.figure(query=-1, columns=3)
+    shares = pattern(cache, 1)[:, -1][:, inputs.tokens.positions("image", 0)].sum(-1)
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    assert titles == [f"H{h}  {float(share):.1%}" for h, share in enumerate(shares)]
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    with pytest.raises(DataError, match="layer 7 is not in the view"):
+        view.figure(layer=7)
+    with pytest.raises(DataError, match="query 70 is not in the view"):
+        view.figure(query=70)
+
+
+# --- what a browser shows
+
+
+def expected(
+    values: torch.Tensor, inputs: Any, example: int, image: int, part: int, longest: int, top: float
+) -> Any:
+    """The overlay of one panel by plain arrays; ``values`` are those of the whole prompt."""
+    shown = enlarged(inputs.images[example][image], longest)
+    one = parts_of(inputs.tokens, example, image)[part]
+    width, height = inputs.tokens.image_sizes[example][image]
+    boxes = inputs.tokens.box[example, one.positions].numpy() * np.array(
+        [shown.width / width, shown.height / height] * 2
+    )
+    return np.asarray(painted(shown, boxes, values[one.positions].numpy(), top), dtype=float)
+
+
+def apart(shown: Image.Image, wanted: np.ndarray) -> float:
+    """The 99.5th percentile of differences, in levels of 255: the corners of a panel are round."""
+    assert shown.size == wanted.shape[1::-1]
+    return float(np.quantile(np.abs(np.asarray(shown, dtype=float) - wanted), 0.995))
+
+
+def settled(page: Any, query: int) -> None:
+    page.wait_for_function("query => document.body.dataset.query === String(query)", arg=query)
+
+
+def test_a_word_lays_its_own_attention_over_the_picture(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layer=2, example=1).save(tmp_path / "x.html").as_uri())
+    words = page.locator("button.word")
+    texts = [words.nth(i).inner_text() for i in range(words.count())]
+    assert texts == ["<s>", "<racm3:break>", "<eoss>", *["what", "color", "is", "the", "dog", "?"]]
+    of = {}
+    for i, position in enumerate(inputs.tokens.positions("all - image - pad", 1)):
+        values = pattern(cache, 2, 1).mean(0)[position]
+        image = inputs.tokens.positions("image", 1)
+        of[i] = expected(values, inputs, 1, 0, 0, SHOWN, float(values[image].max()))
+    settled(page, 8)
+    assert apart(screenshot(page, of="button.panel"), of[8]) <= 3  # the last word, before anything is chosen
+    for i in (4, 6):
+        words.nth(i).hover()
+        settled(page, i)
+        shown = screenshot(page, of="button.panel")
+        assert apart(shown, of[i]) <= 3
+        assert min(apart(shown, of[j]) for j in of if j != i) > 6
+    page.mouse.move(5, 5)
+    settled(page, 8)  # pointing away goes back to what was chosen
+    words.nth(3).click()
+    page.mouse.move(5, 5)
+    settled(page, 3)
+    assert apart(screenshot(page, of="button.panel"), of[3]) <= 3
+    assert words.nth(3).get_attribute("aria-pressed") == "true"
+
+
+def test_a_word_before_the_picture_leaves_it_bare(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layer=2).save(tmp_path / "x.html").as_uri())
+    page.locator("button.word").first.hover()
+    settled(page, 0)
+    bare = np.asarray(greyed(enlarged(inputs.images[0][0])), dtype=float)
+    assert apart(screenshot(page, of="button.panel"), bare) <= 1
+    assert "0.0 % on picture" in page.inner_text(".said")
+
+
+def test_keys_move_between_words_heads_and_patches(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layer=1).save(tmp_path / "x.html").as_uri())
+    settled(page, 6)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className").startswith("chip picture")
+    page.keyboard.press("Tab")  # one stop for all words
+    page.keyboard.press("ArrowLeft")
+    settled(page, 5)
+    page.keyboard.press("Home")
+    settled(page, 0)
+    page.keyboard.press("End")
+    settled(page, 6)
+    page.locator("button.panel").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):  # the first shows the mark
+        page.keyboard.press(key)
+    page.wait_for_function("document.querySelector('.said').textContent.includes('row 1, column 1')")
+    shown = float(page.inner_text(".said").split("column 1: ")[1].split()[0])
+    values = pattern(cache, 1).mean(0)[-1][inputs.tokens.positions("image", 0)]
+    assert shown == pytest.approx(float(values[5]), abs=float(values.max()) / 255)
+    head = page.locator(".heads button").nth(3)
+    share = float(pattern(cache, 1)[2, -1][inputs.tokens.positions("image", 0)].sum())
+    assert head.inner_text().split() == ["H2", f"{100 * share:.1f}", "%"]
+    head.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.said').textContent.includes('head 2')")
+
+
+def test_layers_heads_and_scale(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layers=[0, 2]).save(tmp_path / "x.html").as_uri())
+    settled(page, 6)
+    page.locator("input.layer").fill("1")
+    page.locator(".heads button").nth(4).click()
+    page.mouse.move(5, 5)
+    page.wait_for_function("document.querySelector('.said').textContent.includes('layer 2, head 3')")
+    values = pattern(cache, 2)[3, -1]
+    top = float(values[inputs.tokens.positions("image", 0)].max())
+    assert apart(screenshot(page, of="button.panel"), expected(values, inputs, 0, 0, 0, SHOWN, top)) <= 3
+    least = int(pattern(cache, 2)[:, -1][:, inputs.tokens.positions("image", 0)].max(-1).values.argmin())
+    one = f".heads button:nth-child({least + 2}) canvas"
+    before = np.asarray(screenshot(page, of=one), dtype=int)
+    page.locator("input.shared").check()
+    page.wait_for_timeout(100)
+    assert np.abs(np.asarray(screenshot(page, of=one), dtype=int) - before).max() > 10
+
+
+@pytest.mark.parametrize("name", ["llava-next", "pixtral", "emu3"])
+def test_pictures_tiles_and_row_breaks(name: str, page: Any, tmp_path: Path) -> None:
+    """Every panel of every picture shows its own tokens."""
+    case = cases()[name]
+    model = gl.HookedVLM.from_module(copy.deepcopy(case.model()), case.processor())
+    several = name != "emu3"
+    pictures = [case.picture(0), case.picture(1)] if several else [case.picture(0)]
+    inputs = model.prepare(
+        [pictures], ["<image> and <image> left of" if several else "<image> what color is it"]
+    )
+    _, cache = model.run_with_cache(inputs)
+    view = heads(cache, inputs, layer=0)
+    page.goto(view.save(tmp_path / "x.html").as_uri())
+    settled(page, len(view.queries) - 1)
+    parts = [
+        (i, k, part) for i in range(len(pictures)) for k, part in enumerate(parts_of(inputs.tokens, 0, i))
+    ]
+    assert len(parts) == {"llava-next": 4, "pixtral": 2, "emu3": 1}[name]
+    values = pattern(cache, 0).mean(0)[-1]  # in layer 1 a weight is within a step of half, so of the line
+    top = max(float(values[part.positions].max()) for *_, part in parts)
+    longest = SHOWN if len(parts) == 1 else SHOWN_OF_SEVERAL
+    for n, (i, k, _) in enumerate(parts):
+        shown = screenshot(page, of=f".stage button.panel >> nth={n}")
+        assert apart(shown, expected(values, inputs, 0, i, k, longest, top)) <= 3, (name, i, k)
+    shares = sum(float(block.share[0].mean(0)[-1]) for block in view.pictures)
+    assert shares + float(view.words.share[0].mean(0)[-1]) == pytest.approx(1, abs=1e-5)
+    if several:
+        assert "row breaks" in page.inner_text(".prompt")
+
+
+def test_every_screen_is_whole_and_without_serious_faults(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs).save(tmp_path / "x.html").as_uri())
+    settled(page, 6)
+    for width, scheme in SCREENS:
+        set_screen(page, width, scheme)
+        assert overflow(page) == []
+        assert serious_faults(page) == []
+        screenshot(page, f"heads_{width}_{scheme}", whole=True)
+    assert pdf_pages(page) <= 2
+    page.locator(".circuits summary").click()
+    page.frame_locator(".circuits iframe").get_by_text("L0H0").first.wait_for()
+
+
+def test_in_a_notebook_the_view_is_a_frame_as_tall_as_its_page(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    inside = heads(cache, inputs, layer=1)._repr_html_()
+    (tmp_path / "n.html").write_text(
+        f'<!doctype html><html lang="en"><title>n</title><body>{inside}</body></html>'
+    )
+    page.goto((tmp_path / "n.html").as_uri())
+    frame = page.frames[1]
+    frame.wait_for_function("document.body.dataset.query === '6'")
+    page.wait_for_timeout(100)
+    tall = page.evaluate("document.querySelector('iframe').offsetHeight")
+    assert abs(tall - frame.evaluate("document.documentElement.scrollHeight")) <= 12
