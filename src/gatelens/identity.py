@@ -69,6 +69,20 @@ def model_fingerprint(model: HookedVLM) -> str:
     return fingerprint(parts)
 
 
+def model_settings(model: HookedVLM) -> dict[str, Any]:
+    """What a run over data says of its model."""
+    return {"model": model_name(model), "weights": model_fingerprint(model), "dtype": str(model.dtype)}
+
+
+def as_setting(value: Any) -> Any:
+    """A value in the settings of a run: itself where it reads well in JSON, else its fingerprint."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
+        return list(value)
+    return repr(value) if isinstance(value, range | slice) else content_fingerprint(value)
+
+
 def data_fingerprint(examples: Sequence[Example]) -> str:
     """Changes when the drawn examples, their prompts or answers do."""
     return fingerprint([(e.id, e.prompt, list(e.answers), e.label) for e in examples])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from gatelens import engine
 from gatelens.data import Example, load
@@ -27,12 +26,12 @@ from gatelens.engine.grid import (
     points_of,
 )
 from gatelens.engine.plan import Specs
-from gatelens.errors import DataError, GatelensError, InputError, shown, whole_number
+from gatelens.errors import DataError, InputError, shown, whole_number
 from gatelens.examples import Labels, auto_batch_size, of_one_length, prepare_numbered
-from gatelens.identity import content_fingerprint, model_fingerprint, model_name
+from gatelens.identity import content_fingerprint, model_settings
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
-from gatelens.runs import Run
+from gatelens.units import Done, Unit, measured, numbered, opened
 
 SWEEP = "sweep"  # what its folder calls the study, the only section and the table
 
@@ -192,13 +191,13 @@ class _Work:
 
     def done(self, out: str | os.PathLike[str] | None, progress: bool) -> pd.DataFrame:
         """Measures what is missing in the folder, or all of it, and gives the table."""
-        run = Run.open(out, study=SWEEP, settings=self.settings())
-        try:
-            self.measure_missing(run, progress)
-        except GatelensError:
-            run.withdraw()
-            raise
-        table = self.table(run)
+        labels, a_prompt = Labels(self.model), len(self.runs) * n_passes(self.metrics)
+        units = [
+            Unit(numbered(n), len(part) * a_prompt, partial(self.measure, part, labels))
+            for n, part in enumerate(self.parts)
+        ]
+        with opened(out, SWEEP, self.settings) as run:
+            table = self.table([tables["values"] for tables in measured(run, SWEEP, units, progress)])
         run.save(SWEEP, _storable(table))
         return table
 
@@ -209,9 +208,7 @@ class _Work:
             said = ", ".join(f"{axis}={one}" for axis, one in zip(self.axes, label, strict=True))
             points[f"{i} {said}".strip()] = f"{content_fingerprint(specs)} {specs!r:.200}"
         return {
-            "model": model_name(self.model),
-            "weights": model_fingerprint(self.model),
-            "dtype": str(self.model.dtype),
+            **model_settings(self.model),
             "n": len(self.examples),
             "examples": content_fingerprint(list(self.examples)),
             "batch_size": self.size,
@@ -219,50 +216,26 @@ class _Work:
             "metrics": {name: content_fingerprint(one) for name, one in self.metrics.items()},
         }
 
-    def measure_missing(self, run: Run, progress: bool) -> None:
-        """Measure the batches that the run does not have, and keep each when it is whole."""
-        a_prompt = len(self.runs) * n_passes(self.metrics)
-        left = [n for n in range(len(self.parts)) if not run.has_batch(SWEEP, _name(n))]
-        n_left = sum(len(self.parts[n]) for n in left)
-        labels = Labels(self.model)
-        with tqdm(
-            total=len(self.examples) * a_prompt,
-            initial=(len(self.examples) - n_left) * a_prompt,
-            desc=SWEEP,
-            unit="run",
-            disable=not progress,
-        ) as bar:
-            for n in left:
-                started = time.perf_counter()
-                with torch.inference_mode():
-                    table = self.measure(n, labels, bar.update)
-                run.save_batch(SWEEP, _name(n), {"values": table}, time.perf_counter() - started)
-
-    def measure(self, number: int, labels: Labels, done: Callable[[int], object]) -> pd.DataFrame:
+    def measure(self, part: Sequence[int], labels: Labels, done: Done) -> dict[str, pd.DataFrame]:
         """One batch: columns ``point`` (its number), ``example`` (its id) and the metrics."""
-        part = self.parts[number]
         examples = [self.examples[i] for i in part]
-        inputs = prepare_numbered(self.model, examples, part)
-        metrics = of_examples(self.metrics, examples, labels)
-        values = measure_points(self.model, inputs, self.runs, metrics, lambda n: done(n * len(part)))
+        with torch.inference_mode():
+            inputs = prepare_numbered(self.model, examples, part)
+            metrics = of_examples(self.metrics, examples, labels)
+            values = measure_points(self.model, inputs, self.runs, metrics, lambda n: done(n * len(part)))
         points = [(i,) for i in range(len(self.runs))]
-        return as_table(points, [e.id for e in examples], ["point"], values)
+        return {"values": as_table(points, [e.id for e in examples], ["point"], values)}
 
-    def table(self, run: Run) -> pd.DataFrame:
-        """The result, from the batches of a run."""
+    def table(self, batches: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """The result, from the tables of all batches."""
         values = {name: [[0.0] * len(self.examples) for _ in self.runs] for name in self.metrics}
-        for n, part in enumerate(self.parts):
-            measured = run.batch(SWEEP, _name(n))["values"]
+        for part, batch in zip(self.parts, batches, strict=True):
             for name, by_point in values.items():
-                numbers = measured[name].to_numpy().reshape(len(self.runs), len(part))
+                numbers = batch[name].to_numpy().reshape(len(self.runs), len(part))
                 for i, row in enumerate(numbers):
                     for place, value in zip(part, row, strict=True):
                         by_point[i][place] = float(value)
         return as_table(self.labels, [e.id for e in self.examples], self.axes, values)
-
-
-def _name(number: int) -> str:
-    return f"{number:05d}"
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:

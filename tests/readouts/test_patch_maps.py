@@ -244,7 +244,7 @@ def test_noise_on_the_embeddings(tiny: Any) -> None:
     inputs = tiny.prepare([example.image], [example.prompt])
     name, image = "blocks.0.hook_resid_pre", inputs.tokens.mask("image")
     _, clean = tiny.run_with_cache(inputs, name)
-    spec = gl.readouts.prompt_pairs.noise(2.0, seed=crc32(b"0"))
+    spec = gl.readouts.prompt_pairs.noise(2.0, [crc32(b"0")])
     _, noisy = tiny.run_with_cache(inputs, name, fwd_hooks=spec.hooks(inputs.tokens, tiny.cfg))
     added = noisy[name] - clean[name]
     assert not added[~image].any()

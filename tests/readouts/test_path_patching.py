@@ -268,7 +268,7 @@ def test_noise_of_a_pair_is_in_its_corrupt_run(tiny_llava: Any) -> None:
     one = gl.data.Example(make_picture(), "<image> is it a", ("dog",), "class", "0", "dog")
     pair = gl.data.Pair(one, one, "noise", "dog", noise=3.0)
     got = gl.path_patch(tiny_llava, pair, "L2H1", "logits", "prob", progress=False)
-    _, corrupt = sides(tiny_llava, pair, chat=False)
+    _, corrupt = sides(tiny_llava, [pair], chat=False)
     noised = corrupt.interventions[0].hooks(corrupt.tokens, tiny_llava.cfg)
     _, cache = tiny_llava.run_with_cache(corrupt.inputs, fwd_hooks=noised)
 

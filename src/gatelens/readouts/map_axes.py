@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -34,6 +35,27 @@ class Axis(NamedTuple):
     name: str
     labels: pd.DataFrame
     choices: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedPrompts:
+    """Some prompts of one length that are patched together.
+
+    Attributes:
+        cache: of the source's runs, as many.
+        tokens: of the prompts.
+        places: of each prompt, its positions, each with the one it is patched from.
+        from_reference: of each prompt, from positions of the axes to its own.
+        masks: of each prompt, pixel masks that selectors name.
+        other_model: whether the cache is another model's.
+    """
+
+    cache: Any
+    tokens: TokenMap
+    places: Sequence[Sequence[Place]]
+    from_reference: Sequence[Mapping[int, int]]
+    masks: Sequence[Mapping[str, Any]]
+    other_model: bool = False
 
 
 class MapAxes:
@@ -171,50 +193,38 @@ class MapAxes:
         values: Sequence[Any] = self.sites if name == "site" else self.source_layers
         return Axis(name, pd.DataFrame({name: list(values)}), values)
 
-    def patches(
-        self,
-        axes: Sequence[Axis],
-        cache: Any,
-        tokens: TokenMap,
-        places: Sequence[Place],
-        from_reference: Mapping[int, int],
-        masks: Mapping[str, Any],
-        other_model: bool,
-    ) -> Iterator[Patch | None]:
-        """What each cell does to a run, in order; None where a prompt has no such place.
-
-        Args:
-            cache: of the source's run.
-            tokens: of the prompt that is patched.
-            places: its positions, each with the one it is patched from.
-            from_reference: from positions of the axis to this prompt's.
-            masks: pixel masks that selectors name.
-        """
-        partner = dict(places)
-        groups = {name: self.selected(tokens, name, masks) for name in self._group_names(axes)}
+    def patches(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Patch | None]:
+        """What each cell does to the runs of some prompts, in order; None where none of them has such a place."""
+        each = range(len(prompts.places))
+        partners = [dict(places) for places in prompts.places]
+        tokens = [prompts.tokens.select([i]) for i in each]
+        groups = {
+            name: [self.selected(tokens[i], name, prompts.masks[i]) for i in each]
+            for name in _group_names(axes)
+        }
         for choices in product(*(axis.choices for axis in axes)):
             chosen = dict(zip((axis.name for axis in axes), choices, strict=True))
-            mask = groups[chosen.get("role", "")]
-            if "position" in chosen:
-                here = [p for p in [from_reference.get(chosen["position"], -1)] if p in partner and mask[p]]
-            else:
-                here = [p for p in partner if mask[p]]
-            if not here:
+            masks = groups[chosen.get("role", "")]
+            here: list[list[int]] = []
+            for i in each:
+                places: Iterable[int] = partners[i]
+                if "position" in chosen:
+                    places = [prompts.from_reference[i].get(chosen["position"], -1)]
+                here.append([p for p in places if p in partners[i] and masks[i][p]])
+            if not any(here):
                 yield None
                 continue
+            there = [[partners[i][p] for p in here[i]] for i in each]
             yield patch(
-                cache,
-                at=here,
-                source=[partner[p] for p in here],
+                prompts.cache,
+                at=_selector(here, prompts.tokens),
+                source=_selector(there, prompts.cache.tokens),
                 site=chosen.get("site", self.sites[0]),
                 layers=chosen.get("layer", self.windows[0]),
                 heads=chosen.get("head", self.heads[0]),
-                other_model=other_model,
+                other_model=prompts.other_model,
                 source_layer=chosen.get("source_layer", self.source_layers[0]),
             )
-
-    def _group_names(self, axes: Sequence[Axis]) -> Sequence[str]:
-        return next((axis.choices for axis in axes if axis.name == "role"), [""])
 
     def selected(self, tokens: TokenMap, group: str, masks: Mapping[str, Any]) -> Bool[Tensor, " pos"]:
         """The positions of a group in a prompt, all that are asked for where groups have no names."""
@@ -223,6 +233,20 @@ class MapAxes:
             selectors.append(self.groups[group] if self.groups else group)
         owned = _Owner(masks)
         return torch.stack([select(tokens, one, owned)[0] for one in selectors]).all(dim=0)
+
+
+def _group_names(axes: Sequence[Axis]) -> Sequence[str]:
+    return next((axis.choices for axis in axes if axis.name == "role"), [""])
+
+
+def _selector(positions: Sequence[list[int]], tokens: TokenMap) -> SelectorLike:
+    """A selector of these positions of each prompt: a list where they are the same in all."""
+    if all(one == positions[0] for one in positions):
+        return positions[0]
+    mask = torch.zeros(tokens.batch_size, tokens.n_pos, dtype=torch.bool)
+    for row, one in zip(mask, positions, strict=True):
+        row[one] = True
+    return mask
 
 
 class _Owner:

@@ -1,18 +1,19 @@
-"""What a map measures of each run: one number of the next-token logits."""
+"""What a map measures of each run: one number of its logits, of what the model writes, or of activations."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.data import Pair
-from gatelens.engine.grid import numbers_of
+from gatelens.engine.grid import LOGITS, TEXTS, numbers_of
 from gatelens.errors import InputError, did_you_mean, shown
 from gatelens.examples import Labels
 from gatelens.measures import logits as metrics
@@ -40,7 +41,10 @@ IN_WORDS = {
 
 
 class MapMetric:
-    """A metric by name, or a function of the logits, as it is for each pair.
+    """A metric by name, a function, or one of :mod:`gl.metrics <gatelens.measures.logits>`, as it is for each pair.
+
+    Attributes:
+        reads: what it is a function of: ``logits``, ``texts`` or ``cache``.
 
     Raises:
         InputError: an unknown name, or no function of ``(logits)`` or ``(logits, pair)``.
@@ -49,8 +53,11 @@ class MapMetric:
     def __init__(self, given: str | PairMetric, labels: Labels) -> None:
         self.given, self.labels = given, labels
         self.takes_pair = False
+        self.reads = getattr(given, "reads", LOGITS)
         if isinstance(given, str) and given in NAMES:
             self.name = IN_WORDS.get(given, given)
+        elif self.reads != LOGITS:
+            self.name = "score of the text" if self.reads == TEXTS else "activation"
         elif callable(given) and not isinstance(given, type):
             self.name = getattr(given, "__name__", "metric").replace("<lambda>", "metric")
             self.takes_pair = _takes_pair(given)
@@ -59,6 +66,14 @@ class MapMetric:
                 f"metric={shown(given)}: write one of {', '.join(NAMES)}, or give a function of the logits"
                 f"{did_you_mean(str(given), NAMES)}"
             )
+
+    def of_logits(self) -> MapMetric:
+        """The same. Raises InputError for a metric that reads something else."""
+        if self.reads != LOGITS:
+            raise InputError(
+                f"the metric reads {self.reads}: give a function of logits here; gl.patch_map and gl.sweep take others"
+            )
+        return self
 
     @property
     def bounds(self) -> Bounds | None:
@@ -70,20 +85,44 @@ class MapMetric:
         """Whether it compares with the clean run's logits."""
         return self.given in OF_CLEAN
 
-    def of(self, pair: Pair, number: int, clean: Float[Tensor, "1 1 d_vocab"] | None) -> Metric:
-        """The metric of one pair; ``clean`` are the last logits of its clean run, for a metric that needs them."""
-        if not isinstance(self.given, str):
+    def of(
+        self,
+        pairs: Sequence[Pair],
+        numbers: Sequence[int],
+        clean: Float[Tensor, "batch 1 d_vocab"] | None = None,
+    ) -> Metric:
+        """The metric of a batch of pairs; ``clean`` are the last logits of their clean runs, where they are needed.
+
+        Words that it asks of the example are those of the clean one.
+        """
+        if self.reads != LOGITS:
+            given: Any = self.given
+            return given.bind([pair.clean for pair in pairs]) if hasattr(given, "bind") else given
+        each = [
+            self._of_pair(pair, number, None if clean is None else clean[i : i + 1])
+            for i, (pair, number) in enumerate(zip(pairs, numbers, strict=True))
+        ]
+        return each[0] if len(each) == 1 else _of_each(each)
+
+    def _of_pair(self, pair: Pair, number: int, clean: Float[Tensor, "1 1 d_vocab"] | None) -> Metric:
+        given: Any = self.given
+        if hasattr(given, "bind"):
+            bound = given.bind(
+                [pair.clean], lambda example, word: self.labels.first_token(example.prompt, word)
+            )
+            return bound
+        if not isinstance(given, str):
             if not self.takes_pair:
-                return self.given
-            function = partial(self.given, pair=pair)
-            function.last_only = getattr(self.given, "last_only", False)  # type: ignore[attr-defined]
+                return given
+            function = partial(given, pair=pair)
+            function.last_only = getattr(given, "last_only", False)  # type: ignore[attr-defined]
             return function
-        if self.given in OF_CLEAN:
+        if given in OF_CLEAN:
             assert clean is not None
-            return OF_CLEAN[self.given](clean)
+            return OF_CLEAN[given](clean)
         target = self.labels.first_token(pair.clean.prompt, pair.target)
-        if self.given in OF_TARGET:
-            return OF_TARGET[self.given](target)
+        if given in OF_TARGET:
+            return OF_TARGET[given](target)
         if pair.base is None:
             raise InputError(
                 f"pair {number} ({pair!r}) has no answer for its corrupt picture, so there is no logit difference: "
@@ -96,6 +135,17 @@ class MapMetric:
                 "differ: leave it out (pairs.without)"
             )
         return metrics.logit_diff(target, base)
+
+
+def _of_each(several: Sequence[Metric]) -> Metric:
+    """The metric of a batch from those of its examples, each of which sees its own logits alone."""
+
+    def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
+        rows = zip(several, logits.split(1), strict=True)
+        return torch.tensor([numbers_of(one(row), 1)[0] for one, row in rows], dtype=torch.float64)
+
+    metric.last_only = all(getattr(one, "last_only", False) for one in several)  # type: ignore[attr-defined]
+    return metric
 
 
 def number_of(metric: Metric, logits: Tensor, where: str) -> float:

@@ -3,45 +3,51 @@
 Activations of one run of a pair go into the other, cell by cell (activation patching; Vig et al. 2020,
 arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; Zhang and Nanda 2024, arXiv 2309.16042). Nothing is approximated:
 each cell is a run, of which the engine computes what it changes.
+
+Refused in one line, as InputError: pictures of different grids within a pair, or between pairs on an axis of positions;
+a metric that gives no finite number an example; clean and corrupt runs it does not tell apart; axes, layers, heads or
+sites that do not exist.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from tqdm.auto import tqdm
 
 from gatelens.data import Pair
 from gatelens.data.corruptions import mean_picture
-from gatelens.engine import compile_for, last_logits
-from gatelens.engine.plan import Specs
-from gatelens.engine.run_batch import RunBatch
+from gatelens.data.pairing import pairs as pairs_of_data
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
-from gatelens.interventions import Intervention
+from gatelens.identity import as_setting, content_fingerprint, model_settings
 from gatelens.interventions.arguments import Heads, Layers
-from gatelens.measures.logits import Metric
 from gatelens.model import HookedVLM
 from gatelens.readouts.effect_map import EffectMap, labelled_axes
-from gatelens.readouts.map_axes import Axis, MapAxes
-from gatelens.readouts.map_metrics import MapMetric, PairMetric, number_of
-from gatelens.readouts.prompt_pairs import Place, Side, masks_of, same_places, sides
+from gatelens.readouts.map_axes import MapAxes
+from gatelens.readouts.map_metrics import MapMetric, PairMetric
+from gatelens.readouts.map_runs import MapWork
+from gatelens.runs import Run
 from gatelens.tokens import SelectorLike, TokenMap
+from gatelens.units import opened
 
 Direction = Literal["denoising", "noising"]
-# clean and corrupt metrics that are nearer than this share of the larger one have no difference to restore
-SAME = 0.01
+AnyMap = TypeVar("AnyMap", bound=EffectMap)
+# arguments of a map that are no settings of its run, or are among them under another name
+NO_SETTINGS = ("model", "pairs", "differ", "n", "out", "progress")
 
 
 def patch_map(
     model: HookedVLM,
-    pairs: Iterable[Pair] | Pair,
+    pairs: Any,
     metric: str | PairMetric = "logit_diff",
     over: Sequence[str] | str = ("layer", "pos"),
     *,
@@ -54,6 +60,10 @@ def patch_map(
     source_layer: int | Sequence[int] | None = None,
     source: HookedVLM | None = None,
     chat: bool = False,
+    differ: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> EffectMap:
     """The effect of patching each place of a model, over pairs of prompts.
@@ -62,10 +72,10 @@ def patch_map(
     is no effect in either. Prompts of different length pair role by role (``readouts/prompt_pairs.py``).
 
     Args:
-        pairs: from :func:`gatelens.pairs`, or your own (``gl.data.Pair``).
-        metric: ``logit_diff`` (the pair's two answers), ``logit``, ``prob``, ``log_prob`` or ``top1`` of the clean
-            answer, ``kl`` (from the clean run's distribution, nats), ``similarity`` (Σ min(p, q) with it), or a
-            function of logits Float[1, pos, d_vocab], or ``(logits, pair)``, to Float[1].
+        pairs: from :func:`gatelens.pairs`, or your own (``gl.data.Pair``); or data, of which ``gl.pairs(data, differ,
+            n, seed)`` are taken.
+        metric: see :class:`gatelens.readouts.map_metrics.MapMetric`: ``logit_diff`` of the pair's two answers, another
+            name, a function of logits Float[1, pos, d_vocab] or of ``(logits, pair)``, or one of ``gl.metrics``.
         over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``site``, ``source_layer``. What is no axis is
             patched together: all ``layers``, all positions of ``at``, all ``heads``.
         site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with
@@ -79,24 +89,22 @@ def patch_map(
         source_layer: the layer the activations come from; None is the layer that is patched.
         source: another model they come from, of the same width.
         chat: make each prompt a user's turn.
+        out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and the result as ``patch_map.parquet``.
+        progress: show the runs made and the time left.
 
     Raises:
-        InputError: pictures of different grids, a metric that gives no finite number, or clean and corrupt runs it does
-            not tell apart; axes, layers or sites that do not exist.
-
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> cells = gl.patch_map(model, gl.pairs("emoji-scenes", n=4), over=("layer", "role"), progress=False)
-        >>> cells
-        EffectMap(pair 4 × layer 6 × role 5: share of the logit difference restored, most 1.00 at layer ...)
+        InputError: see :mod:`gatelens.readouts.patch_maps`.
+        OutputError: ``out`` can't be written or holds a map with other settings.
     """
-    several, other = pairs_of(pairs), model if source is None else source
+    asked = {**locals()}
+    several, other = pairs_of(pairs, differ, n, seed), model if source is None else source
     check_call(model, other, direction)
     axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer)
-    work = MapWork(model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat)
-    with torch.no_grad():
-        numbers = work.run(several, progress)
-    return effect_map(several, work, numbers, direction)
+    work = MapWork(
+        model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, several
+    )
+    with opened(out, "patch_map", partial(map_settings, asked, several)) as run:
+        return kept(run, effect_map(work, work.run(run, progress)))
 
 
 def check_call(model: Any, source: Any, direction: Any) -> None:
@@ -107,159 +115,44 @@ def check_call(model: Any, source: Any, direction: Any) -> None:
         raise InputError(f"direction={shown(direction)}: write 'denoising' or 'noising'")
 
 
-def pairs_of(given: Any) -> list[Pair]:
+def pairs_of(given: Any, differ: str | None = None, n: int | None = None, seed: int = 0) -> list[Pair]:
+    """The pairs that are given, or those of data."""
+    if isinstance(given, str | Path) or callable(getattr(given, "examples", None)):
+        return list(pairs_of_data(given, differ, 100 if n is None else n, seed))
+    for word, value in (("differ", differ), ("n", n)):
+        if value is not None:
+            raise InputError(f"{word}={shown(value)} goes with data, and pairs is {shown(given)}")
     several = [given] if isinstance(given, Pair) else list(given) if isinstance(given, Iterable) else []
     if not several or not all(isinstance(one, Pair) for one in several):
         raise InputError(f"pairs={shown(given)}: give pairs, e.g. gl.pairs('emoji-scenes', differ='class')")
     return several
 
 
-class PairRuns(NamedTuple):
-    """What is run of a pair: the prompt that is patched, and a patch a cell, None where it has no such place."""
-
-    base: Side
-    metric: Metric
-    cache: Any
-    places: list[Place]
-    patches: list[Any]
-    where: str
-
-
-class MapWork:
-    """The runs of a map, pair by pair.
-
-    Attributes:
-        tokens, axes: of the first pair's prompt that is patched, which positions are labelled by.
-    """
-
-    def __init__(
-        self,
-        model: HookedVLM,
-        source: HookedVLM,
-        metric: MapMetric,
-        map_axes: Any,
-        denoising: bool,
-        chat: bool,
-    ) -> None:
-        self.model, self.source, self.metric, self.map_axes = model, source, metric, map_axes
-        self.denoising, self.chat = denoising, chat
-        self.tokens: TokenMap | None = None
-        self.axes: list[Axis] = []
-        self.words: list[set[str]] = []
-
-    def run(self, pairs: Sequence[Pair], progress: bool) -> Float[np.ndarray, "pair number"]:
-        """A row a pair: the metric of its clean run, its corrupt run, and of every cell (NaN without one)."""
-        ends = np.array([self._ends(pair, number) for number, pair in enumerate(pairs)])
-        _check_apart(pairs, ends, self.metric.name)
-        with tqdm(desc="patch map", unit="run", disable=not progress) as bar:
-            cells = [self._cells(pair, number, bar, len(pairs)) for number, pair in enumerate(pairs)]
-        return np.concatenate([ends, np.array(cells)], axis=1)
-
-    def _sides(self, pair: Pair, number: int) -> tuple[Side, Side, Metric]:
-        """The clean and the corrupt prompt of a pair, and its metric."""
-        clean, corrupt = sides(self.model, pair, self.chat)
-        logits = None
-        if self.metric.needs_clean:
-            logits = last_logits(self.model, clean.inputs, [None])[0][:, None]
-        return clean, corrupt, self.metric.of(pair, number, logits)
-
-    def _ends(self, pair: Pair, number: int) -> list[float]:
-        clean, corrupt, metric = self._sides(pair, number)
-        return [self.values(side, [None], metric, _called(pair, number))[0] for side in (clean, corrupt)]
-
-    def _cells(self, pair: Pair, number: int, bar: Any, n_pairs: int) -> list[float]:
-        runs = self.runs_of(pair, number)
-        patches = [one for one in runs.patches if one is not None]
-        if bar.total is None:
-            bar.reset(total=n_pairs * len(patches))
-        values = iter(self.values(runs.base, patches, runs.metric, runs.where, bar))
-        return [float("nan") if one is None else next(values) for one in runs.patches]
-
-    def runs_of(self, pair: Pair, number: int) -> PairRuns:
-        """What is run of a pair."""
-        where = _called(pair, number)
-        clean, corrupt, metric = self._sides(pair, number)
-        base, given = (corrupt, clean) if self.denoising else (clean, corrupt)
-        if self.source is not self.model:
-            given = sides(self.source, pair, self.chat)[0 if self.denoising else 1]
-        places = same_places(base.tokens, given.tokens, where)
-        from_reference = self._reference(base.tokens, where)
-        cache = self._cache(given, [there for _, there in places])
-        patches = self.map_axes.patches(
-            self.axes,
-            cache,
-            base.tokens,
-            places,
-            from_reference,
-            masks_of(pair),
-            self.source is not self.model,
-        )
-        return PairRuns(base, metric, cache, places, list(patches), where)
-
-    def _reference(self, tokens: TokenMap, where: str) -> dict[int, int]:
-        """From positions of the axes, which are the first prompt's, to this prompt's."""
-        if self.tokens is None:
-            self.tokens, self.axes = tokens, self.map_axes.axes(tokens)
-            self.words = [set() for _ in range(tokens.n_pos)]
-        if not self.map_axes.has_positions:
-            return {}
-        hint = ", or write 'role' for 'pos' in over"
-        places = dict(same_places(self.tokens, tokens, f"{where} and pair 0", hint))
-        for reference, position in places.items():
-            self.words[reference].add(tokens.strings[0][position])
-        return places
-
-    def _cache(self, side: Side, positions: Sequence[int]) -> Any:
-        """The activations of a run that cells take theirs from, at these positions."""
-        hooks = compile_for(self.source, list(side.interventions), side.tokens)
-        _, cache = self.source.run_with_cache(
-            side.inputs, self.map_axes.cached, fwd_hooks=hooks.pairs, positions=sorted(set(positions))
-        )
-        return cache
-
-    def values(
-        self, side: Side, patches: Sequence[Intervention | None], metric: Metric, where: str, bar: Any = None
-    ) -> list[float]:
-        """The metric of a prompt under each patch; None is none."""
-        runs: list[Specs] = [[*side.interventions, *([] if one is None else [one])] for one in patches]
-        found: dict[int, float] = {}
-        last_only = getattr(metric, "last_only", False)
-        with self.model.lock:
-            batch = RunBatch(self.model, side.inputs, runs, every_position=not last_only)
-            for i, logits in batch.each():
-                found[i] = number_of(metric, logits, where)
-                if bar is not None:
-                    bar.update()
-        return [found[i] for i in range(len(runs))]
+def map_settings(asked: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What the folder of a map says was asked for: every argument, the pairs and the model by what they hold."""
+    others = {name: as_setting(value) for name, value in asked.items() if name not in NO_SETTINGS}
+    return {
+        **model_settings(asked["model"]),
+        "n": len(pairs),
+        "pairs": content_fingerprint(list(pairs)),
+        **others,
+    }
 
 
-def _called(pair: Pair, number: int) -> str:
-    return f"pair {number} ({pair!r})"
-
-
-def _check_apart(pairs: Sequence[Pair], ends: Float[np.ndarray, "pair 2"], name: str) -> None:
-    """Raise InputError, naming the pairs, where the metric hardly tells clean and corrupt apart."""
-    apart = np.abs(ends[:, 0] - ends[:, 1])
-    alike = np.nonzero(~(apart > SAME * np.abs(ends).max(axis=1)))[0].tolist()
-    if alike:
-        i = alike[0]
-        numbers = ", ".join(map(str, alike))
-        raise InputError(
-            f"the {name} of pair {i} ({pairs[i]!r}) is {ends[i, 0]:.4g} in the clean run and {ends[i, 1]:.4g} in the "
-            f"corrupt one: there is nothing to restore; leave such pairs out, pairs.without({numbers})"
-        )
+def kept(run: Run, found: AnyMap) -> AnyMap:
+    """The map, written into the folder of its run if that has one."""
+    if run.path is not None:
+        run.save(run.study, found.table)
+    return found
 
 
 def effect_map(
-    pairs: Sequence[Pair],
     work: MapWork,
     numbers: Float[np.ndarray, "pair number"],
-    direction: str,
     further: Mapping[str, Float[np.ndarray, "pair cell"]] | None = None,
 ) -> EffectMap:
     """The map of what was measured; ``further`` holds other numbers of each pair and cell."""
-    assert work.tokens is not None
-    tokens = _common_words(work.tokens, work.words)
+    pairs, tokens = work.pairs, _common_words(work.tokens, work.words)
     axes = labelled_axes(pairs, work.map_axes.axes(tokens))
     shape = tuple(len(labels) for labels in axes.values())
     beside = (len(pairs), *[1] * (len(shape) - 1))
@@ -268,7 +161,7 @@ def effect_map(
     columns = {name: values.reshape(shape) for name, values in (further or {}).items()}
     base, other = (corrupt, clean) if work.denoising else (clean, corrupt)
     effects = torch.as_tensor((patched - base) / (other - base)).float()
-    verb = "restored" if work.denoising else "destroyed"
+    direction, verb = ("denoising", "restored") if work.denoising else ("noising", "destroyed")
     sites = work.map_axes.sites
     where = f" {sites[0]}" if len(sites) == 1 else ""
     found = EffectMap(

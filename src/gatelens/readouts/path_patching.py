@@ -310,11 +310,11 @@ def _prompts(model: HookedVLM, given: Any, metric: Any) -> tuple[list[Prompts], 
         raise InputError(
             f"pairs is {shown(given)}: give (clean, corrupt), two prepared batches, or gl.pairs(...)"
         )
-    named = MapMetric(metric, Labels(model))
+    named = MapMetric(metric, Labels(model)).of_logits()
     return [_of_pair(model, one, number, named) for number, one in enumerate(pairs)], named.name
 
 
 def _of_pair(model: HookedVLM, pair: Pair, number: int, metric: MapMetric) -> Prompts:
-    clean, corrupt = sides(model, pair, chat=False)
+    clean, corrupt = sides(model, [pair], chat=False)
     logits = last_logits(model, clean.inputs, [None])[0][:, None] if metric.needs_clean else None
-    return clean, corrupt, metric.of(pair, number, logits)
+    return clean, corrupt, metric.of([pair], [number], logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One side of a pair as a prompt of one model, with the noise its run has."""
+    """One side of some pairs as prompts of one model, with the noise their runs have."""
 
     inputs: VLMInputs
     interventions: tuple[FunctionEdit, ...] = ()
@@ -36,30 +37,61 @@ class Side:
         return self.inputs.tokens
 
 
-def sides(model: HookedVLM, pair: Pair, chat: bool) -> tuple[Side, Side]:
-    """The clean and the corrupt prompt of a pair; its noise is drawn by the example's id, so the same in any list."""
-    clean, corrupt = (Side(_prepared(model, example, chat)) for example in (pair.clean, pair.corrupt))
-    if pair.noise:
-        corrupt = Side(corrupt.inputs, (noise(pair.noise, crc32(pair.clean.id.encode())),))
+def sides(model: HookedVLM, pairs: Sequence[Pair], chat: bool) -> tuple[Side, Side]:
+    """The clean and the corrupt prompts of pairs; noise is drawn by the example's id, so the same in any list."""
+    clean, corrupt = (
+        Side(_prepared(model, examples, chat))
+        for examples in ([pair.clean for pair in pairs], [pair.corrupt for pair in pairs])
+    )
+    if pairs[0].noise:
+        seeds = [crc32(pair.clean.id.encode()) for pair in pairs]
+        corrupt = Side(corrupt.inputs, (noise(pairs[0].noise, seeds),))
     return clean, corrupt
 
 
-def _prepared(model: HookedVLM, example: Example, chat: bool) -> VLMInputs:
-    images = None if example.image is None else [example.image]
-    return model.prepare(images=images, text=[example.prompt], chat=chat)
+def _prepared(model: HookedVLM, examples: Sequence[Example], chat: bool) -> VLMInputs:
+    pictured = examples[0].image is not None
+    images = [example.image for example in examples] if pictured else None
+    inputs = model.prepare(images=images, text=[example.prompt for example in examples], chat=chat)
+    # random selectors name the same places in every pair, which are then compared
+    tokens = dataclasses.replace(inputs.tokens, example_ids=(0,) * len(examples))
+    return dataclasses.replace(inputs, tokens=tokens)
 
 
-def noise(multiple: float, seed: int) -> FunctionEdit:
+def in_parts(model: HookedVLM, pairs: Sequence[Pair], size: int) -> list[list[int]]:
+    """Numbers of the pairs that can be run together, at most ``size``: none of their prompts is padded."""
+    keys = [_kind(model, pair) for pair in pairs]
+    parts: dict[Any, list[list[int]]] = {}
+    for i, key in enumerate(keys):
+        alike = parts.setdefault(key, [[]])
+        if len(alike[-1]) == size:
+            alike.append([])
+        alike[-1].append(i)
+    return sorted(part for alike in parts.values() for part in alike)
+
+
+def _kind(model: HookedVLM, pair: Pair) -> tuple[Any, ...]:
+    """What pairs whose prompts are of one length have in common."""
+    both = (pair.clean, pair.corrupt)
+    lengths = [len(model.tokenizer(one.prompt)["input_ids"]) for one in both]
+    return (*lengths, *(None if one.image is None else one.image.size for one in both), pair.noise)
+
+
+def noise(multiple: float, seeds: Sequence[int]) -> FunctionEdit:
     """Gaussian noise on the embeddings of image tokens, as they enter block 0 (Meng et al. 2022, arXiv 2202.05262).
 
     Args:
-        multiple: its standard deviation, in standard deviations of these embeddings over all their numbers.
-        seed: of what is drawn.
+        multiple: its standard deviation, in standard deviations of a prompt's own embeddings over all their numbers.
+        seeds: of what is drawn for each prompt.
     """
 
     def add(rows: Float[Tensor, "n d_model"], where: Rows) -> Float[Tensor, "n d_model"]:
-        drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)).to(rows.device)
-        return (rows.float() + multiple * rows.float().std() * drawn).to(rows.dtype)
+        noisy = rows.float().clone()
+        for example, seed in enumerate(seeds):
+            own = where.example == example
+            drawn = torch.randn(noisy[own].shape, generator=torch.Generator().manual_seed(seed))
+            noisy[own] += multiple * noisy[own].std() * drawn.to(rows.device)
+        return noisy.to(rows.dtype)
 
     return edit(add, at="image", site="resid_pre", layers=[0])
 

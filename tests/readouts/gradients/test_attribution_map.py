@@ -278,7 +278,7 @@ def test_prompts_of_other_lengths_pair_by_role(tiny: Any) -> None:
         ({"layers": 7}, "layer 7 does not exist, the model has 3 layers"),
         ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"check": -1}, "check=-1: give a whole number, 0 or more"),
-        ({"pairs": "emoji"}, "pairs='emoji': give pairs"),
+        ({"pairs": "emoji"}, "no data set 'emoji'"),
         ({"method": "eap", "site": "z"}, "site='z' is of a map of nodes"),
         ({"metric": lambda logits: logits.sum()}, "one number an example"),
     ],

@@ -96,7 +96,7 @@ def circuit(
     """
     check_call(model, model, "noising")
     several, share, random = pairs_of(pairs), _share(share), as_count(random, "random", least=0)
-    measured = MapMetric(metric, Labels(model))
+    measured = MapMetric(metric, Labels(model)).of_logits()
     parts = parts_of(_maps(model, several, metric, scores, by, steps, chat), model)
     patches = NodePatches(model, parts) if parts.graph is None else EdgePatches(model, parts.graph)
     with tqdm(desc="circuit", unit="run", disable=not progress) as bar:

@@ -71,7 +71,7 @@ class CircuitRuns:
         self.model, self.pairs, self.metric, self.patches = model, pairs, metric, patches
         self.chat, self.bar = chat, bar
         self.clean, self.corrupt = np.full((2, len(pairs)), np.nan)
-        both = [sides(model, pair, chat) for pair in pairs]
+        both = [sides(model, [pair], chat) for pair in pairs]
         groups: dict[tuple[int, bool], list[int]] = {}
         for number, (clean, corrupt) in enumerate(both):
             _check_places(clean, corrupt, self._called(number))
@@ -111,7 +111,7 @@ class CircuitRuns:
         logits = None
         if self.metric.needs_clean:
             logits = last_logits(self.model, clean.inputs, [None])[0][:, None]
-        return self.metric.of(self.pairs[number], number, logits)
+        return self.metric.of([self.pairs[number]], [number], logits)
 
     def check_sum(self, empty: Float[np.ndarray, " pair"]) -> None:
         """Raise ModelError where the runs with all edges dropped are not the corrupt runs."""

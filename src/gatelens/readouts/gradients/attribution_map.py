@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,15 +25,11 @@ from gatelens.readouts.gradients.nodes import NodeScores, legendre_steps
 from gatelens.readouts.gradients.passes import GradientPasses
 from gatelens.readouts.map_axes import MapAxes
 from gatelens.readouts.map_metrics import MapMetric, PairMetric
-from gatelens.readouts.patch_maps import (
-    Direction,
-    MapWork,
-    PairRuns,
-    check_call,
-    effect_map,
-    pairs_of,
-)
+from gatelens.readouts.map_runs import NO_WORDS, MapWork, Measured, PairRuns, Part
+from gatelens.readouts.patch_maps import Direction, check_call, effect_map, kept, map_settings, pairs_of
+from gatelens.runs import Run
 from gatelens.tokens import SelectorLike
+from gatelens.units import Done, opened
 
 Method = Literal["atp", "atp*", "ig", "eap", "eap-ig"]
 OF_EDGES = ("eap", "eap-ig")
@@ -82,7 +80,7 @@ def as_attribution(effects: EffectMap, method: str, agreed: Agreement | None) ->
 
 def attribution_map(
     model: HookedVLM,
-    pairs: Iterable[Pair] | Pair,
+    pairs: Any,
     metric: str | PairMetric = "logit_diff",
     method: Method = "atp",
     over: Sequence[str] | str | None = None,
@@ -96,11 +94,16 @@ def attribution_map(
     check: int = 64,
     seed: int = 0,
     chat: bool = False,
+    differ: str | None = None,
+    n: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> AttributionMap:
     """The map of :func:`gatelens.patch_map` from gradients: a few passes a pair, and how far they are from the truth.
 
     Args:
-        pairs, metric, site, direction, at, heads, chat: as in an exact map; the metric must be smooth.
+        pairs, metric, site, direction, at, heads, chat, differ, n, progress: as in an exact map; the metric must be a
+            smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745). ``ig``: the
             mean gradient on the way from one activation to the other, a site and layer at a time (arXiv 1703.01365).
@@ -112,29 +115,39 @@ def attribution_map(
         steps: of ``ig`` and ``eap-ig``, the points of a Gauss–Legendre rule.
         check: how many cells to patch exactly too, in every pair: a third those of largest effect, a third of
             smallest, a third drawn by ``seed``. 0 is none.
+        out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and ``attribution_map.parquet``.
 
     Raises:
         InputError: as for an exact map; several layers without an axis for them.
         InterventionError: a metric without a gradient.
         ModelError: edges in a model whose parts do not add up to the stream.
     """
-    if method not in get_args(Method):
-        raise InputError(f"method={shown(method)}: write one of {', '.join(get_args(Method))}")
+    asked = {**locals()}
     check_call(model, model, direction)
-    several, steps, check = pairs_of(pairs), as_count(steps, "steps"), as_count(check, "check", least=0)
-    given: dict[str, Any] = {"over": over, "site": site, "layers": layers, "heads": heads}
-    axes = _edge_axes(model, method, at, given) if method in OF_EDGES else _node_axes(model, at, **given)
-    measured = MapMetric(metric, Labels(model))
-    work = GradientWork(model, measured, axes, direction == "denoising", chat, method, steps)
-    numbers = work.run(several, progress=False)
+    axes = _axes(model, method, at, {"over": over, "site": site, "layers": layers, "heads": heads})
+    steps, check = as_count(steps, "steps"), as_count(check, "check", least=0)
+    several, measured = pairs_of(pairs, differ, n, seed), MapMetric(metric, Labels(model)).of_logits()
+    work = GradientWork(model, measured, axes, direction == "denoising", chat, several, method, steps)
+    with opened(out, "attribution_map", partial(map_settings, asked, several)) as run:
+        return kept(run, _checked_map(run, work, check, seed, progress))
+
+
+def _checked_map(run: Run, work: GradientWork, check: int, seed: int, progress: bool) -> AttributionMap:
+    """The map of all pairs, and how it agrees with exact patches."""
+    numbers = work.run(run, progress)
     chosen = _chosen(work, numbers, check, seed)
-    exact = work.exact(several, numbers, chosen)
-    effects = effect_map(several, work, numbers, direction, {"exact": exact})
-    agreed = None
+    exact = work.exact(run, numbers, chosen, progress)
+    effects, agreed = effect_map(work, numbers, {"exact": exact}), None
     if chosen:
         guess, truth = (np.nanmean(x[:, chosen], axis=0) for x in (work.effects(numbers), exact))
         agreed = agreement(guess, truth)
-    return as_attribution(effects, method, agreed)
+    return as_attribution(effects, work.method, agreed)
+
+
+def _axes(model: HookedVLM, method: Any, at: Any, given: dict[str, Any]) -> MapAxes | EdgeAxes:
+    if method not in get_args(Method):
+        raise InputError(f"method={shown(method)}: write one of {', '.join(get_args(Method))}")
+    return _edge_axes(model, method, at, given) if method in OF_EDGES else _node_axes(model, at, **given)
 
 
 def _node_axes(model: HookedVLM, at: Any, over: Any, site: Any, layers: Layers, heads: Heads) -> MapAxes:
@@ -172,6 +185,8 @@ def _chosen(
 class GradientWork(MapWork):
     """The passes of a map, pair by pair, and the cells that are patched exactly."""
 
+    at_once = 1  # what is held of a pass grows with it
+
     def __init__(
         self,
         model: HookedVLM,
@@ -179,21 +194,23 @@ class GradientWork(MapWork):
         axes: Any,
         denoising: bool,
         chat: bool,
+        pairs: Sequence[Pair],
         method: str,
         steps: int,
     ) -> None:
-        super().__init__(model, model, metric, axes, denoising, chat)
+        super().__init__(model, model, metric, axes, denoising, chat, pairs)
         self.method, self.steps = method, steps
 
-    def _cells(self, pair: Pair, number: int, bar: Any, n_pairs: int) -> list[float]:
+    def _cells(self, part: Part, done: Done) -> Measured:
         with self.model.lock:
-            runs = self.runs_of(pair, number)
+            runs = self.runs_of(part)
             there = [i for i, one in enumerate(runs.patches) if one is not None]
-            found = np.full(len(runs.patches), np.nan)
+            found = np.full((1, len(runs.patches)), np.nan)
             if there:
-                (base,) = self.values(runs.base, [None], runs.metric, runs.where)
-                found[there] = base + np.array(self._scores(runs, [runs.patches[i] for i in there]))
-        return found.tolist()
+                base = self.values(runs.base, [None], runs.metric, runs.where)
+                found[:, there] = base + np.array(self._scores(runs, [runs.patches[i] for i in there]))
+        done(len(runs.patches))
+        return found, self._words(runs)
 
     def _scores(self, runs: PairRuns, cells: Sequence[Any]) -> list[float]:
         passes = self._passes(runs)
@@ -206,7 +223,7 @@ class GradientWork(MapWork):
     def _passes(self, runs: PairRuns) -> GradientPasses:
         """Passes over all positions that any cell is about."""
         wanted = {position for one in runs.patches if one is not None for position in one.at}
-        places = [place for place in runs.places if place[0] in wanted]
+        places = [place for place in runs.places[0] if place[0] in wanted]
         return GradientPasses(self.model, Contrast(runs.base, runs.cache, places), runs.metric)
 
     def effects(self, numbers: Float[np.ndarray, "pair number"]) -> Float[np.ndarray, "pair cell"]:
@@ -216,17 +233,27 @@ class GradientWork(MapWork):
         return (cells - base) / (other - base)
 
     def exact(
-        self, pairs: Sequence[Pair], numbers: Float[np.ndarray, "pair number"], chosen: Sequence[int]
+        self, run: Run, numbers: Float[np.ndarray, "pair number"], chosen: Sequence[int], progress: bool
     ) -> Float[np.ndarray, "pair cell"]:
         """The true effects of the chosen cells; NaN for the others."""
-        known = np.concatenate([numbers[:, :2], np.full((len(pairs), numbers.shape[1] - 2), np.nan)], axis=1)
-        for number, pair in enumerate(pairs) if chosen else ():
+
+        def patched(part: Part, done: Done) -> Measured:
+            found = np.full((1, len(chosen)), np.nan)
             with self.model.lock:
-                runs = self.runs_of(pair, number)
-                there = [i for i in chosen if runs.patches[i] is not None]
-                patches: Any = [runs.patches[i] for i in there]
+                runs = self.runs_of(part)
+                there = [i for i, cell in enumerate(chosen) if runs.patches[cell] is not None]
+                patches: Any = [runs.patches[chosen[i]] for i in there]
                 if self.method in OF_EDGES and patches:
                     patches = EdgeScores(self._passes(runs), self.map_axes.graph).patches(patches)
-                values = self.values(runs.base, patches, runs.metric, runs.where) if there else []
-                known[number, [2 + i for i in there]] = values
+                if there:
+                    found[:, there] = self.values(runs.base, patches, runs.metric, runs.where, done).T
+            done(len(chosen) - len(there))
+            return found, NO_WORDS
+
+        known = np.full_like(numbers, np.nan)
+        known[:, :2] = numbers[:, :2]
+        if chosen:
+            units = [[[i]] for i in range(len(self.pairs))]
+            cells = self.measured(run, "exact", len(chosen), units, patched, progress, "exact patches")
+            known[:, [2 + cell for cell in chosen]] = cells
         return self.effects(known)

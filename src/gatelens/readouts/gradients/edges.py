@@ -8,7 +8,7 @@ gradient on the way of the input from base to source (Hanna et al. 2024, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,7 @@ from gatelens.interventions.sites import head_count, hook_name
 from gatelens.model import HookedVLM
 from gatelens.readouts.gradients.contrast import Tap, record, taps_of
 from gatelens.readouts.gradients.passes import GradientPasses
-from gatelens.readouts.map_axes import Axis
-from gatelens.readouts.prompt_pairs import Place
+from gatelens.readouts.map_axes import Axis, PatchedPrompts
 from gatelens.tokens import SelectorLike, TokenMap
 
 PROJECTIONS = {"q": "W_Q", "k": "W_K", "v": "W_V"}
@@ -117,19 +116,10 @@ class EdgeAxes:
             Axis("receiver", graph.receivers, range(len(graph.receivers))),
         ]
 
-    def patches(
-        self,
-        axes: Sequence[Axis],
-        cache: Any,
-        tokens: TokenMap,
-        places: Sequence[Place],
-        from_reference: Mapping[int, int],
-        masks: Mapping[str, Any],
-        other_model: bool,
-    ) -> Iterator[Edge | None]:
-        """The edges in order; None where the receiver comes before the sender."""
-        selected = tokens.mask(self.at, masks)[0]
-        at = [here for here, _ in places if selected[here]]
+    def patches(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Edge | None]:
+        """The edges of one prompt in order; None where the receiver comes before the sender."""
+        selected = prompts.tokens.mask(self.at, prompts.masks[0])[0]
+        at = [here for here, _ in prompts.places[0] if selected[here]]
         there = self.graph.is_edge()
         for sender, receiver in np.ndindex(*there.shape):
             yield Edge(sender, receiver, at) if at and there[sender, receiver] else None

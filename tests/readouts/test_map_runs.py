@@ -1,0 +1,158 @@
+"""Maps over data: kept pair by pair, continued after a kill, metrics of texts and activations."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import gatelens as gl
+from gatelens.data import Example, Pair
+from gatelens.errors import GatelensError, OutputError
+from gatelens.readouts.map_runs import MapWork
+from tiny_models import make_picture
+
+TEXTS = ("this <image> animal is a", "this <image> animal is a", "this <image> the dog is a")
+
+
+def some_pairs(texts: tuple[str, ...] = TEXTS) -> list[Pair]:
+    """Pairs of pictures; the last prompt is longer than the others."""
+
+    def side(seed: int, text: str) -> Example:
+        return Example(make_picture(seed=seed), text, ("dog",), "class", str(seed))
+
+    return [
+        Pair(side(2 * i, text), side(2 * i + 1, text), "picture", "dog", "cat")
+        for i, text in enumerate(texts)
+    ]
+
+
+def measured(logits: Tensor) -> Tensor:
+    return (logits[:, -1, -4:] ** 2).sum(-1)
+
+
+def exact(model: Any, pairs: Any, **how: Any) -> Any:
+    return gl.patch_map(model, pairs, measured, layers=[1, 2], at="text", progress=False, **how)
+
+
+def gradients(model: Any, pairs: Any, **how: Any) -> Any:
+    how = {"layers": [1, 2], "at": "text", "check": 6, "progress": False} | how
+    return gl.attribution_map(model, pairs, measured, **how)
+
+
+MAPS: dict[str, Callable[..., Any]] = {"patch_map": exact, "attribution_map": gradients}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_that_is_killed_goes_on_where_it_stopped(tiny_llava: Any, name: str, tmp_path: Path) -> None:
+    """A process is killed in the second of its units; another makes the map that an undisturbed one makes."""
+
+    def make(out: str, kill: bool) -> Path:
+        ended = in_a_process(lambda: MAPS[name](tiny_llava, some_pairs(), out=tmp_path / out), kill)
+        assert ended == (-signal.SIGKILL if kill else 0)
+        return tmp_path / out / f"{name}.parquet"
+
+    whole = pd.read_parquet(make("whole", kill=False))
+    assert not make("cut", kill=True).exists()
+    (there,) = (tmp_path / "cut/shards/cells").glob("*/values.parquet")
+    stamp = there.stat().st_mtime_ns
+    pd.testing.assert_frame_equal(pd.read_parquet(make("cut", kill=False)), whole, check_exact=True)
+    assert there.stat().st_mtime_ns == stamp  # what was whole was not made again
+    assert whole["value"].notna().any()
+
+
+def in_a_process(work: Callable[[], Any], kill: bool) -> int:
+    """The exit status of a fork that does the work; it can be killed as the second unit of cells begins."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        torch.set_num_threads(1)  # the threads of the parent are not in the fork
+        begun: list[Any] = []
+        runs_of = MapWork.runs_of
+
+        def counted(self: Any, part: Any) -> Any:
+            begun.append(part)
+            if kill and len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return runs_of(self, part)
+
+        MapWork.runs_of = counted  # type: ignore[method-assign]
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_other_settings_in_the_same_folder_are_refused(tiny_llava: Any, tmp_path: Path, name: str) -> None:
+    pairs, make = some_pairs(), MAPS[name]
+    first = make(tiny_llava, pairs, out=tmp_path / "m")
+    again = make(tiny_llava, iter(pairs), out=tmp_path / "m")
+    pd.testing.assert_frame_equal(first.table, again.table, check_exact=True)
+    pd.testing.assert_frame_equal(first.table, make(tiny_llava, pairs).table, check_exact=True)
+    changes: list[tuple[Any, dict[str, Any], str]] = [
+        (pairs[:2], {}, "n: there 3, now 2"),
+        ([pairs[0], pairs[1], pairs[1]], {}, "pairs"),
+        (pairs, {"direction": "noising"}, "direction: there 'denoising', now 'noising'"),
+        (pairs, {"site": "attn_out"}, "site: there None, now 'attn_out'"),
+    ]
+    for data, how, changed in changes:
+        with pytest.raises(OutputError, match="other settings") as error:
+            make(tiny_llava, data, out=tmp_path / "m", **how)
+        assert changed in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_impossible_map_leaves_its_folder_free(tiny_llava: Any, tmp_path: Path) -> None:
+    same = [Pair(one.clean, one.clean, "nothing", "dog", "cat") for one in some_pairs()]
+    with pytest.raises(GatelensError, match="nothing to restore"):
+        exact(tiny_llava, same, out=tmp_path / "m")
+    with pytest.raises(GatelensError, match="the metric gave nan"):
+        gl.patch_map(tiny_llava, some_pairs(), lambda x: measured(x) * float("nan"), out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_texts_and_activations_are_metrics_too(tiny: Any) -> None:
+    """Against one generation and one cached pass a cell."""
+    (pair,) = some_pairs(TEXTS[:1])
+    clean, corrupt = (tiny.prepare([e.image], [e.prompt]) for e in (pair.clean, pair.corrupt))
+    _, cache = tiny.run_with_cache(clean)
+    point = "blocks.2.hook_resid_post"
+    by_text = gl.metrics.of_texts(lambda text, example: sum(map(ord, text)) + len(example.answers), 3)
+    by_cache = gl.metrics.of_cache(lambda cache: cache[point][:, -1, :4].sum(-1), point)
+    maps = [
+        gl.patch_map(tiny, pair, metric, "layer", at="image", progress=False)
+        for metric in (by_text, by_cache)
+    ]
+    for layer, text, activation in zip(range(3), *(one.table["patched"] for one in maps), strict=True):
+        patch = gl.patch(cache, "image", layers=[layer])
+        written = gl.engine.generate(tiny, corrupt, patch, 3).texts[0]
+        assert text == sum(map(ord, written)) + 1
+        _, seen = tiny.run_with_cache(corrupt, point, fwd_hooks=patch.hooks(corrupt.tokens, tiny.cfg))
+        assert activation == pytest.approx(float(seen[point][0, -1, :4].sum()), abs=1e-4)
+    words = gl.patch_map(
+        tiny, pair, gl.metrics.logit(lambda e: e.answers[0]), "layer", at="last", progress=False
+    )
+    named = gl.patch_map(tiny, pair, "logit", "layer", at="last", progress=False)
+    torch.testing.assert_close(words.tensor, named.tensor)
+    with pytest.raises(GatelensError, match=r"the metric reads texts: .*gl.patch_map"):
+        gl.attribution_map(tiny, pair, by_text, progress=False)
+
+
+@pytest.mark.organism
+def test_a_data_set_gives_its_pairs() -> None:
+    model = gl.HookedVLM.from_pretrained("organism:gated")
+    how: dict[str, Any] = {"over": "layer", "at": "gate", "progress": False}
+    found = gl.patch_map(model, "emoji-scenes", differ="color", n=2, seed=3, **how)
+    pairs = gl.pairs("emoji-scenes", differ="color", n=2, seed=3)
+    pd.testing.assert_frame_equal(found.table, gl.patch_map(model, pairs, **how).table)
+    with pytest.raises(GatelensError, match="differ='color' goes with data"):
+        gl.patch_map(model, pairs, differ="color", **how)
