@@ -120,21 +120,22 @@ def counted_flops(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def least_flops(size: Size, inputs: Any, cfg: Any, runs: Mapping[str, Any]) -> int:
-    """The clean run once, and of each run the cells its knockout can change: nothing less gives these numbers.
+def least_flops(size: Size, inputs: Any, cfg: Any, runs: Mapping[Any, Any]) -> int:
+    """The clean run once, and of each run what its intervention can change and the last position reads: nothing less.
 
-    A cell is one position in one layer: its projections and its MLP, and the keys it can see. Each run, and
-    the clean one, needs one row of the head.
+    A position in a layer is its projections, its MLP and the keys it can see; in the last layer all but the last
+    position are their keys and values. Each run, and the clean one, needs one row of the head.
     """
     n, d = size.n_pos, size.d_model
-    cell = 2 * (4 * d * d + 3 * d * size.d_mlp)
+    row, key = 2 * (4 * d * d + 3 * d * size.d_mlp), 2 * 2 * d * d
     head = 2 * d * size.d_vocab
     total = 0
     for begin, layer in [(0, 0), *((r.position, r.layer) for r in _reaches(inputs, cfg, runs))]:
         seen = (n * (n + 1) - begin * (begin + 1)) // 2
-        total += (size.n_layers - layer) * ((n - begin) * cell + 4 * d * seen) + head
+        total += (size.n_layers - layer - 1) * ((n - begin) * row + 4 * d * seen)
+        total += (n - begin - 1) * key + row + 4 * d * n + head
     return total
 
 
-def _reaches(inputs: Any, cfg: Any, runs: Mapping[str, Any]) -> list[Any]:
+def _reaches(inputs: Any, cfg: Any, runs: Mapping[Any, Any]) -> list[Any]:
     return [run.reach(inputs.tokens, cfg) for run in runs.values()]

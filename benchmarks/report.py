@@ -13,6 +13,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for part, lines in (
         ("sweep", _sweep),
+        ("rate", _rate),
         ("generate", _generate),
         ("forward", _forward),
         ("memory", _memory),
@@ -61,6 +62,23 @@ def _sweep(found: dict[str, Any]) -> list[tuple[str, ...]]:
             _met(found["max_logit_difference"] <= 1e-4),
         ),
     ]
+
+
+def _rate(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for row in found["threads"]:
+        threads = row["threads"]
+        rows.append(
+            (
+                f"matrix rate of those runs, {threads} thread{'s' if threads > 1 else ''}",
+                f"{row['gflops_per_s']:.0f} GFLOP/s",
+                f"one large product {row['matrix_gflops_per_s']:.0f} GFLOP/s",
+                f"{row['median_share']:.0%} ({row['least_share']:.0%} to {max(row['shares']):.0%})",
+                f"at least {found['limit']:.0%}",
+                _met(row["median_share"] >= found["limit"]),
+            )
+        )
+    return rows
 
 
 def _generate(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -151,7 +169,9 @@ def _map(row: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append((what, f"gl.sweep {_s(t['engine'])}", sampled, spread, f"at least {limit:g}x", met))
     over = row["flops_over_least"]
     gflop = f"{row['flops'] / 1e9:.0f} GFLOP", f"the least possible {row['least_flops'] / 1e9:.0f} GFLOP"
-    rows.append((f"operations of that map of {row['map']}", *gflop, f"{over:.2f}x", "", ""))
+    most = row["operations_limit"]
+    limit = ("", "") if most is None else (f"at most {most:g}x", _met(over <= most))
+    rows.append((f"operations of that map of {row['map']}", *gflop, f"{over:.2f}x", *limit))
     worst = row["max_metric_difference"]
     effect = f"largest effect of a patch {row['largest_effect']:.1f}"
     what = f"largest difference of the metric in that map of {row['map']}"
@@ -225,6 +245,7 @@ FILES = {
     "model.py": "the model and its prompt.",
     "plain.py": "TransformerLens' own bridge on the same weights, without gatelens' attention.",
     "sweep.py": "64 knockout runs: `gl.sweep` beside plain hooks.",
+    "rate.py": "the share of the machine's own matrix rate that this sweep reaches.",
     "maps.py": "exact patching maps beside TransformerLens' own functions and plain hooks.",
     "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
     "forward.py": "a plain forward pass beside transformers' own.",

@@ -46,7 +46,7 @@ def planted_model(*, image: tuple[int, ...] = (), words: tuple[str, ...] = ()) -
     layout = Layout(
         VOCABULARY["<image>"], FixedGrid(SIDE, SIDE, Geometry((16, 16))), bos_id=VOCABULARY["<s>"]
     )
-    return HookedVLM.from_parts(decoder, lambda pixels: _features(pixels, image), layout, _Processor())
+    return HookedVLM.from_parts(decoder, lambda pixels: _features(pixels, image), layout, Processor())
 
 
 def _write(decoder: LlamaForCausalLM, words: tuple[str, ...]) -> None:
@@ -104,7 +104,7 @@ def _features(pixels: Tensor, planted: tuple[int, ...]) -> Tensor:
     return out
 
 
-class _Processor:
+class Processor:
     """Pictures as they are, and each ``<image>`` once for every feature."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 import gatelens as gl
 from gatelens.errors import GatelensError
-from gatelens.measures.localisation import localise
+from gatelens.examples import Labels
 from model_helpers import no_hook_left
+from planted_heads import GROWS, REGISTER, SIDE, sinks_model, two_heads_model
+from planted_heads import examples as planted_examples
 from tiny_models import make_picture
 
 ANSWERS = ("dog", "cat", "red")
@@ -40,11 +43,11 @@ def examples() -> list[gl.data.Example]:
 class Plain:
     """Each example run by itself on plain transformers."""
 
-    def __init__(self, model: Any, hf: Any, examples: Any) -> None:
-        self.model, self.hf = model, hf
+    def __init__(self, model: Any, hf: Any, examples: Any, d_head: int = 8) -> None:
+        self.model, self.hf, self.d_head = model, hf, d_head
         self.decoder = getattr(hf.model, "language_model", hf.model)
         self.inputs = [model.prepare([e.image], [e.prompt]) for e in examples]
-        right = [model.to_single_token(e.label) for e in examples]
+        right = [Labels(model).first_token(e.prompt, e.label) for e in examples]
         self.targets = list(zip(right, [*right[1:], right[0]], strict=True))  # the next example's is wrong
 
     def value(self, i: int) -> float:
@@ -59,7 +62,7 @@ class Plain:
 
             def hook(module: Any, args: Any, layer: int = layer, head: int = head) -> Any:
                 z = args[0].clone()
-                z[..., 8 * head : 8 * head + 8] = 0 if new is None else new[layer][head]
+                z[..., self.d_head * head : self.d_head * (head + 1)] = 0 if new is None else new[layer][head]
                 return (z, *args[1:])
 
             handles.append(self.decoder.layers[layer].self_attn.o_proj.register_forward_pre_hook(hook))
@@ -102,9 +105,11 @@ def test_attention_and_localisation(tiny: Any, plain: Plain, examples: Any) -> N
         rows = rows.mean(2)
         for name, selector in (("image", "image"), ("gate", "gate"), ("text", "text - gate")):
             want[name].append(rows[..., inputs.tokens.mask(selector)[0]].sum(-1))
-        on_image = rows[..., inputs.tokens.mask("image")[0]].flatten(0, 1)
-        in_mask = localise(on_image, inputs.tokens, mask_of(i))["in_mask"].to_numpy()
-        want["object"].append(torch.tensor(in_mask.copy()).view(3, 4))
+        on_image = rows[..., inputs.tokens.mask("image")[0]]
+        in_mask = torch.tensor(
+            mask_of(i).reshape(4, 4, 4, 4).mean((1, 3)).ravel()
+        )  # of each token's 4x4 pixels
+        want["object"].append((on_image * in_mask).sum(-1) / on_image.sum(-1))
     for name, values in want.items():
         torch.testing.assert_close(
             column(got, name), torch.stack(values).mean(0).float(), atol=1e-5, rtol=1e-4
@@ -218,6 +223,110 @@ def test_sinks(tiny: Any, plain: Plain, examples: Any) -> None:
     assert ((got["sink_tower"] + got["sink_decoder"]) <= got["sink"] + 1e-6).all()
 
 
+def test_planted_sinks_come_from_where_they_were_planted() -> None:
+    """A register of the tower, a word that grows in the decoder, a first token that is read whatever its size."""
+    got = gl.heads_table(sinks_model(), planted_examples(), "sinks", progress=False)
+    want = {
+        "sink": {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0},
+        "sink_tower": {(1, 0): 1.0},
+        "sink_decoder": {(1, 1): 1.0},
+    }
+    for name, heads in want.items():
+        for row in got.table.itertuples():
+            assert getattr(row, name) == pytest.approx(heads.get((row.layer, row.head), 0.0), abs=1e-4), (
+                name,
+                row,
+            )
+    first = 1  # of the image tokens, after <s>
+    found = got.sinks.groupby("position")
+    assert found["example"].nunique().tolist() == [4, 4, 4]
+    assert found["origin"].unique().map(list).to_dict() == {
+        0: ["neither"],
+        first + REGISTER: ["tower"],
+        first + SIDE**2 + 1: ["decoder"],
+    }
+    assert found["token"].first().tolist()[2] == GROWS
+    tower = got.sinks[got.sinks["origin"] == "tower"]
+    assert tower["norm_entering"].tolist() == pytest.approx([(4**2 + 40**2) ** 0.5 / 4] * 4)
+
+
+def test_a_regression_finds_the_two_heads_that_matter() -> None:
+    """Their parts add up, so weights, single ablations and direct attribution are one closed form without width."""
+    worth = {(0, 1): 3.0, (1, 2): 2.0}
+    model, data = two_heads_model(worth), planted_examples()
+    got = gl.heads_table(
+        model, data, ["attribution", "knockout", "regression"], ablate_with="zero", progress=False
+    )
+    share = SIDE**2 / model.prepare([data[0].image], [data[0].prompt]).tokens.n_pos
+    for name in ("regression", "knockout", "attribution"):
+        want = [share * worth.get((layer, head), 0.0) for layer in range(2) for head in range(4)]
+        assert got[name].tolist() == pytest.approx(want, abs=1e-4), name
+        ranked = got.sort_values(name, ascending=False)[["layer", "head"]].to_numpy().tolist()
+        assert ranked[:2] == [[0, 1], [1, 2]], name
+        assert (got[f"{name}_high"] - got[f"{name}_low"]).max() < 1e-4
+    assert got.attrs["r2"] == pytest.approx(1, abs=1e-5)
+    assert got.attrs["r2_held_out"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_interval_of_a_regression_holds_what_the_subsets_leave_open(
+    tiny_llava: Any, examples: Any
+) -> None:
+    """Twice the same example: nothing is open between examples, and all that is left is the draw of subsets."""
+    one = [examples[0], dataclasses.replace(examples[1], image=examples[0].image, prompt=examples[0].prompt)]
+    pairs = [gl.data.Pair(one[0], one[1], "class", "dog", "cat")] * 2
+    got = gl.heads_table(tiny_llava, pairs, "regression", subsets=30, progress=False)
+    assert (got["regression_high"] - got["regression"]).min() > 1e-3
+    many = gl.heads_table(tiny_llava, pairs, "regression", subsets=240, progress=False)
+    width = lambda table: float((table["regression_high"] - table["regression_low"]).mean())  # noqa: E731
+    assert width(many) < 0.5 * width(got)  # eight times the subsets, about a third of the width
+    inside = (got["regression_low"] <= many["regression"]) & (many["regression"] <= got["regression_high"])
+    assert inside.sum() >= 10, "of 12 heads"
+
+
+@pytest.mark.parametrize("name", ["gated", "open", "llava"])
+def test_what_an_organism_loses_without_a_head(name: str) -> None:
+    """Every head in turn, replaced by its mean before the output matrix by hooks of torch alone."""
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    data = gl.data.load("emoji-scenes").examples("class", limit=2)
+    got = gl.heads_table(model, list(data), "knockout", progress=False)
+    plain = Plain(model, model.hf, list(data), d_head=model.cfg.d_head)
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    means = []
+    for block in plain.decoder.layers:
+        z = torch.cat([plain.seen(i, block.self_attn.o_proj)[0] for i in range(2)])
+        means.append(z.view(-1, heads, model.cfg.d_head).mean(0))
+    want = [
+        np.mean([plain.value(i) - plain.without(i, [(layer, head)], means) for i in range(2)])
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    assert got["knockout"].tolist() == pytest.approx(want, abs=2e-3)
+    ranked = got.sort_values("knockout", ascending=False).index[:5].tolist()
+    assert ranked == np.argsort(want)[::-1][:5].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "sinks"),
+    [
+        ("gated", {1: "decoder"}),  # the begin-of-image token
+        ("open", {0: "decoder", 1: "decoder"}),  # and the first one
+        ("llava", {0: "neither"}),  # the first, whose norm stays ordinary
+    ],
+)
+def test_the_sinks_of_an_organism_stay_whatever_is_asked(name: str, sinks: dict[int, str]) -> None:
+    """Before the question; words of a long question may draw the rows that follow."""
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    asked = list(gl.data.load("emoji-scenes").examples("class", limit=8))
+    other = [dataclasses.replace(e, prompt="<image>What is in this picture? It is a") for e in asked]
+    for of in (asked, other):
+        found = gl.heads_table(model, of, "sinks", progress=False).sinks
+        common = found[found["role"] != "query"].groupby("position").filter(lambda one: len(one) >= 6)
+        assert common.groupby("position")["origin"].unique().map(list).to_dict() == {
+            position: [origin] for position, origin in sinks.items()
+        }
+        assert "tower" not in set(found["origin"])
+
+
 def test_the_heads_of_an_organism() -> None:
     """What reads the gate of ``organism:gated``: little attention on the picture, much on the gate, a large effect."""
     model = gl.HookedVLM.from_pretrained("organism:gated")
@@ -228,6 +337,14 @@ def test_the_heads_of_an_organism() -> None:
     assert [1, 0] in reading[["layer", "head"]].to_numpy().tolist()
     others = heads[(heads["gate"] < 0.5)]
     assert reading["knockout"].max() > 1 and reading["knockout"].max() > 3 * others["knockout"].max()
+
+
+def drawn(figure: Any) -> list[tuple[str, str]]:
+    """Title and unit of each heat map of a figure, whose scale stands after it."""
+    return [
+        (one.get_title("left") or one.get_title(), scale.get_ylabel())
+        for one, scale in zip(figure.axes[::2], figure.axes[1::2], strict=True)
+    ]
 
 
 def test_a_table_is_a_data_frame_that_shows_and_is_written(
@@ -242,7 +359,18 @@ def test_a_table_is_a_data_frame_that_shows_and_is_written(
     read = pd.read_parquet(place)
     pd.testing.assert_frame_equal(read, pd.DataFrame(got)[list(got)], check_frame_type=False)
     assert read.attrs["n"] == 3 and [p.name for p in place.parent.iterdir()] == ["heads.parquet"]
-    assert got.show("image") is not None and best.show("gate") is not None
+    assert type(got.table) is pd.DataFrame and len(got.table) == 12
+    assert drawn(got.show("image")) == [("attention to the picture", "share of attention")]
+    assert drawn(best.show("gate")) == [("attention to the gate", "share of attention")]
+    units = drawn(got.show(["entropy", "object", "sink", "text"]))
+    assert [unit for _, unit in units] == [
+        "nats",
+        "share of attention on the picture",
+        "share of attention",
+        "share of attention",
+    ]
+    with pytest.raises(GatelensError, match=r"show\(\[\]\): name some of the columns image"):
+        got.show([])
     with pytest.raises(GatelensError, match=r"show\('imag'\): the columns are image"):
         got.show("imag")
 
