@@ -7,7 +7,7 @@ draws the same in a page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,13 @@ class Part:
     positions: list[int]
     boxes: Float[np.ndarray, "token 4"]
     places: list[tuple[int, int, int]]
+
+    def only(self, positions: Collection[int]) -> Part:
+        """The tokens of it that stand at these positions."""
+        wanted = set(positions)
+        kept = [i for i, p in enumerate(self.positions) if p in wanted]
+        where, places = [self.positions[i] for i in kept], [self.places[i] for i in kept]
+        return Part(self.image, self.name, where, self.boxes[kept], places)
 
 
 def parts_of(tokens: TokenMap, example: int, image: int) -> list[Part]:

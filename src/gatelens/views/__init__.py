@@ -15,9 +15,11 @@ from gatelens.studies.narrow_gate.attention.figures import attention_shares
 from gatelens.studies.narrow_gate.knockouts import knockout_bars
 from gatelens.studies.narrow_gate.patching.page import patching_curve
 from gatelens.views.heads_view import HeadsView, heads
+from gatelens.views.lens_view import LensView, lens
 
 __all__ = [
     "HeadsView",
+    "LensView",
     "attention_shares",
     "compare",
     "compare_html",
@@ -26,6 +28,7 @@ __all__ = [
     "gate_table",
     "heads",
     "knockout_bars",
+    "lens",
     "overlay",
     "patching_curve",
     "render_report",

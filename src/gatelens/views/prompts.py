@@ -68,10 +68,10 @@ class Prompt:
         name = "picture" if len(self.pictures) == 1 else f"picture {part.image + 1}"
         return f"{name}, {part.name}" if part.name else name
 
-    def panel(self, part: Part) -> dict[str, Any]:
-        """A panel for a page: its picture and where its cells lie."""
+    def panel(self, part: Part, longest: int | None = None) -> dict[str, Any]:
+        """A panel for a page, at most ``longest`` pixels wide and high: its picture and where its cells lie."""
         picture = self.pictures[part.image]
-        shown = enlarged(picture, SHOWN if len(self.parts) == 1 else SHOWN_OF_SEVERAL)
+        shown = enlarged(picture, longest or (SHOWN if len(self.parts) == 1 else SHOWN_OF_SEVERAL))
         photo = max(picture.size) > SMALL
         return {
             "name": self.name(part),

@@ -82,7 +82,7 @@
   function paintStage(query) {
     const rows = panels.map((panel) => panel.attention.row(state.head, query)), top = largest(rows.map(largest));
     panels.forEach(function (panel, i) {
-      overlay.paint(panel.canvas, panel.grey, panel.e, rows[i], top, false);
+      overlay.paint(panel.canvas, panel.grey, panel.e, rows[i], top);
       if (i === state.panel && state.cell >= 0) overlay.mark(panel.canvas, panel.e, state.cell);
       panel.top.textContent = top.toPrecision(2);
       panel.figure.dataset.chosen = String(panels.length > 1 && i === state.panel);
@@ -115,7 +115,7 @@
     const top = largest(rows.map(largest));
     thumbs.forEach(function (thumb, i) {
       [thumb.canvas.width, thumb.canvas.height] = panel.thumb;
-      overlay.paint(thumb.canvas, panel.smallGrey, panel.small, rows[i], state.shared ? top : largest(rows[i]), false);
+      overlay.paint(thumb.canvas, panel.smallGrey, panel.small, rows[i], state.shared ? top : largest(rows[i]));
       thumb.share.textContent = percent(panel.attention.share(thumb.head, query));
       thumb.button.setAttribute("aria-pressed", String(thumb.head === state.head));
     });

@@ -55,9 +55,10 @@ const overlay = (function () {
     pen.drawImage(layer, 0, 0);
   }
 
-  // values: one a box; top: the value of full strength. Signed values are orange above 0 and blue below.
-  function paint(canvas, grey, e, values, top, signed) {
-    const pen = canvas.getContext("2d"), inside = [];
+  // values: one a box; top: the value of full strength. signed: orange above 0 and blue below. lined: the boxes within
+  // the line, instead of those that reach half of the largest.
+  function paint(canvas, grey, e, values, top, {signed = false, lined = null} = {}) {
+    const pen = canvas.getContext("2d"), inside = lined || [];
     pen.globalAlpha = 1;
     pen.drawImage(grey, 0, 0, canvas.width, canvas.height);
     pen.fillStyle = "rgb(" + HEAT + ")";
@@ -66,7 +67,7 @@ const overlay = (function () {
       if (signed) pen.fillStyle = values[i] > 0 ? UP : DOWN;
       pen.globalAlpha = opacity(size, top);
       if (pen.globalAlpha > 0) rect(pen, e, i, 0);
-      if (top > 0 && size >= OUTLINED * top) inside.push(i);
+      if (!lined && top > 0 && size >= OUTLINED * top) inside.push(i);
     }
     pen.globalAlpha = 1;
     outline(pen, canvas.width, canvas.height, e, inside);
@@ -78,6 +79,24 @@ const overlay = (function () {
     pen.strokeStyle = MARK;
     pen.lineWidth = 3;
     pen.strokeRect(e[4 * i] + 1.5, e[4 * i + 1] + 1.5, e[4 * i + 2] - e[4 * i] - 3, e[4 * i + 3] - e[4 * i + 1] - 3);
+  }
+
+  // A word in a box, where there is room for it.
+  function write(canvas, e, i, word) {
+    const pen = canvas.getContext("2d"), width = e[4 * i + 2] - e[4 * i] - 3, height = e[4 * i + 3] - e[4 * i + 1];
+    pen.font = "600 12px system-ui, sans-serif";
+    const size = Math.min(15, Math.floor((12 * width) / Math.max(1, pen.measureText(word).width)), Math.floor(height - 2));
+    if (size < 7) return;
+    pen.font = "600 " + size + "px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.lineWidth = 2.5;
+    pen.lineJoin = "round";
+    pen.strokeStyle = "rgb(20,20,28)";
+    pen.fillStyle = "rgb(255,255,255)";
+    const x = (e[4 * i] + e[4 * i + 2]) / 2, y = (e[4 * i + 1] + e[4 * i + 3]) / 2;
+    pen.strokeText(word, x, y);
+    pen.fillText(word, x, y);
   }
 
   // The box under a point; -1 where there is none.
@@ -108,5 +127,5 @@ const overlay = (function () {
   // Numbers of a type whose bytes were written as base64.
   const numbers = (text, type) => new type(bytes(text).buffer);
 
-  return {greyed, edges, paint, mark, at, beside, bytes, numbers, opacity};
+  return {greyed, edges, paint, mark, write, at, beside, bytes, numbers, opacity};
 })();
