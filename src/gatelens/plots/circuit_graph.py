@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,51 +16,58 @@ from gatelens.plots.style import NotebookFigure, Palette, legend_below, styled, 
 
 READS = {"q": "image", "k": "gate", "v": "third", "mlp": "neutral", "logits": "neutral"}
 IN_WORDS = {"q": "into queries", "k": "into keys", "v": "into values", "neutral": "into MLPs and logits"}
-MOST_IN_LINE = 12  # boxes; more go on in another line
+MOST_WIDE = 10.0  # inches of a line; more boxes go on in another
 LETTER, HEIGHT = 0.078, 0.26  # inches, of a letter and a box
 GAP, BETWEEN = {"edge": 0.5, "node": 0.2}, {"edge": 0.75, "node": 0.42}  # inches between boxes, and lines
 LEAST = 5.6  # inches, so that title and legend have room
-WIDTHS = (0.5, 3.0)  # points, of edges
+WIDTHS = (0.5, 3.0)  # points, of edges and frames
 
 Name = str
 Place = tuple[float, float]
+Link = tuple[Name, Name, str, float]  # from, to, what it reads, how large
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node to draw. Boxes of one ``line`` stand side by side, and lines upwards in order."""
+    """A node to draw. Boxes of one ``line`` stand side by side, and lines upwards in order.
+
+    Attributes:
+        frame: its width in points.
+    """
 
     name: Name
     kind: str
     line: tuple[int, int]
     order: tuple[int, int] = (0, 0)
+    frame: float = 1.2
 
 
-def circuit_graph(table: pd.DataFrame, kind: str, title: str = "", *, dark: bool = False) -> NotebookFigure:
-    """Draw a circuit.
+def circuit_graph(
+    table: pd.DataFrame, kind: str, title: str = "", *, group: int = 1, dark: bool = False
+) -> NotebookFigure:
+    """Draw a circuit; edges, or the frames of nodes, are as wide as their scores are large.
 
     Args:
         table: of edges ``sender, sender_layer, sender_head, receiver, receiver_layer, receiver_head, reads, value``; of
-            nodes ``node, kind, layer, value``.
+            nodes ``node, kind, layer, value`` and perhaps ``head, position``.
         kind: ``edge`` or ``node``.
         title: over the graph.
+        group: how many query heads share a key and value; an edge to these goes to each such head that is there.
         dark: draw on dark ground.
     """
-    links: list[tuple[Name, Name, str, float]] = []
-    if kind == "edge":
-        boxes, links = _of_edges(table)
-    else:
-        boxes = _of_nodes(table)
+    boxes, links = _of_edges(table, group) if kind == "edge" else (_of_nodes(table), [])
     with styled(dark) as p:
         places, width, height = _layout(boxes, GAP[kind], BETWEEN[kind])
         width = max(LEAST, width)
-        figure = NotebookFigure(figsize=(width + 0.6, height + 1.3), layout="constrained")
+        title = wrapped(title, width)
+        above = 0.5 + 0.2 * title.count("\n")
+        figure = NotebookFigure(figsize=(width + 0.6, height + above + 0.9), layout="constrained")
         axes = figure.subplots()
         axes.set_axis_off()
         axes.set_aspect("equal")
         axes.set_xlim(-width / 2 - 0.2, width / 2 + 0.2)
         axes.set_ylim(-HEIGHT, height + HEIGHT)
-        axes.set_title(wrapped(title, width))
+        axes.set_title(title)
         _draw_links(axes, links, places, p)
         for box in boxes:
             _draw_box(axes, box, places[box.name], p)
@@ -69,35 +77,48 @@ def circuit_graph(table: pd.DataFrame, kind: str, title: str = "", *, dark: bool
 
 def _of_nodes(table: pd.DataFrame) -> list[Box]:
     """The boxes of nodes, by layer, head and place."""
-    boxes = []
+    boxes, largest = [], float(table["value"].abs().max()) or 1.0
     for row in table.to_dict("records"):
         parts = (row.get("head"), row.get("position"))
         head, position = (-1 if one is None or pd.isna(one) else int(one) for one in parts)
-        boxes.append(
-            Box(row["node"], row["kind"], (int(row["layer"]), int(row["kind"] == "mlp")), (head, position))
-        )
+        line, share = (int(row["layer"]), int(row["kind"] == "mlp")), abs(float(row["value"])) / largest
+        boxes.append(Box(row["node"], row["kind"], line, (head, position), _points(share)))
     return boxes
 
 
-def _of_edges(table: pd.DataFrame) -> tuple[list[Box], list[tuple[Name, Name, str, float]]]:
-    """The boxes and arrows of edges. A key or value of several query heads is an arrow to each that is there."""
+def _of_edges(table: pd.DataFrame, group: int) -> tuple[list[Box], list[Link]]:
+    """The boxes and arrows of edges."""
     boxes: dict[Name, Box] = {}
+    rows = table.to_dict("records")
+    there = {row["sender"] for row in rows} | {_node(row["receiver"]) for row in rows if row["reads"] == "q"}
 
-    def add(name: Name, kind: str, layer: Hashable, head: Hashable) -> Name:
-        line = (-1 if pd.isna(layer) else int(str(layer)), int(kind in ("mlp", "logits")))
-        boxes.setdefault(name, Box(name, kind, line, (0 if pd.isna(head) else int(str(head)), 0)))
+    def add(name: Name, kind: str, layer: Any, head: Any) -> Name:
+        line = (-1 if pd.isna(layer) else int(layer), int(kind in ("mlp", "logits")))
+        boxes.setdefault(name, Box(name, kind, line, (0 if pd.isna(head) else int(head), 0)))
         return name
 
     links = []
-    for row in table.itertuples():
-        head = not pd.isna(row.sender_head)
-        kind = "head" if head else "embed" if row.sender == "embed" else "mlp"
-        start = add(row.sender, kind, row.sender_layer, row.sender_head)
-        to_head = row.reads in ("q", "k", "v")
-        name = row.receiver.split()[0] if to_head else row.receiver
-        end = add(name, "head" if to_head else row.reads, row.receiver_layer, row.receiver_head)
-        links.append((start, end, str(row.reads), abs(float(row.value))))
+    for row in rows:
+        kind = "embed" if row["sender"] == "embed" else "mlp" if pd.isna(row["sender_head"]) else "head"
+        start = add(row["sender"], kind, row["sender_layer"], row["sender_head"])
+        layer, head, reads = row["receiver_layer"], row["receiver_head"], str(row["reads"])
+        ends = [(row["receiver"], None)] if pd.isna(head) else [(_node(row["receiver"]), int(head))]
+        if reads in ("k", "v") and group > 1:
+            sharing = [(f"L{layer}H{one}", one) for one in range(int(head) * group, (int(head) + 1) * group)]
+            ends = [one for one in sharing if one[0] in there] or sharing[:1]
+        for name, number in ends:
+            end = add(name, reads if number is None else "head", layer, pd.NA if number is None else number)
+            links.append((start, end, reads, abs(float(row["value"]))))
     return list(boxes.values()), links
+
+
+def _node(receiver: str) -> Name:
+    """The head of a query, key or value."""
+    return receiver.split()[0]
+
+
+def _points(share: float) -> float:
+    return WIDTHS[0] + (WIDTHS[1] - WIDTHS[0]) * share
 
 
 def _width(box: Box) -> float:
@@ -112,7 +133,7 @@ def _layout(boxes: Iterable[Box], gap: float, between: float) -> tuple[dict[Name
     places: dict[Name, Place] = {}
     height, widest, number = 0.0, 0.0, 0
     for some in lines.values():
-        n_parts = math.ceil(len(some) / MOST_IN_LINE)
+        n_parts = math.ceil(sum(_width(box) + gap for box in some) / MOST_WIDE)
         size = math.ceil(len(some) / n_parts)
         for first in range(0, len(some), size):
             part = some[first : first + size]
@@ -135,16 +156,14 @@ def _draw_box(axes: Axes, box: Box, place: Place, p: Palette) -> None:
         boxstyle="round,pad=0.05",
         facecolor=p.ground,
         edgecolor=color,
-        linewidth=1.2,
+        linewidth=box.frame,
         zorder=3,
     )
     axes.add_patch(patch)
     axes.text(*place, box.name, ha="center", va="center", fontsize=8, color=p.ink, zorder=4)
 
 
-def _draw_links(
-    axes: Axes, links: list[tuple[Name, Name, str, float]], places: dict[Name, Place], p: Palette
-) -> None:
+def _draw_links(axes: Axes, links: list[Link], places: dict[Name, Place], p: Palette) -> None:
     largest = max((size for *_, size in links), default=1.0) or 1.0
     labelled: set[str] = set()
     for start, end, reads, size in sorted(links, key=lambda link: -link[3]):
@@ -160,7 +179,7 @@ def _draw_links(
                 connectionstyle=f"arc3,rad={turn}",
                 arrowstyle="-|>",
                 mutation_scale=6,
-                linewidth=WIDTHS[0] + (WIDTHS[1] - WIDTHS[0]) * share,
+                linewidth=_points(share),
                 color=p.color(READS[reads]),
                 alpha=0.35 + 0.6 * share,
                 shrinkA=0,

@@ -32,6 +32,7 @@ from gatelens.data import Pair
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
 from gatelens.interventions.arguments import as_count
+from gatelens.interventions.sites import head_count
 from gatelens.model import HookedVLM
 from gatelens.readouts.circuits.edge_patches import EdgePatches
 from gatelens.readouts.circuits.node_patches import NodePatches
@@ -102,11 +103,11 @@ def circuit(
     with tqdm(desc="circuit", unit="run", disable=not progress) as bar:
         runs = CircuitRuns(model, several, measured, patches, chat, bar)
         shares = Faithfulness(runs.values, len(parts), measured.name)
-        runs.check_sum(shares.empty)
         kept, table = _search(shares, parts, share, prune, random, seed)
         without = shares.of([[other for other in kept if other != one] for one in kept])
     method = scores if isinstance(scores, str) else "given scores"
-    return Circuit.of(parts, kept, without, table, share, method, measured.name, several)
+    group = int(head_count("q", model.cfg) or 1) // int(head_count("k", model.cfg) or 1)
+    return Circuit.of(parts, kept, without, table, share, method, measured.name, len(several), group)
 
 
 def _search(

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatelens.bridge.residual import readable, unhooked
+from gatelens.bridge.residual import ROUNDING, readable, unhooked
+from gatelens.errors import ModelError
 from gatelens.model import HookedVLM
 from gatelens.readouts.circuits.parts import Patched
 from gatelens.readouts.gradients.contrast import Tap, taps_of
@@ -32,8 +33,8 @@ class EdgePatches:
     def __init__(self, model: HookedVLM, graph: Graph) -> None:
         self.model, self.graph = model, graph
         self.edges = np.argwhere(graph.is_edge())
-        self.recorded = sender_taps(model)
         layers = range(int(model.cfg.n_layers))
+        self.recorded = [*sender_taps(model), ("resid_post", layers[-1])]
         receivers = graph.receivers
         self.columns: dict[Tap, list[int]] = {
             (str(kind), int(layer)): rows.index.tolist()
@@ -125,6 +126,7 @@ class EdgePass:
         if not bool(self.dropped[:, :, columns].any()):
             return None
         if kind == "logits":
+            self._check_sum(rows)
             return rows.float() - self._missing(columns)[:, 0]
         block = self.blocks[layer]
         if kind == "mlp":
@@ -132,6 +134,16 @@ class EdgePass:
         weight = readable(getattr(block.attn, PROJECTIONS[kind]), block).float()
         change = self._change(getattr(block, "ln1", None), columns)
         return rows.float() + torch.einsum("brnd,rdk->bnrk", change, weight.to(change))
+
+    def _check_sum(self, stream: Float[Tensor, "row pos d_model"]) -> None:
+        """Raise ModelError where the senders are not all that is added to the stream."""
+        change = stream.float() - self.corrupt["resid_post", len(self.blocks) - 1].float()
+        far = float((change - self.sent.sum(1)).abs().max())
+        if far > ROUNDING[stream.dtype == torch.float32] * (1 + float(stream.abs().max())):
+            raise ModelError(
+                f"{self.patches.model!r}: its heads and MLPs do not add up to the stream ({far:.2g} apart), so edges "
+                "are not told apart; take nodes, scores='ig'"
+            )
 
     def _missing(self, receivers: list[int]) -> Float[Tensor, "row receiver pos d_model"]:
         """What the dropped edges to each receiver would have carried beyond the corrupt run."""

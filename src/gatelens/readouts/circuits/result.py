@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from gatelens.data import Pair
 from gatelens.plots.circuit_graph import circuit_graph
 from gatelens.plots.curve import curves
 from gatelens.plots.style import ReferenceLine, SeriesStyle
@@ -42,6 +41,7 @@ class Circuit(LabelledTensor):
         method: of the scores, or ``given scores``.
         metric: what is measured, in words.
         n_pairs: over which means are taken.
+        group: how many query heads share a key and a value.
     """
 
     curves: pd.DataFrame = field(kw_only=True)
@@ -50,6 +50,7 @@ class Circuit(LabelledTensor):
     method: str = field(kw_only=True)
     metric: str = field(kw_only=True)
     n_pairs: int = field(kw_only=True)
+    group: int = field(kw_only=True)
 
     @staticmethod
     def of(
@@ -60,7 +61,8 @@ class Circuit(LabelledTensor):
         share: float,
         method: str,
         metric: str,
-        pairs: Sequence[Pair],
+        n_pairs: int,
+        group: int,
     ) -> Circuit:
         """A circuit of the parts with these numbers."""
         number = list(kept)
@@ -77,7 +79,8 @@ class Circuit(LabelledTensor):
             share=share,
             method=method,
             metric=metric,
-            n_pairs=len(pairs),
+            n_pairs=n_pairs,
+            group=group,
         )
 
     @property
@@ -101,7 +104,7 @@ class Circuit(LabelledTensor):
 
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
         """The circuit as a graph, layer by layer from the embedding up to the logits; widths are sizes of scores."""
-        return circuit_graph(self.table, self.kind, title or self._heading(), dark=dark)
+        return circuit_graph(self.table, self.kind, title or self._heading(), group=self.group, dark=dark)
 
     def show_curves(self, title: str = "", dark: bool = False) -> Figure:
         """Faithfulness and completeness over sizes, with random sets of the same size."""
@@ -113,7 +116,7 @@ class Circuit(LabelledTensor):
             columns="measure",
             references=[ReferenceLine(self.share, f"share {self.share:g}")],
             title=title,
-            xlabel=f"{self.kind}s kept",
+            xlabel=f"{self.kind}s in the set",
             ylabel=f"share of the {self.metric}",
             ylim=None,
             dark=dark,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gatelens.data import Pair
 from gatelens.engine import last_logits
-from gatelens.errors import InputError, ModelError
+from gatelens.errors import InputError
 from gatelens.inputs import VLMInputs
 from gatelens.measures.logits import Metric
 from gatelens.model import HookedVLM
@@ -23,9 +23,6 @@ from gatelens.readouts.gradients.contrast import Tap, record, row_hooks
 from gatelens.readouts.gradients.passes import MOST_ROWS
 from gatelens.readouts.map_metrics import MapMetric, number_of
 from gatelens.readouts.prompt_pairs import Side, masks_of, same_places, sides
-
-# how far the corrupt run may be from all edges dropped, as a share of what the runs differ by; by float32
-ROUNDING = {True: 0.01, False: 0.1}
 
 
 @dataclass(eq=False)
@@ -112,20 +109,6 @@ class CircuitRuns:
         if self.metric.needs_clean:
             logits = last_logits(self.model, clean.inputs, [None])[0][:, None]
         return self.metric.of([self.pairs[number]], [number], logits)
-
-    def check_sum(self, empty: Float[np.ndarray, " pair"]) -> None:
-        """Raise ModelError where the runs with all edges dropped are not the corrupt runs."""
-        if isinstance(self.patches, NodePatches):
-            return  # what is no node stays clean
-        far = np.abs(empty - self.corrupt)
-        allowed = ROUNDING[self.model.dtype == torch.float32] * (1e-3 + np.abs(self.clean - self.corrupt))
-        if bool((far > allowed).any()):
-            i = int(far.argmax())
-            raise ModelError(
-                f"{self.model!r}: with all edges dropped the {self.metric.name} of {self._called(i)} is "
-                f"{empty[i]:.4g}, in the corrupt run {self.corrupt[i]:.4g}: its parts do not add up to the stream; "
-                "take nodes, scores='ig'"
-            )
 
     @torch.no_grad()
     def values(self, circuits: Bool[np.ndarray, "circuit part"]) -> Float[np.ndarray, "circuit pair"]:
