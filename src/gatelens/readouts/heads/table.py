@@ -67,9 +67,8 @@ def heads_table(
     Args:
         data: a data set, its name or folder, a list of examples, or pairs.
         parts: which; None is all that the data allow (``localisation`` needs masks) but ``regression``. An example
-            costs ``knockout`` as many runs as there are heads, ``regression`` as many as there are subsets, and the
-            other parts a run or two. What runs share before ``ablate_at`` is computed once: the picture's positions at
-            ``"gate | text"``.
+            costs ``knockout`` a run for each head, ``regression`` one for each subset, the others a run or two. What
+            runs share before ``ablate_at`` is computed once: the picture's positions at ``"gate | text"``.
         n, task, seed, queries: which examples are drawn; the rows whose attention is looked at.
         ablate_at, ablate_with: where ``z`` is replaced, by its ``mean`` over all these positions or ``zero``.
         subsets, fraction, ridge: of the regression: how many subsets (None: four times the heads, 64 at least), the
