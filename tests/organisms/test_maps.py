@@ -101,7 +101,7 @@ def test_a_gradient_map_of_llava_says_how_far_it_is_from_the_truth() -> None:
     agreed = found.agreement
     assert agreed is not None and agreed.cells == 24
     assert agreed.error == pytest.approx(np.abs(guess - truth).sum() / np.abs(truth).sum(), abs=1e-6)
-    assert str(agreed) in repr(found)
+    assert str(agreed) in repr(found) and str(agreed) in found._repr_html_()  # a notebook shows the latter
     assert all(line in repr(found) and line in found.show().get_suptitle() for line in found.warnings)
 
 

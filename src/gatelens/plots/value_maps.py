@@ -75,13 +75,14 @@ class PicturePanels:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """A value of each name, with the ends of its interval where it has one."""
+    """A value of each name, with the ends of its interval where it has one; ``label`` says what the names are."""
 
     names: Sequence[str]
     values: Float[np.ndarray, " name"]
     title: str = ""
     low: Float[np.ndarray, " name"] | None = None
     high: Float[np.ndarray, " name"] | None = None
+    label: str = ""
 
 
 def value_figure(
@@ -279,7 +280,7 @@ def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
         )
     axes.tick_params(left=False, bottom=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set(xlabel=unit, title=bars.title)
+    axes.set(xlabel=unit, ylabel=bars.label, title=bars.title)
     axes.grid(axis="x")
 
 

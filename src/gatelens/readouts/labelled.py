@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from typing import Any, Self
 
 import numpy as np
@@ -129,9 +130,8 @@ class LabelledTensor:
     def _repr_html_(self) -> str:
         rest = len(self.table) - SHOWN
         more = f"<p>… {rest} rows more in <code>.table</code></p>" if rest > 0 else ""
-        return (
-            f"<p><b>{self._summary()}</b></p>{self.table.head(SHOWN).to_html(index=False, na_rep='')}{more}"
-        )
+        heading = "<br>".join(escape(line) for line in repr(self).splitlines())
+        return f"<p><b>{heading}</b></p>{self.table.head(SHOWN).to_html(index=False, na_rep='')}{more}"
 
 
 def _matches(column: pd.Series, value: Any) -> np.ndarray:

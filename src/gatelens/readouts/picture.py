@@ -212,7 +212,8 @@ def _cells(
         if len(opened) < 2:
             names = names or [[style["unit"]]]
             ends = (table[end].to_numpy(dtype=float) if end in table else None for end in ("low", "high"))
-            return value_figure(bars=Bars(names[0], values, "", *ends), **style)
+            bars = Bars(names[0], values, "", *ends, label=next(iter(opened), ""))
+            return value_figure(bars=bars, **style)
         shape = tuple(len(each) for each in names)
         grid = Grid(values.reshape(shape), *names, *map(str, opened))
         return value_figure(grid=grid, **style)
