@@ -25,6 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 LARGEST_HTML = 200_000  # characters of one output
 TIMEOUT = 600  # seconds a cell
+PATIENCE = "gatelens: importing"
 INSTEAD = "(interactive view: run this cell to see it)"
 
 
@@ -47,12 +48,17 @@ def execute(path: Path, timeout: int = TIMEOUT) -> NotebookNode:
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Large interactive outputs replaced by a line of text, and what depends on the machine left out."""
+    """Large interactive outputs replaced by a line of text, and what depends on the machine left out.
+
+    So is the line that gatelens writes where its first import takes long.
+    """
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
     )
     for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if not one.get("text", "").startswith(PATIENCE)]
         for output in cell.get("outputs", []):
             shown = output.get("data", {})
             if len(shown.get("text/html", "")) > LARGEST_HTML:

@@ -98,7 +98,7 @@ def circuit(
     check_call(model, model, "noising")
     several, share, random = pairs_of(pairs), _share(share), as_count(random, "random", least=0)
     measured = MapMetric(metric, Labels(model)).of_logits()
-    parts = parts_of(_maps(model, several, metric, scores, by, steps, chat), model)
+    parts = parts_of(_maps(model, several, metric, scores, by, steps, chat, progress), model)
     patches = NodePatches(model, parts) if parts.graph is None else EdgePatches(model, parts.graph)
     with tqdm(desc="circuit", unit="run", disable=not progress) as bar:
         runs = CircuitRuns(model, several, measured, patches, chat, bar)
@@ -132,6 +132,7 @@ def _maps(
     by: str | None,
     steps: int,
     chat: bool,
+    progress: bool,
 ) -> Any:
     """The maps that are given, or those of a method: of edges, or of heads and of MLPs."""
     if by not in (None, "role", "pos"):
@@ -144,7 +145,13 @@ def _maps(
         return scores
     if scores not in get_args(Method):
         raise InputError(f"scores={scores!r}: write one of {', '.join(get_args(Method))}, or give maps")
-    asked: dict[str, Any] = {"direction": "noising", "steps": steps, "check": 0, "chat": chat}
+    asked: dict[str, Any] = {
+        "direction": "noising",
+        "steps": steps,
+        "check": 0,
+        "chat": chat,
+        "progress": progress,
+    }
     if scores in OF_EDGES:
         return attribution_map(model, pairs, metric, scores, **asked)  # type: ignore[arg-type]
     places = [] if by is None else [by]
