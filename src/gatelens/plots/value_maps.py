@@ -261,13 +261,14 @@ def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
     lows, highs = (values if end is None else np.asarray(end, dtype=float) for end in (bars.low, bars.high))
     if bars.low is not None:
         axes.hlines(places, lows, highs, color=p.ink, linewidth=1.2)
-    # the number stands beyond the bar and its interval
-    ends = np.where(values >= 0, np.fmax(values, highs), np.fmin(values, lows))
     low, high = min(0.0, float(np.nanmin(lows))), max(0.0, float(np.nanmax(highs)))
     room = 0.22 * ((high - low) or 1)
-    axes.set_xlim(low - room * (low < 0), high + room * (high > 0))
-    for place, value, end in zip(places, values, ends, strict=True):
-        side = ("left", 3) if value >= 0 else ("right", -3)
+    # the number stands beyond the bar and its interval; what is too short to be seen counts as positive
+    below = values < -0.02 * (high - low)
+    ends = np.where(below, np.fmin(values, lows), np.fmax(values, highs))
+    axes.set_xlim(low - room * below.any(), high + room * (high > 0))
+    for place, value, end, is_below in zip(places, values, ends, below, strict=True):
+        side = ("right", -3) if is_below else ("left", 3)
         axes.annotate(
             number(value),
             (end, place),

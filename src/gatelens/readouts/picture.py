@@ -211,8 +211,10 @@ def _cells(
         values = table["value"].to_numpy(dtype=float)
         if len(opened) < 2:
             names = names or [[style["unit"]]]
-            ends = (table[end].to_numpy(dtype=float) if end in table else None for end in ("low", "high"))
-            bars = Bars(names[0], values, "", *ends, label=next(iter(opened), ""))
+            low, high = (
+                table[end].to_numpy(dtype=float) if end in table else None for end in ("low", "high")
+            )
+            bars = Bars(names[0], values, low=low, high=high, label=next(iter(opened), ""))
             return value_figure(bars=bars, **style)
         shape = tuple(len(each) for each in names)
         grid = Grid(values.reshape(shape), *names, *map(str, opened))
