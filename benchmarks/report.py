@@ -13,6 +13,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for part, lines in (
         ("sweep", _sweep),
+        ("examples", _examples),
         ("rate", _rate),
         ("generate", _generate),
         ("forward", _forward),
@@ -79,6 +80,33 @@ def _rate(found: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _examples(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t, worst = found["times"], found["max_metric_difference"]
+    what = f"{found['examples']} pictures x {found['runs']} knockout runs"
+    plain = (
+        f"plain TransformerLens hooks {_s(t['transformer_lens'])} (from {found['sampled_runs']} of its runs)"
+    )
+    limit = f"at least {found['limit']:g}x"
+    return [
+        (
+            what,
+            f"gl.sweep {_s(t['engine'])}",
+            plain,
+            f"{found['ratio']:.1f}x faster",
+            limit,
+            _met(found["passes"]),
+        ),
+        (
+            "largest difference of the metric in those",
+            f"{worst:.1e}",
+            "",
+            "",
+            "at most 1e-4",
+            _met(worst <= 1e-4),
+        ),
+    ]
 
 
 def _generate(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -246,6 +274,7 @@ FILES = {
     "plain.py": "TransformerLens' own bridge on the same weights, without gatelens' attention.",
     "sweep.py": "64 knockout runs: `gl.sweep` beside plain hooks.",
     "rate.py": "the share of the machine's own matrix rate that this sweep reaches.",
+    "examples.py": "200 pictures, each under 64 knockouts: `gl.sweep` over examples beside plain hooks.",
     "maps.py": "exact patching maps beside TransformerLens' own functions and plain hooks.",
     "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
     "forward.py": "a plain forward pass beside transformers' own.",

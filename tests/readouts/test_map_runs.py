@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -52,7 +54,10 @@ MAPS: dict[str, Callable[..., Any]] = {"patch_map": exact, "attribution_map": gr
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_map_that_is_killed_goes_on_where_it_stopped(tiny_llava: Any, name: str, tmp_path: Path) -> None:
-    """A process is killed in the second of its units; another makes the map that an undisturbed one makes."""
+    """A process is killed in the second of its units; another makes the map that an undisturbed one makes.
+
+    Pairs of one length are a unit of an exact map; each is one of a map by gradients.
+    """
 
     def make(out: str, kill: bool) -> Path:
         ended = in_a_process(lambda: MAPS[name](tiny_llava, some_pairs(), out=tmp_path / out), kill)
@@ -145,6 +150,64 @@ def test_texts_and_activations_are_metrics_too(tiny: Any) -> None:
     torch.testing.assert_close(words.tensor, named.tensor)
     with pytest.raises(GatelensError, match=r"the metric reads texts: .*gl.patch_map"):
         gl.attribution_map(tiny, pair, by_text, progress=False)
+
+
+WORDS = ("this <image> animal is a", "this <image> dog is a", "<image> the dog is a", "this <image> it a")
+POINT = "blocks.2.hook_resid_post"
+BATCHED: dict[str, dict[str, Any]] = {
+    "positions": {"over": ("layer", "pos"), "at": "text | last_image"},
+    "roles": {"over": ("role", "layer"), "at": {"a few": "random_image:3", "object": "image.mask(object)"}},
+    "heads": {"over": "head", "site": "z", "at": "text", "metric": "kl"},
+    "rows of attention": {"over": "layer", "site": "pattern", "at": "last", "metric": "prob"},
+    "its pair": {"over": "role", "metric": lambda logits, pair: logits[:, -1, 26 + int(pair.clean.id)]},
+    "activations": {
+        "over": "layer",
+        "at": "image",
+        "metric": gl.metrics.of_cache(lambda c: c[POINT][:, -1, 3], POINT),
+    },
+    "noise": {"over": "role", "noise": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_pairs_that_run_together_are_as_one_by_one(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Prompts of two lengths and different words, objects at other places; five of six pairs share a pass."""
+    how: dict[str, Any] = {"metric": measured, "progress": False} | BATCHED[name]
+    pairs, noise = [], how.pop("noise", 0.0)
+    for i, pair in enumerate(some_pairs(("this <image> animal is a", *WORDS, WORDS[1]))):
+        mask = np.zeros((16, 16), dtype=bool)
+        mask[2 * i : 2 * i + 5, 4:9] = True
+        clean = dataclasses.replace(pair.clean, label="dog", meta={"masks": {"dog": mask}})
+        pairs.append(
+            dataclasses.replace(pair, clean=clean, noise=noise, corrupt=clean if noise else pair.corrupt)
+        )
+    together = gl.patch_map(tiny, pairs, **how)
+    seen = units_of(monkeypatch)
+    again = gl.patch_map(tiny, pairs, **how)
+    assert sorted(seen) == [1, 5]
+    monkeypatch.setattr(MapWork, "most", 1)
+    alone = gl.patch_map(tiny, pairs, **how)
+    assert seen[-6:] == [1] * 6
+    pd.testing.assert_frame_equal(together.table, again.table, check_exact=True)
+    assert together.axes.keys() == alone.axes.keys() and together.tokens.strings == alone.tokens.strings
+    for column in ("patched", "clean", "corrupt"):
+        np.testing.assert_allclose(together.columns[column], alone.columns[column], rtol=1e-5, atol=1e-5)
+    assert np.array_equal(together.tensor.isnan(), alone.tensor.isnan())
+
+
+def units_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs were run together, filled as it comes."""
+    seen: list[int] = []
+    runs_of = MapWork.runs_of
+
+    def counted(self: Any, part: Any) -> Any:
+        seen.append(len(part))
+        return runs_of(self, part)
+
+    monkeypatch.setattr(MapWork, "runs_of", counted)
+    return seen
 
 
 @pytest.mark.organism

@@ -30,7 +30,10 @@ from gatelens.units import Done, Unit, measured, numbered
 
 # clean and corrupt metrics that are nearer than this share of the larger one have no difference to restore
 SAME = 0.01
-PAIRS_AT_ONCE = 1  # of one length, in one pass
+PAIRS_AT_ONCE, POSITIONS_AT_ONCE = (
+    8,
+    2048,
+)  # of pairs that are run together: long prompts fill a pass by themselves
 # a row of numbers a pair, and the words of these pairs at positions of the axes
 Measured: TypeAlias = tuple[Float[np.ndarray, "pair number"], pd.DataFrame]
 Part: TypeAlias = Sequence[int]  # numbers of the pairs that are run together
@@ -52,10 +55,11 @@ class MapWork:
     """The runs of a map, in units of some pairs.
 
     Attributes:
+        at_once: how many pairs at most.
         tokens, axes: of the first pair's prompt that is patched, which positions are labelled by.
     """
 
-    at_once = PAIRS_AT_ONCE
+    most = PAIRS_AT_ONCE
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class MapWork:
         self.denoising, self.chat, self.pairs = denoising, chat, pairs
         first = sides(model, pairs[:1], chat)
         self.tokens: TokenMap = first[1 if denoising else 0].tokens
+        self.at_once = max(1, min(self.most, POSITIONS_AT_ONCE // self.tokens.n_pos))
         self.axes: list[Axis] = map_axes.axes(self.tokens)
         self.n_cells = math.prod(len(axis.choices) for axis in self.axes)
         self.words: list[set[str]] = [set() for _ in range(self.tokens.n_pos)]

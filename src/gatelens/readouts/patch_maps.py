@@ -103,7 +103,7 @@ def patch_map(
     work = MapWork(
         model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, several
     )
-    with opened(out, "patch_map", partial(map_settings, asked, several)) as run:
+    with opened(out, "patch_map", partial(map_settings, asked, work)) as run:
         return kept(run, effect_map(work, work.run(run, progress)))
 
 
@@ -128,13 +128,14 @@ def pairs_of(given: Any, differ: str | None = None, n: int | None = None, seed: 
     return several
 
 
-def map_settings(asked: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any]:
+def map_settings(asked: Mapping[str, Any], work: MapWork) -> dict[str, Any]:
     """What the folder of a map says was asked for: every argument, the pairs and the model by what they hold."""
     others = {name: as_setting(value) for name, value in asked.items() if name not in NO_SETTINGS}
     return {
         **model_settings(asked["model"]),
-        "n": len(pairs),
-        "pairs": content_fingerprint(list(pairs)),
+        "n": len(work.pairs),
+        "pairs": content_fingerprint(list(work.pairs)),
+        "pairs_at_once": work.at_once,
         **others,
     }
 

@@ -128,7 +128,7 @@ def attribution_map(
     steps, check = as_count(steps, "steps"), as_count(check, "check", least=0)
     several, measured = pairs_of(pairs, differ, n, seed), MapMetric(metric, Labels(model)).of_logits()
     work = GradientWork(model, measured, axes, direction == "denoising", chat, several, method, steps)
-    with opened(out, "attribution_map", partial(map_settings, asked, several)) as run:
+    with opened(out, "attribution_map", partial(map_settings, asked, work)) as run:
         return kept(run, _checked_map(run, work, check, seed, progress))
 
 
@@ -185,7 +185,7 @@ def _chosen(
 class GradientWork(MapWork):
     """The passes of a map, pair by pair, and the cells that are patched exactly."""
 
-    at_once = 1  # what is held of a pass grows with it
+    most = 1  # what is held of a pass grows with it
 
     def __init__(
         self,
