@@ -8,21 +8,31 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from case import Case, cases
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 from transformer_lens.tools.analysis import direct_logit_attribution, logit_lens
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 import gatelens as gl
+from gatelens.examples import Labels
 from gatelens.families import family_of
 from gatelens.interventions.sites import SITES, head_count, hook_name
 from gatelens.model import HookedVLM
+from gatelens.readouts.circuits.edge_patches import EdgePatches
+from gatelens.readouts.circuits.node_patches import NodePatches
+from gatelens.readouts.circuits.parts import parts_of
+from gatelens.readouts.circuits.runs import CircuitRuns
+from gatelens.readouts.gradients.edges import Graph
+from gatelens.readouts.map_metrics import MapMetric
 from gatelens.tokens import Role
 from intervention_helpers import site_hooks, torch_hooks
+from readouts.circuits.pairs_of_all import pair_of_all
 
 CASES = cases()
 TOLERANCE = 1e-5
@@ -334,6 +344,39 @@ def test_attributions_sum_to_the_logit_difference(built: Built, by: Any) -> None
         # the picture's share, on its own, is what its tokens' values bring in
         share = parts.sel(role="image").tensor.abs().sum()
         assert share > 0 and set(parts.sel(role="image").table["kind"]) == {"source"}
+
+
+def test_circuits_of_all_and_of_none(built: Built) -> None:
+    """All parts are the clean run. No node: heads and MLPs are the corrupt run's; no edge: all is."""
+    model, n_layers = built.model, int(built.model.cfg.n_layers)
+    pair = pair_of_all(built.case.texts[0], built.case.picture)
+    clean, corrupt = (model.prepare(one.image, one.prompt) for one in (pair.clean, pair.corrupt))
+    metric = gl.metrics.logit_diff(*(int(t) for t in model(clean)[0, -1].topk(2).indices))
+    maps = [
+        gl.patch_map(model, pair, metric, over, site=site, layers=[0, n_layers - 1], progress=False)
+        for over, site in ((("layer", "head"), "z"), (("layer",), "mlp_out"))
+    ]
+    parts = parts_of(maps, model)
+
+    def values(patches: Any, kept: Any) -> Any:
+        measured = MapMetric(metric, Labels(model))
+        return CircuitRuns(model, [pair], measured, patches, False, tqdm(disable=True)).values(kept)[:, 0]
+
+    none_and_all = np.array([[False], [True]])
+    got = values(NodePatches(model, parts), none_and_all.repeat(len(parts), 1))
+    _, cache = model.run_with_cache(corrupt)
+    dropped = [gl.patch(cache, "all", site, layers=[0, n_layers - 1]) for site in ("z", "mlp_out")]
+    want = [float(metric(logits)) for logits in (model.run(clean, dropped), model(clean))]
+    assert got == pytest.approx(want, abs=TOLERANCE * 10) and abs(got[0] - got[1]) > 1e-4
+    if model.family.adds_later or "blocks.0.hook_resid_mid" not in model.hook_dict:
+        with pytest.raises(gl.errors.ModelError, match="its edges are not told apart"):
+            Graph.of(model)
+        return
+    patches = EdgePatches(model, Graph.of(model))
+    some = np.random.default_rng(0).random((1, len(patches.edges))) < 0.8  # the check that parts add up
+    got = values(patches, np.concatenate([none_and_all.repeat(len(patches.edges), 1), some]))
+    want = [float(metric(model(one))) for one in (corrupt, clean)]
+    assert got[:2] == pytest.approx(want, abs=TOLERANCE * 10)
 
 
 def test_the_last_layer_of_the_lens_is_the_model(built: Built) -> None:

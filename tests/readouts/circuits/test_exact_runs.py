@@ -22,6 +22,7 @@ from gatelens.readouts.circuits.runs import CircuitRuns
 from gatelens.readouts.gradients.edges import Graph
 from gatelens.readouts.map_metrics import MapMetric
 from readouts.circuits.by_hand import ByHand
+from readouts.circuits.pairs_of_all import pair_of_all
 from tiny_models import make_picture
 
 TEXT = "this <image> animal is a"
@@ -47,22 +48,7 @@ def metric(logits: Tensor) -> Tensor:
 
 
 def pairs_of(text: str, picture: Any, n: int) -> list[Pair]:
-    """Pictures and words that differ: an untrained VQ encoder sees all pictures alike."""
-    words = text.split()
-    at = [i for i, word in enumerate(words) if word.isalpha()]
-    swapped = list(words)
-    for i, j in zip(at, at[::-1], strict=True):
-        swapped[i] = words[j]
-    return [
-        Pair(
-            Example(picture(0, 2 * i), text, ("dog",), "class", f"{i}a"),
-            Example(picture(0, 2 * i + 1), " ".join(swapped), ("cat",), "class", f"{i}b"),
-            differ="all",
-            target="dog",
-            base="cat",
-        )
-        for i in range(n)
-    ]
+    return [pair_of_all(text, picture, i) for i in range(n)]
 
 
 def runs_of(model: Any, pairs: list[Pair], patches: Any) -> CircuitRuns:

@@ -10,7 +10,6 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from gatelens.errors import InputError
-from gatelens.measures.concentration import prune
 from gatelens.measures.stats import drawn_means, mean_interval, middle
 
 Values = Callable[[Bool[np.ndarray, "circuit part"]], Float[np.ndarray, "circuit pair"]]
@@ -95,19 +94,22 @@ def smallest_prefix(shares: Faithfulness, order: Sequence[int], share: float, si
 def minimal(shares: Faithfulness, kept: Sequence[int], share: float) -> list[int]:
     """The parts without those that can go, until each of those left is needed.
 
-    Blocks of parts are tried before single ones, the last of ``kept`` first.
+    The last of ``kept`` is tried first. After a block that could go, one twice as large is tried; after one that could
+    not, a single part.
     """
-
-    def enough(blocks: tuple[tuple[int, ...], ...]) -> bool:
-        return bool(shares.of([list(chain(*blocks))])[0] >= share)
-
-    parts, size = list(kept)[::-1], len(kept) // 2
-    while True:
-        blocks = [tuple(parts[i : i + max(1, size)]) for i in range(0, len(parts), max(1, size))]
-        left = list(chain(*prune(enough, blocks)))
-        if size <= 1 and len(left) == len(parts):
-            return left[::-1]
-        parts, size = left, size // 2
+    parts, n_before = list(kept), len(kept) + 1
+    while len(parts) < n_before:
+        n_before, end, size = len(parts), len(parts), 1
+        while end:
+            start = max(0, end - size)
+            rest = [*parts[:start], *parts[end:]]
+            if shares.of([rest])[0] >= share:
+                parts, end, size = rest, start, 2 * size
+            elif size > 1:
+                size = 1
+            else:
+                end = start
+    return parts
 
 
 def curve_sizes(n_parts: int) -> list[int]:
