@@ -38,6 +38,7 @@ from gatelens.readouts import HeadsTable as HeadsTable
 from gatelens.readouts import LabelledTensor as LabelledTensor
 from gatelens.readouts import LogitLens as LogitLens
 from gatelens.readouts import PathEffects as PathEffects
+from gatelens.readouts import WordsTable as WordsTable
 from gatelens.readouts import attribute as attribute
 from gatelens.readouts import attribution_map as attribution_map
 from gatelens.readouts import circuit as circuit
@@ -45,6 +46,7 @@ from gatelens.readouts import heads_table as heads_table
 from gatelens.readouts import logit_lens as logit_lens
 from gatelens.readouts import patch_map as patch_map
 from gatelens.readouts import path_patch as path_patch
+from gatelens.readouts import words_table as words_table
 from gatelens.runs import Run as Run
 from gatelens.sweeps import sweep as sweep
 from gatelens.tokens import Role as Role

@@ -11,6 +11,7 @@ from gatelens.readouts.labelled import LabelledTensor
 from gatelens.readouts.lens import LogitLens, logit_lens
 from gatelens.readouts.patch_maps import patch_map
 from gatelens.readouts.path_patching import PathEffects, path_patch
+from gatelens.readouts.written import WordsTable, words_table
 
 __all__ = [
     "Attribution",
@@ -21,6 +22,7 @@ __all__ = [
     "LabelledTensor",
     "LogitLens",
     "PathEffects",
+    "WordsTable",
     "attribute",
     "attribution_map",
     "circuit",
@@ -28,4 +30,5 @@ __all__ = [
     "logit_lens",
     "patch_map",
     "path_patch",
+    "words_table",
 ]

@@ -16,10 +16,12 @@ from gatelens.studies.narrow_gate.knockouts import knockout_bars
 from gatelens.studies.narrow_gate.patching.page import patching_curve
 from gatelens.views.heads_view import HeadsView, heads
 from gatelens.views.lens_view import LensView, lens
+from gatelens.views.words_view import WordsView, words
 
 __all__ = [
     "HeadsView",
     "LensView",
+    "WordsView",
     "attention_shares",
     "compare",
     "compare_html",
@@ -32,6 +34,7 @@ __all__ = [
     "overlay",
     "patching_curve",
     "render_report",
+    "words",
     "write_report",
 ]
 

@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from circuitsvis.attention import attention_heads
@@ -55,6 +55,12 @@ class HeadsView(View):
     text: Float[Tensor, "head query key"]
     text_labels: tuple[str, ...]
 
+    hint: ClassVar[str] = (
+        "Point at a word, or move with Tab and the arrow keys: its attention lies over the picture. Bars under words "
+        "show its attention to them. Choose a head below."
+    )
+    longest: ClassVar[int | None] = None  # pixels of a picture; None is as many as its panels leave
+
     @property
     def note(self) -> str:
         """What was pooled or is missing, and how exact the weights of the page are."""
@@ -70,7 +76,7 @@ class HeadsView(View):
 
     def __repr__(self) -> str:
         sizes = f"{len(self.layers)} layers, {len(self.heads)} heads, {len(self.queries)} queries"
-        return f"HeadsView({self.title}; {sizes}; {self.note})"
+        return f"{type(self).__name__}({self.title}; {sizes}; {self.note})"
 
     def page(self) -> str:
         """The view as one HTML document."""
@@ -80,16 +86,21 @@ class HeadsView(View):
             self.data(),
             title=self.title,
             note=self.note,
+            hint=self.hint,
             layers=self.layers,
             heads=self.heads,
             chips=self.chips(),
             circuits=self._circuits(),
         )
 
+    def query_name(self, query: int) -> str:
+        """The word whose attention a query is."""
+        return self.prompt.word(self.queries[query])
+
     def data(self) -> dict[str, Any]:
         """What the script of the page reads."""
         panels = [
-            {**self.prompt.panel(part), "attention": block.packed()}
+            {**self.prompt.panel(part, self.longest), "attention": block.packed()}
             for part, block in zip(self.parts, self.pictures, strict=True)
         ]
         return {
@@ -166,7 +177,7 @@ class HeadsView(View):
                 figsize=(1.9 * across, (1.75 * ratio + 0.3) * down + 0.4), layout="constrained"
             )
             figure.suptitle(
-                f"Layer {self.layers[which]}, attention of “{self.prompt.word(self.queries[query])}”",
+                f"Layer {self.layers[which]}, attention of “{self.query_name(query)}”",
                 x=0.01, ha="left", fontsize=10.5, fontweight="bold",
             )  # fmt: skip
             grid = list(figure.subplots(down, across, squeeze=False).flat)

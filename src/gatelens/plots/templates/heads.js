@@ -5,7 +5,8 @@
   const find = (what) => document.querySelector(what), all = (what) => [...document.querySelectorAll(what)];
   const n = {layer: data.layers.length, head: data.heads.length, query: data.n_queries};
   const THUMB = 104, MEAN = -1;
-  const state = {query: data.first, layer: 0, head: MEAN, panel: 0, shared: false, cell: -1};
+  const ALL = -1;  // layers
+  const state = {query: data.first, layer: n.layer > 1 ? ALL : 0, head: MEAN, panel: 0, shared: false, cell: -1};
   const make = (tag, name, text) => {
     const made = document.createElement(tag);
     if (name) made.className = name;
@@ -17,19 +18,24 @@
     const values = overlay.bytes(packed.values), peak = overlay.numbers(packed.peak, Float32Array);
     const share = overlay.numbers(packed.share, Float32Array);
     const cells = values.length / (n.layer * n.head * n.query);
-    const index = (head, query) => (state.layer * n.head + head) * n.query + query;
-    const heads = (head) => (head === MEAN ? [...Array(n.head).keys()] : [head]);
+    // the rows that an average is over
+    function rows(head, query) {
+      const layers = state.layer === ALL ? [...Array(n.layer).keys()] : [state.layer];
+      const heads = head === MEAN ? [...Array(n.head).keys()] : [head];
+      return layers.flatMap((l) => heads.map((h) => (l * n.head + h) * n.query + query));
+    }
+    const mean = (some, of) => some.reduce((sum, i) => sum + of(i), 0) / some.length;
     return {
       row(head, query) {
-        const out = new Float64Array(cells), some = heads(head);
-        for (const h of some) {
-          const i = index(h, query), step = peak[i] / 255 / some.length;
+        const out = new Float64Array(cells), some = rows(head, query);
+        for (const i of some) {
+          const step = peak[i] / 255 / some.length;
           for (let c = 0; c < cells; c++) out[c] += values[i * cells + c] * step;
         }
         return out;
       },
-      share: (head, query) => heads(head).reduce((sum, h) => sum + share[index(h, query)], 0) / heads(head).length,
-      step: (head, query) => heads(head).reduce((sum, h) => sum + peak[index(h, query)] / 255, 0) / heads(head).length,
+      share: (head, query) => mean(rows(head, query), (i) => share[i]),
+      step: (head, query) => mean(rows(head, query), (i) => peak[i] / 255),
     };
   }
 
@@ -61,6 +67,31 @@
       small: overlay.edges(overlay.numbers(p.boxes, Float32Array), small, small),
       places: overlay.numbers(p.places, Int16Array), attention: block(p.attention), picture: p.picture};
   });
+  if (data.lens) data.lens.panels.forEach(function (lens, i) {
+    panels[i].lens = overlay.numbers(lens.ids, Int32Array);
+    panels[i].chance = overlay.numbers(lens.probability, Float32Array);
+    panels[i].cells = panels[i].e.length / 4;
+  });
+  const cuts = (data.cuts || []).map(function (c) {
+    const of = data.panels.findIndex((p) => p.image === c.image), p = data.panels[of];
+    const figure = make("figure"), canvas = make("canvas"), scale = make("p", "scale"), top = make("b"), low = make("span");
+    [canvas.width, canvas.height] = [p.width, p.height];
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", "what cutting each block of the picture does to the chosen word");
+    const ramp = make("i", "signed");
+    scale.append(low, ramp, top);
+    figure.append(make("figcaption", "", "with a block hidden: change of the word's log-probability"), canvas, scale);
+    const cut = {figure, canvas, top, low, of, image: c.image, n: c.n, values: overlay.numbers(c.values, Float32Array),
+      e: overlay.edges(overlay.numbers(c.boxes, Float32Array), 1, 1)};
+    canvas.addEventListener("pointermove", function (e) {
+      const box = canvas.getBoundingClientRect();
+      state.block = [cut, overlay.at(cut.e, ((e.clientX - box.left) * canvas.width) / box.width,
+        ((e.clientY - box.top) * canvas.height) / box.height)];
+      paint();
+    });
+    canvas.addEventListener("pointerleave", () => { state.block = null; paint(); });
+    return cut;
+  });
   const chips = all("button.word"), text = chips.map((chip) => chip.firstChild.textContent.trim());
   chips.sort((a, b) => a.dataset.query - b.dataset.query);
   const thumbs = [MEAN, ...data.heads.keys()].map(function (head) {
@@ -71,13 +102,45 @@
     return {head, button, canvas, share: name.lastChild};
   });
 
-  const layerName = () => "layer " + data.layers[state.layer];
-  const headName = () => (state.head === MEAN ? "mean of " + n.head + " heads" : "head " + data.heads[state.head]);
+  const layerName = () => (state.layer === ALL ? "mean of " + n.layer + " layers" : "layer " + data.layers[state.layer]);
+  const headName = () => (data.averaged ? "mean of " + data.averaged + " heads" : state.head === MEAN ? "mean of " + n.head + " heads" : "head " + data.heads[state.head]);
   const wordOf = (query) => "“" + chips[query].firstChild.textContent.trim() + "”";
   function place(panel, cell) {
     const [tile, row, column] = panel.places.subarray(3 * cell, 3 * cell + 3);
     return (panel.tiled ? "tile " + tile + ", " : "") + "row " + row + ", column " + column;
   }
+
+  // what the image token says, at the layer shown or at the last
+  function lensOf(panel, cell) {
+    if (!panel.lens) return "";
+    const at = state.layer === ALL ? -1 : data.lens.layers.indexOf(data.layers[state.layer]);
+    const layer = at < 0 ? data.lens.layers.length - 1 : at, top = data.lens.top, i = (layer * panel.cells + cell) * top;
+    const list = [...Array(top).keys()].map((k) => "“" + data.lens.words[panel.lens[i + k]] + "” " + percent(panel.chance[i + k]));
+    return " Its lens at layer " + data.lens.layers[layer] + ": " + list.join(", ") + ".";
+  }
+
+  // what cutting blocks of the picture does to the word; said of the block under the patch that is pointed at
+  function paintCuts(query, under) {
+    let said = "";
+    for (const cut of cuts) {
+      const values = cut.values.subarray(query * cut.n.length, (query + 1) * cut.n.length);
+      overlay.paint(cut.canvas, cut.grey, cut.e, values, cutTop(query), {signed: true});
+      cut.top.textContent = "+" + cutTop(query).toPrecision(2) + " nats";
+      cut.low.textContent = "−" + cutTop(query).toPrecision(2);
+      let block = state.block && state.block[0] === cut ? state.block[1] : -1;
+      if (under && state.cell >= 0 && data.panels[state.panel].image === cut.image) {
+        const e = under.e, c = state.cell;
+        block = overlay.at(cut.e, (e[4 * c] + e[4 * c + 2]) / 2, (e[4 * c + 1] + e[4 * c + 3]) / 2);
+      }
+      if (block < 0) continue;
+      overlay.mark(cut.canvas, cut.e, block);
+      const value = values[block];
+      said += " Cutting its block (" + cut.n[block] + " image token" + (cut.n[block] > 1 ? "s" : "") + ") changes the log-probability of " + wordOf(query) + " by " +
+        (value < 0 ? "−" : "+") + Number(Math.abs(value).toPrecision(3)) + " nats.";
+    }
+    return said;
+  }
+  const cutTop = (query) => largest(cuts.map((cut) => largest(cut.values.subarray(query * cut.n.length, (query + 1) * cut.n.length).map(Math.abs))));
 
   function paintStage(query) {
     const rows = panels.map((panel) => panel.attention.row(state.head, query)), top = largest(rows.map(largest));
@@ -92,8 +155,8 @@
     let said = "Attention of " + wordOf(query) + ", " + layerName() + ", " + headName() + ": " + (share || "no place on a picture is known") + ".";
     if (panel && state.cell >= 0)
       said += " Patch at " + place(panel, state.cell) + ": " +
-        exact(rows[state.panel][state.cell], panel.attention.step(state.head, query)) + ".";
-    find(".said").textContent = said;
+        exact(rows[state.panel][state.cell], panel.attention.step(state.head, query)) + "." + lensOf(panel, state.cell);
+    find(".said").textContent = said + paintCuts(query, panel);
   }
 
   function paintWords(query) {
@@ -119,11 +182,12 @@
       thumb.share.textContent = percent(panel.attention.share(thumb.head, query));
       thumb.button.setAttribute("aria-pressed", String(thumb.head === state.head));
     });
-    find(".heads-title").textContent = "Heads of " + layerName() + ", " + panel.name + " (share of the attention of " + wordOf(query) + ")";
+    find(".heads-title").textContent = "Heads, " + layerName() + ", " + panel.name + " (share of the attention of " + wordOf(query) + ")";
   }
 
-  let waiting = 0;
+  let waiting = 0, ready = false;  // the pictures are there
   function paint(query = state.query) {
+    if (!ready) return;
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(function () {
       paintStage(query);
@@ -178,11 +242,12 @@
   const slider = find("input.layer");
   function named() {
     if (!slider) return;
-    find(".layer-name").textContent = String(data.layers[state.layer]);
+    find(".layer-name").textContent = state.layer === ALL ? "all" : String(data.layers[state.layer]);
     slider.setAttribute("aria-valuetext", layerName());
   }
   if (slider) slider.addEventListener("input", () => { state.layer = Number(slider.value); named(); paint(); });
-  find("input.shared").addEventListener("change", (e) => { state.shared = e.target.checked; paint(); });
+  const shared = find("input.shared");
+  if (shared) shared.addEventListener("change", (e) => { state.shared = e.target.checked; paint(); });
   const circuits = find(".circuits");
   if (circuits) circuits.addEventListener("toggle", function () {
     if (!circuits.open || circuits.querySelector("iframe")) return;
@@ -214,7 +279,13 @@
       }
       groups[of].append(panels[i].figure);
     });
+    for (const cut of cuts) {
+      cut.grey = panels[cut.of].grey;
+      groups[cut.image].append(cut.figure);
+    }
+    if (n.head === 1) { find(".heads").hidden = true; find(".heads-title").hidden = true; }
     named();
+    ready = true;
     choose(state.query);
   });
 })();

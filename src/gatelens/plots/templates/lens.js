@@ -96,8 +96,9 @@
     document.body.dataset.layer = data.layers[state.layer];
   }
 
-  let waiting = 0;
+  let waiting = 0, ready = false;  // the pictures are there
   function paint() {
+    if (!ready) return;
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(function () { paintPanels(); paintList(); });
   }
@@ -143,5 +144,5 @@
     const image = make("img");
     image.src = panel.picture;
     return image.decode().then(() => { panel.grey = overlay.greyed(image, panel.width, panel.height); });
-  })).then(function () { named(); paint(); });
+  })).then(function () { ready = true; named(); paint(); });
 })();

@@ -1,14 +1,12 @@
 """The words of a description, and where in the picture each of them looked.
 
-A word is written by the row before it: the prompt's last row writes the first token, a generated row the one after
-itself. So the attention of a word is that of the rows that write its tokens.
+The attention of a word is that of the rows that write its tokens (:class:`~gatelens.measures.written_words.Words`).
 """
 
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -22,35 +20,16 @@ from torch import Tensor
 from gatelens.engine import generate
 from gatelens.engine.generation import eos_ids
 from gatelens.inputs import VLMInputs
-from gatelens.measures.localisation import ImageAttention, layer_bands, localise, paint, token_edges
+from gatelens.measures.localisation import ImageAttention, layer_bands, localise, paint
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.token_types import TokenTypeShare
+from gatelens.measures.written_words import Words
 from gatelens.model import HookedVLM
 from gatelens.tokens import TokenMap
 
 MOST_CELLS = 36  # along one side of the map a page shows
 BYTES_SHOWN = 270_000  # of attention for one picture on a page
 ALL_LAYERS = "all layers"
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
-
-
-class Words:
-    """The words of a description, and the rows that wrote them.
-
-    Attributes:
-        text: the description; it may differ at its ends from what stands in tables.
-        spans: first character of each word, and the one after its last.
-    """
-
-    def __init__(self, ids: list[int], decode: Callable[[list[int]], str]) -> None:
-        self.text = decode(ids) if ids else ""
-        self._edges = token_edges(ids, decode) if ids else [0]
-        self.spans = [(m.start(), m.end()) for m in _WORD.finditer(self.text) if self.rows(*m.span())]
-
-    def rows(self, start: int, stop: int) -> list[int]:
-        """Numbers of the new tokens that spell ``text[start:stop]``: the rows that write them have the same."""
-        pairs = enumerate(zip(self._edges, self._edges[1:], strict=False))
-        return [k for k, (a, b) in pairs if b > a and a < stop and b > start]
 
 
 @dataclass(frozen=True)
