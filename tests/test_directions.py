@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import gatelens as gl
 from gatelens.data import Example, Pair, Pairs
 from gatelens.directions import random_like
-from gatelens.errors import GatelensError
+from gatelens.errors import DataError, GatelensError
 from study_helpers import picture
 
 LAYERS = [1, 2]
@@ -141,6 +142,49 @@ def test_a_dose_curve_against_runs_one_by_one(tiny: Any, examples: list[Example]
     assert at.loc[("others", "none", 0.0), "mean"] == pytest.approx(1)
     assert at.loc[("others", "own", 4.0), "mean"] < 0.999
     assert (at.loc[("data", "random", 4.0), "n"]) == 2 and len(table) == 10
+    figure = table.show("doses")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "value, 2 examples",
+        "overlap, 3 other examples",
+    ]
+    own = figure.axes[0].lines[0]
+    assert own.get_xdata().tolist() == [0, 1, 4]  # the unsteered run is dose 0
+    means = [
+        at.loc[("data", kind, dose), "mean"] for kind, dose in (("none", 0.0), ("own", 1.0), ("own", 4.0))
+    ]
+    assert own.get_ydata().tolist() == means
+    with pytest.raises(DataError, match="no rows"):
+        table.query("scale > 9").show()
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("name", ["gated", "open"])
+def test_a_class_direction_turns_answers_at_the_gate_alone(name: str) -> None:
+    """In ``open`` nothing reads the gate, so the same push turns nothing and costs nothing."""
+    model = gl.HookedVLM.from_pretrained(f"organism:{name}")
+    learned = gl.data.load("emoji-scenes", "train").examples("class", limit=200)
+    test = gl.data.load("emoji-scenes")
+    crowns = [one for one in test.examples("class", limit=120) if one.label == "crown"]
+    vector = gl.direction(model, learned, positive="penguin", negative="crown", at="gate", layers=[1])
+    says = gl.metrics.top1(model.to_single_token("penguin"))
+    table = gl.dose_curve(
+        model, vector, crowns, [0.5, 1], {"turned": says}, others=test.examples("vqa", limit=12), bounds=(0, 1),
+        progress=False,
+    )  # fmt: skip
+    mean = table.set_index(["measure", "direction", "scale"])["mean"].sort_index()
+    turned, kept = mean["turned", "own", 1.0], mean["overlap", "own"]
+    assert mean["turned", "none", 0.0] == 0 == mean["turned", "random", 1.0]
+    if name == "gated":
+        assert turned > 0.9 and turned >= mean["turned", "own", 0.5] and 0.5 < kept[1.0] < kept[0.5] < 0.99
+    else:
+        assert turned == 0 and kept.min() > 0.99
+
+
+@pytest.mark.organism
+def test_the_example_of_the_documentation() -> None:
+    found = doctest.DocTestFinder(recurse=False).find(gl.dose_curve, "dose_curve", globs={})
+    result = doctest.DocTestRunner().run(found[0])
+    assert result.failed == 0 and result.attempted > 1
 
 
 def test_random_directions_have_the_length_of_the_vector() -> None:

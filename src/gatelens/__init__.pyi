@@ -11,6 +11,7 @@ from gatelens import training as training
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.data.pairing import pairs as pairs
+from gatelens.directions import DoseCurve as DoseCurve
 from gatelens.directions import SteeringVector as SteeringVector
 from gatelens.directions import direction as direction
 from gatelens.directions import dose_curve as dose_curve

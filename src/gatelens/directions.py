@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from gatelens.data import Example, Pairs
@@ -29,10 +30,17 @@ from gatelens.measures.overlap import distribution_overlap
 from gatelens.measures.probe import probe_normal
 from gatelens.measures.stats import Bounds, summary
 from gatelens.model import HookedVLM
+from gatelens.plots.curve import draw_series
+from gatelens.plots.style import NotebookFigure, SeriesStyle, legend_below, styled
 from gatelens.sweeps import batches_of, examples_of, sweep
 from gatelens.tokens import SelectorLike
 
 METHODS = ("mean", "probe", "pca")
+SERIES = (
+    SeriesStyle("own", "the vector", "gate"),
+    SeriesStyle("random", "random directions", "neutral", "--"),
+)
+OF = {"data": "examples", "others": "other examples"}
 Chooser = str | Callable[[Example], Any] | Sequence[Example]
 
 
@@ -242,6 +250,40 @@ def overlaps_with_first(
     return [distribution_overlap(p[0], q) for q in p]
 
 
+class DoseCurve(pd.DataFrame):
+    """What a steering vector turns and costs, dose by dose, which :meth:`show` draws.
+
+    Columns ``on`` (``data``, ``others``), ``measure``, ``direction`` (``none``, ``own``, ``random``), ``scale``,
+    ``mean``, ``low``, ``high`` (95 %, over examples), ``n``.
+    """
+
+    @property
+    def _constructor(self) -> Callable[..., DoseCurve]:
+        return DoseCurve
+
+    def show(self, title: str = "", dark: bool = False) -> Figure:
+        """A panel for each measure: the vector's doses, and random directions of its length beside them."""
+        panels = list(dict.fromkeys(zip(self["on"], self["measure"], strict=True)))
+        if not panels:
+            raise DataError("this dose curve has no rows to draw")
+        with styled(dark) as p:
+            figure = NotebookFigure(figsize=(0.6 + 3.4 * len(panels), 3.4), layout="constrained")
+            row = figure.subplots(1, len(panels), squeeze=False)[0]
+            for axes, (on, measure) in zip(row, panels, strict=True):
+                part = pd.DataFrame(self)[(self["on"] == on) & (self["measure"] == measure)]
+                unsteered = part[part["direction"] == "none"]  # where every curve is at dose 0
+                both = [
+                    unsteered.assign(direction=one.key) for one in SERIES if one.key in set(part.direction)
+                ]
+                draw_series(axes, pd.concat([part, *both]), SERIES, p, by="direction", x="scale")
+                n = unsteered["n"].iloc[0] if len(unsteered) else part["n"].iloc[0]
+                axes.set(title=f"{measure}, {n} {OF[on]}", xlabel="dose", ylabel=f"mean {measure}")
+            if title:
+                figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=p.ink)
+            legend_below(figure, [one.name for one in SERIES])
+        return figure
+
+
 def dose_curve(
     model: HookedVLM,
     direction: SteeringVector,
@@ -258,7 +300,7 @@ def dose_curve(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> DoseCurve:
     """What a steering vector turns, dose by dose, beside random directions of its length and what else it changes.
 
     Args:
@@ -275,12 +317,18 @@ def dose_curve(
         task, limit, seed, batch_size: of ``data`` and ``others``; ``seed`` draws the random directions too.
         progress: show a progress bar.
 
-    Returns:
-        Columns ``on`` (``data``, ``others``), ``measure``, ``direction`` (``none``, ``own``, ``random``), ``scale``,
-        ``mean``, ``low``, ``high`` (95 %, over examples), ``n``.
-
     Raises:
         InterventionError: no steering vector, or a scale that is no finite number.
+
+        >>> import gatelens as gl
+        >>> model, scenes = gl.HookedVLM.from_pretrained("organism:gated"), gl.data.load("emoji-scenes", "train")
+        >>> examples = scenes.examples("class", limit=200)
+        >>> vector = gl.direction(model, examples, positive="penguin", negative="crown", at="gate", layers=[1])
+        >>> crowns = [one for one in gl.data.load("emoji-scenes").examples("class", limit=100) if one.label == "crown"]
+        >>> penguin = gl.metrics.top1(model.to_single_token("penguin"))
+        >>> doses = gl.dose_curve(model, vector, crowns, [0.5, 1], penguin, bounds=(0, 1), progress=False)
+        >>> doses.query("scale == 1")[["direction", "mean"]].to_numpy().tolist()
+        [['own', 1.0], ['random', 0.0]]
     """
     ways = _ways(direction, scales, layers, n_random, seed)
     named = {"value": metric} if callable(metric) else metric
@@ -292,7 +340,7 @@ def dose_curve(
     if others is not None:
         kept = _overlaps(model, examples_of(others, task, limit, seed), [run for *_, run in ways], batch_size)
         tables.append(_summarised(kept, ways, "others", ["overlap"], None, seed))
-    return pd.concat(tables, ignore_index=True)
+    return DoseCurve(pd.concat(tables, ignore_index=True))
 
 
 def _ways(
