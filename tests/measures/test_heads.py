@@ -112,6 +112,10 @@ def test_the_error_of_a_regression_covers_the_draw_of_subsets() -> None:
     chance = torch.where(every, keep, 1 - keep).prod(1).double()
     x = torch.cat([every.double(), torch.ones(64, 1, dtype=torch.float64)], 1)
     truth = torch.linalg.solve(x.T @ (chance[:, None] * x), x.T @ (chance[:, None] * value(every)))[:parts, 0]
+    whole, alone = torch.ones(1, parts).bool(), ~torch.eye(parts).bool()[:2]
+    assert (
+        (value(whole) - value(alone)).max() == 0 < truth[:2].min()
+    )  # taking one away says that neither matters
     generator = torch.Generator().manual_seed(0)
     held = torch.zeros(parts)
     for _ in range(300):
