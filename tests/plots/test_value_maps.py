@@ -19,7 +19,7 @@ def panels(*values: float) -> PicturePanels:
 
 def test_signed_values_are_blue_below_and_orange_above_zero() -> None:
     figure = value_figure(unit="effect", signed=True, panels=panels(-2, 0, 1, 2))
-    colors = [patch.get_facecolor() for patch in figure.axes[1].patches]
+    colors = figure.axes[1].collections[0].get_facecolors()
     assert colors[0][2] > colors[0][0] and colors[3][0] > colors[3][2]  # blue, orange
     assert colors[1][3] < 0.1 < colors[2][3] < colors[0][3]  # the picture shows where there is nothing
     assert [text.get_text() for text in figure.axes[1].texts] == list("abcd")

@@ -125,10 +125,10 @@ def test_each_picture_of_a_prompt_can_be_drawn(tiny: Any) -> None:
         drawn = figure.axes[0].get_images()[0].get_array()
         assert np.array_equal(np.asarray(drawn), np.asarray(pictures[image]))
         mine = values[parts.tokens.positions(f"image[{image}]")].to_numpy()
-        opacity = [patch.get_facecolor()[3] for patch in figure.axes[1].patches]
+        opacity = figure.axes[1].collections[0].get_facecolors()[:, 3]
         words = values[parts.tokens.positions("all - image")].abs().max()
         shown = max(np.abs(mine).max(), words)  # the scale of this figure: what is in it
-        np.testing.assert_allclose(opacity, 0.05 + 0.65 * np.abs(mine) / shown, atol=1e-4)
+        np.testing.assert_allclose(opacity, 0.6 * (np.abs(mine) / shown) ** 0.75, atol=1e-4)
     assert far > 0
     with pytest.raises(DataError, match=r"image=2: the prompt has 2 picture\(s\)"):
         parts.show(image=2)

@@ -257,6 +257,10 @@ def _of_image_tokens(
 def _label(axes: Axes, part: Part) -> None:
     """``row,column`` in the middle of each box."""
     for (x0, y0, x1, y1), (_, row, col) in zip(part.boxes, part.places, strict=True):
-        middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-        text = axes.text(*middle, f"{row},{col}", ha="center", va="center", fontsize=5, color="white")
-        text.set_path_effects([Stroke(linewidth=1.2, foreground="#14141c"), Normal()])
+        write_on(axes, (x0 + x1) / 2, (y0 + y1) / 2, f"{row},{col}", 5)
+
+
+def write_on(axes: Axes, x: float, y: float, word: str, size: float) -> None:
+    """A word that can be read on any picture."""
+    text = axes.text(x, y, word, ha="center", va="center", fontsize=size, color="white")
+    text.set_path_effects([Stroke(linewidth=0.24 * size, foreground="#14141c"), Normal()])

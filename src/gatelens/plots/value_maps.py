@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -17,6 +16,16 @@ from PIL.Image import Image
 
 from gatelens.plots.heatmap import MOST_WRITTEN, lightness
 from gatelens.plots.numbers import number
+from gatelens.plots.overlay import (
+    HEAT,
+    draw_outline,
+    fill_boxes,
+    heat_colors,
+    opacity,
+    outlined,
+    show_picture,
+    write_on,
+)
 from gatelens.plots.style import NotebookFigure, Palette, styled, wrapped
 
 MOST_TICKS = 32
@@ -171,18 +180,21 @@ class _Scale:
             colors = LinearSegmentedColormap.from_list("signed", [p.image, p.ground, p.gate])
         else:
             high = high if high > low else low + 1
-            colors = mpl.colormaps["magma"]
+            colors = heat_colors(p)
         self.colors = colors.with_extremes(bad=p.grid)
-        self.norm, self.signed = Normalize(low, high), signed
+        self.norm, self.signed, self.p = Normalize(low, high), signed, p
 
     def of(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:
         return np.asarray(self.colors(np.asarray(self.norm(values))))
 
-    def opacity(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Over a picture, which shows through where a signed value is near 0."""
+    def over_picture(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:
+        """One colour, or two where values are signed, that hide the picture the less the nearer a value is to the
+        middle of a signed scale or the lower end of another; none where there is no number."""
+        place = np.nan_to_num(np.asarray(self.norm(values), dtype=float), nan=0.5 if self.signed else 0.0)
         if not self.signed:
-            return np.full(len(values), 0.75)
-        return 0.05 + 0.65 * np.abs(2 * np.asarray(self.norm(values)) - 1)
+            return np.column_stack([np.tile(np.array(HEAT) / 255, (len(place), 1)), opacity(place, 1.0)])
+        ends = np.array([to_rgba(self.p.image)[:3], to_rgba(self.p.gate)[:3]])
+        return np.column_stack([ends[(place > 0.5).astype(int)], opacity(np.abs(2 * place - 1), 1.0)])
 
     def bar(self, figure: SubFigure, axes: Sequence[Axes], unit: str, p: Palette) -> None:
         bar = figure.colorbar(
@@ -216,39 +228,27 @@ def _upper(
     ratios = [1.0] * n + ([1.3] if bars else [])
     axes = list(np.atleast_1d(figure.subplots(1, len(ratios), width_ratios=ratios)))
     if panels is not None:
-        _draw_panels(axes[:n], panels, scale, p)
+        _draw_panels(axes[:n], panels, scale)
         scale.bar(figure, axes[:n], unit, p)
     if bars is not None:
         _draw_bars(axes[-1], bars, unit, p)
 
 
-def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, p: Palette) -> None:
-    width, height = panels.picture.size
-    grey = np.asarray(panels.picture.convert("L"))
-    for one in axes:
-        one.set_axis_off()
-        one.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-    axes[0].imshow(np.asarray(panels.picture), extent=(0, width, height, 0), interpolation="nearest")
+def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale) -> None:
+    show_picture(axes[0], panels.picture)
     axes[0].set_title("picture")
     for one, (name, values) in zip(axes[1:], panels.panels.items(), strict=True):
-        one.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="nearest")
+        show_picture(one, panels.picture, grey=True)
         one.set_title(name)
-        colors = scale.of(np.asarray(values, dtype=float)).copy()
-        colors[:, 3] = scale.opacity(np.asarray(values, dtype=float))
+        values = np.asarray(values, dtype=float)
+        fill_boxes(one, panels.boxes, scale.over_picture(values))
+        if scale.signed:
+            draw_outline(one, panels.boxes[outlined(np.abs(np.nan_to_num(values)), scale.norm.vmax)])
         words = panels.texts.get(name, [""] * len(values))
-        for (x0, y0, x1, y1), color, word in zip(panels.boxes, colors, words, strict=True):
-            one.fill(
-                [x0, x1, x1, x0],
-                [y0, y0, y1, y1],
-                facecolor=color,
-                edgecolor=(*color[:3], 0.2),
-                linewidth=0.2,
-            )
-            room = PANEL * 72 * (x1 - x0) / width / max(1, len(word))  # points a character
+        for (x0, y0, x1, y1), word in zip(panels.boxes, words, strict=True):
+            room = PANEL * 72 * (x1 - x0) / panels.picture.width / max(1, len(word))  # points a character
             if word and room > 3.4:
-                ink = _ink(color, p)
-                middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-                one.text(*middle, word, ha="center", va="center", fontsize=min(9, 1.35 * room), color=ink)
+                write_on(one, (x0 + x1) / 2, (y0 + y1) / 2, word, min(9, 1.35 * room))
 
 
 def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
