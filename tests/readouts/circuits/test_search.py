@@ -74,6 +74,15 @@ def test_a_prefix_is_at_an_edge_whatever_the_curve() -> None:
         assert heights[found] >= 0.9 > heights[found - 1]
 
 
+def test_all_parts_reach_the_whole_share_whatever_rounding_says() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        worth = 0.1 + rng.random(N)
+        shares, _ = shares_of(lambda kept, worth=worth: float(worth[sorted(kept)].sum()), n_pairs=7)
+        assert smallest_prefix(shares, range(N), 1.0, curve_sizes(N)) == N
+        assert minimal(shares, range(N), 1.0) == list(range(N))
+
+
 def test_what_is_left_is_minimal() -> None:
     """No part can go: by trying each; here and there a smaller set exists, which is not promised."""
     rng = np.random.default_rng(1)

@@ -13,6 +13,7 @@ from gatelens.errors import InputError
 from gatelens.measures.stats import drawn_means, mean_interval, middle
 
 Values = Callable[[Bool[np.ndarray, "circuit part"]], Float[np.ndarray, "circuit pair"]]
+ROUNDING = 1e-6  # of faithfulness
 NONE = 1e-3  # the least that full and empty circuit differ by, as a share of the larger one
 
 
@@ -57,6 +58,10 @@ class Faithfulness:
         """The faithfulness of circuits: of the means over pairs."""
         return (self.metrics(circuits).mean(axis=1) - self.empty.mean()) / self.between
 
+    def reach(self, circuits: Sequence[Sequence[int]], share: float) -> Bool[np.ndarray, " circuit"]:
+        """Whether circuits are faithful to a share, but for rounding."""
+        return self.of(circuits) >= share - ROUNDING
+
     def completeness(self, circuits: Sequence[Sequence[int]]) -> Float[np.ndarray, " circuit"]:
         """The completeness of circuits."""
         return 1 - self.of([self.others(one) for one in circuits])
@@ -79,12 +84,11 @@ def smallest_prefix(shares: Faithfulness, order: Sequence[int], share: float, si
     Prefixes of all ``sizes`` are measured; between the first that carries the share and the size before it a bisection
     goes on.
     """
-    carries = shares.of([order[:n] for n in sizes]) >= share
-    first = int(np.argmax(carries))
+    first = int(np.argmax(shares.reach([order[:n] for n in sizes], share)))
     low, high = (sizes[first - 1] if first else -1), sizes[first]
     while high - low > 1:
         middle_size = (low + high) // 2
-        if shares.of([order[:middle_size]])[0] >= share:
+        if shares.reach([order[:middle_size]], share)[0]:
             high = middle_size
         else:
             low = middle_size
@@ -103,7 +107,7 @@ def minimal(shares: Faithfulness, kept: Sequence[int], share: float) -> list[int
         while end:
             start = max(0, end - size)
             rest = [*parts[:start], *parts[end:]]
-            if shares.of([rest])[0] >= share:
+            if shares.reach([rest], share)[0]:
                 parts, end, size = rest, start, 2 * size
             elif size > 1:
                 size = 1
