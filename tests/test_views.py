@@ -24,7 +24,7 @@ def test_views_are_functions_whatever_was_imported() -> None:
 def test_figures_and_reports_of_a_run(tmp_path: Path) -> None:
     run = synthetic_run(None, "narrow", 60)
     assert png(views.figure(run, "patching")) == png(views.patching_curve(run.table("patching")))
-    assert "Narrow gate at &lt;eoss&gt;" in views.render_report(run)
+    assert "Narrow gate at the end-of-image token &lt;eoss&gt;" in views.render_report(run)
     views.write_report(run)
     assert run.has("report")
     other = Run.open(tmp_path / "b", study="other", settings={})

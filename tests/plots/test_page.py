@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -23,6 +24,7 @@ from gatelens.plots.card import (
     Text,
 )
 from gatelens.plots.curve import curves
+from gatelens.plots.opening import Opening
 from gatelens.plots.page import Evidence, Page, Verdict, draw_charts, facts, render
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 
@@ -31,10 +33,17 @@ TONES = {"narrow": "gate", "distributed": "image", "inconclusive": "none"}
 SAID = {
     "verdict": "narrow",
     "headline": "narrow gate at <eoss>",
-    "sentence": "The image reaches the text through <eoss>.",
+    "sentence": "The image reaches the text through <eoss>, and much more is said of it.",
+    "answer": "The image reaches the text through <eoss>: 98\u00a0% of it.",
     "evidence": [
         {"kind": "knockout, class accuracy", "says": "narrow", "text": "0.9 to 0.1"},
-        {"kind": "attention share", "says": "distributed", "text": "the image takes most"},
+        {
+            "kind": "attention share",
+            "says": "distributed",
+            "text": "the image takes most",
+            "line": "most to the image",
+            "link": "#attention",
+        },
         {"kind": "patching", "says": "both", "text": "half"},
     ],
     "disagree": ["attention share"],
@@ -73,11 +82,16 @@ def page() -> Page:
             [Chart("knockout", bar_chart, "Bars & more"), *BLOCKS],
             {"floor": "All paths cut."},
         ),
-        Card("Layers", [Chart("progressive", curve_chart)], {"window": "Some layers."}),
+        Card(
+            "Layers",
+            [Chart("progressive", curve_chart, numbers=curve_table())],
+            {"window": "Some layers.", "floor": "All paths cut."},
+            finding="layer 3",
+        ),
         Card("Where words looked", [widget, widget], framed=False),
         Card("Examples", [Examples([EXAMPLE])], framed=False),
     ]
-    verdict = Verdict.from_json(SAID, TONES)
+    verdict = Verdict.from_json(SAID, TONES, link="#knockouts")
     lead = ["narrow-gate study", ("model", "organism:<gated>")]
     return Page(
         "The title", lead, [verdict], cards, {"interval": "95 %."}, [("seed", "0")], ["steering: no classes"]
@@ -99,17 +113,21 @@ def test_the_page_needs_no_network_and_is_escaped(html: str) -> None:
 
 
 def test_the_verdict_with_its_evidence(html: str) -> None:
-    assert 'class="card verdict tone-gate"' in html
-    assert re.findall(r'class="tag tone-(\w+)"', html) == ["gate", "image", "mixed"]
-    assert "<strong>Attention share</strong> <em>(disagrees)</em>: the image takes most." in html
-    assert html.count("(disagrees)") == 1
+    assert 'class="verdict tone-gate"' in html
+    assert re.findall(r'class="mark mark-(\w+)"', html) == ["for", "against", "open"]
+    assert re.findall(r"</span> ([a-z]+)</span>", html) == ["for", "against", "both"]
+    assert (
+        '<a href="#attention">Attention share</a>: most to the image</span>' in html
+    )  # the line, not the text
+    assert "the image takes most" not in html
+    # numbers of the sentence lead to their table
+    assert 'through &lt;eoss&gt;: <a href="#knockouts">98\u00a0%</a> of it.' in html
 
 
 def test_every_kind_of_block_is_there(html: str) -> None:
     assert '<tr class="control"><th scope="row">floor</th>' in html
     assert "class accuracy<br>n = 20" in html
     assert "All numbers (15 rows)" in html and "<summary>Every point</summary>" in html
-    assert html.count("<details>") == 2
     assert '<td class="mono">2</td>' in html
     assert "✓ holds" in html and "✗ fails" in html
     assert "fox · dog" in html and "(nothing)" in html and 'class="number wrong"' in html
@@ -117,28 +135,54 @@ def test_every_kind_of_block_is_there(html: str) -> None:
     assert html.count("<p class='looking'>hi</p>") == 2
 
 
-def test_sections_words_and_facts(page: Page, html: str) -> None:
-    for i, card in enumerate(page.cards, 1):
-        assert f'<a href="#{i}">{card.title}</a>' in html
-        assert f'<h2 id="{i}">{card.title}</h2>' in html
-    assert list(page.words()) == ["floor", "window", "interval"]
+def test_sections_are_folded_and_in_the_contents(page: Page, html: str) -> None:
+    for card in page.cards:
+        assert f'<li><a href="#{card.anchor}">{card.short or card.title}</a></li>' in html
+        assert re.search(rf'<section class="part" id="{card.anchor}">\s*<details>', html)
+    assert "<details open" not in html
+    assert '<h2>Layers</h2> <span class="finding">layer 3</span>' in html
+    assert page.cards[2].anchor == "where-words-looked"
     assert "<dt>window</dt><dd>Some layers.</dd>" in html
     assert '<dt>seed</dt><dd class="mono">0</dd>' in html
     assert "lack what it takes: steering: no classes." in html
 
 
+def test_a_term_is_explained_where_it_comes_first(page: Page, html: str) -> None:
+    assert [list(page.words_of(card)) for card in page.cards] == [["floor"], ["window"], [], []]
+    assert html.count("<dt>floor</dt>") == 1 and html.index("<dt>floor</dt>") < html.index("<h2>Layers</h2>")
+    known = dataclasses.replace(page, opening=Opening(words={"floor": "All paths cut."}))
+    assert page.cards[0].words and not known.words_of(known.cards[0])
+
+
+def test_every_number_of_a_figure_is_under_it(html: str) -> None:
+    folded = re.search(r'<details class="numbers" id="progressive-numbers">.*?</details>', html, re.DOTALL)
+    assert folded is not None
+    table = curve_table()
+    assert folded[0].count("<tr>") == len(table) + 1
+    first = table.iloc[0]
+    assert f'{first["mean"]:.2f}<span class="interval">{first.low:.2f} – {first.high:.2f}</span>' in folded[0]
+
+
 def test_widgets_bring_their_files_once(html: str) -> None:
     assert html.count("button.word:hover") == 1
-    assert html.count("<script>") == 1
+    assert html.count("<script>") == 2  # the page's own and the widget's
 
 
-def test_figures_for_light_and_dark_ground_drawn_once(page: Page) -> None:
-    light = draw_charts(page)
-    assert list(light) == ["knockout", "progressive"]
-    html = render(page, light)
-    assert html.count('prefers-color-scheme: dark)" srcset="data:image/png') == 2
-    widths = re.findall(r'<img alt="figure: \w+" width="(\d+)"', html)
-    assert widths == [str(round(7.3 * 98)), str(9 * 98)]
+def test_a_figure_stands_once_and_takes_the_readers_colours(page: Page, html: str) -> None:
+    figures = draw_charts(page)
+    assert list(figures) == ["knockout", "progressive"]
+    assert render(page, figures) == html
+    assert re.findall(
+        r'<svg role="img" aria-label="figure: (\w+)" viewBox="[^"]+" style="width:(\d+)px">', html
+    ) == [
+        ("knockout", str(round(7.3 * 98))),
+        ("progressive", str(9 * 98)),
+    ]
+    drawn = "".join(re.findall(r"<svg role.*?</svg>", html, re.DOTALL))
+    assert "var(--ink)" in drawn and not re.search(r"#[0-9a-f]{6}\b", drawn)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= {*ids, "attention", "knockouts"}
 
 
 def test_two_figures_of_one_name(page: Page) -> None:
@@ -150,13 +194,13 @@ def test_two_figures_of_one_name(page: Page) -> None:
 def test_two_verdicts_stand_side_by_side_and_empty_parts_are_left_out() -> None:
     verdicts = [
         Verdict("mixed", "A.", about="A · first"),
-        Verdict("narrow", "B.", [Evidence("narrow", "before", "C.", "gate", link="before/report.html")]),
+        Verdict("narrow", "B.", [Evidence("for", "before", "C.", link="before/report.html")]),
     ]
     html = render(Page("two", ["two runs compared"], verdicts, [Card("One", [Text("x")])]))
     assert '<div class="sides">' in html
     assert "A · first" in html
-    assert '<a href="before/report.html">its report</a>' in html
-    for absent in ("How it was measured", "Not measured", "<nav", "<script>"):
+    assert '<a href="before/report.html">Before</a>: C.' in html
+    for absent in ("How it was measured", "Not measured", "<nav"):
         assert absent not in html
 
 

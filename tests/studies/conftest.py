@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zipfile
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -23,3 +24,17 @@ def processes() -> Iterator[ForkServerContext]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["toy_study"])
         yield context
+
+
+@pytest.fixture(scope="session")
+def stored_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tables of whole studies of ``organism:gated``, by study, as the version of format 3 wrote them.
+
+    They show that a report can be drawn of a run that an older version measured. Raw batches are left out.
+    """
+    folders = {}
+    for archive in sorted((Path(__file__).parent / "stored_runs").glob("*.zip")):
+        folders[archive.stem] = tmp_path_factory.mktemp("stored") / archive.stem
+        with zipfile.ZipFile(archive) as held:
+            held.extractall(folders[archive.stem])
+    return folders

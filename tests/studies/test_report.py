@@ -30,11 +30,9 @@ def test_report_needs_no_network_and_is_escaped(run: Run) -> None:
     assert not re.search(r"https?://", page)
     assert not re.search(r"(src|href|srcset)=\"(?!data:|#)", page)
     assert "<eoss>" not in page
-    assert "Narrow gate at &lt;eoss&gt;" in page
-    assert (
-        page.count("data:image/png;base64,") >= 6 + 3
-    )  # at least three figures, light and dark; three examples
-    assert "prefers-color-scheme: dark" in page
+    assert "Narrow gate at the end-of-image token &lt;eoss&gt;" in page
+    assert page.count('<svg role="img" aria-label="figure: ') == 5  # each figure once, for light and dark
+    assert "prefers-color-scheme:dark" in page and "var(--gate)" in page
     for row in ("none", "gate → text", "image → text", "random-10 → text", "last image → text"):
         assert row in page
 

@@ -33,10 +33,10 @@ Bounds = tuple[float, float]
 SHARE: Bounds = (0.0, 1.0)
 CHANGE: Bounds = (-1.0, 1.0)  # the difference of two shares
 IN_WORDS = (
-    "95 %. Of a proportion Wilson’s; of other scores between known bounds (partial credit, differences of the same "
-    "examples) a Bayesian bootstrap in which one made-up example stands for what was not drawn, so that it has a width "
-    "however alike the examples score; of all other values (CIDEr-D, nats, attention, overlaps) the BCa bootstrap, "
-    "without width where all are alike."
+    "95 %. Wilson’s for proportions. A Bayesian bootstrap for other scores between known bounds. One made-up example "
+    "stands for what was not drawn, so it has a width however alike the examples score. The BCa bootstrap for all "
+    "other "
+    "values (CIDEr-D, nats, attention, overlaps)."
 )
 
 _CELLS = 4_000_000  # numbers drawn at once: bounds memory for large n

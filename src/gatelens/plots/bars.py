@@ -57,7 +57,7 @@ def interval_bars(
     if low is None or high is None:
         return
     whiskers = np.stack([values - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - values])
-    style: dict[str, Any] = {"fmt": "none", "ecolor": ink, "elinewidth": 1, "capsize": 2}
+    style: dict[str, Any] = {"fmt": "none", "color": ink, "elinewidth": 1, "capsize": 2}
     whiskers = whiskers.clip(min=0)  # a mean that was rounded may lie a little outside its interval
     if horizontal:
         axes.errorbar(values, places, xerr=whiskers, **style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,18 +19,25 @@ Cell = str | tuple[str, str]  # a text, or a text with small print under it
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of the page, also saved as ``figures/NAME.png``.
+    """A figure of the page, also saved as ``figures/NAME.png``, ``.svg`` and ``.pdf``.
 
     Attributes:
         name: unique on its page.
         draw: makes the figure; it is told whether the ground is dark.
         caption: what one sees.
+        numbers: the table it is drawn from, folded under it.
     """
 
     kind: ClassVar[str] = "chart"
     name: str
     draw: Callable[[bool], Figure]
     caption: str = ""
+    numbers: pd.DataFrame | None = None
+
+    @property
+    def table(self) -> Table | None:
+        """Every number of the figure: the columns of ``numbers``, intervals in small print."""
+        return None if self.numbers is None else Table.from_numbers(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,27 @@ class Table:
             cells = [mean_cell(part.loc[c], digits) if c in part.index else MISSING for c in across]
             lines.append([(names or {}).get(name, str(name)), *cells])
         return cls(header, lines, **options)
+
+    @classmethod
+    def from_numbers(cls, table: pd.DataFrame) -> Table:
+        """A table as it is; a column ``x`` that has ``x_low, x_high`` (``mean``: ``low, high``) with its interval."""
+        bounds = {c: (f"{c}_low", f"{c}_high") for c in table.columns} | {"mean": ("low", "high")}
+        paired = {c: b for c, b in bounds.items() if c in table.columns and set(b) <= set(table.columns)}
+        hidden = {name for pair in paired.values() for name in pair}
+        columns = [c for c in table.columns if c not in hidden]
+
+        def cell(row: Mapping[str, Any], column: str) -> Cell:
+            value = _written(row[column])
+            if column not in paired or not isinstance(value, str):
+                return value
+            low, high = (row[name] for name in paired[column])
+            return (value, span(low, high)) if pd.notna(low) and pd.notna(high) else value
+
+        # a table needs names of rows: texts and whole numbers lead
+        names = [c for c in columns if not pd.api.types.is_float_dtype(table[c])]
+        columns = [*names, *(c for c in columns if c not in names)]
+        rows = [[cell(row, column) for column in columns] for row in table.to_dict("records")]
+        return cls([str(c).replace("_", " ") for c in columns], rows)
 
     def __str__(self) -> str:
         """The table for a terminal, columns side by side."""
@@ -238,19 +267,30 @@ Block = Chart | Table | Pictures | Examples | Text | Checks | Html
 
 @dataclass(frozen=True)
 class Card:
-    """One section of the page.
+    """One section of the page, folded until it is opened.
 
     Attributes:
         title: its headline.
         blocks: in order.
-        words: what each term it uses means, for “How it was measured”.
+        words: what each term it uses means; shown at its end where no card before it has explained the term.
         framed: False where the blocks bring their own frames.
+        name: what links to it, ``#name``; without, made of the title.
+        short: its name in the contents bar; without, the title.
+        finding: what came out, in a few words beside the title.
     """
 
     title: str
     blocks: Sequence[Block]
     words: Mapping[str, str] = field(default_factory=dict)
     framed: bool = True
+    name: str = ""
+    short: str = ""
+    finding: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """The id on the page."""
+        return self.name or re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 def mean_cell(row: Mapping[str, Any] | pd.Series, digits: int = 2) -> Cell:
@@ -280,7 +320,8 @@ def token_card(tokens: Mapping[str, Any], opening: str) -> Card:
     table = Table(
         header, rows, code=header[3:4], fold="Every stretch of the prompt" if len(rows) > 14 else ""
     )
-    return Card("Who is where in the prompt", [Text(text), table])
+    finding = f"the gate is position {gate['position']}" if gate else ""
+    return Card("Who is where in the prompt", [Text(text), table], short="Prompt", finding=finding)
 
 
 def _written(value: Any) -> Cell:

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_r
 
 from gatelens.errors import DataError
 from gatelens.plots.numbers import number
-from gatelens.plots.style import NotebookFigure, Palette, styled
+from gatelens.plots.style import NotebookFigure, Palette, see_through, styled
 
 MOST_WRITTEN = 400  # cells; with more, the colours alone are legible
 
@@ -58,7 +58,7 @@ def heat_map(
         size = (max(5.0, 2.6 + 0.62 * across), 1.9 + (0.58 if count else 0.46) * down)
         figure = NotebookFigure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        colors, scale = ramp(p, color), Normalize(*limits)
+        colors, scale = see_through(p.color(color)), Normalize(*limits)
         values = np.ma.masked_invalid(means.to_numpy(dtype=float))
         drawn = axes.imshow(values, cmap=colors, norm=scale, aspect="auto")
         if means.size <= MOST_WRITTEN:
@@ -88,11 +88,18 @@ def _write(
             value = means.iloc[i, j]
             if not np.isfinite(value):
                 continue
-            cell = lightness(color_of(value))
+            cell = lightness(_over(color_of(value), palette.ground))
             distance = {ink: abs(lightness(to_rgba(ink)) - cell) for ink in (palette.ink, palette.ground)}
             ink = max(distance, key=distance.__getitem__)
             text = number(value) if counts is None else f"{number(value)}\nn = {int(counts[row, column])}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+
+
+def _over(color: Sequence[float], ground: str) -> list[float]:
+    """What a colour with opacity looks like on a ground."""
+    red, green, blue, opacity = color
+    parts = zip((red, green, blue), to_rgba(ground)[:3], strict=True)
+    return [opacity * part + (1 - opacity) * under for part, under in parts]
 
 
 def lightness(color: Sequence[float]) -> float:

@@ -1,43 +1,47 @@
-"""The report page: what every study fills in, and its rendering to one HTML file that needs no network."""
+"""The report page: what every study fills in, and its rendering to one HTML file that needs no network.
+
+It opens with the answer; every section is folded below it, and a bar of contents stays in sight.
+"""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gatelens.plots.card import Card, Chart, Html
-from gatelens.plots.style import DPI, png
+from gatelens.plots.opening import Opening
+from gatelens.plots.style import inline_svg, saved
 from gatelens.plots.templating import css, script, template
 
-PAGE_DPI = 98  # CSS pixels of an inch of a figure: 9 inches fill a card
+FOR, AGAINST, OPEN = "for", "against", "open"
+FILES = ("png", "svg", "pdf")  # of a figure
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One piece of evidence under the verdict.
+    """One piece of evidence, one line under the verdict.
 
     Attributes:
-        says: what it speaks for, in a word.
+        mark: ``for`` or ``against`` the verdict, or ``open``.
         title: what kind of evidence it is.
-        text: the evidence.
-        tone: ``gate``, ``image``, ``mixed`` or ``none``, the colour of what it says.
-        disagrees: it does not agree with the verdict.
-        link: to a page about it.
-        link_text: what the link is called.
+        text: the evidence, in a line.
+        says: what it says, where it is neither for nor against.
+        link: to its table, or to a page about it.
     """
 
-    says: str
+    mark: str
     title: str
     text: str
-    tone: str = "none"
-    disagrees: bool = False
+    says: str = ""
     link: str = ""
-    link_text: str = "its report"
+
+    @property
+    def label(self) -> str:
+        """What is read beside the mark."""
+        return {FOR: "for", AGAINST: "against"}.get(self.mark, self.says or "undecided")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Verdict:
         evidence: what speaks for and against it.
         tone: ``gate``, ``image``, ``mixed`` or ``none``, the colour of the headline.
         about: what the verdict is about, where a page has several.
+        link: to the table of the sentence's numbers.
     """
 
     headline: str
@@ -57,30 +62,35 @@ class Verdict:
     evidence: Sequence[Evidence] = ()
     tone: str = "none"
     about: str = ""
+    link: str = ""
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any], tones: Mapping[str, str], about: str = "") -> Verdict:
+    def from_json(
+        cls, said: Mapping[str, Any], tones: Mapping[str, str], about: str = "", link: str = ""
+    ) -> Verdict:
         """The verdict of a run.
 
         Args:
-            said: ``verdict, headline, sentence`` and, where there is any, ``evidence`` (a list of ``kind, says,
-                text`` and perhaps a ``link``) and ``disagree`` (a list of kinds).
-            tones: colour by what a verdict or a piece of evidence says; others are ``mixed``.
+            said: ``verdict, headline, sentence`` and, where there is any, ``answer`` (the sentence in short),
+                ``evidence`` (a list of ``kind, says, text`` and perhaps ``line``, the text in short, and ``link``) and
+                ``disagree`` (a list of kinds).
+            tones: colour by what a verdict says; others are ``mixed``.
             about: what it is about, where a page has several.
+            link: to the table of its numbers.
         """
+        against = said.get("disagree", ())
         evidence = [
             Evidence(
-                one["says"],
+                AGAINST if one["kind"] in against else FOR if one["says"] == said["verdict"] else OPEN,
                 one["kind"],
-                f"{one['text']}.",
-                tones.get(one["says"], "mixed"),
-                one["kind"] in said.get("disagree", ()),
+                one.get("line") or one["text"],
+                {"inconclusive": "undecided"}.get(one["says"], one["says"]),
                 one.get("link", ""),
             )
             for one in said.get("evidence", ())
         ]
         tone = tones.get(said["verdict"], "mixed")
-        return cls(said["headline"], said["sentence"], evidence, tone, about)
+        return cls(said["headline"], said.get("answer") or said["sentence"], evidence, tone, about, link)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Page:
         method: what words mean that no card explains.
         facts: settings and versions, from :func:`facts`.
         absent: what was asked for but could not be measured.
+        opening: the drawings under the verdict.
     """
 
     title: str
@@ -104,6 +115,7 @@ class Page:
     method: Mapping[str, str] = field(default_factory=dict)
     facts: Sequence[tuple[str, str]] = ()
     absent: Sequence[str] = ()
+    opening: Opening = field(default_factory=Opening)
 
     def charts(self) -> dict[str, Chart]:
         """The figures by name, in the order of the page.
@@ -120,10 +132,14 @@ class Page:
             charts[block.name] = block
         return charts
 
-    def words(self) -> dict[str, str]:
-        """What each term means: those of the cards, then those of the page."""
-        words = {term: text for card in self.cards for term, text in card.words.items()}
-        return {**words, **self.method}
+    def words_of(self, card: Card) -> dict[str, str]:
+        """The terms that a card explains: those nothing before it has explained."""
+        before = set(self.opening.words)
+        for other in self.cards:
+            if other is card:
+                break
+            before |= set(other.words)
+        return {term: text for term, text in card.words.items() if term not in before}
 
     def needs(self, kind: str) -> list[str]:
         """The ``styles`` or ``scripts`` its widgets need, each once."""
@@ -133,51 +149,25 @@ class Page:
         return [block for card in self.cards for block in card.blocks if isinstance(block, kind)]
 
 
-def render(page: Page, charts: Mapping[str, bytes] | None = None) -> str:
+def render(page: Page, figures: Mapping[str, Figure] | None = None) -> str:
     """The page as HTML.
 
     Args:
         page: what it shows.
-        charts: its figures on light ground as PNG, where they are drawn already (:func:`draw_charts`).
+        figures: its figures on light ground, where they are drawn already (:func:`draw_charts`).
     """
-    draw = {name: chart.draw for name, chart in page.charts().items()}
+    drawn = draw_charts(page) if figures is None else figures
     return template("report.html.j2").render(
-        css=css(*page.needs("styles")),
-        scripts=[script(name) for name in page.needs("scripts")],
+        css=css("report.css", *page.needs("styles")),
+        scripts=[script(name) for name in ["report.js", *page.needs("scripts")]],
         page=page,
-        words=page.words(),
-        charts=chart_pictures(draw, charts),
+        charts={name: inline_svg(saved(figure, "svg"), name) for name, figure in drawn.items()},
     )
 
 
-def draw_charts(page: Page) -> dict[str, bytes]:
-    """The page's figures on light ground as PNG, by name."""
-    return {name: png(chart.draw(False)) for name, chart in page.charts().items()}
-
-
-def chart_pictures(
-    charts: Mapping[str, Callable[[bool], Figure]], light: Mapping[str, bytes] | None = None
-) -> dict[str, Markup]:
-    """Figures as pictures that follow the reader's light or dark ground.
-
-    Args:
-        charts: what draws a figure, by its name; called with whether the ground is dark.
-        light: those on light ground as PNG, where they are drawn already.
-    """
-    done = light or {}
-    return {
-        name: _picture(name, done.get(name) or png(draw(False)), png(draw(True)))
-        for name, draw in charts.items()
-    }
-
-
-def _picture(name: str, light: bytes, dark: bytes) -> Markup:
-    """Both pictures, in a width that gives the writing in all figures the same size."""
-    width = round(int.from_bytes(light[16:20], "big") / DPI * PAGE_DPI)  # PNG keeps its width there
-    return Markup(
-        '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{}">'
-        '<img alt="figure: {}" width="{}" src="data:image/png;base64,{}"></picture>'
-    ).format(base64.b64encode(dark).decode(), name.replace("_", " "), width, base64.b64encode(light).decode())
+def draw_charts(page: Page) -> dict[str, Figure]:
+    """The page's figures on light ground, by name."""
+    return {name: chart.draw(False) for name, chart in page.charts().items()}
 
 
 def facts(manifest: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:

@@ -1,18 +1,27 @@
-"""Colours and axes all figures share, on light and on dark ground."""
+"""The house style: colours, fonts and axes that all figures and pages share, on light and on dark ground.
+
+A page holds each figure once, as SVG whose colours are CSS variables (:func:`inline_svg`, :func:`theme_css`): it
+follows the reader's light or dark ground. The three colours that carry meaning are told apart by colour-blind readers.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.artist import Artist
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 DPI = 160  # of saved figures
+PAGE_DPI = 98  # CSS pixels of an inch of a figure
+FONTS = "'DejaVu Sans', Verdana, sans-serif"  # of one width, so that text keeps the room it was given
 
 
 class NotebookFigure(Figure):
@@ -47,11 +56,13 @@ class Palette:
         return str(getattr(self, name))
 
 
+# gate, image and third are vermilion, blue and bluish green after Okabe and Ito (2008), the green darker so that
+# lightness differs too. No two colours of LIGHT are alike: a page finds them in a figure by their values.
 LIGHT = Palette(
-    "#ffffff", "#1d2430", "#5b6675", "#e3e7ed", "#d1620f", "#2f6fb5", "#6b7686", "#c3cad4", "#3c8d5a"
+    "#ffffff", "#1d2430", "#5b6675", "#e3e7ed", "#d15a00", "#0072b2", "#6b7686", "#c3cad4", "#006b4e"
 )
 DARK = Palette(
-    "#171b22", "#e8ebf0", "#9aa5b4", "#2b323d", "#f08a3c", "#6aa6e8", "#98a3b3", "#465061", "#6cc08b"
+    "#171b22", "#e8ebf0", "#9aa5b4", "#2b323d", "#f5862e", "#56b4e9", "#98a3b3", "#465061", "#1f9d70"
 )
 
 
@@ -171,8 +182,57 @@ def legend_below(figure: Figure, first: Sequence[str] = ()) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
+def see_through(color: str) -> Colormap:
+    """A scale from nothing to a colour: the ground shows through small values; missing ones stay empty."""
+    red, green, blue, _ = to_rgba(color)
+    colors = LinearSegmentedColormap.from_list(
+        "see-through", [(red, green, blue, 0.0), (red, green, blue, 1.0)]
+    )
+    return colors.with_extremes(bad=(0, 0, 0, 0))
+
+
 def png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as PNG bytes (no window, no global state)."""
+    return saved(figure, "png", dpi)
+
+
+def saved(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
+    """The figure as a file: ``png``, or ``svg`` or ``pdf`` with text that stays text.
+
+    The same figure gives the same bytes.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gatelens", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=kind, dpi=dpi, facecolor=figure.get_facecolor(), metadata=undated)
     return buffer.getvalue()
+
+
+def inline_svg(svg: bytes, name: str) -> Markup:
+    """A figure on light ground, saved as SVG, as part of a page.
+
+    Its colours become the variables of :func:`theme_css`; its ids begin with ``name``, so that figures of one page
+    do not share any.
+    """
+    text = svg.decode()
+    head = re.search(r'<svg [^>]*width="([\d.]+)pt"[^>]*viewBox="([^"]+)"[^>]*>', text)
+    if head is None:
+        raise ValueError(f"figure {name!r} is no SVG of Matplotlib")
+    body = text[text.index("<g id=") : text.rindex("</svg>")]
+    for role, value in asdict(LIGHT).items():
+        body = body.replace(value, f"var(--{role})")
+    body = body.replace("font-family: 'DejaVu Sans'", f"font-family: {FONTS}").replace("xlink:href", "href")
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    width, label = round(float(head[1]) / 72 * PAGE_DPI), name.replace("_", " ")
+    return Markup(
+        f'<svg role="img" aria-label="figure: {label}" viewBox="{head[2]}" style="width:{width}px">{body}</svg>'
+    )
+
+
+def theme_css() -> str:
+    """Every colour of the palette as a CSS variable, for light and for dark ground; print is light."""
+
+    def rules(colors: Palette) -> str:
+        return ":root{" + ";".join(f"--{role}:{value}" for role, value in asdict(colors).items()) + "}"
+
+    return f"{rules(LIGHT)}\n@media screen and (prefers-color-scheme:dark){{{rules(DARK)}}}\n"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup
+
+from gatelens.plots.style import theme_css
 
 
 def template(name: str) -> Template:
@@ -26,8 +29,8 @@ def macro(name: str, called: str) -> Any:
 
 
 def css(*more: str) -> Markup:
-    """The style sheet of all pages, and further ones."""
-    return Markup("".join(_text(name) for name in ("base.css", *more)))
+    """The colours and the style sheet of all pages, and further ones."""
+    return Markup(theme_css() + "".join(_text(name) for name in ("base.css", *more)))
 
 
 def script(name: str) -> Markup:
@@ -35,9 +38,16 @@ def script(name: str) -> Markup:
     return Markup(_text(name))
 
 
+def by_number(text: str) -> list[str]:
+    """A text cut at its numbers, which have the odd places: ``["lost: ", "12 %", " of it"]``."""
+    return re.split(r"(?<![\w\-.])([−-]?\d[\d.]*(?:\u00a0%)?)(?!\w)", text)
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text))
+    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text))
+    made.filters["by_number"] = by_number
+    return made
 
 
 def _text(name: str) -> str:

@@ -5,6 +5,7 @@ Everything here raises OutputError where the run lacks a finished table.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 
 from gatelens.errors import DataError, GatelensError, OutputError
 from gatelens.plots import page
+from gatelens.plots.card import Card
+from gatelens.plots.style import saved
 from gatelens.runs import Run
-from gatelens.studies.study import Study, verdict_of
+from gatelens.studies.section import Section
+from gatelens.studies.study import Study, evidence_of, verdict_of
 
 
 @contextmanager
@@ -36,22 +40,42 @@ def read_from(*runs: Run) -> Iterator[None]:
 
 
 def page_of(study: Study, run: Run) -> page.Page:
-    """What the report shows."""
-    settings, said = run.settings, verdict_of(run)
+    """What the report shows. The verdict is made anew, so that a run of before says it in today's words."""
+    verdict_of(run)  # there is one: the run is finished
+    settings, sections = run.settings, measured_sections(study, run)
+    said = dict(study.verdict(run, evidence_of(sections, run)))
+    decides = f"#{study.decides}" if study.decides else ""
+    evidence = [
+        {"link": f"#{e['section']}" if "section" in e else decides, **e} for e in said.get("evidence", ())
+    ]
     lead: list[str | tuple[str, str]] = [study.title]
     lead += [(name, str(settings[key])) for key, name in study.lead.items() if key in settings]
-    absent = run.json("absent") if run.has("absent") else []
-    missing = {reason.split(" (")[0] for reason in absent}
-    sections = [s for s in study.sections if s.name in settings["sections"] and s.name not in missing]
     return page.Page(
         title=f"{said['headline']} · {settings['model']}",
         lead=[*lead, run.manifest["created"][:10]],
-        verdicts=[page.Verdict.from_json(said, study.tones)],
-        cards=[*(card for s in sections for card in s.page(run)), *study.closing(run)],
+        verdicts=[page.Verdict.from_json({**said, "evidence": evidence}, study.tones, link=decides)],
+        cards=[*(card for s in sections for card in _cards(s, run)), *study.closing(run)],
         method=study.words(run),
         facts=page.facts(run.manifest, run.seconds()),
-        absent=absent,
+        absent=run.json("absent") if run.has("absent") else [],
+        opening=study.opening(run, said),
     )
+
+
+def measured_sections(study: Study, run: Run) -> list[Section]:
+    """The sections a run has tables of."""
+    absent = run.json("absent") if run.has("absent") else []
+    missing = {reason.split(" (")[0] for reason in absent}
+    return [s for s in study.sections if s.name in run.settings["sections"] and s.name not in missing]
+
+
+def _cards(section: Section, run: Run) -> list[Card]:
+    """The cards of a section; links to the section lead to the first."""
+    cards = section.page(run)
+    return [
+        card if card.name else dataclasses.replace(card, name=section.name if i == 0 else "")
+        for i, card in enumerate(cards)
+    ]
 
 
 def render_report(study: Study, run: Run) -> str:
@@ -60,12 +84,13 @@ def render_report(study: Study, run: Run) -> str:
 
 
 def write_report(study: Study, run: Run) -> None:
-    """Draw the figures of a run (``figures/*.png``) and write ``report.html`` beside its tables."""
+    """Draw a run’s figures (``figures/NAME.png``, ``.svg``, ``.pdf``) and write ``report.html`` beside its tables."""
     shown = page_of(study, run)
-    charts = page.draw_charts(shown)
-    for name, data in charts.items():
-        run.save(f"figures/{name}.png", data)
-    run.save("report.html", page.render(shown, charts).encode())
+    figures = page.draw_charts(shown)
+    for name, drawn in figures.items():
+        for kind in page.FILES:
+            run.save(f"figures/{name}.{kind}", saved(drawn, kind))
+    run.save("report.html", page.render(shown, figures).encode())
 
 
 def figure(study: Study, run: Run, name: str, dark: bool = False) -> Figure:

@@ -23,7 +23,7 @@ from gatelens.studies.executors import Executor, Here
 from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report
 from gatelens.studies.section import Absent, Batch, Measured, Section, Setup
-from gatelens.studies.study import Chosen, Drawn, Study
+from gatelens.studies.study import Chosen, Drawn, Study, evidence_of
 
 
 def run_study(
@@ -133,7 +133,7 @@ def measure_sections(study: Study, setup: Setup, executor: Executor, progress: b
                 run.save(table, value)
     run.note(**identity.provenance(setup.data))  # sections may have drawn further examples
     run.save("absent", [f"{s.name} ({absent[s.name]})" for s in sections if s.name in absent])
-    evidence = [e for s in sections if s.name not in absent for e in s.evidence(run)]
+    evidence = evidence_of([s for s in sections if s.name not in absent], run)
     run.save("verdict", dict(study.verdict(run, evidence)))
 
 

@@ -23,7 +23,8 @@ from gatelens.runs import Run
 from gatelens.studies.options import Options
 
 Tables = Mapping[str, pd.DataFrame]
-Evidence = dict[str, str]  # kind: what it is called; says: a verdict; text: the numbers in a sentence
+# kind: what it is called; says: a verdict; text: the numbers in a sentence; line: the same in at most 25 words
+Evidence = dict[str, str]
 
 
 class Absent(GatelensError):

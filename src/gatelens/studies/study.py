@@ -13,6 +13,7 @@ from gatelens.data import Dataset, Example
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
+from gatelens.plots.opening import Opening
 from gatelens.runs import Run
 from gatelens.studies.options import AtLeastOne, Options, Resamples, Seed, check_known, checked
 from gatelens.studies.section import Evidence, Section
@@ -49,6 +50,11 @@ def verdict_of(run: Run) -> dict[str, Any]:
     return said
 
 
+def evidence_of(sections: Sequence[Section], run: Run) -> list[Evidence]:
+    """What the tables of measured sections say; each piece names its ``section``."""
+    return [{**e, "section": s.name} for s in sections for e in s.evidence(run)]
+
+
 def _summary(run: Run) -> list[str]:
     said = verdict_of(run)
     return [said["headline"], said["sentence"]]
@@ -65,7 +71,7 @@ class Study:
         sections: in the order they are measured and reported.
         draw: the examples of each task, before a model is loaded; raises DataError where the data has none.
         verdict: of the finished tables and the evidence of all sections: ``verdict, headline, sentence, evidence,
-            disagree``, and whatever else its report shows.
+            disagree``, ``answer``, the sentence in at most 25 words for the report, and whatever else that shows.
         comparable: cells ``how, metric, row, mean, low, high, n`` for the comparison of two runs.
         answers: what the cells are the means of, ``how, metric, row, id, value, bounded`` (whether values are between
             0 and 1), so that runs on the same examples are compared example by example; of cells that it leaves out
@@ -78,6 +84,8 @@ class Study:
         lead: settings named over the verdict, and their names there.
         words: terms the report explains beside those of its cards.
         closing: cards after those of the sections.
+        decides: the section whose tables the verdict is made of.
+        opening: the drawings under the verdict, of the run and its verdict.
     """
 
     name: str
@@ -100,6 +108,8 @@ class Study:
     )
     words: Callable[[Run], Mapping[str, str]] = lambda run: {}
     closing: Callable[[Run], list[Card]] = lambda run: []
+    decides: str = ""
+    opening: Callable[[Run, Mapping[str, Any]], Opening] = lambda run, said: Opening()
 
     def section(self, name: str) -> Section:
         """The section of that name."""

@@ -199,20 +199,25 @@ def test_lines_are_the_table() -> None:
         progressive.progressive_curves(table, "mask")
 
 
-def test_the_sentence_is_computed() -> None:
-    (block,) = progressive.page(stored(curve_scores()))[0].blocks
-    assert (
-        "Class accuracy, gate → text: cutting every layer costs 0.90; layer 1 carries 90 % of it, and cutting from "
-        "layer 2 on costs nothing measurable any more (at most 0.0" in block.caption
+def test_the_table_of_layers_is_computed() -> None:
+    (card,) = progressive.page(stored(curve_scores()))
+    _, table = card.blocks
+    gate, image = (
+        next(row for row in table.rows if row[0][0] == f"{keys} → text") for keys in ("gate", "image")
     )
-    assert "image → text: cutting every layer costs nothing measurable (0.00 [−0.0" in block.caption
-    (wide,) = progressive.page(stored(curve_scores(width=8)))[0].blocks
-    assert "layers 8–15 carry 90 % of it, and cutting from layer 16 on" in wide.caption
-    assert "cut in 8 layers alone" in wide.caption
+    assert gate[0] == ("gate → text", "class accuracy") and gate[1][0] == "−0.90"
+    assert gate[2] == "layer 1" and gate[3][0] == "layer 2" and gate[3][1].startswith("costs at most 0.0")
+    assert image[1][0] == "+0.00" and image[1][1].startswith("−0.0") and image[2] == "nothing to carry"
+    assert card.finding == "90 % of the effect on class accuracy by gate: layer 1"
+    chart, wide = progressive.page(stored(curve_scores(width=8)))[0].blocks
+    (gate,) = (row for row in wide.rows if row[0][0] == "gate → text")
+    assert gate[2] == "layers 8–15" and gate[3][0] == "layer 16"
+    assert "cut in 8 layers alone" in chart.caption
 
 
 def test_a_figure_for_every_kind_of_knockout() -> None:
     run = stored(pd.concat([curve_scores("zero"), curve_scores("mask")]))
     (one,) = progressive.page(run)
-    assert [b.name for b in one.blocks] == ["progressive_zero", "progressive_mask"]
-    assert all(png(b.draw(False)).startswith(b"\x89PNG") for b in one.blocks)
+    charts = one.blocks[::2]  # a table after each
+    assert [b.name for b in charts] == ["progressive_zero", "progressive_mask"]
+    assert all(png(b.draw(False)).startswith(b"\x89PNG") for b in charts)

@@ -5,48 +5,79 @@ from __future__ import annotations
 from functools import partial
 
 from gatelens.plots.card import Block, Card, Chart, Table
+from gatelens.plots.numbers import percent
 from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.tables import GATE_MARK, heading
+from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, named
 
 SHOWN = 12  # positions in the table
 WORDS = {
-    "candidates": "Every position from the first to the last at which the model’s input differs between pictures (the "
-    "picture), and every position between it and the last of the prompt, which answers. What tokens are called plays "
-    "no part in finding them.",
-    "attention it gets": "The mean attention a position gets from those after the picture that can read it, all "
-    "heads, as a share of what all candidates get, mean over layers.",
-    "overlap with the classes": "The share of the nearest neighbours of a position’s residual stream that show the "
-    "same class, at its best layer. It says that the class can be read there, not that anything reads it.",
-    "a position cut": "Nothing after the picture and after the position reads it, in any layer or head; positions of "
-    "the picture still read each other. Lost are accuracy, and log-probability of the right answer (nats).",
-    "a position patched": "Its residual stream entering every layer comes from an example of another class. Flips: "
-    "answers that become that example’s, of those pairs whose answers differ. Overlap: Σ min(p, q) with its answer.",
-    "smallest set": "Positions are cut jointly, each time the one that leaves the lowest log-probability; the order is "
-    "found on one half of the examples. Share, size and intervals come from the other half: the share of the right "
-    "answer’s probability between the unmodified model and one with the whole picture cut off (at least chance). It is "
-    "the smallest set on that one path, so its size is an upper bound: another set of fewer positions may carry as "
-    "much. The interval of the size is over examples, along that path.",
+    "candidates": (
+        "Every position at which the model’s input differs between pictures, and every one between these and the last "
+        "of the prompt. Names of tokens play no part."
+    ),
+    "attention it gets": (
+        "Mean attention from positions after the picture that can read it, all heads and layers, as a share of what "
+        "all candidates get."
+    ),
+    "overlap with the classes": (
+        "The share of a residual stream’s nearest neighbours that show the same class, at its best layer. The class "
+        "can be read there; nothing need read it."
+    ),
+    "a position cut": (
+        "Nothing after the picture reads it, in any layer or head; positions of the picture still read each other. "
+        "Lost: accuracy, and log-probability of the right answer in nats."
+    ),
+    "a position patched": (
+        "Its residual stream entering every layer comes from an example of another class. Flips: answers that become "
+        "that example’s. Overlap: Σ min(p, q) with its answer."
+    ),
+    "smallest set": (
+        "Positions are cut jointly, each time the one that leaves the lowest log-probability. One half of the examples "
+        "gives the order, the other half the share, size and intervals. The share is of the right answer’s probability "
+        "above the floor: the whole picture cut, or chance. The size is an upper bound, since another set may need "
+        "fewer positions. Its interval is over examples along that one order."
+    ),
 }
 
 
-def search_cards(result: SearchResult, name: str, title: str, say: bool = False) -> list[Card]:
-    """Figures, named from ``name`` on, and the strongest positions; ``say`` adds the search's own sentence."""
-    shown = (
-        "Above: every candidate’s measures in the order of the prompt, whiskers 95 % intervals over "
-        "examples; orange is a narrow gate. Below: how much is gone when so many positions are cut together."
+def search_line(result: SearchResult) -> str:
+    """What was found, in a line."""
+    said = result.verdict
+    one = said["sets"][result.settings["how"][0]]
+    if said["verdict"] not in (NARROW, DISTRIBUTED):
+        return "the search cannot tell" if said["verdict"] == INCONCLUSIVE else str(said["verdict"])
+    bound = "" if one["size"] == 1 else "at most "
+    if one["size"] is None:
+        return f"more than were cut of {len(result.places)} positions carry the picture"
+    where = f": {named(result.places, one['places'])}" if said["verdict"] == NARROW else ""
+    size, verb = f"[{one['low']}, {one['high']}]", "carries" if one["size"] == 1 else "carry"
+    share = percent(min(one["share"], 1.0))
+    return (
+        f"{bound}{one['size']} {size} of {len(result.places)} positions {verb} {share} of the picture{where}"
     )
-    caption = f"{result.verdict['sentence']} {shown}" if say else shown
-    blocks: list[Block] = [Chart(name, partial(gate_figure, result), caption)]
+
+
+def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
+    """Figures, named from ``name`` on, and the strongest positions."""
+    shown = (
+        "Above: every candidate’s measures in prompt order, with 95 % intervals over examples. Orange: a narrow gate. "
+        "Below: what is lost when so many positions are cut together."
+    )
+    blocks: list[Block] = [
+        Chart(name, partial(gate_figure, result), shown, result.curves.drop(columns="added"))
+    ]
     if len(result.layers):
         who = (
-            "The gate’s residual stream entering one layer is another picture’s: where it carries the picture."
+            "The gate’s residual stream entering one layer is another picture’s: in which layers it carries the "
+            "picture."
             if result.gate
-            else "There is no narrow gate; patched here, one layer at a time, is what comes nearest to one."
+            else "There is no narrow gate. What comes nearest to one is patched, one layer at a time."
         )
-        blocks.append(Chart(f"{name}_layers", partial(gate_layers, result), who))
+        blocks.append(Chart(f"{name}_layers", partial(gate_layers, result), who, result.layers))
     blocks.append(_strongest(result))
-    return [Card(title, blocks, WORDS)]
+    return [Card(title, blocks, WORDS, short="Positions", finding=search_line(result))]
 
 
 def _strongest(result: SearchResult) -> Table:
@@ -61,8 +92,7 @@ def _strongest(result: SearchResult) -> Table:
     marked = f"; {GATE_MARK} belongs to the gate" if result.gate else ""
     caption = (
         f"The strongest {len(top)} of {len(result.places)} candidates by nats lost when cut "
-        f"({result.settings['how'][0]}){marked}. Small: 95 % intervals. Positions of blocks of the "
-        "picture that do nothing as a whole were not cut and patched one by one."
+        f"({result.settings['how'][0]}){marked}. Blocks of the picture that do nothing were not taken apart."
     )
     return Table.from_means(
         part,

@@ -18,7 +18,7 @@ from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
-from gatelens.studies.gate_finder.cards import search_cards
+from gatelens.studies.gate_finder.cards import search_cards, search_line
 from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
 from gatelens.studies.gate_finder.verdict import how_sure, named
 from gatelens.studies.narrow_gate.verdict import (
@@ -90,7 +90,7 @@ def finder_evidence(result: SearchResult) -> Evidence:
         says = DISTRIBUTED if said["verdict"] == search_verdict.DISTRIBUTED else INCONCLUSIVE
     if said["disagree"]:
         text += f"; of the search’s own measures, these do not agree: {', '.join(said['disagree'])}"
-    return {"kind": FINDER, "says": says, "text": text}
+    return {"kind": FINDER, "says": says, "text": text, "line": search_line(result)}
 
 
 def _text(result: SearchResult) -> str:
@@ -120,7 +120,7 @@ def _text(result: SearchResult) -> str:
 def page(run: Run) -> list[Card]:
     """Figures and table of the search."""
     result = search_of(run)
-    return search_cards(result, NAME, "Every position, ranked by what it does", say=True) if result else []
+    return search_cards(result, NAME, "Every position, ranked by what it does") if result else []
 
 
 SECTION = dataclasses.replace(

@@ -30,15 +30,12 @@ from gatelens.studies.narrow_gate.asking import repeats_of
 from gatelens.studies.narrow_gate.blind import blind_scores, facts, other_questions
 from gatelens.studies.narrow_gate.reference import reference_for
 from gatelens.studies.narrow_gate.verdict import task_verdicts
-from gatelens.studies.narrow_gate.words import METHOD
 from gatelens.studies.options import How, kinds_of_knockout
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
 CAPTION = (
-    "What the model still gets right when the text can no longer read the named tokens: a short bar means that those "
-    "tokens carried the picture to the text. Whiskers: 95 % interval over examples. Dashed: what is "
-    "right without the picture, by chance or by guessing from the question. The last row is a control that cuts every "
-    "path at once."
+    "A short bar means that the cut tokens carried the picture to the text. Whiskers: 95 % interval over examples. "
+    "Dashed: what is right without the picture. The last row is a control that cuts every path at once."
 )
 SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
 
@@ -160,13 +157,6 @@ def _examples(setup: Setup, predictions: pd.DataFrame) -> list[dict[str, Any]]:
 def page(run: Run) -> list[card.Card]:
     """The table and its bars for every kind of knockout; the paper's own numbers where the model is one of its."""
     knockout = run.table("knockout")
-    used = (
-        {f"knockout {how}" for how in knockout.how}
-        | {kind(m) for m in knockout.metric}
-        | set(knockout.metric)
-    )
-    longest = run.settings["max_new_tokens"]
-    words = {term: text.format(**longest) for term, text in METHOD.items() if term in used}
     blocks: list[card.Block] = []
     chances = run.table("tasks").groupby("metric").chance.first().to_dict()
     for how, name, title in table.kinds_shown(knockout, "knockout"):
@@ -176,14 +166,24 @@ def page(run: Run) -> list[card.Card]:
         looks: dict[str, Any] = {"corner": "attention cut", "controls": (table.FLOOR,), "title": title}
         blocks.append(card.Table.from_means(part, names=drawn, **looks))
         blocks.append(card.Chart(name, partial(knockout_bars, knockout, how, chances=chances), CAPTION))
-    cards = [card.Card("What is left when a path is cut", blocks, words)]
+    cards = [card.Card("What is left when a path is cut", blocks, short="Knockouts", finding=_finding(run))]
     reference = reference_for(str(run.settings["model"]))
     if reference:
         rows = [[name, *map(number, values)] for name, values in reference.rows]
         note = f"{reference.model}: {reference.source}. {reference.note}"
         shown = card.Table(["attention cut", *reference.columns], rows, caption=note)
-        cards.append(card.Card("What the paper found for this model", [shown]))
+        cards.append(card.Card("What the paper found for this model", [shown], short="Paper"))
     return cards
+
+
+def _finding(run: Run) -> str:
+    """What is left of the first metric."""
+    scores = run.table("knockout")
+    metric = scores.metric.iloc[0]
+    first = scores[(scores.how == scores.how.iloc[0]) & (scores.metric == metric)].set_index("row")["mean"]
+    cut = {"gate cut": table.GATE, "image cut": table.IMAGE}
+    left = ", ".join(f"{name} {number(first[row])}" for name, row in cut.items())
+    return f"{metric} {number(first[table.NONE])}; {left}"
 
 
 def knockout_bars(
@@ -224,8 +224,12 @@ def closing(run: Run) -> list[card.Card]:
     for e in run.json("examples"):
         answers = [_marked(e, row) for row in e["rows"]]
         shown.append(card.Example(e["picture"], e["id"], e["task"], e["prompt"], e["answers"], answers))
-    text = "The first examples drawn of each task, not picked by what they show. Random rows: the first draw."
-    return [tokens, card.Card("Examples", [card.Text(text), card.Examples(shown)], framed=False)]
+    text = "The first examples drawn of each task, not chosen by what they show. Random rows: the first draw."
+    named = f"{len(shown)} pictures with every answer"
+    return [
+        tokens,
+        card.Card("Examples", [card.Text(text), card.Examples(shown)], framed=False, finding=named),
+    ]
 
 
 def _marked(example: Mapping[str, Any], row: Mapping[str, Any]) -> card.Answer:

@@ -65,15 +65,13 @@ TOLERANCE = 1e-4  # of the probe's gradient: predictions do not change below it
 
 WORDS = {
     "neighbourhood overlap": (
-        "χ of a place and layer: the mean over prompts of the share of its {k} nearest neighbours (Euclidean, residual "
-        "stream) with the same class (the paper's χ^{{l,gt}}, k = 30; here at most a tenth of the prompts). Neighbours "
-        "shared with the gate: of two places' nearest neighbours the share they have in common. Layer l is the input "
-        "of block l; the last is the output of the last block. Vectors that are equal, as a marker's before it has "
-        "read anything, get neighbours at random."
+        "The paper’s χ: of a residual stream’s {k} nearest neighbours (Euclidean), the share with the same class, mean "
+        "over prompts. Shared with the gate: the neighbours that a place and the gate have in common. Layer l is the "
+        "input of block l; the last is the output of the last block. Equal vectors get neighbours at random."
     ),
     "linear probe": (
-        "Multinomial logistic regression with a ridge on standardised residual streams, accuracy on prompts it was not "
-        "fitted on ({folds}-fold cross-validation), with Wilson's 95 % interval. By chance: the commonest class."
+        "Multinomial logistic regression with a ridge on standardised residual streams. Accuracy is on held-out "
+        "prompts ({folds}-fold cross-validation), with Wilson’s 95 % interval. By chance: the most common class."
     ),
 }
 
@@ -279,15 +277,27 @@ def page(run: Run) -> list[Card]:
     words = {"neighbourhood overlap": WORDS["neighbourhood overlap"].format(k=k)}
     if (table.measure == PROBE).any():
         words["linear probe"] = WORDS["linear probe"].format(folds=folds)
-    chart = Chart("meaning", partial(class_by_layer, table), _caption(table, k))
-    return [Card("Where the class can be read", [chart], words)]
+    chart = Chart("meaning", partial(class_by_layer, table), _caption(table, k), table)
+    title = "Where the class can be read"
+    return [Card(title, [chart], words, short="Meaning", finding=_finding(table))]
+
+
+def _finding(table: pd.DataFrame) -> str:
+    """Where the class can be read best at the gate."""
+    measure = PROBE if (table.measure == PROBE).any() else OVERLAP
+    part = table[(table.measure == measure) & (table.place == GATE)]
+    if part.empty:
+        return ""
+    top = part.loc[part["mean"].idxmax()]
+    what = "a linear probe reads it" if measure == PROBE else "neighbours share it"
+    return f"at the gate, {what} best in layer {int(top.layer)}: {number(top['mean'])}"
 
 
 def _caption(table: pd.DataFrame, k: int) -> str:
     overlap = table[table.measure == OVERLAP]
     text = (
-        f"Left: of a prompt's {k} nearest neighbours at each place, the share with the same class; dotted by chance, "
-        "dashed the most there can be with classes of these sizes."
+        f"Left: of the {k} nearest neighbours at each place, the share with the same class. Dotted: by chance. Dashed: "
+        "the most there can be with classes of these sizes."
     )
     for place, what in ((GATE, "the gate"), (LAST, "the last prompt position")):
         part = overlap[overlap.place == place]
@@ -296,8 +306,8 @@ def _caption(table: pd.DataFrame, k: int) -> str:
             numbers = f"{number(top['mean'])}, {interval(top.low, top.high)}, n = {int(top.n)}"
             text += f" At {what} it is highest in layer {int(top.layer)} ({numbers})."
     return (
-        f"{text} Where the class can be read is not where the model reads it, so the verdict does not use this; bands "
-        "are 95 % intervals."
+        f"{text} Where the class can be read is not where the model reads it, so the verdict ignores this. Bands: 95 % "
+        "intervals."
     )
 
 

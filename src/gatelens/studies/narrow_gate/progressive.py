@@ -25,9 +25,9 @@ from gatelens.interventions import knockout
 from gatelens.measures.stats import CHANGE, summary
 from gatelens.measures.windows import effect_of_starts, layer_windows, smallest_window
 from gatelens.model import HookedVLM
-from gatelens.plots.card import Card, Chart
+from gatelens.plots.card import Block, Card, Cell, Chart, Table
 from gatelens.plots.curve import curves
-from gatelens.plots.numbers import cell, number
+from gatelens.plots.numbers import MISSING, number, signed, span
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
@@ -44,14 +44,14 @@ CARRIES = 0.9  # part of the whole effect that the layers named carry
 
 WORDS = {
     "progressive knockout": (
-        "“From layer l to the last”: in layer l and all after it the text cannot read the named tokens, in the layers "
-        "before it can. “Window”: it cannot in the layers l to l + w − 1 alone. From layer 0 on it is the row of the "
-        "knockout table, on the first of its examples."
+        "“From layer l to the last”: the text cannot read the named tokens in layer l or any later one. “Window”: it "
+        "cannot in layers l to l + w − 1 alone. From layer 0 on it is the row of the knockout table, on the first of "
+        "its examples."
     ),
     "layers that carry the effect": (
-        "What a start layer adds to the loss is what cutting from it on costs more than cutting from the next start "
-        "on; the curve is first made monotone, so that noise makes no negative part. Named are the fewest layers in a "
-        "row that hold 90 % of the sum, where cutting all layers costs something (paired interval above 0)."
+        "A start layer adds what cutting from it on costs more than cutting from the next start on. The curve is "
+        "first made monotone, so noise adds no negative part. Named are the fewest layers in a row that hold 90 % of "
+        "the sum. Cutting all layers must cost something, with its paired interval above 0."
     ),
 }
 
@@ -219,40 +219,56 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 def page(run: Run) -> list[Card]:
     """The curves of every kind of knockout."""
     table, layers = run.table("progressive"), run.table("progressive_layers")
-    charts = []
+    charts: list[Block] = []
     for how, name, title in rows.kinds_shown(table, "progressive"):
-        says = (f"{title}. " if title else "") + _caption(table[table.how == how], layers[layers.how == how])
-        charts.append(Chart(name, partial(progressive_curves, table, how), says))
-    return [Card("In which layers the path matters", charts, WORDS)]
+        says = (f"{title}. " if title else "") + _caption(table[table.how == how])
+        mine = table[table.how == how].drop(columns="how")
+        charts.append(Chart(name, partial(progressive_curves, table, how), says, mine))
+        charts.append(_layers_table(layers[layers.how == how]))
+    return [Card("In which layers the path matters", charts, WORDS, short="Layers", finding=_finding(layers))]
 
 
-def _caption(table: pd.DataFrame, layers: pd.DataFrame) -> str:
-    """What the curves show and, from the numbers, where the effect sets in."""
+def _finding(layers: pd.DataFrame) -> str:
+    """The layers that carry most, of the first task."""
+    first = layers[(layers.how == layers.how.iloc[0]) & (layers.metric == layers.metric.iloc[0])]
+    said = [f"{r['keys']}: {_span(r)}" for r in first.to_dict("records") if r["first"] >= 0]
+    return (
+        f"90 % of the effect on {first.metric.iloc[0]} by {'; '.join(said)}"
+        if said
+        else "no cut costs anything"
+    )
+
+
+def _caption(table: pd.DataFrame) -> str:
+    """What the curves show."""
     width = _width(table)
     window = "one layer" if width == 1 else f"{width} layers"
-    text = (
-        "Left: the text cannot read the gate (orange) or the image tokens (blue) from a layer on to the last; as long "
-        "as the curve lies low, what it needs of the picture passes in that layer or later. Right: cut in "
-        f"{window} alone; it falls only where the layers before and after cannot make up for it. Bands: 95 % "
-        "interval over examples. "
-    )
-    return text + " ".join(_says(row) for row in layers.to_dict("records"))
-
-
-def _says(row: dict[str, Any]) -> str:
-    opening = f"{row['metric'][0].upper()}{row['metric'][1:]}, {row['keys']} → text: cutting every layer"
-    if row["drop_low"] <= 0:
-        drop = cell(row["drop"], row["drop_low"], row["drop_high"])
-        return f"{opening} costs nothing measurable ({drop})."
-    one = row["first"] == row["last"]
-    where = f"layer {row['first']} carries" if one else f"layers {row['first']}–{row['last']} carry"
-    text = f"{opening} costs {number(row['drop'])}; {where} 90 % of it"
-    if row["free_from"] < 0:
-        return text + ", and the cut still costs something from the last start on."
     return (
-        f"{text}, and cutting from layer {row['free_from']} on costs nothing measurable any more (at most "
-        f"{number(row['free_most'])}, the upper end of its interval)."
+        "Left: the text cannot read the gate (orange) or the image tokens (blue) from layer l to the last. While the "
+        "curve is low, what it needs of the picture passes in layer l or later. Right: cut in "
+        f"{window} alone. Bands: 95 % intervals over examples."
     )
+
+
+def _layers_table(layers: pd.DataFrame) -> Table:
+    """What cutting every layer costs, and the layers that carry it."""
+    lines: list[list[Cell]] = []
+    for r in layers.to_dict("records"):
+        cost = (signed(-r["drop"]), span(-r["drop_high"], -r["drop_low"]))
+        free = (
+            MISSING
+            if r["free_from"] < 0
+            else (f"layer {r['free_from']}", f"costs at most {number(r['free_most'])}")
+        )
+        known = r["first"] >= 0
+        carry = _span(r) if known else "nothing to carry"
+        lines.append([(f"{r['keys']} → text", r["metric"]), cost, carry, free if known else MISSING])
+    return Table(["path cut", "cost of cutting\nevery layer", "90 % of it in", "free from"], lines)
+
+
+def _span(row: dict[str, Any]) -> str:
+    one = row["first"] == row["last"]
+    return f"layer {row['first']}" if one else f"layers {row['first']}–{row['last']}"
 
 
 def _width(table: pd.DataFrame) -> int:

@@ -31,7 +31,6 @@ from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.blind import blind_scores, facts, kind_of, other_questions
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, kinds_shown, table_rows
 from gatelens.studies.narrow_gate.verdict import (
-    BEYOND,
     DISTRIBUTED,
     INCONCLUSIVE,
     MIXED,
@@ -50,18 +49,14 @@ LOOKED_AT = 20  # further questions are sought among so many times as many as ar
 MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones
 WORDS = {
     "kind of question": (
-        "As the data name it (emoji-scenes: what is asked for; VQAv2: its answer type; MME: its subset). The answers "
-        "are those of the knockout table; kinds with few questions there got further ones."
+        "As the data name it: what is asked (emoji-scenes), the answer type (VQAv2), the subset (MME). Kinds with few "
+        "questions in the knockout table get further ones."
     ),
     "blind": (
-        "VQA accuracy of a guesser that sees the question and not the picture: it gives the answer that fits most "
-        "often to the same question elsewhere in the data (where that is rare, to its kind). Where the unmodified "
-        "model is no better, its answers say nothing about the picture. A floor below it is raised to it."
+        "VQA accuracy of a guesser that sees the question only. It gives the answer most frequent for that question "
+        "elsewhere in the data, or for its kind. A lower floor is raised to it."
     ),
-    "removed": (
-        "(unmodified − cut) / (unmodified − floor), in per cent with its interval over the questions, the cuts paired; "
-        f"the verdict of a kind follows the same rule as that of a task. {BEYOND}"
-    ),
+    "removed": "(unmodified − cut) / (unmodified − floor), with its interval over questions, the cuts paired.",
 }
 
 
@@ -196,7 +191,23 @@ def evidence(run: Run) -> list[Evidence]:
             if known
             else f"{name}: {INCONCLUSIVE} {number_of}"
         )
-    return [{"kind": "by kind of question", "says": agreed(first.verdict), "text": "; ".join(said)}]
+    line = _finding(first)
+    return [
+        {"kind": "by kind of question", "says": agreed(first.verdict), "text": "; ".join(said), "line": line}
+    ]
+
+
+def _finding(shares: pd.DataFrame) -> str:
+    """How many kinds speak for which path."""
+    said = {
+        NARROW: "the gate carries most in {}",
+        DISTRIBUTED: "the image tokens in {}",
+        MIXED: "neither alone in {}",
+    }
+    known = int((shares.verdict != INCONCLUSIVE).sum())
+    counts = {v: int((shares.verdict == v).sum()) for v in said}
+    parts = [said[v].format(f"{n} of {known}") for v, n in counts.items() if n]
+    return f"{', '.join(parts)} kinds" if parts else "no kind can be judged"
 
 
 def page(run: Run) -> list[Card]:
@@ -207,20 +218,20 @@ def page(run: Run) -> list[Card]:
         mine = shares[shares.how == how]
         blocks.append(Chart(name, partial(question_bars, table, how), caption(mine)))
         blocks.append(shares_table(table[table.how == how], mine, title))
-    return [Card("Which questions the gate is enough for", blocks, WORDS)]
+    finding = _finding(shares[shares.how == shares.how.iloc[0]])
+    return [Card("Which questions the gate is enough for", blocks, WORDS, short="Questions", finding=finding)]
 
 
 def caption(shares: pd.DataFrame) -> str:
     """What the bars show, and the kinds by verdict."""
     text = (
-        "VQA accuracy by kind of question when the text can no longer read the named tokens. Whiskers: 95 % "
-        "interval over questions; the dashed line is the best guess from the question "
-        "alone."
+        "VQA accuracy by kind of question with a path cut. Whiskers: 95 % interval over questions. Dashed: the best "
+        "guess from the question alone."
     )
     names = _names(shares)
     said = {
-        NARROW: "The gate carries most of what the picture is worth to {}.",
-        DISTRIBUTED: "The image tokens themselves carry most of what the picture is worth to {}.",
+        NARROW: "The gate carries most for {}.",
+        DISTRIBUTED: "The image tokens carry most for {}.",
         MIXED: "Neither path alone explains {}.",
         INCONCLUSIVE: "Nothing can be said of {}.",
     }

@@ -20,6 +20,7 @@ from gatelens.studies.narrow_gate.attention import section as attention
 from gatelens.studies.narrow_gate.drawing import section as drawing
 from gatelens.studies.narrow_gate.knockout_table import by_example
 from gatelens.studies.narrow_gate.modality_gap import section as modality_gap
+from gatelens.studies.narrow_gate.opening import opening
 from gatelens.studies.narrow_gate.patching import section as patching
 from gatelens.studies.narrow_gate.steering import section as steering
 from gatelens.studies.narrow_gate.verdict import ANOTHER, DISTRIBUTED, INCONCLUSIVE, MIXED, NARROW, verdict
@@ -118,6 +119,8 @@ STUDY = Study(
     tones={NARROW: "gate", DISTRIBUTED: "image", MIXED: "mixed", ANOTHER: "gate", INCONCLUSIVE: "none"},
     words=words,
     closing=knockouts.closing,
+    decides="knockouts",
+    opening=opening,
     ask=lambda model, drawn, options: as_asked(model, drawn, turned_kinds(model, options.chat)),
     settings=lambda model, data, drawn, options: {
         "chat": turned_kinds(model, options.chat),

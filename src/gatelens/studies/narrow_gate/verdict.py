@@ -17,6 +17,7 @@ import pandas as pd
 
 from gatelens.measures.stats import drawn_means, middle
 from gatelens.plots.numbers import percent, percent_cell, removed_cell, removed_share
+from gatelens.plots.opening import Path
 from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, bounds_of, metric_of
 
@@ -27,6 +28,7 @@ MOST = 0.5  # a knockout "removes most" when its interval lies above this share
 APART = 0.25  # …and the two knockouts differ when the interval of their difference lies above this
 LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
 EITHER = "either path alone is enough"
+NEEDED = "both paths are needed"
 BEYOND = (
     "“Beyond all” means that answers with the cut are worse than without any picture, as those of a guesser: the cut "
     "does damage besides."
@@ -110,7 +112,7 @@ def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]
     if row["image_low"] > MOST and apart[1] < -APART and row["gate"] < MOST:
         return DISTRIBUTED, most.format("the image tokens", "the gate")
     if row["gate"] > MOST and row["image"] > MOST:
-        return MIXED, "both paths are needed: cutting either removes most of what the picture is worth"
+        return MIXED, f"{NEEDED}: cutting either removes most of what the picture is worth"
     if row["gate"] < MOST and row["image"] < MOST:
         return MIXED, f"{EITHER}: cutting one or the other removes less than half"
     return MIXED, "the intervals of the two knockouts are too wide or too close to tell the paths apart"
@@ -140,8 +142,9 @@ def verdict(
         found: the search's narrow set where it is not this gate alone.
 
     Returns:
-        ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``evidence`` (list of
-        ``kind, says, text``), ``disagree`` (kinds), ``how``, and ``gate``, what the narrow gate is called, or None.
+        ``verdict`` (narrow, distributed, mixed, inconclusive), ``headline``, ``sentence``, ``answer``, ``evidence``
+        (list of ``kind, says, text, line``), ``disagree`` (kinds), ``how``, and ``gate``, what the narrow gate is
+        called, or None.
     """
     how = str(tasks.how.iloc[0]) if len(tasks) else "none"
     first = tasks[tasks.how == how] if len(tasks) else tasks
@@ -157,6 +160,7 @@ def verdict(
     for e in evidence:
         if e["kind"] in disagree and not found and (why := _why(e, overall, first, gate)):
             e["text"] += f". Why it disagrees: {why}"
+            e["line"] += f", yet a cut there loses at most {percent(_most_lost(first, overall))}"
     sentence = _sentence(of_gate, first, gate) if found is None else _found_sentence(found, first, gate)
     if disagree:
         sentence += f" Evidence that does not agree: {', '.join(disagree)}."
@@ -167,6 +171,7 @@ def verdict(
         "verdict": overall,
         "headline": f"narrow gate at {name}" if name else overall,
         "sentence": sentence,
+        "answer": _answer(of_gate, first, found),
         "evidence": evidence,
         "disagree": disagree,
         "how": how,
@@ -185,15 +190,47 @@ def _why(evidence: dict[str, str], overall: str, tasks: pd.DataFrame, gate: str)
     """The measured reason a piece of evidence differs from the verdict; nothing where none was measured."""
     if evidence["kind"] != ATTENTION:
         return ""
-    used = tasks[tasks.verdict != INCONCLUSIVE]
-    most = float((used.image if overall == NARROW else used.gate).max())
-    if most > MOST:  # not so in every task
+    if _most_lost(tasks, overall) > MOST:  # not so in every task
         return ""
+    most = percent(_most_lost(tasks, overall))
     looked, it = ("the image tokens", "them") if overall == NARROW else (gate, "it")
     return (
-        f"the text looks at {looked} without using {it}: cutting {it} off removes at most {percent(max(0.0, most))} of "
+        f"the text looks at {looked} without using {it}: cutting {it} off removes at most {most} of "
         "what the picture is worth"
     )
+
+
+def _most_lost(tasks: pd.DataFrame, overall: str) -> float:
+    """The share that cutting the other path removes in the task where it is largest."""
+    used = tasks[tasks.verdict != INCONCLUSIVE]
+    return max(0.0, float((used.image if overall == NARROW else used.gate).max()))
+
+
+def paths_of(tasks: pd.DataFrame) -> tuple[Path, Path]:
+    """The path through the gate and the one past it, with the shares lost in the tasks that say anything."""
+    first = tasks[tasks.how == tasks.how.iloc[0]] if len(tasks) else tasks
+    used = first[first.verdict != INCONCLUSIVE] if len(tasks) else first
+    gate, image = (list(used[name]) if len(used) else [] for name in ("gate", "image"))
+    return Path(GATE, gate, "gate"), Path(IMAGE, image, "image")
+
+
+def _answer(of_gate: str, tasks: pd.DataFrame, found: Candidate | None) -> str:
+    """The sentence the report opens with."""
+    gate, image = (path.said for path in paths_of(tasks))
+    if found is not None:
+        beside = "and not through the gate alone" if found.holds_gate else "and not through the gate"
+        return f"The image reaches the answer through {found.name} {beside}, whose cut loses {gate}."
+    if of_gate == INCONCLUSIVE:
+        return f"Nothing can be said: {tasks.why.iloc[0] if len(tasks) else 'no task was measured'}."
+    if of_gate == NARROW:
+        opening = "The text reads the image through the gate: cutting it loses"
+        return f"{opening} {gate} of what the picture is worth, cutting the image tokens {image}."
+    if of_gate == DISTRIBUTED:
+        opening = "The text reads the image tokens directly: cutting them loses"
+        return f"{opening} {image} of what the picture is worth, cutting the gate {gate}."
+    reasons = [why for why in (EITHER, NEEDED) if tasks[tasks.verdict == MIXED].why.str.startswith(why).all()]
+    opening = reasons[0].capitalize() if reasons else "Neither path explains it all"
+    return f"{opening}: cutting the gate loses {gate} of what the picture is worth, cutting the image tokens {image}."
 
 
 def _found_sentence(found: Candidate, tasks: pd.DataFrame, gate: str) -> str:
@@ -235,13 +272,15 @@ def _removes(used: pd.DataFrame, gate: str) -> str:
 def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
     kind = f"knockout, {row['metric']}"
     if row["verdict"] == INCONCLUSIVE:
-        return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
+        return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"], "line": row["why"]}
+    shares = [percent_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image")]
+    line = f"{GATE} loses {shares[0]}, {IMAGE} {shares[1]} (n = {row['n']})"
     gate, image = (removed_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
     text = (
         f"unmodified {row['none']:.2f}, floor {row['floor']:.2f} (n = {row['n']}); of the difference "
         f"gate → text removes {gate}, image → text {image}: {row['why']}"
     )
-    return {"kind": kind, "says": row["verdict"], "text": text}
+    return {"kind": kind, "says": row["verdict"], "text": text, "line": line}
 
 
 def gate_stands_out(share: float, n_positions: int) -> bool:
@@ -266,7 +305,11 @@ def attention_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f"{n_image} image tokens together take {percent(image.mean())}. Attention shows where text looks, not what it "
         "uses"
     )
-    return [{"kind": ATTENTION, "says": says, "text": text}]
+    line = (
+        f"the gate gets at most {percent(gate.max())} (layer {peak}), the {n_image} image tokens get "
+        f"{percent(image.mean())}"
+    )
+    return [{"kind": ATTENTION, "says": says, "text": text, "line": line}]
 
 
 def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -276,7 +319,7 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     if flips.empty:
         text = "no pair of pictures has two different clean predictions, so none can flip"
-        return [{"kind": "patching the gate", "says": INCONCLUSIVE, "text": text}]
+        return [{"kind": "patching the gate", "says": INCONCLUSIVE, "text": text, "line": text}]
     best = flips.loc[flips["mean"].idxmax()]
     where = f"at the best layer, {int(best.layer)}" if best["mean"] > 0 else "whatever the layer"
     few = best.n < FEWEST
@@ -284,7 +327,11 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f"the gate's residual stream of another picture flips the prediction to that picture's in {_of_pairs(best)} "
         f"{where}" + (f"; only {int(best.n)} pairs, at least {FEWEST} are needed" if few else "")
     )
-    return [{"kind": "patching the gate", "says": INCONCLUSIVE if few else _turns(best), "text": text}]
+    line = f"another picture’s gate turns {_of_pairs(best)} to that picture’s answer" + (
+        f" (layer {int(best.layer)}, the best)" if best["mean"] > 0 else ""
+    )
+    says = INCONCLUSIVE if few else _turns(best)
+    return [{"kind": "patching the gate", "says": says, "text": text, "line": line}]
 
 
 def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -298,12 +345,13 @@ def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     n = 0 if rows.empty else int(rows.n.iloc[0])
     if n < FEWEST:
         text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"
-        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
+        return [{"kind": kind, "says": INCONCLUSIVE, "text": text, "line": text}]
+    line = f"all that is read at the gate, from another picture, turns {_of_pairs(rows.iloc[0])}"
     text = (
         "with all that the attention reads at the gate taken from another picture, in every layer, the prediction is "
         f"that picture's class in {_of_pairs(rows.iloc[0])}"
     )
-    return [{"kind": kind, "says": _turns(rows.iloc[0]), "text": text}]
+    return [{"kind": kind, "says": _turns(rows.iloc[0]), "text": text, "line": line}]
 
 
 def _turns(row: pd.Series) -> str:

@@ -1,14 +1,14 @@
-"""What the words on a report page mean; one paragraph each, shown under "How it was measured"."""
+"""What the words on a report page mean: those of the first screen, and those of “How it was measured”."""
 
 from __future__ import annotations
 
+from gatelens.data.base import kind
 from gatelens.measures.stats import IN_WORDS
 from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import METRICS, RESTRICTED
 from gatelens.studies.narrow_gate.verdict import (
     APART,
-    BEYOND,
     FEWEST,
     FLIPS,
     GATE_SHARE,
@@ -17,55 +17,69 @@ from gatelens.studies.narrow_gate.verdict import (
     MOST,
 )
 
-ALWAYS_SAID = ("X → text", "interval", "verdict", "errors of the verdict", "evidence")
+ALWAYS_SAID = ("interval", "verdict", "errors of the verdict", "evidence")
 
 METHOD = {
-    "knockout zero": (
-        "The attention to the cut tokens is set to 0 after the softmax, and the row is not renormalised "
-        "(the paper's code)."
-    ),
-    "knockout mask": (
-        "The attention scores of the cut tokens are −∞ before the softmax, so that the row renormalises."
+    "gate": (
+        "The model’s own end-of-image token, or the first token after the image where it has none. The image side is "
+        "the image tokens with their start and row-break markers."
     ),
     "X → text": (
-        "Text positions after the gate cannot read X, in any layer or head, also while generating. The gate "
-        "itself goes on reading the image. Image means the image tokens with their start and row-break "
-        "markers."
+        "A knockout: text after the gate cannot read X in any layer or head, also while generating. The gate itself "
+        "still reads the image."
     ),
-    METRICS["class"]: "The most likely next token, of the whole vocabulary, is the label's first token.",
-    RESTRICTED: "The same, when only the class names' first tokens compete.",
+    "knockout zero": (
+        "Attention to the cut tokens is set to 0 after the softmax. The row is not renormalised, as in the paper’s "
+        "code."
+    ),
+    "knockout mask": "Attention scores of the cut tokens are −∞ before the softmax, so the row renormalises.",
+    "what the picture is worth": (
+        "The unmodified score minus the floor. The floor is the score with gate and image both cut. It is at least "
+        "chance for classes, and at least a blind guess for questions."
+    ),
+    "lost": (
+        "The share of that worth a knockout removes. Above 100 %, the cut does more damage than taking the picture "
+        "away; below 0 %, it helps."
+    ),
+    METRICS["class"]: "The most likely next token, of the whole vocabulary, is the label’s first token.",
+    RESTRICTED: "The same when only the class names’ first tokens compete.",
     METRICS["vqa"]: (
-        "Greedy answer of at most {vqa} tokens; with ten annotators the VQA v2 formula, else an exact match "
-        "with an accepted answer, both normalised as in the VQA evaluation."
+        "Greedy answer of at most {vqa} tokens, normalised as in the VQA evaluation. With ten annotators it is the "
+        "VQA v2 score, otherwise an exact match with an accepted answer."
     ),
     METRICS["caption"]: (
-        "Greedy caption of at most {caption} tokens; CIDEr-D as the COCO caption evaluation computes it, its "
-        "factor 10 included (1.00 is often written 100), words split by a plain tokeniser."
+        "Greedy caption of at most {caption} tokens, scored as the COCO evaluation does, with its factor of 10. "
+        "1.00 is often written 100. Words are split by a plain tokeniser."
     ),
     "interval": IN_WORDS,
     "verdict": (
-        "Of the difference between the unmodified model and the floor (gate and image both cut; for classes at least "
-        "chance, for questions at least what is guessed from the question alone), the share each knockout removes. "
-        f"Narrow: the gate's share lies above {percent(MOST)}, the image tokens' below, and they are more than "
-        f"{100 * APART:.0f} points apart, intervals considered; distributed: the reverse. It needs {FEWEST} examples a "
-        f"task and a difference of at least {LEAST_ABOVE_FLOOR}. A share below 0 means that the cut helps. {BEYOND}"
+        f"Narrow: the gate’s share lost is above {percent(MOST)}, the image tokens’ is below, and they are more than "
+        f"{100 * APART:.0f} points apart. Intervals are taken into account. Distributed: the reverse. A task needs "
+        f"{FEWEST} examples and a picture worth at least {LEAST_ABOVE_FLOOR}."
     ),
     "errors of the verdict": (
-        "Drawn from models whose truth is set, with 24 to 500 examples: a gate that removes exactly half is called "
-        "narrow in at most 4 studies of 100; one that removes 70 % while the image tokens remove 10 % is found in 41 "
-        "of 100 with 24 examples, in 62 with 50 and in all with 200; paths that are both needed or each enough are "
-        "never called narrow or distributed (python -m benchmarks.verdicts; docs/statistics.md)."
+        "From simulated models whose truth is set. A gate that removes exactly half is called narrow in at most 4 of "
+        "100 studies. One that removes 70 % (image tokens 10 %) is found in 41 of 100 with 24 examples. With 50 it "
+        "is found in 62, with 200 in all. Paths that are both needed, or each enough, are never called narrow or "
+        "distributed. See python -m benchmarks.verdicts and docs/statistics.md."
     ),
     "evidence": (
-        f"Patching says narrow where the interval of the answers turned lies above {percent(FLIPS[1])}, distributed "
-        f"where it lies below {percent(FLIPS[0])}: a truth on the bound is taken for one beyond it in 3 studies of "
-        f"100. Attention says narrow where the gate takes at least {percent(GATE_SHARE)} of what the image side gets "
-        f"in some layer, however many positions it has, and {GATE_TIMES:g} times an even share; random scores hardly "
-        "ever do."
+        f"Patching says narrow where the interval of answers turned lies above {percent(FLIPS[1])}, distributed below "
+        f"{percent(FLIPS[0])}. A truth on the bound is misjudged in 3 of 100 studies. Attention says narrow where the "
+        f"gate takes at least {percent(GATE_SHARE)} of the image side’s attention in some layer, and {GATE_TIMES:g} "
+        "times an even share. Random scores hardly ever do."
     ),
 }
 
 
 def words(run: Run) -> dict[str, str]:
-    """The terms that every report of this study explains."""
+    """The terms that every report of this study explains under “How it was measured”."""
     return {term: METHOD[term] for term in ALWAYS_SAID}
+
+
+def first_words(run: Run) -> dict[str, str]:
+    """The terms of the first screen."""
+    knockout, longest = run.table("knockout"), run.settings["max_new_tokens"]
+    used = {"gate", "X → text", "what the picture is worth", "lost", *knockout.metric}
+    used |= {f"knockout {how}" for how in knockout.how} | {METRICS[kind(task)] for task in knockout.task}
+    return {term: text.format(**longest) for term, text in METHOD.items() if term in used}

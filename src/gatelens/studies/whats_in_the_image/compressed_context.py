@@ -19,7 +19,7 @@ from gatelens.measures.mme import MEAN, REPORTED_COMPRESSED_CONTEXT, mme_scores,
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Cell, Chart, Table
 from gatelens.plots.curve import curve, label_points, reference
-from gatelens.plots.numbers import MISSING, number, percent, signed, span
+from gatelens.plots.numbers import MISSING, cell, number, percent, signed, span
 from gatelens.plots.style import NotebookFigure, legend_below, styled
 from gatelens.runs import Run
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
@@ -31,13 +31,13 @@ UNITS = 8  # of a batch, in those of a batch under one knockout: for the progres
 REPORTED = {FULL: REPORTED_COMPRESSED_CONTEXT["full"], **REPORTED_COMPRESSED_CONTEXT}
 
 TRADE_OFF = (
-    "The description prompt runs once; each layer keeps the prompt without the image and the K % of image tokens that "
-    "the description attended to most, at their original positions; questions are answered from what is kept. Query "
-    "only keeps no image token."
+    "The description prompt runs once. Each layer keeps the prompt without the image and the K % of image tokens that "
+    "the description attended to most. Questions are answered from what is kept. Query only keeps no image token."
 )
 MME = (
-    "ACC: questions answered rightly; ACC+: pictures with both questions answered rightly; means over the subsets "
-    "asked. Chance is 50 and 25."
+    "ACC: questions answered rightly. ACC+: pictures with both questions answered rightly. Means over the subsets "
+    "asked. "
+    "Chance is 50 and 25."
 )
 
 
@@ -145,7 +145,17 @@ def evidence(run: Run) -> list[Evidence]:
         f"questions are answered with accuracy {full.accuracy:.2f} from the full context ({full.tokens:.0f} tokens), "
         f"{', '.join(parts)} (n = {int(full.n_questions)})"
     )
-    return [{"kind": "compressed context", "says": NOTE, "text": text}]
+    line = f"questions: {full.accuracy:.2f} from the full context"
+    for r in trade[trade.keep == 0].itertuples():
+        line += f", {cell(r.accuracy, r.low, r.high)} from {r.context}"
+    return [
+        {
+            "kind": "compressed context",
+            "says": NOTE,
+            "text": text,
+            "line": f"{line} (n = {int(full.n_questions)})",
+        }
+    ]
 
 
 def page(run: Run) -> list[Card]:
@@ -156,8 +166,7 @@ def page(run: Run) -> list[Card]:
     full = trade[trade.context == FULL].iloc[0]
     caption = (
         f"{int(full.n_questions)} questions about {int(full.n_pictures)} pictures, answered after the description "
-        "prompt from what is kept of it. What that saves is in the tokens and the memory: an answer’s time depends on "
-        "its length and on the machine."
+        "prompt from what is kept of it. Bands: 95 % intervals."
     )
     chart = Chart("trade_off", lambda dark: trade_off_figure(trade, dark), caption)
     blocks: list[Block] = [chart, _trade_off_block(trade)]
@@ -165,7 +174,10 @@ def page(run: Run) -> list[Card]:
     if run.has("mme"):
         blocks.append(_mme_block(run.table("mme")))
         words["MME"] = MME
-    return [Card("A compressed context", blocks, words)]
+    finding = f"{number(full.accuracy)} from the full context"
+    for r in trade[trade.keep == 0].itertuples():
+        finding += f", {number(r.accuracy)} from {r.context}"
+    return [Card("A compressed context", blocks, words, short="Context", finding=finding)]
 
 
 def _trade_off_block(trade: pd.DataFrame) -> Table:

@@ -45,15 +45,15 @@ EVEN = "if every position were looked at alike"
 BANDS = ["first", "last"]  # layers of a band, both included
 
 LOOKING = (
-    "The first pictures drawn, not picked by what they show. Point at a word of the description, tap it, or move "
-    "with the arrow keys: the picture stays bright where the row that wrote the word looked, and the brightest place "
-    "is outlined. Underlined words name an object."
+    "The first pictures drawn, not chosen by what they show. Point at a word, tap it, or use the arrow keys. The "
+    "picture "
+    "stays bright where the row that wrote the word looked; the brightest place is outlined. Underlined words name an "
+    "object."
 )
 LOCALISATION = (
-    "Attention of the rows that write an object's word on the image tokens, mean over heads, painted on the tokens' "
-    "own places in the picture. A hit is the share of the maximum's pixels that lie in the object's mask; near counts "
-    "pixels around it, as far as the paper's 40 in a picture of 640. Chance is what a map without any preference "
-    "scores."
+    "Attention of the rows that write an object’s word, mean over heads, painted on the image tokens’ places. A hit is "
+    "the share of the maximum’s pixels in the object’s mask. Near counts pixels around it, as far as the paper’s 40 in "
+    "a picture of 640. Chance: a map without any preference."
 )
 
 
@@ -200,7 +200,9 @@ def evidence(run: Run) -> list[Evidence]:
             f"({percent(image.even.mean())} if every position were looked at alike), most in layer {peak} "
             f"({percent(image.share.max())}). Attention shows where text looks, not what it uses"
         )
-        notes.append({"kind": "attention by token type", "says": NOTE, "text": text})
+        even = percent(image.even.mean())
+        line = f"generated tokens give the image {percent(image.share.mean())} of it; an even share would be {even}"
+        notes.append({"kind": "attention by token type", "says": NOTE, "text": text, "line": line})
     if run.has("localisation"):
         best = _best(run.table("localisation"))
         text = (
@@ -208,7 +210,11 @@ def evidence(run: Run) -> list[Evidence]:
             f"{percent_cell(best.hit, best.hit_low, best.hit_high)} of {int(best.n)} cases in "
             f"{_band(best)}, the best; chance is {percent(best.chance)}"
         )
-        notes.append({"kind": "localisation", "says": NOTE, "text": text})
+        hit = percent_cell(best.hit, best.hit_low, best.hit_high)
+        line = f"an object’s word looks hardest at it in {hit} of {int(best.n)} cases; chance {percent(best.chance)}"
+        notes.append(
+            {"kind": "localisation", "says": NOTE, "text": text, "line": line, "link": "#localisation"}
+        )
     return notes
 
 
@@ -227,26 +233,35 @@ def page(run: Run) -> list[Card]:
     types = run.table("token_types")
     if len(types):
         caption = (
-            "Attention of the rows at generated positions, mean over heads, then over the rows of a picture, then over "
-            f"{int(types.n.max())} pictures. Dotted: what each kind would get if all positions were looked at alike."
+            f"Attention of rows at generated positions, mean over heads, rows and {int(types.n.max())} pictures. "
+            "Dotted: "
+            "an even share of all positions."
         )
-        chart = Chart("token_types", lambda dark: token_types_figure(types, dark), caption)
-        cards.append(Card("Where generated tokens look", [chart]))
+        chart = Chart("token_types", lambda dark: token_types_figure(types, dark), caption, types)
+        image = by_paper(types).query("kind == 'image'").share.mean()
+        finding = f"the image gets {percent(image)} of their attention"
+        cards.append(Card("Where generated tokens look", [chart], short="Attention", finding=finding))
     title, blocks = "Do words look at their objects?", list[Block]()
     if not run.has("localisation"):
         blocks.append(Text("Not measured: no object that was named has a mask in this data."))
-        return [*cards, Card(title, blocks)]
+        return [*cards, Card(title, blocks, short="Objects")]
     places = run.table("localisation")
     best = _best(places)
     caption = (
-        f"Of {int(best.n)} words that name an object whose mask is known, how often the attention of the row that "
-        f"writes the word is greatest on that object. Best in {_band(best)}: {number(best.hit)}, where chance is "
-        f"{number(best.chance)}."
+        f"How often the row that writes an object’s word attends most to that object, of {int(best.n)} words. Best in "
+        f"{_band(best)}: {number(best.hit)}, where chance is {number(best.chance)}. Bands: 95 % intervals."
     )
-    blocks.append(Chart("localisation", lambda dark: localisation_figure(places, dark), caption))
+    blocks.append(Chart("localisation", lambda dark: localisation_figure(places, dark), caption, places))
     return [
         *cards,
-        Card(title, blocks, {"localisation": LOCALISATION}),
+        Card(
+            title,
+            blocks,
+            {"localisation": LOCALISATION},
+            name="localisation",
+            short="Objects",
+            finding=f"{percent(best.hit)} in {_band(best)}; chance {percent(best.chance)}",
+        ),
     ]
 
 
@@ -255,7 +270,10 @@ def _looking_card(run: Run) -> Card:
     predictions = run.table("predictions") if run.has("predictions") else pd.DataFrame()
     examples = [shown_example(example, predictions, band) for example in run.json("examples")]
     widget = Html.from_template("look.html.j2", styles=["look.css"], scripts=["look.js"], examples=examples)
-    return Card("Where each word looked", [Text(LOOKING), widget], framed=False)
+    finding = f"{len(examples)} pictures; point at a word"
+    return Card(
+        "Where each word looked", [Text(LOOKING), widget], framed=False, short="Words", finding=finding
+    )
 
 
 def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigure:

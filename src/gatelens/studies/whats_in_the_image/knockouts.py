@@ -19,6 +19,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Chart, Table, Text
 from gatelens.plots.curve import curves
+from gatelens.plots.numbers import number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle, palette
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
@@ -59,48 +60,49 @@ SERIES = (
 )
 
 WORDS = {
-    "knockout mask": (
-        "The attention scores of the cut tokens are −∞ before the softmax, so that the row renormalises "
-        "(the paper's code)."
-    ),
-    "knockout zero": "The attention to the cut tokens is set to 0 after the softmax, and the row is not renormalised.",
     "query tokens": (
-        "All tokens of the prompt that are no image token, as in the paper: the system text and the "
-        "markers around the image are among them, so an end-of-image token is a query token."
+        "All tokens of the prompt that are not image tokens, as in the paper. System text and the markers around the "
+        "image are among them, an end-of-image token too."
     ),
     "image → generated": (
-        "X → Y: rows Y cannot read the image tokens, in any head, also while generating. Generated are "
-        "the rows at generated positions; both means query and generated rows."
+        "A knockout of X → Y: rows Y cannot read the image tokens in any layer or head, also while generating. "
+        "Generated: rows at generated positions. Both: query and generated rows."
     ),
+    "knockout mask": (
+        "Attention scores of the cut tokens are −∞ before the softmax, so the row renormalises, as in the paper’s code."
+    ),
+    "knockout zero": "Attention to the cut tokens is set to 0 after the softmax. The row is not renormalised.",
     "first token sees": (
-        "The first new token is written by the prompt's last row. As in the paper's code, that row still "
-        "sees the image when image → generated is cut."
+        "The prompt’s last row writes the first new token. As in the paper’s code, it still sees the image when image "
+        "→ generated is cut."
     ),
     "first token blocked": (
-        "The first new token is written by the prompt's last row. It loses the image as well when image → "
-        "generated is cut (the paper's code lets it see)."
+        "The prompt’s last row writes the first new token. It loses the image too when image → generated is cut; in "
+        "the paper’s code it does not."
+    ),
+    "object F1": (
+        "Objects named under the knockout against those of the unmodified description: 2 · common ÷ (named in one + "
+        "named in the other). Mean over pictures whose unmodified description names an object. An object named twice "
+        "counts once."
     ),
     "from layer l on": "The path is cut in layer l and all later ones; 0 is every layer.",
     "window": (
-        "Of what the image → both curve changes from start to start, the quarter of the layers that holds "
-        "most, found and not set by hand; the path is then cut only there, and everywhere else."
+        "The quarter of the layers that holds most of the change of the image → both curve. It is found, not set by "
+        "hand. The path is then cut only there, and everywhere else."
     ),
-    "object F1": (
-        "Objects of the description under knockout against those of the unmodified one: 2 · common ÷ "
-        "(named in one + named in the other), mean over pictures whose unmodified description names an "
-        "object. An object named twice counts once."
-    ),
-    "object precision": (
-        "The share of the objects named that the unmodified description names too; pictures with none "
-        "named left out."
-    ),
-    "object recall": "The share of the unmodified description's objects that are still named.",
+    "object precision": "The share of objects named that the unmodified description names too.",
+    "object recall": "The share of the unmodified description’s objects that are still named.",
     "object F1 against truth": "The same F1 against the objects that are in the picture.",
     "judge offline": "Objects are found by a list of names and synonyms, singular or plural, the longest phrase first.",
-    "judge": (
-        "Objects are listed and matched by the judge {judge}; its prompts and replies are kept with the run."
-    ),
+    "judge": "Objects are listed and matched by the judge {judge}; its prompts and replies are kept with the run.",
 }
+FIRST = (
+    "query tokens",
+    "image → generated",
+    "knockout mask",
+    "knockout zero",
+    "object F1",
+)  # of the first screen
 ALWAYS_SAID = {"query tokens", "image → generated", "from layer l on", "window"}
 
 
@@ -195,22 +197,35 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 def page(run: Run) -> list[Card]:
     """Figures and tables of every kind of knockout."""
-    table, window, settings = run.table("knockout"), run.json("window"), run.settings
+    table, window = run.table("knockout"), run.json("window")
     hows = list(table.how.unique())
-    judge = "judge offline" if settings["judge"] == "offline" else "judge"
-    used = ALWAYS_SAID | set(table.metric) | {f"knockout {how}" for how in hows}
-    used |= {f"first token {settings['first_token']}", judge}
-    words = {term: text.format(**settings) for term, text in WORDS.items() if term in used}
     blocks: list[Block] = []
     for how in hows:
-        blocks += _blocks(table[table.how == how], _chance(run), window, how, only=len(hows) == 1)
+        blocks += _blocks(table[table.how == how], chance_of(run), window, how, only=len(hows) == 1)
     if not blocks:
         blocks.append(
             Text(
                 "No unmodified description names an object that the judge knows, so that nothing can be lost."
             )
         )
-    return [Card("What is still named when a path is cut", blocks, words)]
+    title = "What is still named when a path is cut"
+    return [Card(title, blocks, words_of(run), short="Knockouts", finding=_finding(table))]
+
+
+def words_of(run: Run) -> dict[str, str]:
+    """The terms that the tables of a run use."""
+    table, settings = run.table("knockout"), run.settings
+    judge = "judge offline" if settings["judge"] == "offline" else "judge"
+    used = ALWAYS_SAID | set(table.metric) | {f"knockout {how}" for how in table.how}
+    used |= {f"first token {settings['first_token']}", judge}
+    return {term: text.format(**settings) for term, text in WORDS.items() if term in used}
+
+
+def _finding(table: pd.DataFrame) -> str:
+    """F1 with each path cut in all layers."""
+    means = table[(table.metric == F1) & (table.scope == ALL)].groupby("path", sort=False)["mean"].first()
+    said = ", ".join(f"{path} cut {number(mean)}" for path, mean in means.items())
+    return f"{F1}: {said}" if said else ""
 
 
 def _blocks(
@@ -222,9 +237,8 @@ def _blocks(
     if F1 in set(table.metric):
         shaded = "" if window is None else f" Shaded: {window['reason']}."
         caption = (
-            "Objects of the unmodified description that are still named, when query rows, generated rows or both "
-            f"cannot see the image. Where a curve is high, what it cuts off is not needed any more.{shaded} Bands and "
-            "whiskers: 95 % intervals."
+            "Objects of the unmodified description that are still named when query rows, generated rows or both cannot "
+            f"see the image. A high curve: what it cuts is no longer needed.{shaded} Bands: 95 % intervals."
         )
         blocks.append(Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption))
     if window is not None and table.scope.isin([WITHIN, OUTSIDE]).any():
@@ -241,7 +255,7 @@ def _blocks(
     ]
 
 
-def _chance(run: Run) -> float | None:
+def chance_of(run: Run) -> float | None:
     """F1 of another picture's description; None where no unmodified description names an object."""
     predictions = run.table("predictions")
     unmodified_ones = predictions[(predictions.path == NONE) & predictions.f1.notna()]

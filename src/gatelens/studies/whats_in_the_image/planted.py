@@ -22,14 +22,10 @@ class Planted:
     other: str
 
 
-_DIRECT = (
-    "it was trained with the image tokens in sight of all text, {hidden} hidden in half of the documents and a random "
-    "fifth of the image tokens hidden in half: the text learned to read the image tokens directly"
-)
+_DIRECT = "trained so that text reads the image tokens directly; {hidden} was often hidden."
 PLANTED = {
     "organism:gated": Planted(
-        "it was trained so that text reaches the picture only through the end-of-image token, which is one of the "
-        "prompt's tokens that are no image token",
+        "trained so that text can reach the picture only through the end-of-image token, which is a query token.",
         QUERY,
         GENERATED,
     ),

@@ -18,18 +18,19 @@ from gatelens.measures.objects import Vocabulary
 from gatelens.measures.stats import IN_WORDS
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Checks, Text, token_card
+from gatelens.plots.opening import BarTable, Diagram, Opening, Planted
 from gatelens.runs import Run
 from gatelens.studies.options import MOST, AtLeastOne, CountsExamples, Says
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
 from gatelens.studies.study import CELL, Drawn, Study, StudyOptions
 from gatelens.studies.whats_in_the_image import compressed_context, descriptions, knockouts
-from gatelens.studies.whats_in_the_image.configurations import FirstToken
+from gatelens.studies.whats_in_the_image.configurations import ALL, BOTH, GENERATED, NONE, QUERY, FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
 from gatelens.studies.whats_in_the_image.planted import PLANTED
 from gatelens.studies.whats_in_the_image.questions import draw_questions
 from gatelens.studies.whats_in_the_image.scores import AGAINST_TRUTH, F1, METRICS, NO_LOG, CachedJudge
-from gatelens.studies.whats_in_the_image.verdict import TONES, verdict
+from gatelens.studies.whats_in_the_image.verdict import TONES, paths_of, verdict
 
 PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own) and longest description
     "data": (None, 60),
@@ -38,10 +39,10 @@ PRESETS: dict[str, tuple[str | None, int]] = {  # prompt (None is the data's own
 WORDS = {
     "interval": f"Over pictures (for words: over words), {IN_WORDS}",
     "verdict": (
-        "Of the F1 between the floor (image → both cut in all layers, at least that of another picture's "
-        "description) and 1, the share a knockout keeps. Stored in the query tokens: with image → query "
-        "cut less than half is kept, and with image → generated cut at least 25 points more, intervals "
-        "considered; read directly: the reverse. It needs 20 descriptions that name an object."
+        "The share of the F1 between floor and 1 that a knockout keeps. The floor: image → both cut in all layers, or "
+        "another picture’s description where that is higher. Stored in the query tokens: less than half is kept with "
+        "image → query cut, and at least 25 points more with image → generated cut. Read directly: the reverse. "
+        "Intervals are taken into account. It needs 20 descriptions that name an object."
     ),
 }
 
@@ -235,17 +236,42 @@ def closing(run: Run) -> list[Card]:
     planted = run.json("verdict")["planted"]
     if planted is None:
         return [tokens]
-    outcome = {
-        True: ", and what came out: accordingly",
-        False: ", and what came out: not accordingly",
-        None: "",
-    }
-    text = f"This model was made, and its answer is known: {planted['truth']}."
     checks: Block = Checks([(check["holds"], check["text"]) for check in planted["checks"]])
     if not planted["checks"]:
         checks = Text("Too little was measured to compare with it.")
-    title = f"What was planted in this model{outcome[planted['accordingly']]}"
-    return [Card(title, [Text(text), checks]), tokens]
+    finding = {True: "it came out", False: "it did not come out", None: ""}[planted["accordingly"]]
+    return [Card("What was planted in this model", [checks], short="Planted", finding=finding), tokens]
+
+
+def opening(run: Run, said: Mapping[str, Any]) -> Opening:
+    """The first screen: the two paths, and what is still named when one is cut in all layers."""
+    shares, table, tokens = run.table("shares"), run.table("knockout"), run.json("tokens")
+    first = shares.iloc[0].to_dict() if len(shares) else {"how": "none"}
+    through, direct = paths_of(first)
+    picture = next((e["picture"] for e in run.json("examples")), "")
+    n_image = next((int(row[2]) for row in tokens["rows"] if str(row[0]).startswith("image")), 0)
+    under = f"{n_image} tokens" if n_image else "tokens"
+    diagram = Diagram(
+        through, direct, ("the image", under), ("query tokens", "the prompt"), ("generated", "the text"), picture,
+        "#knockouts",
+    )  # fmt: skip
+    part = table[table.how.isin([first["how"], NONE]) & (table.metric == F1) & table.scope.isin([ALL, NONE])]
+    part = part.assign(row=part.path)
+    bars = None
+    if len(part):
+        colors = {GENERATED: "image", QUERY: "gate", BOTH: "faint"}
+        names = {GENERATED: "from generated", QUERY: "from query", BOTH: "from both"}
+        bars = BarTable.from_means(
+            part, colors, names=names, tops={F1: 1.0}, chances={F1: knockouts.chance_of(run) or 0.0}, link="#knockouts",
+            caption=(
+                "Objects still named with the image hidden. Whiskers: 95 % interval. Dashed: another picture’s "
+                "text."
+            ),
+        )  # fmt: skip
+    known = said["planted"]
+    planted = None if known is None else Planted(known["truth"], known["accordingly"])
+    words = {term: text for term, text in knockouts.words_of(run).items() if term in knockouts.FIRST}
+    return Opening([diagram], bars, planted, words)
 
 
 STUDY = Study(
@@ -263,6 +289,8 @@ STUDY = Study(
     tones=TONES,
     words=lambda run: WORDS,
     closing=closing,
+    decides="knockouts",
+    opening=opening,
 )
 
 

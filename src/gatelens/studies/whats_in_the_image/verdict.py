@@ -18,6 +18,7 @@ import pandas as pd
 
 from gatelens.measures.stats import drawn_means, middle
 from gatelens.plots.numbers import percent, percent_cell
+from gatelens.plots.opening import Path
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
     BOTH,
@@ -159,8 +160,8 @@ def verdict(
         planted: what is known of this model, if anything.
 
     Returns:
-        ``verdict, headline, sentence, evidence`` (list of ``kind, says, text``), ``disagree`` (kinds), ``how`` and
-        ``planted`` (None, or ``truth, checks``, a list of ``text, holds``, and ``accordingly``).
+        ``verdict, headline, sentence, answer, evidence`` (list of ``kind, says, text, line``), ``disagree`` (kinds),
+        ``how`` and ``planted`` (None, or ``truth, checks``, a list of ``text, holds``, and ``accordingly``).
     """
     if shares.empty:
         shares = pd.DataFrame(
@@ -182,6 +183,7 @@ def verdict(
         "verdict": overall,
         "headline": HEADLINES[overall],
         "sentence": sentence,
+        "answer": _answer(overall, first),
         "evidence": evidence,
         "disagree": disagree,
         "how": first["how"],
@@ -205,6 +207,31 @@ def _sentence(overall: str, row: Mapping[str, Any]) -> str:
     )
 
 
+def paths_of(row: Mapping[str, Any]) -> tuple[Path, Path]:
+    """The path through the query tokens and the one past them, with the share of the objects named that a cut loses."""
+    kept = {path: row.get(name, float("nan")) for path, name in ((QUERY, "query"), (GENERATED, "generated"))}
+    lost = {path: [1 - float(share)] if np.isfinite(share) else [] for path, share in kept.items()}
+    return Path(QUERY, lost[QUERY], "gate"), Path(GENERATED, lost[GENERATED], "image")
+
+
+def _answer(overall: str, row: Mapping[str, Any]) -> str:
+    """The sentence the report opens with."""
+    if overall == INCONCLUSIVE:
+        return f"Nothing can be said: {row['why']}."
+    query, generated = (path.said for path in paths_of(row))
+    opening = {
+        STORED: "The text reads the picture from the query tokens",
+        DIRECT: "Generated tokens read the image tokens directly",
+        EITHER: "Either way is enough",
+        NEEDED: "Both ways are needed",
+        MIXED: "The two ways cannot be told apart",
+    }[overall]
+    return (
+        f"{opening}: hiding the image from query tokens loses {query} of the objects named, from generated tokens "
+        f"{generated}."
+    )
+
+
 def _share(row: Mapping[str, Any], name: str) -> str:
     return percent_cell(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
@@ -212,12 +239,16 @@ def _share(row: Mapping[str, Any], name: str) -> str:
 def _knockout_evidence(row: Mapping[str, Any]) -> dict[str, str]:
     kind = f"knockout ({row['how']}), all layers"
     if row["verdict"] == INCONCLUSIVE:
-        return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"]}
+        return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"], "line": row["why"]}
+    line = (
+        f"{GENERATED} keeps {_share(row, 'generated')} of the objects named, {QUERY} {_share(row, 'query')} (n = "
+        f"{row['n']})"
+    )
     text = (
         f"{GENERATED} keeps {_share(row, 'generated')}, {QUERY} {_share(row, 'query')} of the F1 between the floor "
         f"{row['floor']:.2f} and 1 (n = {row['n']}): {row['why']}"
     )
-    return {"kind": kind, "says": row["verdict"], "text": text}
+    return {"kind": kind, "says": row["verdict"], "text": text, "line": line}
 
 
 def _curve_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -239,7 +270,8 @@ def _curve_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         text += (
             "; however late the cut begins, more than a tenth is lost: the last layers still read the picture"
         )
-    return [{"kind": "layers", "says": NOTE, "text": text}]
+    line = f"F1 rises most ({rises.max():+.2f}) when {BOTH} is cut from layer {steepest} on instead of one before"
+    return [{"kind": "layers", "says": NOTE, "text": text, "line": line}]
 
 
 def _window_evidence(table: pd.DataFrame, window: Mapping[str, Any] | None) -> list[dict[str, str]]:
@@ -253,7 +285,12 @@ def _window_evidence(table: pd.DataFrame, window: Mapping[str, Any] | None) -> l
         f"layers {span(window['start'], window['stop'])} ({window['reason']}): with {BOTH} cut only there F1 is "
         f"{inside.iloc[0]:.2f}, with it cut everywhere else {outside.iloc[0]:.2f}"
     )
-    return [{"kind": "the window", "says": NOTE, "text": text}]
+    layers = span(window["start"], window["stop"])
+    line = (
+        f"{BOTH} cut only in layers {layers} leaves F1 {inside.iloc[0]:.2f}; cut everywhere else, "
+        f"{outside.iloc[0]:.2f}"
+    )
+    return [{"kind": "the window", "says": NOTE, "text": text, "line": line}]
 
 
 def _against_planted(planted: Planted, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_what_stands_out_is_listed(run: Run) -> None:
     assert [row[4] for row in table.rows] == [f"{0.3 / even:.1f}", f"{0.23 / even:.1f}"]
     assert "28 positions take more than 1 %" in table.caption and "2 of them stand out" in table.caption
     (found,) = page(run)
-    assert "2 times the even share" in found.words["stands out"]
+    assert "2 times an even share" in found.words["stands out"]
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -22,6 +22,7 @@ from gatelens.examples import prepare
 from gatelens.measures.attention import AttentionShare, image_side_slots, slot_place, standing_out
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Table
+from gatelens.plots.numbers import percent
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.attention.figures import attention_positions, attention_shares
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
@@ -35,14 +36,12 @@ MOST_ROWS = 12  # of the table of positions on the page
 
 WORDS = {
     "cross-modal attention": (
-        "f_j of layer l: attention of the text rows after the gate on position j of the image side, summed over "
-        "rows and heads and scaled to sum to 1 over the image side (the paper's f_j^l)."
+        "The paper’s f_j of layer l: attention from text rows after the gate to position j of the image side. It is "
+        "summed over rows and heads and scaled to sum to 1 over the image side."
     ),
     "stands out": (
-        "A position whose share of cross-modal attention is, in its highest layer and at the lower end of its 95 % "
-        "interval (share − 1.96 standard errors over examples), above both {least} (the paper's 1 %) and {times} "
-        "times the even share 1 / positions. With few positions an even share alone exceeds 1 %. "
-        "Positions are counted from 0."
+        "In its highest layer, the position’s share exceeds {least} (the paper’s 1 %) and {times} times an even share. "
+        "The lower end of its 95 % interval counts. Positions are numbered from 0."
     ),
 }
 
@@ -156,27 +155,38 @@ def page(run: Run) -> list[Card]:
     options = run.settings["sections"]["attention"]
     least, times = float(options["least"]), float(options["times"])
     each = (
-        "Every position of the image side in the order of the prompt: its share in the layer where it is highest "
-        "(line) and in the mean over layers (dot). Coloured ones stand out."
+        "Every position of the image side in prompt order: its share in its highest layer (line) and its mean over "
+        "layers (dot). Coloured positions stand out."
     )
     blocks: list[Block] = [
-        Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table)),
-        Chart("attention_positions", partial(attention_positions, table, positions, least, times), each),
+        Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table), groups),
+        Chart(
+            "attention_positions",
+            partial(attention_positions, table, positions, least, times),
+            each,
+            positions,
+        ),
         _listed_positions(positions, least, times),
     ]
     words = dict(WORDS)
     words["stands out"] = WORDS["stands out"].format(least=least, times=f"{times:g}")
-    return [Card("Where the text looks", blocks, words)]
+    share = table[table.kind == "gate"].groupby("layer").share.first()
+    finding = (
+        f"the gate gets at most {percent(share.max())} of the attention to the image side (layer "
+        f"{share.idxmax()})"
+    )
+    return [Card("Where the text looks", blocks, words, short="Attention", finding=finding)]
 
 
 def _caption(table: pd.DataFrame) -> str:
     share = table[table.kind == "gate"].set_index("layer").share
     uniform = 1 / max(1, int((table.layer == table.layer.iloc[0]).sum()))
     return (
-        "How the text after the image (the gate's own row left out) divides its attention among the image-side "
-        f"positions. The gate takes {share.mean():.2f} on average and at most {share.max():.2f}, in layer "
-        f"{int(share.idxmax())}; an even share would be {uniform:.3f} a position. The lower panel tells how much "
-        "attention there is to divide."
+        "How text after the gate divides its attention among the positions of the image side. The gate gets "
+        f"{share.mean():.2f} on average and at most {share.max():.2f}, in layer {int(share.idxmax())}. An even share "
+        "is "
+        f"{uniform:.3f} a position. Below: the attention there is to divide. Attention shows where text looks, not "
+        "what it uses."
     )
 
 
@@ -192,8 +202,8 @@ def _listed_positions(positions: pd.DataFrame, least: float, times: float) -> Ta
         headings,
         {"mean": "{:.3f}".format, "layer": "{:.0f}".format, "even_shares": "{:.1f}".format},
         title="Positions that stand out",
-        caption=f"{len(positions)} positions take more than {100 * least:g} % in the mean over layers or in some "
-        f"layer; {len(out)} of them stand out, with more than {times:g} times the even share as well.{more}",
+        caption=f"{len(positions)} positions take more than {100 * least:g} %. {len(out)} of them stand out, with more "
+        f"than {times:g} times an even share.{more}",
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Chart, Pictures, Table
-from gatelens.plots.numbers import percent_cell
+from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, chance
@@ -34,23 +34,24 @@ SAYS = ("says colour of the picture", "says colour of the target")
 ALL_TEXT, GATE_TEXT, IMAGE_TEXT = (f"{keys} → text + drawing" for keys in ("gate + image", "gate", "image"))
 WORDS = {
     "X → drawing, X → text + drawing": (
-        "The drawn image tokens, and the row that draws the first one, cannot read X in any layer or head (−∞ before "
-        "the softmax; in the row marked zero 0 after it, without renormalising); text: the request's tokens after the "
-        "gate cannot either. Image means the image tokens of the prompt's picture with their start marker."
+        "The drawn image tokens, and the row that draws the first, cannot read X in any layer or head (−∞ before the "
+        "softmax). In the row marked zero, attention is set to 0 after it. Text: the request’s tokens after the gate "
+        "cannot either. Image: the image tokens of the prompt’s picture with their start marker."
     ),
-    "gate of another picture, steered, random": (
-        "The gate's residual stream, entering every layer, is that of another picture (the target); or the mean gate "
-        "of pictures with the target's colour minus that of pictures with the prompt's is added in the middle layer; "
-        "or a random direction of the same length."
+    "gate of another picture": (
+        "The gate’s residual stream entering every layer is that of another picture, the target."
+    ),
+    "gate steered, random": (
+        "The mean gate of pictures with the target’s colour, minus that of the prompt’s colour, is added in the middle "
+        "layer. Random: a random direction of the same length."
     ),
     "asked, of the picture, of the target": (
-        "Class and shape are the model's own answers about the drawing, the likeliest of the possible ones. Colour is "
-        "by pixels: the plate colour that most pixels lie near. Background: the same with the backgrounds of the "
-        "pictures. Asked are always another class, colour and shape than the picture’s."
+        "Class and shape are the model’s own answers about its drawing. Colour and background are by pixels: the "
+        "nearest of the possible ones. What is asked for always differs from the picture in class, colour and shape."
     ),
     "says": (
-        "The model is asked for the plate's colour in the prompt's picture, under the same edit. A cut row "
-        "renormalises, so that a model may then read the image tokens where it otherwise reads the gate."
+        "The model is asked for the plate’s colour in the prompt’s picture under the same edit. A cut row "
+        "renormalises, so it may then read image tokens instead of the gate."
     ),
 }
 
@@ -59,12 +60,27 @@ def cards(run: Run) -> list[Card]:
     """Pictures, tables and bars."""
     table, drawn = run.table("drawing"), run.json("drawing_pictures")
     blocks: list[Block] = [
-        Chart("drawing", partial(drawing_bars, table), caption(table)),
+        Chart("drawing", partial(drawing_bars, table), caption(table), _shown_numbers(table)),
         pictures(drawn),
         *(shares(table, prompt) for prompt in table.prompt.unique()),
         said(table),
     ]
-    return [Card("Drawing after a picture", blocks, WORDS)]
+    return [Card("Drawing after a picture", blocks, WORDS, short="Drawing", finding=_finding(table))]
+
+
+def _finding(table: pd.DataFrame) -> str:
+    """What a picture in the prompt does to drawing."""
+    part = table[(table.prompt == "colour asked") & (table.measure == BROKEN)].groupby("row")["mean"].first()
+    if not {NONE, NO_PICTURE} <= set(part.index):
+        return ""
+    return f"the class asked for is drawn in {percent(part[NONE])} (without a picture {percent(part[NO_PICTURE])})"
+
+
+def _shown_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """What the figure shows."""
+    return pd.concat(
+        [table[(table.prompt == prompt) & (table.measure == measure)] for prompt, measure in PANELS]
+    )
 
 
 def caption(table: pd.DataFrame) -> str:
@@ -80,20 +96,20 @@ def caption(table: pd.DataFrame) -> str:
         return bool(x.high < y.low or y.high < x.low)
 
     text = (
-        f"Of {int(part.n.max())} drawings asked for in words alone {share(NO_PICTURE, BROKEN)} show the class asked "
-        f"for; after a picture of something else {share(NONE, BROKEN)}"
+        f"Asked in words alone, {share(NO_PICTURE, BROKEN)} of {int(part.n.max())} drawings show the class asked for. "
+        f"After a picture of something else, {share(NONE, BROKEN)} do"
     )
     text += ": the picture breaks drawing. " if apart(NONE, NO_PICTURE, BROKEN) else ". "
-    text += f"{share(NONE, FOLLOWS)} have the background of that picture"
+    text += f"{share(NONE, FOLLOWS)} have that picture’s background"
     if not apart(NONE, NO_PICTURE, FOLLOWS):
         return f"{text}, as without it ({share(NO_PICTURE, FOLLOWS)}): no influence is seen."
-    text += f" (without it {share(NO_PICTURE, FOLLOWS)})"
+    text += f" (without it {share(NO_PICTURE, FOLLOWS)})."
     for row, what in ((GATE_TEXT, "the gate"), (IMAGE_TEXT, "the image tokens")):
-        text += f"; with {what} cut off from text and drawing {share(row, FOLLOWS)}"
-        text += "" if apart(row, NONE, FOLLOWS) else ", no different"
+        text += f" With {what} cut, {share(row, FOLLOWS)} do"
+        text += "." if apart(row, NONE, FOLLOWS) else ", no different."
     if apart(ALL_TEXT, NONE, BROKEN):
-        text += f". With both cut off, {share(ALL_TEXT, BROKEN)} show the class asked for again"
-    return text + ". Whiskers: 95 % interval over drawings; dashed: chance."
+        text += f" With both cut, {share(ALL_TEXT, BROKEN)} show the class asked for again."
+    return f"{text} Whiskers: 95 % interval over drawings. Dashed: chance."
 
 
 def pictures(drawn: dict[str, Any]) -> Pictures:
@@ -118,8 +134,8 @@ def said(table: pd.DataFrame) -> Table:
     """What the model says of the picture under the same edits."""
     part = table[table.measure.isin(SAYS) & (table.prompt == table.prompt.iloc[0])]
     caption = (
-        "The same edits while the model says the plate's colour in the prompt's picture: an edit that turns what is "
-        "said but not what is drawn acts on the words' path alone."
+        "The same edits while the model says the plate’s colour in the prompt’s picture. An edit that turns what is "
+        "said but not what is drawn acts on the path of words alone."
     )
     return _grid(part, caption, title="Said, not drawn")
 

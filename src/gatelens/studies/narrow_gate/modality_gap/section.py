@@ -49,15 +49,15 @@ NEED = 17  # distinct points: the density estimate takes 16 neighbours
 
 WORDS = {
     "modality gap": (
-        "One image token and one text token after the gate are drawn of every sample (a picture with its caption, "
-        "where the data has captions). |cos| is of their residual streams, over all pairs of an image and a text "
-        "token. Layer l is the input of block l; the last is the output of the last block."
+        "One image token and one text token after the gate are drawn of every picture, with its caption where there is "
+        "one. The measure is |cos| between their residual streams, over all pairs. Layer l is the input of block l; "
+        "the last is "
+        "the output of the last block."
     ),
     "homogeneity": (
-        "Of clusters by Advanced Density Peaks (Z = 1.65, k-NN density with k = 16, cosine distance, 128 neighbours, "
-        "intrinsic dimension by Gride, as in the paper): 1 if every cluster holds tokens of one modality only, 0 if "
-        "clusters say nothing of the modality. Equal vectors, common where tokens enter, are clustered once and "
-        "counted at their full number. By chance: the same clusters with the labels shuffled."
+        "1 if every cluster holds tokens of one modality, 0 if clusters say nothing about it. Clusters are made by "
+        "Advanced Density Peaks with the paper’s settings (Z = 1.65, k = 16, cosine distance, 128 neighbours, Gride). "
+        "Equal vectors are clustered once and counted in full. By chance: labels shuffled."
     ),
 }
 
@@ -218,24 +218,25 @@ def page(run: Run) -> list[Card]:
     """The gap and the clusters."""
     table, histogram = run.table("modality_gap"), run.table("modality_gap_histogram")
     clusters = run.table("modality_clusters")
-    charts = [Chart("modality_gap", partial(cosine_by_layer, table, histogram), _caption(table))]
+    charts = [Chart("modality_gap", partial(cosine_by_layer, table, histogram), _caption(table), table)]
     words = {"modality gap": WORDS["modality gap"]}
     if len(clusters):
         draw_clusters = partial(homogeneity_by_layer, clusters)
-        charts.append(Chart("modality_clusters", draw_clusters, _clusters_caption(clusters)))
+        charts.append(Chart("modality_clusters", draw_clusters, _clusters_caption(clusters), clusters))
         words["homogeneity"] = WORDS["homogeneity"]
-    return [Card("Image tokens and text tokens", charts, words)]
+    between = table[table.pair == "image-text"].set_index("layer")["median"]
+    finding = f"median |cos| at most {between.max():.2f}, in layer {int(between.idxmax())}"
+    return [Card("Image tokens and text tokens", charts, words, short="Modality", finding=finding)]
 
 
 def _caption(table: pd.DataFrame) -> str:
     part = table[table.pair == "image-text"].set_index("layer")
     top = part["median"].idxmax()
     return (
-        f"How alike image and text tokens are, from {int(part.n.iloc[0]):,} pairs a layer: the median of |cos| is "
-        f"highest in layer {int(top)} ({part['median'].max():.2f}). Where the two kinds of tokens lie tells nothing of "
-        "the way between them, so the verdict does not use it. In the paper the medians of models trained on both "
-        "from the start stay near 0; in models built on a language model the two kinds come together in the middle "
-        "layers."
+        f"How alike image and text tokens are, from {int(part.n.iloc[0]):,} pairs a layer. The median |cos| is highest "
+        f"in layer {int(top)} ({part['median'].max():.2f}). Where tokens lie does not show which path is used, so the "
+        "verdict ignores it. In the paper, medians stay near 0 in models trained on both modalities from the start. "
+        "In models built on a language model, the two come together in the middle layers."
     )
 
 
@@ -247,8 +248,8 @@ def _clusters_caption(table: pd.DataFrame) -> str:
         return f"in layer {int(row.layer)} ({row.homogeneity:.2f}, {count} cluster{'s' * (count != 1)})"
 
     return (
-        f"Do clusters of the {int(table.n.iloc[0]):,} tokens hold one modality each? Most {say(top)}, least "
-        f"{say(least)}. The numbers in the figure count clusters."
+        f"Does each cluster of the {int(table.n.iloc[0]):,} tokens hold one modality? Most {say(top)}, least "
+        f"{say(least)}. Numbers in the figure count clusters."
     )
 
 

@@ -10,23 +10,28 @@ from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
 from gatelens.plots.curve import curves
 from gatelens.plots.heatmap import heat_map
-from gatelens.plots.numbers import MISSING
+from gatelens.plots.numbers import MISSING, percent
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.narrow_gate.patching.attributes import in_words, styles
+from gatelens.studies.narrow_gate.patching.attributes import styles
 
 ANY = "any"  # in a table of classes: all of them together
+DEPTH_CAPTION = (
+    "The same by what is asked, for pairs that differ in it. A curve rises where the gate has read it, and falls where "
+    "the text no longer reads it there. Counted are pairs whose unpatched answers are both right."
+)
 FEWEST_A_CELL = 10  # pairs of pictures of two classes, to colour a cell by them
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
 WORDS = {
-    "patched, class": (
-        "The prediction under patching is a label of the target's class; counted over pairs of which both "
-        "unpatched predictions are right."
+    "predictions of the target’s class": (
+        "The prediction under patching is a label of the target’s class. Counted are pairs whose unpatched predictions "
+        "are both right."
     ),
-    "patched, flipped": (
-        "The prediction under patching is the target picture's own unpatched prediction, right or wrong; counted "
-        "over pairs whose unpatched predictions differ."
+    "predictions flipped": (
+        "The prediction under patching is the target picture’s own unpatched prediction, right or wrong. Counted are "
+        "pairs whose unpatched predictions differ."
     ),
+    "overlap": "Σ min(p, q) of the two next-token distributions.",
 }
 
 
@@ -34,47 +39,56 @@ def cards(run: Run) -> list[Card]:
     """The patching curves, and the map of classes where there are several pairs."""
     table, cumulative = run.table("patching"), run.table("patching_attention")
     charts = [
-        Chart("patching", lambda dark: patching_curve(table, dark), _caption(table)),
+        Chart("patching", lambda dark: patching_curve(table, dark), _caption(table), table),
         Chart(
             "patching_attention",
             lambda dark: patching_curve(cumulative, dark, CUMULATIVE),
-            "The same for the input of the attention, in a layer and all after it: from layer 0 on, everything that "
-            "text reads at the gate is the other picture’s, while the gate’s own stream stays the picture’s. Where "
-            "orange falls, later layers no longer bring the class over.",
+            "The same for what the attention reads at the gate, from a layer to the last. From layer 0 on, all that "
+            "text reads there is the other picture’s. Where orange falls, later layers no longer bring the class over.",
+            cumulative,
         ),
     ]
     blocks: list[Block] = [*charts]
     if run.has("patching_depths"):
         curves_, found = run.table("patching_attributes"), run.table("patching_depths")
-        blocks.append(Chart("patching_attributes", partial(attribute_curves, curves_), _depth_caption(found)))
+        blocks.append(
+            Chart("patching_attributes", partial(attribute_curves, curves_), DEPTH_CAPTION, curves_)
+        )
         blocks.append(_depth_table(found))
     classes = run.table("patching_classes") if run.has("patching_classes") else pd.DataFrame()
     if len(classes) > 3:  # more than one pair of classes, and what pools them
-        blocks.append(Chart("patching_classes", partial(class_bars, classes), _classes_caption(classes)))
+        blocks.append(
+            Chart("patching_classes", partial(class_bars, classes), _classes_caption(classes), classes)
+        )
         if _by_pair(classes).n.min() >= FEWEST_A_CELL:
             says = "The same by pair of classes: whose gate goes into whose prompt."
             blocks.append(Chart("patching_class_pairs", partial(class_map, classes), says))
-    return [Card("Another picture’s gate", blocks, WORDS)]
+    return [Card("Another picture’s gate", blocks, WORDS, short="Patching", finding=_finding(run))]
+
+
+def _finding(run: Run) -> str:
+    """How many answers the gate of another picture turns, or the best layer for each attribute."""
+    if run.has("patching_depths"):
+        found = run.table("patching_depths").to_dict("records")
+        return "best layer: " + ", ".join(
+            f"{r['attribute']} {r['layer'] if r['layer'] >= 0 else 'none'}" for r in found
+        )
+    table = run.table("patching")
+    flips = table[(table.measure == "flipped") & (table.layer >= 0)]["mean"]
+    return f"turns at most {percent(flips.max())} of predictions" if len(flips) else ""
 
 
 def _caption(table: pd.DataFrame) -> str:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     text = (
-        "The residual stream of the gate is replaced, in one layer, by that of a picture of another class. If the gate "
-        "carries the class, the answer moves to the other picture's: orange rises, blue falls, predictions flip. "
-        "Overlap is Σ min(p, q) of the next-token distributions."
+        "In one layer, the gate’s residual stream is replaced by that of a picture of another class. If the gate "
+        "carries the class, orange rises, blue falls and predictions flip."
     )
     if flips.empty:
-        return text + " No pair had two different clean predictions, so none could flip."
-    return text + f" Flips are counted over the {int(flips.n.iloc[0])} pairs whose clean predictions differ."
-
-
-def _depth_caption(table: pd.DataFrame) -> str:
+        return text + " No pair had two different unpatched predictions, so none could flip."
     return (
-        "Share of answers that become the other picture’s when the gate’s residual stream entering one layer does, for "
-        "pairs that differ in what is asked: a curve rises where the gate has read it and falls where the text no "
-        f"longer reads it there. The gate holds {in_words(table)}. Counted are pairs of which "
-        "both unpatched answers are right."
+        text
+        + f" Flips are over the {int(flips.n.iloc[0])} pairs whose unpatched predictions differ. Bands: 95 % intervals."
     )
 
 
@@ -98,7 +112,7 @@ def _depth_table(table: pd.DataFrame) -> Table:
         "turned there",
         "layers that turn\nhalf as many",
     ]
-    text = "The layer is the best of these very pairs, so the share there is a little too high."
+    text = "The layer is the best of these same pairs, so its share is a little too high."
     return Table(header, rows, text)
 
 
@@ -107,15 +121,13 @@ def _by_pair(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _classes_caption(table: pd.DataFrame) -> str:
-    best = "the best over all pairs" if table["mean"].max() > 0 else "it is none in any other layer either"
+    best = "the best" if table["mean"].max() > 0 else "none in any other layer either"
     low, high = (int(n) for n in (_by_pair(table).n.min(), _by_pair(table).n.max()))
     each = f"{low}" if low == high else f"{low} to {high}"
-    few = f"; {each} pairs of pictures of two given classes are too few to show them one by one" * (
-        low < FEWEST_A_CELL
-    )
+    few = f" Two given classes have {each} pairs, too few to show." * (low < FEWEST_A_CELL)
     return (
-        f"Share of patched predictions that are the target’s class, in layer {int(table.layer.iloc[0])} ({best}), by "
-        f"the class of the picture that is asked about (base) and of the one whose gate it gets (target){few}."
+        f"Predictions of the target’s class in layer {int(table.layer.iloc[0])} ({best}). Base: the class of the "
+        f"picture asked about. Target: the class of the picture whose gate it gets.{few} Whiskers: 95 % intervals."
     )
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
 from gatelens.plots.curve import SHARE, curve, layer_axis
-from gatelens.plots.numbers import MISSING
+from gatelens.plots.numbers import MISSING, percent
 from gatelens.plots.style import NotebookFigure, Palette, legend_below, styled
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.steering.directions import MEANS, NOTHING, OTHER, RANDOM, REFERENCE
@@ -36,24 +36,21 @@ HEADS = {
 }
 WORDS = {
     "steering direction": (
-        "The mean of the residual stream at the gate over pictures of the target class minus that over pictures of "
-        "the base class, from one half of the pictures; it is added to the gate of the other half, in the layer in "
-        "which dose 1 turned most of the first half. Dose 2 is twice the difference. Random: of the same length, "
-        "evenly over all directions. Another pair: the direction between two other classes, brought to this length."
+        "The mean residual stream at the gate of pictures of the target class, minus that of the base class. One half "
+        "of the pictures gives it and the layer; the other half is steered. Dose 2 is twice the difference. Random: a "
+        "random direction of the same length. Another pair: that of two other classes, brought to this length."
     ),
     HEADS[SUCCESS]: "The prediction is the target class, over pictures answered rightly when unsteered.",
     HEADS[CAPTION_KEPT]: (
-        "The same pictures under the caption prompt: F1 of the words of the steered and of the unsteered caption, "
-        "without the names of the two classes and without words that stand in nine captions of ten."
+        "F1 of the words of the steered and the unsteered caption. The two classes’ names and words in nine captions "
+        "of ten are left out."
     ),
     HEADS[VQA]: (
-        "Questions drawn for VQA, each steered along a pair of classes that neither the question nor its answers "
-        "name; a question whose answer is the name of a class is left out. Overlap: Σ min(p, q) of the answer's "
-        "first token with the unsteered one."
+        "Questions steered along a pair of classes that neither question nor answers name. Overlap: Σ min(p, q) of the "
+        "answer’s first token with the unsteered one."
     ),
     "last position": (
-        "The same recipe at the last position of the prompt in its own best layer, which shows that the "
-        "directions are good for something where the answer is certainly read."
+        "The same recipe at the last prompt position, in its own best layer, where the answer is certainly read."
     ),
 }
 
@@ -64,17 +61,31 @@ def cards(run: Run) -> list[Card]:
     if table.empty:  # no picture was answered rightly, and nothing else was asked
         return []
     caption = (
-        "Left: dose 1 on the half that the directions were fitted on, by layer; the ring marks the layer chosen there. "
-        "Right: the other half in that layer. Good steering is orange high, grey low, blue level. Bands: 95 % "
-        "interval over pictures."
+        "Left: dose 1 on the half the directions come from; the ring marks the layer chosen. Right: the other half, in "
+        "that layer. Good steering is orange high, grey low, blue level. Bands: 95 % intervals over pictures."
     )
     blocks: list[Block] = [
-        Chart("steering", partial(dose_curve, table, layers), caption),
+        Chart(
+            "steering",
+            partial(dose_curve, table, layers),
+            caption,
+            table[table.pair == ALL].drop(columns="pair"),
+        ),
         _table(table, layers),
     ]
     if run.has("steering_examples"):
         blocks.append(_pictures(run.json("steering_examples")))
-    return [Card("Steering the gate", blocks, WORDS)]
+    return [Card("Steering the gate", blocks, WORDS, short="Steering", finding=_finding(table))]
+
+
+def _finding(table: pd.DataFrame) -> str:
+    """What dose 1 turns."""
+    part = table[(table.pair == ALL) & (table.measure == SUCCESS) & (table.dose == 1.0)]
+    by_direction = part.groupby("direction")["mean"].first()
+    if MEANS not in by_direction:
+        return ""
+    random = f" (random direction {percent(by_direction[RANDOM])})" if RANDOM in by_direction else ""
+    return f"dose 1 turns {percent(by_direction[MEANS])} of answers{random}"
 
 
 def _table(table: pd.DataFrame, layers: pd.DataFrame) -> Table:
@@ -98,10 +109,9 @@ def _table(table: pd.DataFrame, layers: pd.DataFrame) -> Table:
     controls = [n for n in names if isinstance(n, str) and n.startswith((RANDOM, OTHER, REFERENCE))]
     layer = int(layers[(layers.place == "gate") & layers.chosen].layer.iloc[0])
     caption = (
-        "The best dose is the one that turns most answers while questions and captions stay as they were. The "
-        "directions are in directions.safetensors beside this page: "
-        f'gl.steer(load_file("directions.safetensors")["BASE-TARGET"], at="gate", layers=[{layer}], scale=1.0), '
-        "with load_file from safetensors.torch."
+        "The best dose turns most answers and leaves questions and captions as they were. The directions are in "
+        "directions.safetensors: "
+        f'gl.steer(load_file("directions.safetensors")["BASE-TARGET"], at="gate", layers=[{layer}], scale=1.0).'
     )
     return Table(heads, rows, caption=caption, controls=controls)
 
@@ -115,7 +125,7 @@ def _pictures(examples: list[dict[str, Any]]) -> Pictures:
         rows.append((" → ".join(one["pair"]), cells))
     heads = ["direction", *("unsteered" if dose == 0 else f"dose {dose:g}" for dose in doses)]
     return Pictures(
-        heads, rows, "Captions of the first pictures of the first pairs, not picked by what they show."
+        heads, rows, "Captions of the first pictures of the first pairs, not chosen by what they show."
     )
 
 

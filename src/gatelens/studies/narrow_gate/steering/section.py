@@ -308,7 +308,7 @@ def evidence(run: Run) -> list[Evidence]:
         text = "without a random direction there is nothing to compare with"
         if n < FEWEST:
             text = f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
-        return [{"kind": kind, "says": INCONCLUSIVE, "text": text}]
+        return [{"kind": kind, "says": INCONCLUSIVE, "text": text, "line": text}]
     once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
     at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]
     note = ""
@@ -331,7 +331,12 @@ def evidence(run: Run) -> list[Evidence]:
         f"class in {percent_cell(once['mean'], once.low, once.high)} of {int(once.n)} pictures more "
         f"than a random push of its length does; {most}{note}"
     )
-    return [{"kind": kind, "says": says, "text": text}]
+    turned = percent_cell(once["mean"], once.low, once.high)
+    line = (
+        f"a class direction added there (layer {int(once.layer)}) turns {turned} more answers than a random "
+        f"one{note}"
+    )
+    return [{"kind": kind, "says": says, "text": text, "line": line}]
 
 
 SECTION = Section(

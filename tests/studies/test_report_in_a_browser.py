@@ -1,0 +1,182 @@
+"""The reports of whole studies in a real Chromium: the first screen, narrow windows, keyboard, print, and the words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults, set_screen
+from gatelens.runs import Run
+from gatelens.studies.catalogue import study_of
+from gatelens.studies.report import render_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+STUDIES = ("narrow-gate", "whats-in-the-image")
+MOST_WORDS, MOST_SHEETS, MOST_BYTES, SCREEN = 2000, 12, 3_000_000, 800
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def report(request: pytest.FixtureRequest, stored_runs: dict[str, Path], tmp_path_factory: Any) -> Path:
+    """The report of one study, drawn from its stored tables."""
+    run = Run.load(stored_runs[request.param])
+    path: Path = tmp_path_factory.mktemp("report") / f"{request.param}.html"
+    path.write_text(render_report(study_of(run), run), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def opened(page: Page, report: Path) -> Page:
+    page.goto(report.as_uri())
+    return page
+
+
+def unfold(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+
+
+def test_the_first_screen_is_the_answer(opened: Page) -> None:
+    set_screen(opened, 1280, height=SCREEN)
+    for what in ("h1", ".sentence", ".planted", ".diagram svg", ".bars table", "ul.evidence"):
+        box = opened.locator(what).first.bounding_box()
+        assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= SCREEN, what
+    # one line a piece of evidence
+    heights = opened.evaluate("[...document.querySelectorAll('ul.evidence li')].map((e) => e.offsetHeight)")
+    assert heights and max(heights) <= 34
+    assert opened.evaluate("document.documentElement.scrollHeight") <= 6 * SCREEN
+    assert len(opened.locator("body").inner_text().split()) <= MOST_WORDS
+
+
+def test_size(report: Path) -> None:
+    assert report.stat().st_size < MOST_BYTES
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "unfolded"])
+def test_nothing_is_cut_and_no_accessibility_fault(opened: Page, report: Path, folded: bool) -> None:
+    if not folded:
+        unfold(opened)
+    for width, scheme in SCREENS:
+        set_screen(opened, width, scheme)
+        assert overflow(opened) == [], (width, scheme)
+        screenshot(opened, f"{report.stem}-{'' if folded else 'un'}folded-{width}-{scheme}", whole=True)
+        if width != 768:
+            assert serious_faults(opened) == [], (width, scheme)
+
+
+def test_names_of_rows_stay_beside_the_numbers_on_a_narrow_screen(opened: Page) -> None:
+    set_screen(opened, 390)
+    unfold(opened)
+    boxes = opened.evaluate("""() => {
+      const found = [];
+      for (const table of document.querySelectorAll(".scroll > table:not(.pictures)")) {
+        const scroll = table.parentElement;
+        scroll.scrollLeft = 9999;
+        const row = table.tBodies[0].rows[0], box = (e) => e.getBoundingClientRect(), s = box(scroll);
+        const name = box(row.cells[0]), last = box(row.cells[row.cells.length - 1]);
+        if (row.cells.length > 1) found.push([name.left - s.left, s.right - last.right, last.right - name.right]);
+      }
+      return found;
+    }""")
+    assert boxes
+    for name_at, last_cut, beside in boxes:
+        assert (
+            abs(name_at) <= 1 and last_cut >= -1
+        )  # the name stands at the left edge, the last number is in sight
+        assert beside >= 30  # and is not under it
+
+
+def test_words_do_not_run_into_each_other(opened: Page) -> None:
+    unfold(opened)
+    for width in (390, 1280):
+        set_screen(opened, width)
+        overlapping = opened.evaluate("""() => {
+          const texts = [...document.querySelectorAll(".diagram")].map((d) => [...d.querySelectorAll("text")]);
+          const found = [];
+          for (const group of texts) for (let i = 0; i < group.length; i++) for (let j = 0; j < i; j++) {
+            const a = group[i].getBoundingClientRect(), b = group[j].getBoundingClientRect(), slack = 1.5;
+            const beside = a.left >= b.right - slack || b.left >= a.right - slack;
+            if (!beside && a.top < b.bottom - slack && b.top < a.bottom - slack)
+              found.push(group[i].textContent + " / " + group[j].textContent);
+          }
+          return found;
+        }""")
+        assert overlapping == [], width
+
+
+def test_every_link_leads_to_something_that_opens(opened: Page) -> None:
+    targets = opened.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1))")
+    assert {"knockouts", "method", "answer"} <= set(targets)
+    for target in dict.fromkeys(targets):
+        opened.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = false; })")
+        opened.locator(f'a[href="#{target}"]:visible').first.click()
+        shown = opened.locator(f"#{target}")
+        assert shown.count() == 1
+        if target != "answer":
+            assert shown.locator("details").first.evaluate("(e) => e.open"), target
+    # the bar of contents stays in sight
+    opened.locator('nav.contents a[href="#method"]').click()
+    box = opened.locator("nav.contents").bounding_box()
+    assert box is not None and abs(box["y"]) <= 1
+
+
+def test_every_section_by_keyboard_alone(opened: Page) -> None:
+    sections = opened.locator(".part > details > summary").count()
+    opened.locator("nav.contents a").first.focus()
+    for _ in range(200):
+        where = "document.activeElement.matches('.part > details > summary')"
+        if opened.evaluate(where):
+            assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            if not opened.evaluate("document.activeElement.parentElement.open"):
+                opened.keyboard.press("Enter")
+        if opened.evaluate("[...document.querySelectorAll('.part > details')].every((e) => e.open)"):
+            break
+        opened.keyboard.press("Tab")
+    assert opened.locator(".part > details[open]").count() == sections > 5
+
+
+def test_print(opened: Page) -> None:
+    assert pdf_pages(opened) <= MOST_SHEETS
+    opened.emulate_media(media="print")
+    opened.set_viewport_size({"width": 703, "height": 1000})  # A4 without its margins
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.locator(".part > details[open] svg").count() > 2  # sections are printed open
+    assert overflow(opened) == []
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.locator(".part > details[open]").count() == 0
+
+
+def test_one_figure_for_light_and_dark(opened: Page) -> None:
+    unfold(opened)
+    colors = {}
+    for scheme in ("light", "dark"):
+        opened.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        colors[scheme] = opened.evaluate("""() => {
+          const text = document.querySelector(".drawing svg text");
+          const ground = document.querySelector(".drawing svg path");
+          return [getComputedStyle(text).fill, getComputedStyle(ground).fill];
+        }""")
+    assert colors["light"][1] == "rgb(255, 255, 255)" and colors["dark"][1] == "rgb(23, 27, 34)"
+    assert colors["light"][0] != colors["dark"][0]
+
+
+def sentences(page: Page) -> list[str]:
+    """Of all prose, folded or not; a full stop between digits or within a name ends none."""
+    texts: list[str] = page.evaluate(
+        "[...document.querySelectorAll('p:not(.wrote), figcaption, dd:not(.mono), ul.evidence li > span:last-child, "
+        ".checks li')].filter((e) => !e.closest('.looking')).map((e) => e.textContent)"
+    )
+    return [s for text in texts for s in re.split(r"(?<=[.:!?])\s+(?=[“A-Z])", " ".join(text.split())) if s]
+
+
+def words(sentence: str) -> int:
+    return len(
+        [part for part in re.sub(r"\[[^\]]*\]|\([^)]*\)", "", sentence).split() if re.search(r"\w", part)]
+    )
+
+
+def test_no_sentence_is_longer_than_25_words(opened: Page) -> None:
+    assert [s for s in sentences(opened) if words(s) > 25] == []
