@@ -353,15 +353,19 @@ def drawn(figure: Any) -> list[tuple[str, str]]:
 def test_a_table_is_a_data_frame_that_shows_and_is_written(
     tiny_llava: Any, examples: Any, tmp_path: Path
 ) -> None:
-    place = tmp_path / "new" / "heads.parquet"
+    place = tmp_path / "new" / "heads"
     got = gl.heads_table(
         tiny_llava, examples, ["attention", "localisation", "sinks"], out=place, progress=False
     )
     best = got.sort_values("image", ascending=False).head(5)
     assert isinstance(best, gl.HeadsTable) and best.attrs["n"] == 3
-    read = pd.read_parquet(place)
+    read = pd.read_parquet(place / "heads_table.parquet")
     pd.testing.assert_frame_equal(read, pd.DataFrame(got)[list(got)], check_frame_type=False)
-    assert read.attrs["n"] == 3 and [p.name for p in place.parent.iterdir()] == ["heads.parquet"]
+    assert read.attrs["n"] == 3
+    with pytest.raises(
+        GatelensError, match=r"holds a run with other settings \(parts: there .*; choose another folder"
+    ):
+        gl.heads_table(tiny_llava, examples, "attention", out=place, progress=False)
     assert type(got.table) is pd.DataFrame and len(got.table) == 12
     assert drawn(got.show("image")) == [("attention to the picture", "share of attention")]
     assert drawn(best.show("gate")) == [("attention to the gate", "share of attention")]
@@ -413,7 +417,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a fraction": ({"parts": "regression", "fraction": 1.0}, "fraction=1.0: give the share"),
     "a penalty": ({"parts": "regression", "ridge": -1}, "ridge=-1: give a penalty"),
     "values": ({"parts": "vocabulary", "ov_of": "boi"}, "ov_of='boi' selects no position in example 'cat'"),
-    "a file": ({"out": "heads.csv"}, "give a file whose name ends in .parquet"),
 }
 
 

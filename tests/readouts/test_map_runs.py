@@ -18,6 +18,7 @@ from torch import Tensor
 import gatelens as gl
 from gatelens.data import Example, Pair
 from gatelens.errors import GatelensError, OutputError
+from gatelens.readouts.heads.batches import HeadsWork
 from gatelens.readouts.map_runs import MapWork
 from tiny_models import make_picture
 
@@ -49,32 +50,49 @@ def gradients(model: Any, pairs: Any, **how: Any) -> Any:
     return gl.attribution_map(model, pairs, measured, **how)
 
 
+def heads(model: Any, pairs: Any, **how: Any) -> Any:
+    parts = ["attention", "sinks", "attribution", "knockout", "regression", "vocabulary"]
+    return gl.heads_table(model, list(pairs), parts, subsets=20, ridge=1.0, progress=False, **how)
+
+
 MAPS: dict[str, Callable[..., Any]] = {"patch_map": exact, "attribution_map": gradients}
+UNITS = {
+    "patch_map": (MapWork, "runs_of"),
+    "attribution_map": (MapWork, "runs_of"),
+    "heads_table": (HeadsWork, "_tables"),
+}
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", UNITS)
 def test_a_map_that_is_killed_goes_on_where_it_stopped(tiny_llava: Any, name: str, tmp_path: Path) -> None:
     """A process is killed in the second of its units; another makes the map that an undisturbed one makes.
 
-    Pairs of one length are a unit of an exact map; each is one of a map by gradients.
+    Pairs of one length are a unit of an exact map and of a table of heads; each is one of a map by gradients.
     """
+    make_it = (MAPS | {"heads_table": heads})[name]
 
     def make(out: str, kill: bool) -> Path:
-        ended = in_a_process(lambda: MAPS[name](tiny_llava, some_pairs(), out=tmp_path / out), kill)
+        ended = in_a_process(lambda: make_it(tiny_llava, some_pairs(), out=tmp_path / out), UNITS[name], kill)
         assert ended == (-signal.SIGKILL if kill else 0)
         return tmp_path / out / f"{name}.parquet"
 
     whole = pd.read_parquet(make("whole", kill=False))
     assert not make("cut", kill=True).exists()
-    (there,) = (tmp_path / "cut/shards/cells").glob("*/values.parquet")
+    section = "batches" if name == "heads_table" else "cells"
+    there, *more = (tmp_path / "cut/shards" / section).glob("*/*.parquet")
+    assert {one.parent for one in more} <= {there.parent}
     stamp = there.stat().st_mtime_ns
     pd.testing.assert_frame_equal(pd.read_parquet(make("cut", kill=False)), whole, check_exact=True)
     assert there.stat().st_mtime_ns == stamp  # what was whole was not made again
-    assert whole["value"].notna().any()
+    assert whole.select_dtypes("number").notna().any(axis=None)
+    if name == "heads_table":
+        undisturbed = heads(tiny_llava, some_pairs())
+        pd.testing.assert_frame_equal(pd.DataFrame(undisturbed), pd.DataFrame(whole), rtol=1e-4, atol=1e-5)
+        assert undisturbed.attrs["n"] == whole.attrs["n"]
 
 
-def in_a_process(work: Callable[[], Any], kill: bool) -> int:
-    """The exit status of a fork that does the work; it can be killed as the second unit of cells begins."""
+def in_a_process(work: Callable[[], Any], unit: tuple[Any, str], kill: bool) -> int:
+    """The exit status of a fork that does the work; it can be killed as the second unit begins."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -82,15 +100,16 @@ def in_a_process(work: Callable[[], Any], kill: bool) -> int:
     try:
         torch.set_num_threads(1)  # the threads of the parent are not in the fork
         begun: list[Any] = []
-        runs_of = MapWork.runs_of
+        owner, name = unit
+        plain = getattr(owner, name)
 
-        def counted(self: Any, part: Any) -> Any:
-            begun.append(part)
+        def counted(self: Any, *given: Any) -> Any:
+            begun.append(given)
             if kill and len(begun) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return runs_of(self, part)
+            return plain(self, *given)
 
-        MapWork.runs_of = counted  # type: ignore[method-assign]
+        setattr(owner, name, counted)
         work()
         status = 0
     finally:

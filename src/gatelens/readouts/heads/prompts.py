@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,13 +85,19 @@ class Batch:
         return means
 
 
-def batches(model: HookedVLM, asked: Sequence[Asked], queries: SelectorLike) -> Iterator[Batch]:
-    """The examples in batches of one length, none padded."""
+def in_parts(model: HookedVLM, asked: Sequence[Asked]) -> list[list[int]]:
+    """The numbers of the examples of each batch: prompts of one length, none padded."""
     examples = [one.example for one in asked]
-    size = auto_batch_size(model, examples[0])
-    for numbers in of_one_length(model, examples, size):
-        inputs = prepare_numbered(model, [examples[i] for i in numbers], numbers)
-        yield Batch(model, [asked[i] for i in numbers], numbers, inputs, queries)
+    return of_one_length(model, examples, auto_batch_size(model, examples[0]))
+
+
+def batch_of(
+    model: HookedVLM, asked: Sequence[Asked], numbers: Sequence[int], queries: SelectorLike
+) -> Batch:
+    """The batch of the examples with these numbers."""
+    some = [asked[i] for i in numbers]
+    inputs = prepare_numbered(model, [one.example for one in some], numbers)
+    return Batch(model, some, numbers, inputs, queries)
 
 
 def asked_of(model: HookedVLM, data: Any, task: str, n: int, seed: int) -> list[Asked]:

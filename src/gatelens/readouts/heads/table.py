@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,31 +13,25 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from gatelens.atomic_files import as_path, check_writable, written_whole
 from gatelens.data.corruptions import asked_object
 from gatelens.errors import DataError, InputError, did_you_mean, shown
+from gatelens.identity import as_setting, content_fingerprint, model_settings
 from gatelens.interventions.arguments import as_count
 from gatelens.measures.heads import check_apart, subset_regression
 from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
-from gatelens.readouts.heads import columns
+from gatelens.readouts.heads.batches import HeadsWork
 from gatelens.readouts.heads.columns import Columns, Settings
-from gatelens.readouts.heads.prompts import Asked, Batch, asked_of, batches
+from gatelens.readouts.heads.prompts import Asked, asked_of
 from gatelens.readouts.heads.result import HeadsTable
 from gatelens.readouts.heads.vocabulary import Writing
 from gatelens.tokens import SelectorLike
+from gatelens.units import opened
 
 Part = Literal["attention", "localisation", "sinks", "attribution", "knockout", "regression", "vocabulary"]
-OF_BATCH: dict[str, Callable[[Batch, Settings], Columns]] = {
-    "attention": columns.attention,
-    "localisation": columns.localisation,
-    "sinks": columns.sinks,
-    "attribution": columns.attribution,
-    "knockout": columns.knockout,
-    "regression": columns.regression,
-}
+# arguments that are no settings of a run, or are among them under another name
+NO_SETTINGS = ("model", "data", "out", "progress")
 NORMAL = 1.959964  # standard errors from a mean to the ends of a 95 % interval
 
 
@@ -74,7 +68,7 @@ def heads_table(
         subsets, fraction, ridge: of the regression: how many subsets (None: four times the heads, 64 at least), the
             share of heads left out in each, the penalty (0: least squares).
         ov_of, top: the positions whose values are written, and how many tokens to give.
-        out: a file for the table, in Parquet.
+        out: a folder that keeps finished batches, as in :func:`gatelens.sweep`, and ``heads_table.parquet``.
 
     Raises:
         GatelensError: an unknown part, no examples, no masks, or another argument that means nothing.
@@ -85,23 +79,29 @@ def heads_table(
         >>> heads.sort_values("gate", ascending=False).head(3)[["layer", "head"]].to_numpy().tolist()
         [[1, 0], [1, 2], [4, 2]]
     """
-    chosen, place = _parts(parts), _checked(out, ablate_with, ridge)
+    given = {**locals()}
+    chosen = _parts(parts)
+    _check(ablate_with, ridge)
     asked = asked_of(model, data, task, as_count(n, "n", error=InputError), seed)
     if "localisation" in chosen and not _has_masks(asked, needed=parts is not None):
         chosen.remove("localisation")
-    settings = Settings(ablate_at)
+    settings, writing = Settings(ablate_at), Writing(model, ov_of, as_count(top, "top", error=InputError))
     if "regression" in chosen:
         settings.subsets = _subsets(model, subsets, fraction, ridge, seed)
-    if ablate_with == "mean" and {"knockout", "regression"} & set(chosen):
-        settings.means = _mean_outputs(model, asked, queries, ablate_at)
-    writing = Writing(model, ov_of, as_count(top, "top", error=InputError))
-    made = _measured(model, asked, queries, chosen, settings, writing, progress)
-    table = _summary(made, settings, ridge, int(model.cfg.n_layers), int(model.cfg.n_heads))
-    table.attrs["quantity"] = "logit difference" if asked[0].wrong is not None else "logit"
-    table.attrs["n"] = len(asked)
-    if "vocabulary" in chosen:
-        table["writes"] = writing.words()
-    return _written(table, place)
+    work = HeadsWork(model, asked, queries, chosen, settings, writing)
+    with opened(out, "heads_table", partial(_asked_for, given, asked)) as run:
+        if ablate_with == "mean" and {"knockout", "regression"} & set(chosen):
+            settings.means = work.mean_outputs(run)
+        table = _summary(work, work.measured(run, progress), ridge)
+        if out is not None:
+            run.save(run.study, table)
+    return table
+
+
+def _asked_for(given: Mapping[str, Any], asked: Sequence[Asked]) -> dict[str, Any]:
+    """What the folder of a table says was asked for."""
+    others = {name: as_setting(value) for name, value in given.items() if name not in NO_SETTINGS}
+    return {**model_settings(given["model"]), "examples": content_fingerprint(list(asked)), **others}
 
 
 def _has_masks(asked: Sequence[Asked], needed: bool) -> bool:
@@ -112,27 +112,11 @@ def _has_masks(asked: Sequence[Asked], needed: bool) -> bool:
     return found
 
 
-def _written(table: HeadsTable, place: Path | None) -> HeadsTable:
-    if place is not None:
-        with written_whole(place) as temporary:
-            table.to_parquet(temporary, index=False)
-    return table
-
-
-def _checked(out: Any, ablate_with: Any, ridge: Any) -> Path | None:
-    """The file to write to, proved to be writable before any compute; None for none."""
+def _check(ablate_with: Any, ridge: Any) -> None:
     if ablate_with not in ("mean", "zero"):
         raise InputError(f"ablate_with={shown(ablate_with)}: write 'mean' or 'zero'")
     if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
         raise InputError(f"ridge={shown(ridge)}: give a penalty, 0 or more")
-    if out is None:
-        return None
-    place = as_path(out)
-    if place.is_dir() or place.suffix != ".parquet":
-        raise InputError(f"out={str(out)!r}: give a file whose name ends in .parquet")
-    check_writable(place.parent)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
 
 
 def _parts(parts: Any) -> list[str]:
@@ -163,62 +147,9 @@ def _subsets(model: HookedVLM, number: int | None, fraction: float, ridge: float
     return drawn >= fraction
 
 
-def _mean_outputs(
-    model: HookedVLM, asked: Sequence[Asked], queries: SelectorLike, at: SelectorLike
-) -> dict[int, Float[Tensor, "head d_head"]]:
-    """The mean of ``z`` over the chosen positions of all examples, by layer."""
-    sums: dict[int, Tensor] = {}
-    count = 0
-    for batch in batches(model, asked, queries):
-        mask = batch.mask(at)
-        count += int(mask.sum())
-
-        def add(z: Tensor, hook: Any, mask: Tensor = mask) -> None:
-            layer = int(hook.name.split(".")[1])
-            sums[layer] = sums.get(layer, 0) + z.detach()[mask.to(z.device)].double().sum(0)
-
-        hooks = [(f"blocks.{layer}.attn.hook_z", add) for layer in range(batch.shape[1])]
-        model.forward_step({**batch.inputs.tensors, "logits_to_keep": 1}, hooks)
-    if not count:
-        raise InputError(f"ablate_at={at!r} selects no position: name some that the prompts have")
-    return {layer: (total / count).float() for layer, total in sums.items()}
-
-
-def _measured(
-    model: HookedVLM,
-    asked: Sequence[Asked],
-    queries: SelectorLike,
-    chosen: Sequence[str],
-    settings: Settings,
-    writing: Writing,
-    progress: bool,
-) -> Columns:
-    """All columns, the examples in the order of the batches."""
-    made: dict[str, list[Tensor]] = {}
-    n_heads = int(model.cfg.n_layers) * int(model.cfg.n_heads)
-    runs = {"knockout": n_heads + 1, "regression": 0 if settings.subsets is None else len(settings.subsets)}
-    total = len(asked) * sum(runs.get(part, 1) for part in chosen)
-    with tqdm(total=total, desc="heads", unit="run", disable=not progress) as bar:
-        for batch in batches(model, asked, queries):
-
-            def done(n: int, size: int = len(batch.asked)) -> None:
-                bar.update(n * size)
-
-            settings.done = done
-            for part in chosen:
-                bar.set_postfix_str(part)
-                if part == "vocabulary":
-                    writing.add(batch)
-                else:
-                    for name, values in OF_BATCH[part](batch, settings).items():
-                        made.setdefault(name, []).append(values)
-                if part not in runs:
-                    settings.done(1)
-    return {name: torch.cat(values) for name, values in made.items()}
-
-
-def _summary(made: Columns, settings: Settings, ridge: float, n_layers: int, n_heads: int) -> HeadsTable:
+def _summary(work: HeadsWork, made: Columns, ridge: float) -> HeadsTable:
     """Mean and interval of each column for each head; examples without a number are left out of it."""
+    settings, (n_layers, n_heads) = work.settings, work.shape
     attrs: dict[str, Any] = {"sinks": settings.sinks} if "sink" in made else {}
     errors: dict[str, Float[Tensor, " part"]] = {}  # of a mean, beside what the draw of examples leaves open
     if settings.subsets is not None:
@@ -238,7 +169,10 @@ def _summary(made: Columns, settings: Settings, ridge: float, n_layers: int, n_h
         table[f"{name}_low"] = means - np.hypot(means - lows, error)
         table[f"{name}_high"] = means + np.hypot(highs - means, error)
     summary = HeadsTable(table)
-    summary.attrs |= attrs
+    if "vocabulary" in work.chosen:
+        summary["writes"] = work.writing.words()
+    quantity = "logit difference" if work.asked[0].wrong is not None else "logit"
+    summary.attrs |= {**attrs, "quantity": quantity, "n": len(work.asked)}
     return summary
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -54,6 +55,19 @@ class Writing:
             written.append(norm(route.through(out)).sum(1).cpu())
         self.direction = self.direction + torch.stack(written)
         self.n += len(batch.asked)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What was added so far, as tables: a number a layer, head and direction of the stream; a row a token."""
+        assert isinstance(self.direction, Tensor) and self.never is not None
+        written = {"written": self.direction.flatten().numpy()}
+        return {"written": pd.DataFrame(written), "never": pd.DataFrame({"never": self.never.numpy()})}
+
+    def gather(self, tables: Mapping[str, pd.DataFrame], shape: tuple[int, int], n: int) -> None:
+        """Add what ``n`` prompts gave, from their tables."""
+        written = torch.from_numpy(tables["written"]["written"].to_numpy(copy=True))
+        self.direction = self.direction + written.view(*shape, -1)
+        self.never = torch.from_numpy(tables["never"]["never"].to_numpy(copy=True))
+        self.n += n
 
     def words(self) -> list[str]:
         """The top tokens of each head, layer by layer."""
