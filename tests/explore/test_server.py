@@ -170,7 +170,8 @@ def test_an_upload_comes_back_as_it_was(client: TestClient) -> None:
     shown = client.get(f"/pictures/{key}")
     assert shown.headers["content-type"] == "image/png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.content))), pixels)
-    assert send(client, picture=key)["result"]["size"] == [30, 20]
+    assert client.get(f"/pictures/{key}/about").json() == {"label": "a b.png", "size": [30, 20]}
+    assert "upload it again" in client.get("/pictures/upload:none/about").json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,10 @@ class Explorer:
             "chat": bool(template) or self.model.family.turn != "{}",
             "strongest": STRONGEST,
             "labels": list(self.labels),
-            "samples": [{"id": key, "label": one.label, "prompt": one.prompt} for key, one in samples],
+            "samples": [
+                {"id": key, "label": one.label, "size": one.image.size, "prompt": one.prompt}
+                for key, one in samples
+            ],
         }
 
     def run(self, state: State, go_on: Callable[[], None] = nothing_newer) -> dict[str, Any]:
@@ -131,7 +134,6 @@ class Explorer:
                 "changed": bool(specs),
                 "top": self._top(clean, changed),
                 "tokens": _tokens(clean.inputs),
-                "size": list(self.shelf[state.picture].image.size),
                 "attention": attention,
                 "lens": lens,
                 "python": python(state, planned, self.shelf, self.loading),

@@ -224,6 +224,6 @@ def _reading(state: State) -> list[str]:
         f"    lens = gl.logit_lens(model, inputs, at=[{at}], top=1)",
         f'    _, cache = model.run_with_cache(inputs, names_filter="{name}")',
         f'attention = cache["{name}"]{head}',
-        "print(answer, top, lens.table, sep='\\n')",
+        'print(answer, top, lens.table, sep="\\n")',
         "gl.views.overlay(attention, inputs.tokens, inputs.images[0][0])",
     ]

@@ -112,6 +112,13 @@ def application(explorer: Explorer) -> Starlette:
             return _error("picture", str(error), 404)
         return Response(content, media_type="image/png")
 
+    async def about(request: Request) -> Response:
+        try:
+            shown = explorer.shelf[request.path_params["key"]]
+        except InputError as error:
+            return _error("picture", str(error))
+        return JSONResponse({"label": shown.label, "size": shown.image.size})
+
     async def upload(request: Request) -> Response:
         content = await _body(request, LARGEST_UPLOAD)
         if content is None:
@@ -122,7 +129,7 @@ def application(explorer: Explorer) -> Starlette:
             key = await run_in_threadpool(explorer.shelf.upload, content, name)
         except InputError as error:
             return _error("upload", str(error))
-        return JSONResponse({"id": key})
+        return JSONResponse({"id": key, "size": explorer.shelf[key].image.size})
 
     async def run(request: Request) -> Response:
         content = await _body(request, LARGEST_STATE)
@@ -148,6 +155,7 @@ def application(explorer: Explorer) -> Starlette:
             *(Route(path, _file(PAGE / name)) for path, name in FILES.items()),
             Route("/setup", setup),
             Route("/pictures/{key}", picture),
+            Route("/pictures/{key}/about", about),
             Route("/pictures", upload, methods=["POST"]),
             Route("/run", run, methods=["POST"]),
         ],

@@ -14,7 +14,8 @@ let setup, defaults, state; // what the server said of the model; the state of a
 let result = null; // the last reply that was shown
 let sent = 0, shown = 0, running = 0, waiting = false, started = 0; // numbers of requests
 let typing = null; // a timer while text is typed
-let uploads = []; // [id, name] of this page's own
+let notice = null; // what is said until a control is moved
+let pictures = []; // {id, label, size} of the samples, then of uploads
 
 // --- elements
 
@@ -39,6 +40,7 @@ function set(change, delay = 0) {
   const kept = new URLSearchParams();
   for (const [name, value] of Object.entries(state))
     if (JSON.stringify(value) !== JSON.stringify(defaults[name])) kept.set(name, JSON.stringify(value));
+  notice = null;
   delete document.body.dataset.rest;
   history.replaceState(null, "", "#" + kept);
   paint();
@@ -81,11 +83,11 @@ async function send() {
   const number = ++sent;
   running += 1;
   started = performance.now();
-  const begun = started;
+  const begun = started, asked = state;
   $("results").classList.add("waiting");
   let reply;
   try {
-    const body = JSON.stringify({ page: PAGE, number, state });
+    const body = JSON.stringify({ page: PAGE, number, state: asked });
     const response = await fetch("/run", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     reply = await response.json();
   } catch {
@@ -94,9 +96,9 @@ async function send() {
   running -= 1;
   if (number > shown && !reply.outdated) {
     shown = number;
-    sayError(reply.error);
+    sayError(reply.error ?? notice);
     if (reply.result) {
-      result = reply.result;
+      result = { ...reply.result, state: asked };
       paintResult();
       $("status").textContent = `${Math.round(performance.now() - begun)} ms`;
     }
@@ -117,7 +119,11 @@ function sayError(error) {
 }
 
 async function upload(file, control) {
-  const failed = (message) => sayError({ control: control === "second" ? "upload-second" : "upload", message });
+  const failed = (message) => {
+    sayError({ control: control === "second" ? "upload-second" : "upload", message });
+    document.body.dataset.rest = "";
+  };
+  delete document.body.dataset.rest;
   if (file.size > setup.largest_upload)
     return failed(`${file.name} is larger than ${setup.largest_upload / 2 ** 20} MiB: give a smaller one`);
   let reply;
@@ -127,8 +133,7 @@ async function upload(file, control) {
     return failed("the server does not answer: is gatelens explore still running?");
   }
   if (reply.error) return failed(reply.error.message);
-  uploads = [...uploads.filter(([id]) => id !== reply.id), [reply.id, file.name]];
-  drawPictures();
+  addPicture({ ...reply, label: file.name });
   set(control === "second" ? { second: reply.id } : newPicture(reply.id));
 }
 
@@ -142,13 +147,36 @@ function newPicture(id) {
   return { picture: id, region: null, look_at: null, ...asked };
 }
 
+const address = (id) => `/pictures/${encodeURIComponent(id)}`;
+const size = () => pictures.find((one) => one.id === state.picture)?.size ?? [1, 1];
+
+function addPicture(added) {
+  pictures = [...pictures.filter((one) => one.id !== added.id), added];
+  drawPictures();
+}
+
+// A link may name pictures that were uploaded before. They are here as long as the server runs; else samples stand in.
+async function withUploads(found) {
+  const gone = [];
+  for (const control of ["picture", "second"]) {
+    const id = found[control];
+    if (id === null || pictures.some((one) => one.id === id)) continue;
+    const about = await (await fetch(`${address(String(id))}/about`)).json();
+    if (!about.error) addPicture({ id, ...about });
+    else {
+      gone.push({ control, message: about.error.message });
+      found = { ...found, [control]: defaults[control], region: null, look_at: null };
+    }
+  }
+  return [found, gone[0]];
+}
+
 function drawPictures() {
   for (const [box, control] of [["pictures", "picture"], ["seconds", "second"]]) {
-    const shownPictures = [...setup.samples.map((one) => [one.id, one.label]), ...uploads];
     const choose = (id) => (control === "picture" ? set(newPicture(id)) : set({ second: state.second === id ? null : id }));
-    const buttons = shownPictures.map(([id, label]) =>
+    const buttons = pictures.map(({ id, label }) =>
       make("button", { type: "button", "data-id": id, title: label, onclick: () => choose(id) },
-        make("img", { src: `/pictures/${encodeURIComponent(id)}`, alt: label || id })));
+        make("img", { src: address(id), alt: label || id })));
     const input = make("input", { type: "file", accept: "image/*", "aria-label": `Upload a ${control === "second" ? "second " : ""}picture`,
       onchange: (event) => { if (event.target.files[0]) upload(event.target.files[0], control); event.target.value = ""; } });
     $(box).replaceChildren(...buttons, make("span", { class: "upload", title: "Upload a picture" }, "+", input));
@@ -242,8 +270,13 @@ function paint() {
   }
   for (const [box, chosen] of [["pictures", state.picture], ["seconds", state.second]])
     for (const button of all("[data-id]", $(box))) button.setAttribute("aria-pressed", button.dataset.id === chosen);
-  const address = `/pictures/${encodeURIComponent(state.picture)}`;
-  if ($("picture").getAttribute("src") !== address) $("picture").src = address;
+  if ($("picture").getAttribute("src") !== address(state.picture)) $("picture").src = address(state.picture);
+  $("stage").style.setProperty("--ratio", size()[0] / size()[1]);
+  $("overlay").setAttribute("viewBox", `0 0 ${size().join(" ")}`);
+  if (result && !ofThisPicture()) { // what is shown is of another picture
+    $("overlay").replaceChildren();
+    $("hovered").hidden = true;
+  }
   $("card-cut").classList.toggle("on", state.cut.length > 0);
   $("card-patch").classList.toggle("on", state.patch !== "off");
   $("card-steer").classList.toggle("on", state.steer !== 0);
@@ -261,13 +294,13 @@ function paintRange(box, [first, last]) {
 }
 
 function lay(mark, [x0, y0, x1, y1]) {
-  const [width, height] = result.size;
+  const [width, height] = size();
   Object.assign(mark.style, { left: `${(100 * x0) / width}%`, top: `${(100 * y0) / height}%`, width: `${(100 * (x1 - x0)) / width}%`, height: `${(100 * (y1 - y0)) / height}%` });
 }
 
 function paintRegion(region) {
-  $("region").hidden = !region || !result;
-  if (region && result) lay($("region"), region);
+  $("region").hidden = !region;
+  if (region) lay($("region"), region);
   all("[data-edge]").forEach((input, i) => { if (document.activeElement !== input) input.value = region ? region[i] : ""; });
   $("clear").disabled = !region;
 }
@@ -301,7 +334,7 @@ function paintTop(changed) {
 }
 
 function paintLens() {
-  const cell = ([text, p], moved) => make("td", { title: text }, make("span", { class: moved ? "moved" : "" }, word(text)), make("span", { class: "p" }, percent(p)));
+  const cell = ([text, p], moved) => make("td", { title: text }, make("span", { class: moved ? "moved" : "" }, word(text)), " ", make("span", { class: "p" }, percent(p)));
   const last = result.lens.length - 1;
   $("lens").tBodies[0].replaceChildren(...result.lens.map(({ layer, before, after }) =>
     make("tr", {}, make("td", {}, layer === last ? "out" : layer), cell(before, false), result.changed ? cell(after, before[0] !== after[0]) : make("td", {}))));
@@ -322,6 +355,8 @@ function paintTokens() {
   $("tokens").replaceChildren(...chips);
 }
 
+const ofThisPicture = () => result.state.picture === state.picture;
+
 const imageTokens = () => {
   const found = result.tokens.map((token, position) => ({ ...token, position })).filter((token) => token.box);
   const tiled = found.some((token) => token.tile > 0), whole = found.some((token) => token.tile === 0);
@@ -330,16 +365,13 @@ const imageTokens = () => {
 };
 
 function paintAttention() {
-  const [width, height] = result.size, { values, position } = result.attention;
-  $("overlay").setAttribute("viewBox", `0 0 ${width} ${height}`);
-  $("stage").style.setProperty("--ratio", width / height);
+  const { values, position } = result.attention;
   const tokens = imageTokens(), most = Math.max(1e-9, ...tokens.map((token) => values[token.position] ?? 0));
   const cells = tokens.map((token) => {
     const [x, y, right, bottom] = token.box, opacity = (0.72 * (values[token.position] ?? 0)) / most;
     return make("rect", { x, y, width: right - x, height: bottom - y, "fill-opacity": opacity.toFixed(3), "data-position": token.position });
   });
-  $("overlay").replaceChildren(...cells);
-  paintRegion(state.region);
+  if (ofThisPicture()) $("overlay").replaceChildren(...cells);
   const text = result.tokens[position].role === "image" ? `image token ${position}` : word(result.tokens[position].word);
   for (const looked of all(".looked")) looked.textContent = text;
 }
@@ -359,13 +391,13 @@ function paintMap() {
 // --- the picture: hover, click and drag
 
 function pixel(event) {
-  const box = $("overlay").getBoundingClientRect(), [width, height] = result?.size ?? [1, 1];
+  const box = $("overlay").getBoundingClientRect(), [width, height] = size();
   const inside = (share) => Math.min(1, Math.max(0, share));
   return [inside((event.clientX - box.left) / box.width) * width, inside((event.clientY - box.top) / box.height) * height];
 }
 
 function tokenAt([x, y]) {
-  return imageTokens().find(({ box: [x0, y0, x1, y1] }) => x0 <= x && x < x1 && y0 <= y && y < y1);
+  return result && ofThisPicture() && imageTokens().find(({ box: [x0, y0, x1, y1] }) => x0 <= x && x < x1 && y0 <= y && y < y1);
 }
 
 const tidy = (value) => Math.round(value * 10) / 10;
@@ -373,17 +405,16 @@ const tidy = (value) => Math.round(value * 10) / 10;
 function dragRegion() {
   let from = null, drawn = null;
   $("overlay").addEventListener("pointerdown", (event) => {
-    if (!result || event.button !== 0) return;
+    if (event.button !== 0) return;
     from = pixel(event);
     drawn = null;
     $("overlay").setPointerCapture(event.pointerId);
   });
   $("overlay").addEventListener("pointermove", (event) => {
-    if (!result) return;
     const at = pixel(event);
     if (!from) return hover(at);
     const [x, y] = [0, 1].map((i) => [from[i], at[i]].map(tidy).sort((a, b) => a - b));
-    const far = Math.max((x[1] - x[0]) / result.size[0], (y[1] - y[0]) / result.size[1]) > 0.015; // else it is a click
+    const far = Math.max((x[1] - x[0]) / size()[0], (y[1] - y[0]) / size()[1]) > 0.015; // else it is a click
     drawn = far && x[0] < x[1] && y[0] < y[1] ? [x[0], y[0], x[1], y[1]] : null;
     if (drawn) paintRegion(drawn);
   });
@@ -414,10 +445,12 @@ function typedRegion() {
 // --- the rest
 
 async function copyPython() {
-  if (!result) return;
   try {
-    await navigator.clipboard.writeText(result.python);
-    $("copy").textContent = "Copied";
+    if (result?.state !== state) $("copy").textContent = "No result yet"; // never the Python of another state
+    else {
+      await navigator.clipboard.writeText(result.python);
+      $("copy").textContent = "Copied";
+    }
   } catch { // not allowed: show it, selected
     $("python").closest("details").open = true;
     getSelection().selectAllChildren($("python"));
@@ -438,6 +471,7 @@ function dropPictures() {
 
 async function start() {
   setup = await (await fetch("/setup")).json();
+  pictures = setup.samples;
   const last = setup.layers - 1, middle = Math.floor(setup.layers / 2);
   const [first, second] = [setup.samples[Math.min(1, setup.samples.length - 1)], setup.samples[Math.min(2, setup.samples.length - 1)]];
   defaults = {
@@ -449,8 +483,15 @@ async function start() {
   drawPictures();
   dragRegion();
   dropPictures();
-  state = fromAddress();
-  window.addEventListener("hashchange", () => { state = fromAddress(); paint(); ask(); });
+  window.addEventListener("hashchange", restore);
+  await restore();
+}
+
+async function restore() {
+  delete document.body.dataset.rest;
+  const [found, gone] = await withUploads(fromAddress());
+  state = found;
+  notice = gone;
   paint();
   ask();
 }

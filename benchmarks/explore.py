@@ -1,0 +1,75 @@
+"""How long a moved control of the explorer takes to be answered on the page: ``python -m benchmarks.explore``.
+
+From the slider's event to the drawn answer, in a real browser on this machine; each value is asked for by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+SLIDE = """async (values) => {
+  const slider = document.querySelector("#steer"), taken = [];
+  const rest = () => new Promise((done) => {
+    const look = () => (document.body.hasAttribute("data-rest") ? done() : setTimeout(look, 1));
+    look();
+  });
+  for (const value of values) {
+    const begun = performance.now();
+    slider.value = value;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    await rest();
+    document.body.getBoundingClientRect(); // laid out
+    taken.push(performance.now() - begun);
+  }
+  return taken;
+}"""
+
+
+def measure(model: str, n: int) -> dict[str, list[float]]:
+    """Milliseconds of each answer, by what else is switched on."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-u", "-m", "gatelens.cli", "explore", "--no-browser", "--model", model]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = re.findall(r"http://\S+/", server.stdout.readline())[0]
+        path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+        with sync_playwright() as playwright:
+            page = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
+            page.set_default_timeout(120_000)
+            found = {}
+            for name, hash_ in (
+                ("steering", ""),
+                (
+                    "steering, two knockouts and a patch",
+                    'cut=[["text","gate"],["text","image"]]&patch="gate"',
+                ),
+            ):
+                page.goto("about:blank")
+                page.goto(f"{address}#{hash_}")
+                page.wait_for_selector("body[data-rest]")
+                page.evaluate(SLIDE, [5])  # makes the direction
+                found[name] = page.evaluate(SLIDE, [round(0.1 * (i % 40) + 0.1, 1) for i in range(n)])
+            return found
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="organism:gated")
+    parser.add_argument("-n", type=int, default=40, help="positions of the slider")
+    given = parser.parse_args()
+    for name, taken in measure(given.model, given.n).items():
+        print(f"{name}: median {statistics.median(taken):.0f} ms, max {max(taken):.0f} ms of {len(taken)}")
+
+
+if __name__ == "__main__":
+    main()
