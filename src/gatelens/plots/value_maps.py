@@ -182,7 +182,7 @@ class _Scale:
             high = high if high > low else low + 1
             colors = heat_colors(p)
         self.colors = colors.with_extremes(bad=p.grid)
-        self.norm, self.signed, self.p = Normalize(low, high), signed, p
+        self.norm, self.high, self.signed, self.p = Normalize(low, high), high, signed, p
 
     def of(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n rgba"]:
         return np.asarray(self.colors(np.asarray(self.norm(values))))
@@ -243,7 +243,7 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale) -> 
         values = np.asarray(values, dtype=float)
         fill_boxes(one, panels.boxes, scale.over_picture(values))
         if scale.signed:
-            draw_outline(one, panels.boxes[outlined(np.abs(np.nan_to_num(values)), scale.norm.vmax)])
+            draw_outline(one, panels.boxes[outlined(np.abs(np.nan_to_num(values)), scale.high)])
         words = panels.texts.get(name, [""] * len(values))
         for (x0, y0, x1, y1), word in zip(panels.boxes, words, strict=True):
             room = PANEL * 72 * (x1 - x0) / panels.picture.width / max(1, len(word))  # points a character

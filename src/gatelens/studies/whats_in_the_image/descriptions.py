@@ -46,9 +46,8 @@ BANDS = ["first", "last"]  # layers of a band, both included
 
 LOOKING = (
     "The first pictures drawn, not chosen by what they show. Point at a word, tap it, or use the arrow keys. The "
-    "picture "
-    "stays bright where the row that wrote the word looked; the brightest place is outlined. Underlined words name an "
-    "object."
+    "attention of the row that wrote the word lies over the picture; a line goes around what reaches half of its "
+    "largest value. Underlined words name an object."
 )
 LOCALISATION = (
     "Attention of the rows that write an object’s word, mean over heads, painted on the image tokens’ places. A hit is "
@@ -269,7 +268,8 @@ def _looking_card(run: Run) -> Card:
     band = _band(_best(run.table("localisation"))) if run.has("localisation") else ""
     predictions = run.table("predictions") if run.has("predictions") else pd.DataFrame()
     examples = [shown_example(example, predictions, band) for example in run.json("examples")]
-    widget = Html.from_template("look.html.j2", styles=["look.css"], scripts=["look.js"], examples=examples)
+    scripts = ["overlay.js", "look.js"]
+    widget = Html.from_template("look.html.j2", styles=["look.css"], scripts=scripts, examples=examples)
     finding = f"{len(examples)} pictures; point at a word"
     return Card(
         "Where each word looked", [Text(LOOKING), widget], framed=False, short="Words", finding=finding

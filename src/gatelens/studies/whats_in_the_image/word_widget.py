@@ -12,13 +12,13 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
+from gatelens.plots.overlay import painted
 from gatelens.plots.pictures import opened, picture_uri
 from gatelens.studies.whats_in_the_image.configurations import FROM, NONE
 
 THUMBS = 4  # objects of a picture drawn for readers without scripts, and for print
 CANVAS = 512  # pixels along the longer side of the picture
 THUMB = 168
-GROUND = np.array([14, 17, 22])  # what lies under a picture where a word did not look, as in look.js
 
 
 def shown_example(example: Mapping[str, Any], predictions: pd.DataFrame, band: str) -> dict[str, Any]:
@@ -78,12 +78,11 @@ def _rows(example_id: str, predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _thumb(picture: Image.Image, values: str, grid: tuple[int, int], band: int) -> str:
-    """The picture, dark where a word did not look, as a small JPEG."""
+    """The picture under the attention of a word, as a small JPEG."""
     small = picture.copy()
     small.thumbnail((THUMB, THUMB))
     columns, rows = grid
-    level = np.frombuffer(base64.b64decode(values), np.uint8).reshape(-1, rows, columns)[band]
-    spread = np.asarray(Image.fromarray(level).resize(small.size, Image.Resampling.NEAREST), dtype=np.float64)
-    light = (1 - 0.7 * (1 - (spread / 255) ** 0.7))[..., None]
-    shown = np.asarray(small) * light + GROUND * (1 - light)
-    return picture_uri(Image.fromarray(shown.round().astype(np.uint8)), kind="JPEG")
+    level = np.frombuffer(base64.b64decode(values), np.uint8).reshape(-1, rows * columns)[band]
+    cells = [(column, row, column + 1, row + 1) for row in range(rows) for column in range(columns)]
+    boxes = np.array(cells) * np.array([small.width / columns, small.height / rows] * 2)
+    return picture_uri(painted(small, boxes, level, 255.0), kind="JPEG")
