@@ -17,11 +17,36 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from transformers.utils import logging
 
-from . import examples, forward, generate, gpu, growth, maps, memory, rate, report, rivals, sweep
+from . import (
+    attribution,
+    examples,
+    forward,
+    generate,
+    gpu,
+    growth,
+    maps,
+    memory,
+    rate,
+    report,
+    rivals,
+    sweep,
+)
 from .model import SMALL, TINY, make_transformers
 from .timing import machine, use_all_cores
 
-PARTS = ("sweep", "examples", "rate", "maps", "generate", "forward", "memory", "growth", "rivals", "gpu")
+PARTS = (
+    "sweep",
+    "examples",
+    "rate",
+    "maps",
+    "attribution",
+    "generate",
+    "forward",
+    "memory",
+    "growth",
+    "rivals",
+    "gpu",
+)
 
 
 def main() -> None:
@@ -56,6 +81,7 @@ def main() -> None:
         "examples": lambda: examples.measure(size, hf, 9 if given.tiny else examples.EXAMPLES),
         "rate": lambda: rate.measure(size, n, hf),
         "maps": lambda: maps.measure(size, n, hf),
+        "attribution": lambda: attribution.measure(size, n, hf),
         "generate": lambda: generate.measure(size, max(n, 7) if n > 2 else n, hf),
         "forward": lambda: forward.measure(size, 3 * n, hf),
         "memory": lambda: memory.measure(size, n),

@@ -46,7 +46,7 @@ def measure(size: Size = SMALL, repeats: int = 5) -> dict[str, Any]:
     found: dict[str, list[int]] = {name: [] for name in WHAT}
     for _ in range(repeats):
         for name in WHAT:
-            found[name].append(_in_process(name, size))
+            found[name].append(in_process("benchmarks.memory", name, size))
     median = {name: statistics.median(values) for name, values in found.items()}
     return {
         "extra_mib": {name: round(value / 2**20, 1) for name, value in median.items()},
@@ -62,8 +62,9 @@ def measure(size: Size = SMALL, repeats: int = 5) -> dict[str, Any]:
     }
 
 
-def _in_process(name: str, size: Size) -> int:
-    command = [sys.executable, "-m", "benchmarks.memory", name, "tiny" if size == TINY else "small"]
+def in_process(module: str, name: str, size: Size) -> int:
+    """What a benchmark's module prints as extra bytes of one of its works, in a process of its own."""
+    command = [sys.executable, "-m", module, name, "tiny" if size == TINY else "small"]
     done = subprocess.run(
         command,
         cwd=Path(__file__).parent.parent,

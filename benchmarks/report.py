@@ -18,6 +18,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ("generate", _generate),
         ("forward", _forward),
         ("memory", _memory),
+        ("attribution", _attribution),
     ):
         found = results.get(part)
         if found is not None:
@@ -207,6 +208,38 @@ def _map(row: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _attribution(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t, m, limits = found["times"], found["extra_mib"], found["limits"]
+    each, what = found["pair_ratios"], f"attribution map of {found['cells']} cells, resid_pre"
+    beside = "TransformerLens' cache_activation_and_gradient"
+    worst, largest = found["max_difference"], found["largest"]
+    spread = f"{found['ratio']:.1f}x faster ({min(each):.1f} to {max(each):.1f})"
+    rows = [
+        (
+            what,
+            f"gl.attribution_map {_s(t['gatelens'])}",
+            f"{beside} {_s(t['transformer_lens'])}",
+            spread,
+            f"at least {limits['faster']:g}x",
+            _met(found["passes"]["faster"]),
+        ),
+        (
+            "largest difference of a number of that map",
+            f"{worst:.1e}",
+            f"largest number {largest:.1f}",
+            "",
+            "at most 1e-4 of it",
+            _met(worst <= 1e-4 * largest),
+        ),
+    ]
+    if m:
+        ours = f"{m['gatelens']:.0f} MiB; a forward pass {m['forward']:.0f} MiB"
+        limit, share = f"at most {limits['memory']:g}x", f"{found['memory_share']:.2f}x"
+        theirs = f"{beside} {m['transformer_lens']:.0f} MiB"
+        rows.append(("its peak memory", ours, theirs, share, limit, _met(found["passes"]["memory"])))
+    return rows
+
+
 def _rival(row: dict[str, Any]) -> tuple[str, ...]:
     what = f"image to text, {row['how']}, {row['runs']} runs"
     ours = f"{row['gatelens_ms_per_run']:.1f} ms a run"
@@ -276,6 +309,7 @@ FILES = {
     "rate.py": "the share of the machine's own matrix rate that this sweep reaches.",
     "examples.py": "200 pictures, each under 64 knockouts: `gl.sweep` over examples beside plain hooks.",
     "maps.py": "exact patching maps beside TransformerLens' own functions and plain hooks.",
+    "attribution.py": "attribution patching over all positions and layers beside TransformerLens' own.",
     "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
     "forward.py": "a plain forward pass beside transformers' own.",
     "memory.py": "peak memory of the cross-modal attention measure beside a plain forward pass.",

@@ -23,13 +23,15 @@ def skip_blocks(bridge: Any, start: int, in_tuples: bool) -> Iterator[None]:
 
 
 @contextmanager
-def recompute_blocks(bridge: Any) -> Iterator[None]:
+def recompute_blocks(bridge: Any, but_last: int) -> Iterator[None]:
     """Let each block keep its input alone for the way back and compute the rest again there (arXiv 1604.06174).
 
-    Gradients have to be taken before this ends, as hooks fire again on the way back. Blocks that are skipped stay so.
+    The last ``but_last`` blocks, which the way back comes to first, keep all. Gradients have to be taken before this
+    ends, as hooks fire again on the way back. Blocks that are skipped stay so.
     """
     with ExitStack() as stack:
-        for block in bridge.blocks:
+        blocks = list(bridge.blocks)
+        for block in blocks[: max(0, len(blocks) - but_last)]:
             if "forward" not in block.__dict__:
                 again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
                 block.__dict__["forward"] = again

@@ -85,6 +85,11 @@ class MapMetric:
         """Whether it compares with the clean run's logits."""
         return self.given in OF_CLEAN
 
+    @property
+    def rows(self) -> int:
+        """How many of the last positions' logits are read; 0 is all."""
+        return 1 if isinstance(self.given, str) or getattr(self.given, "last_only", False) else 0
+
     def of(
         self,
         pairs: Sequence[Pair],

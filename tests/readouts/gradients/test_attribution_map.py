@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +10,12 @@ import torch
 from torch import Tensor
 
 import gatelens as gl
-from attack.oracle import Change, Oracle
+from attack.oracle import Change
 from gatelens.data import Example, Pair
 from gatelens.errors import GatelensError
 from gatelens.measures import agreement
+from gatelens.readouts.gradients import passes
+from gradient_helpers import PlainRuns
 from tiny_models import make_picture
 
 RIGHT, WRONG = 30, 33
@@ -24,59 +24,13 @@ METRIC = gl.metrics.logit_diff(RIGHT, WRONG)
 TEXT = "this <image> animal is a"
 
 
-class Differentiated(Oracle):
-    """Plain transformers in float64 whose activations are taken with their gradients, by autograd alone."""
-
-    def gradients(self, tensors: dict[str, Tensor]) -> tuple[dict[tuple[str, int], Tensor], Tensor]:
-        """The gradient of the metric by every activation, and the metric."""
-        self.cuts, self.edits, self.zeros = (), defaultdict(list), {}
-        before, self.config._attn_implementation = self.config._attn_implementation, self.name
-        try:
-            with torch.enable_grad(), self.hooked():
-                value = METRIC(self.plain(**tensors, use_cache=False).logits)
-                grads = torch.autograd.grad(value.sum(), list(self.zeros.values()))
-        finally:
-            self.config._attn_implementation = before
-        return dict(zip(self.zeros, grads, strict=True)), value.detach()
-
-    def apply(self, site: str, layer: int, value: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and site != "resid_mid":
-            zero = self.zeros[site, layer] = torch.zeros_like(value, requires_grad=True)
-            return value + zero
-        return super().apply(site, layer, value)
-
-
-class Plain:
+class Plain(PlainRuns):
     """Both runs of plain transformers, in float64."""
 
     def __init__(self, hf: Any, clean: Any, corrupt: Any) -> None:
-        self.oracle = Differentiated(copy.deepcopy(hf).double().requires_grad_(False))
-        self.tensors = wide(corrupt.tensors)
-        logits, seen = self.oracle.run(wide(clean.tensors))
-        self.source, self.source_value = seen.sites, METRIC(logits)
-        logits, seen = self.oracle.run(self.tensors)
-        self.base, self.base_value = seen.sites, METRIC(logits)
-        self.grads, value = self.oracle.gradients(self.tensors)
-        assert torch.equal(value, self.base_value)
+        super().__init__(hf, clean, corrupt, METRIC)
 
-    def delta(self, site: str, layer: int) -> Tensor:
-        return self.source[site, layer] - self.base[site, layer]
-
-    def patched(
-        self, site: str, layer: int, position: int | None, head: int | None = None, share: float = 1.0
-    ) -> Tensor:
-        """What the metric gains when the cell is moved by a share of the difference."""
-        delta = self.delta(site, layer)
-        at = torch.zeros(delta.shape[:2], dtype=torch.bool)
-        at[:, slice(None) if position is None else position] = True
-
-        def new(rows: Tensor, layer: int, whole: Tensor) -> Tensor:
-            return rows + share * delta[at]
-
-        change = Change(site, at, (layer,), None if head is None else (head,), new)
-        return METRIC(self.oracle.run(self.tensors, [change])[0]) - self.base_value
-
-    def edge(self, sender: str, receiver: str) -> Tensor:
+    def read_edge(self, sender: str, receiver: str) -> Tensor:
         """What the metric gains when one receiver reads one sender of the source."""
         layer = int(sender[1]) if sender.startswith("L") else 0
         if sender == "embed":
@@ -105,10 +59,6 @@ class Plain:
         heads = None if head is None else (head,)
         change = Change(site, every, (layer,), heads, lambda rows, layer, whole: new[every])
         return METRIC(self.oracle.run(self.tensors, [change])[0]) - self.base_value
-
-
-def wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
 
 
 def pair_of(i: int, clean: str = TEXT, corrupt: str = TEXT) -> Pair:
@@ -306,7 +256,20 @@ def test_gradients_are_taken_in_any_mode_and_reach_no_weight(tiny: Any, mapped: 
     assert all(weight.grad is None for weight in tiny.parameters())
 
 
-def test_the_graph_keeps_what_enters_each_block_and_the_inside_of_none(tiny: Any) -> None:
+def test_the_graph_keeps_what_enters_each_block_and_the_inside_of_as_many_as_are_allowed(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With none allowed, a few streams; the numbers are the same whatever is kept."""
+    stream = tiny.prepare([PAIRS[0].clean.image], [TEXT]).tokens.n_pos * int(tiny.cfg.d_model)
+    kept, all_inside = held_at_most(tiny)
+    monkeypatch.setattr(passes, "KEPT_BYTES", 0)
+    again, none_inside = held_at_most(tiny)
+    torch.testing.assert_close(again, kept, atol=1e-6, rtol=1e-5)
+    assert 0 < none_inside < 12 * stream < all_inside, (none_inside, stream, all_inside)
+
+
+def held_at_most(model: Any) -> tuple[Tensor, int]:
+    """A map, and how many numbers its graph holds for the way back."""
     held: list[int] = []
     most = 0
 
@@ -320,9 +283,8 @@ def test_the_graph_keeps_what_enters_each_block_and_the_inside_of_none(tiny: Any
         return METRIC(logits)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        gl.attribution_map(tiny, PAIRS[0], metric, check=0)
-    stream = tiny.prepare([PAIRS[0].clean.image], [TEXT]).tokens.n_pos * int(tiny.cfg.d_model)
-    assert 0 < most < 12 * stream, (most, stream)  # a single block holds more inside
+        found = gl.attribution_map(model, PAIRS[0], metric, check=0)
+    return found.tensor, most
 
 
 # --- edges
@@ -373,7 +335,7 @@ def test_edges_are_patched_exactly(mapped: Any, plain: Plain) -> None:
         ("L1H0", "L1 mlp"),
         ("embed", "logits"),
     ):
-        want = plain.edge(sender, receiver) / way
+        want = plain.read_edge(sender, receiver) / way
         have = exact[:, senders[sender], receivers[receiver]]
         torch.testing.assert_close(have, want, atol=2e-4, rtol=2e-3)
     assert bool(exact[:, senders["L1 mlp"], receivers["L1 mlp"]].isnan().all())

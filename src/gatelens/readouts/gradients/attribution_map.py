@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.data import Pair
+from gatelens.engine import compile_for
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
 from gatelens.interventions.arguments import Heads, Layers, as_count
@@ -24,9 +28,10 @@ from gatelens.readouts.gradients.edges import EdgeAxes, EdgeScores
 from gatelens.readouts.gradients.nodes import NodeScores, legendre_steps
 from gatelens.readouts.gradients.passes import GradientPasses
 from gatelens.readouts.map_axes import MapAxes
-from gatelens.readouts.map_metrics import MapMetric, PairMetric
+from gatelens.readouts.map_metrics import MapMetric, PairMetric, number_of
 from gatelens.readouts.map_runs import NO_WORDS, MapWork, Measured, PairRuns, Part
 from gatelens.readouts.patch_maps import Direction, check_call, effect_map, kept, map_settings, pairs_of
+from gatelens.readouts.prompt_pairs import Side, in_parts
 from gatelens.runs import Run
 from gatelens.tokens import SelectorLike
 from gatelens.units import Done, opened
@@ -200,25 +205,54 @@ class GradientWork(MapWork):
     ) -> None:
         super().__init__(model, model, metric, axes, denoising, chat, pairs)
         self.method, self.steps = method, steps
+        self.source_logits = torch.empty(0)
+
+    def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
+        """As of an exact map. The passes that gradients need give the metric of both runs too."""
+        every = [[part] for part in in_parts(self.model, self.pairs, self.at_once)]
+        numbers = self.measured(run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study)
+        self._check_apart(numbers[:, :2], range(len(self.pairs)))
+        return numbers
 
     def _cells(self, part: Part, done: Done) -> Measured:
+        """The clean and the corrupt metric, and that of every cell."""
         with self.model.lock:
             runs = self.runs_of(part)
+            source = number_of(runs.metric, self.source_logits, runs.where[0])
             there = [i for i, one in enumerate(runs.patches) if one is not None]
             found = np.full((1, len(runs.patches)), np.nan)
             if there:
-                base = self.values(runs.base, [None], runs.metric, runs.where)
-                found[:, there] = base + np.array(self._scores(runs, [runs.patches[i] for i in there]))
-        done(len(runs.patches))
-        return found, self._words(runs)
+                logits, scores = self._scores(runs, [runs.patches[i] for i in there])
+                base = number_of(runs.metric, logits, runs.where[0])
+                found[:, there] = base + np.array(scores)
+            else:
+                base = float(self.values(runs.base, [None], runs.metric, runs.where))
+        done(2 + len(runs.patches))
+        ends = [source, base] if self.denoising else [base, source]
+        return np.concatenate([[ends], found], axis=1), self._words(runs)
 
-    def _scores(self, runs: PairRuns, cells: Sequence[Any]) -> list[float]:
+    @torch.no_grad()
+    def _cache(self, side: Side, positions: Iterable[int]) -> ActivationCache:
+        """The activations of the source's run; its logits, no more of them than the metric reads, are kept too."""
+        stored: dict[str, Tensor] = {}
+        kept = KeptRows.of(side.tokens, sorted(positions))
+        before = compile_for(self.model, list(side.interventions), side.tokens).pairs
+        hooks = [*before, *caching_hooks(self.map_axes.cached, stored, kept)]
+        tensors = {**side.inputs.tensors, "logits_to_keep": self.metric.rows}
+        self.source_logits, _ = self.model.forward_step(tensors, hooks)
+        return ActivationCache(stored, self.model, side.tokens, kept)
+
+    def _scores(self, runs: PairRuns, cells: Sequence[Any]) -> tuple[Tensor, list[float]]:
+        """The logits of the base's run, and what each cell should gain."""
         passes = self._passes(runs)
         if self.method not in OF_EDGES:
-            return NodeScores(passes, cells, self.method, self.steps).all()
-        steps = legendre_steps(self.steps) if self.method == "eap-ig" else ([0.0], [1.0])
-        scores = EdgeScores(passes, self.map_axes.graph).scores(*steps)
-        return [float(scores[edge.sender, edge.receiver]) for edge in cells]
+            scores = NodeScores(passes, cells, self.method, self.steps).all()
+        else:
+            steps = legendre_steps(self.steps) if self.method == "eap-ig" else ([0.0], [1.0])
+            found = EdgeScores(passes, self.map_axes.graph).scores(*steps)
+            scores = [float(found[edge.sender, edge.receiver]) for edge in cells]
+        assert passes.base is not None
+        return passes.base, scores
 
     def _passes(self, runs: PairRuns) -> GradientPasses:
         """Passes over all positions that any cell is about."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.engine import compile_for
@@ -51,10 +52,10 @@ class Contrast:
         there = torch.tensor([there for _, there in self.places])
         return cached_values(self.cache, *tap, torch.zeros_like(there), there, "attribution_map")
 
-    def rows_of(self, positions: Iterable[int]) -> Int[Tensor, " m"]:
-        """Which rows some of the base's positions are."""
-        number = {here: row for row, (here, _) in enumerate(self.places)}
-        return torch.tensor([number[position] for position in positions])
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """Which row each of the base's positions is."""
+        return {here: row for row, (here, _) in enumerate(self.places)}
 
 
 def taps_of(sites: Sequence[str], layers: Iterable[int]) -> list[Tap]:

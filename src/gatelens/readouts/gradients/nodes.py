@@ -37,9 +37,12 @@ class NodeScores:
         self.passes, self.patches, self.steps = passes, patches, steps
         self.taps = list(dict.fromkeys(tap_of(one) for one in patches))
         self.fixed = [tap for tap in self.taps if method == "atp*" and tap[0] in ("q", "k")]
-        begins = {layer for _, layer in (self.taps if method == "ig" else self.fixed)}
-        passes.compare(self.taps, sorted({0, *begins}))
         self.method = method
+        ahead = (
+            self.taps if method == "ig" else self.fixed
+        )  # passes begin at these, so what they hold comes first
+        if ahead:
+            passes.compare(ahead, sorted({layer for _, layer in ahead}))
 
     def all(self) -> list[float]:
         """The score of each patch, in order."""
@@ -53,15 +56,16 @@ class NodeScores:
 
     def _summed(self, rows: RowScores, known: dict[int, float] | None = None) -> list[float]:
         """The rows and heads of each patch added up, but for those that are known already."""
-        found = []
+        found, row_of = [], self.passes.contrast.row_of
+        values = {tap: scores.double().cpu().numpy() for tap, scores in rows.items()}
         for number, one in enumerate(self.patches):
             if known is not None and number in known:
                 found.append(known[number])
                 continue
-            here = rows[tap_of(one)][self.passes.contrast.rows_of(_positions(one))]
+            here = values[tap_of(one)][[row_of[position] for position in _positions(one)]]
             if has_heads(one.site):
                 here = here[:, list(self._heads(one))]
-            found.append(float(here.double().sum()))
+            found.append(float(here.sum()))
         return found
 
     def _heads(self, one: Patch) -> tuple[int, ...]:
@@ -105,7 +109,7 @@ def attribution_patching(passes: GradientPasses, taps: Sequence[Tap]) -> RowScor
         scores[tap] = _along(grad[0], passes.delta[tap])
 
     if taps:
-        passes.differentiate(taps, take)
+        passes.differentiate_base(taps, take)
     return scores
 
 

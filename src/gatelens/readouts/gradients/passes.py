@@ -2,8 +2,9 @@
 
 The gradient at a cell is that of the edit by which the engine patches it, so both mean the same cell in every family.
 Parameters are left alone: a zero added to the rows of each tap is what the metric is differentiated by, and nothing
-below the first tap is part of the graph. Blocks are computed again on the way back (arXiv 1604.06174), so what is held
-is one block's activations, the stream between blocks, and the rows of the taps that were named.
+below the first tap is part of the graph. Blocks are computed again on the way back (arXiv 1604.06174), but for as many
+of the last ones as :data:`KEPT_BYTES` holds. So what is held is these blocks' activations, or one block's where that is
+more, the stream between blocks, and the rows of the taps that were named.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Take: TypeAlias = Callable[
     [Tap, Float[Tensor, "step n ..."]], None
 ]  # takes the gradient of a tap, step by step
 MOST_ROWS = 4096  # of several steps computed at once
+KEPT_BYTES = 2**28  # of the insides of blocks, kept for the way back in the place of computing them again
 
 
 class GradientPasses:
@@ -34,6 +36,7 @@ class GradientPasses:
         delta: for each tap that was compared, source less base, Float[n, ...].
         streams: the base's residual stream entering a layer, of those that passes begin in.
         rows: see :meth:`differentiate`.
+        base: the logits of the base's run, of the last position alone where the metric reads no other; None before one.
     """
 
     def __init__(self, model: HookedVLM, contrast: Contrast, metric: Metric) -> None:
@@ -42,6 +45,7 @@ class GradientPasses:
         self.delta: dict[Tap, Tensor] = {}
         self.streams: dict[int, Tensor] = {}
         self.rows: dict[Tap, Tensor] = {}
+        self.base: Float[Tensor, "1 pos d_vocab"] | None = None
 
     def compare(
         self,
@@ -56,11 +60,22 @@ class GradientPasses:
             through: what is made of the rows of either run before they are compared.
         """
         contrast = self.contrast
-        here, self.streams, _ = record(self.model, contrast.base, contrast.mask, taps, streams)
+        here, self.streams, self.base = record(
+            self.model, contrast.base, contrast.mask, taps, streams, self.keep
+        )
         for tap in taps:
             both = contrast.source(tap), here.pop(tap)
             source, base = both if through is None else (through(tap, rows) for rows in both)
             self.delta[tap] = source.to(base) - base
+
+    def differentiate_base(self, taps: Sequence[Tap], take: Take) -> None:
+        """The gradient at taps of the base's run itself, which is compared with the source on its way.
+
+        Raises:
+            InterventionError: the metric has no gradient.
+        """
+        with self.model.lock, torch.inference_mode(False), torch.enable_grad():
+            self._pass(taps, take, None, (0.0,), {}, None, ())
 
     @property
     def at_once(self) -> int:
@@ -102,11 +117,12 @@ class GradientPasses:
         along: Tap | None,
         shares: Sequence[float],
         masks: Mapping[str, Tensor],
-        start: int,
+        start: int | None,
         watched: Sequence[Tap],
     ) -> None:
-        n = len(shares)
-        repeated = self.contrast.base.inputs.select([0] * n)
+        """One pass forth and back; without ``start`` it is the base's run from its inputs on."""
+        n, side = len(shares), self.contrast.base
+        repeated = side.inputs if start is None else side.inputs.select([0] * n)
         added: dict[Tap, Tensor] = {}
 
         def function(tap: Tap, rows: Tensor) -> Tensor:
@@ -116,21 +132,26 @@ class GradientPasses:
                 self.rows[tap] = rows.detach().unflatten(0, (n, -1))
             if tap not in taps:
                 return rows
+            if start is None and tap not in self.delta:
+                self.delta[tap] = self.contrast.source(tap).to(rows) - rows.detach()
             if tap not in added:
                 added[tap] = _zero(tap, rows, n, take)
             return rows + added[tap]
 
         every = list(dict.fromkeys([*taps, *watched, *([along] if along is not None else [])]))
         own = {site: masks.get(site, self.contrast.mask).repeat(n, 1) for site, _ in every}
-        compiled = row_hooks(self.model, repeated.tokens, own, every, function)
-        stream = self.streams[start].repeat(n, 1, 1)
+        before = side.interventions if start is None else ()
+        compiled = row_hooks(self.model, repeated.tokens, own, every, function, before)
+        stream = None if start is None else self.streams[start].repeat(n, 1, 1)
         with (
             self.model.begun_at(start, stream, repeated) as tensors,
-            recompute_blocks(self.model),
+            recompute_blocks(self.model, but_last=self._kept_blocks(n)),
             self.model.hooks(compiled.pairs),
         ):
             logits, _ = self.model.forward_step({**tensors, "logits_to_keep": self.keep})
             compiled.check_fired()
+            if start is None:
+                self.base = logits.detach()
             value = self._values(logits, n)
             if not value.requires_grad:
                 raise InterventionError(
@@ -138,6 +159,13 @@ class GradientPasses:
                     "changes smoothly, such as gl.metrics.logit_diff"
                 )
             torch.autograd.backward(value.sum(), inputs=list(added.values()))
+
+    def _kept_blocks(self, n: int) -> int:
+        """How many blocks' insides may be kept: each about 8 activations as wide as the stream and 4 as the MLP."""
+        cfg, weight = self.model.cfg, next(self.model.bridge.blocks.parameters())
+        d_model, d_mlp = int(cfg.d_model), int(getattr(cfg, "d_mlp", None) or 4 * cfg.d_model)
+        rows = n * self.contrast.mask.numel()
+        return KEPT_BYTES // (rows * (8 * d_model + 4 * d_mlp) * weight.element_size())
 
     def _values(
         self, logits: Float[Tensor, "steps_batch pos d_vocab"], n: int
