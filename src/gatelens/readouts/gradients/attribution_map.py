@@ -237,7 +237,7 @@ class GradientWork(MapWork):
         stored: dict[str, Tensor] = {}
         kept = KeptRows.of(side.tokens, sorted(positions))
         before = compile_for(self.model, list(side.interventions), side.tokens).pairs
-        hooks = [*before, *caching_hooks(self.map_axes.cached, stored, kept)]
+        hooks: list[Any] = [*before, *caching_hooks(self.map_axes.cached, stored, kept)]
         tensors = {**side.inputs.tensors, "logits_to_keep": self.metric.rows}
         self.source_logits, _ = self.model.forward_step(tensors, hooks)
         return ActivationCache(stored, self.model, side.tokens, kept)
