@@ -309,6 +309,7 @@ FILES = {
     "rate.py": "the share of the machine's own matrix rate that this sweep reaches.",
     "examples.py": "200 pictures, each under 64 knockouts: `gl.sweep` over examples beside plain hooks.",
     "maps.py": "exact patching maps beside TransformerLens' own functions and plain hooks.",
+    "agreement.py": "when a gradient map of an organism is wrong, and whether it says so; run by itself.",
     "attribution.py": "attribution patching over all positions and layers beside TransformerLens' own.",
     "generate.py": "32 tokens under a knockout beside transformers' cached generation without.",
     "forward.py": "a plain forward pass beside transformers' own.",

@@ -31,7 +31,7 @@ from gatelens.readouts.map_axes import MapAxes
 from gatelens.readouts.map_metrics import MapMetric, PairMetric, number_of
 from gatelens.readouts.map_runs import NO_WORDS, MapWork, Measured, PairRuns, Part
 from gatelens.readouts.patch_maps import Direction, check_call, effect_map, kept, map_settings, pairs_of
-from gatelens.readouts.prompt_pairs import Side, in_parts
+from gatelens.readouts.prompt_pairs import Side
 from gatelens.runs import Run
 from gatelens.tokens import SelectorLike
 from gatelens.units import Done, opened
@@ -209,7 +209,7 @@ class GradientWork(MapWork):
 
     def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
         """As of an exact map. The passes that gradients need give the metric of both runs too."""
-        every = [[part] for part in in_parts(self.model, self.pairs, self.at_once)]
+        every = [[[number]] for number in range(len(self.pairs))]
         numbers = self.measured(run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study)
         self._check_apart(numbers[:, :2], range(len(self.pairs)))
         return numbers
