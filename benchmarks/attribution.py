@@ -49,7 +49,7 @@ class Ours:
 
     def map(self) -> Tensor:
         """Float[layer, pos], what the metric should gain."""
-        found = gl.attribution_map(self.model, PAIR, self.metric, check=0)
+        found = gl.attribution_map(self.model, PAIR, self.metric, check=0, progress=False)
         return torch.as_tensor(found.columns["patched"] - found.columns["corrupt"])[0]
 
 
