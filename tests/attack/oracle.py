@@ -197,6 +197,7 @@ class Oracle:
             attn.o_proj.register_forward_pre_hook(lambda m, args: (by_head("z", args[0]), *args[1:])),
             behind_attention.register_forward_hook(after_attention),
             layer.mlp.register_forward_pre_hook(first("mlp_in"), with_kwargs=True),
+            layer.mlp.down_proj.register_forward_pre_hook(first("neuron"), with_kwargs=True),
             behind_mlp.register_forward_hook(lambda m, a, out: apply("mlp_out", out)),
             layer.register_forward_hook(leaving),
         ]

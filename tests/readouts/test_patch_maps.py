@@ -111,6 +111,13 @@ def test_every_site_and_head_equals_plain_hooks(family: Subject) -> None:
         assert cell["patched"] == pytest.approx(
             hand.patched(cell["site"], [1], at_role, at_role), abs=TOLERANCE
         ), cell
+    few: list[Any] = [3, range(4, 9), [0, 1]]
+    units = gl.patch_map(model, pair, measured, "neuron", layers=[2], at="all", neurons=few, progress=False)
+    every = hand.base.tokens.positions("all")
+    for cell, numbers in zip(cells(units), ([3], few[1], few[2]), strict=True):
+        assert (cell["neuron"], cell["last_neuron"]) == (numbers[0], numbers[-1])
+        by_hand = hand.patched("neuron", [2], every, every, heads=tuple(numbers))
+        assert cell["patched"] == pytest.approx(by_hand, abs=TOLERANCE), cell
     for site in ("z", "k", "pattern"):
         heads = gl.patch_map(model, pair, measured, "head", site=site, layers=[2], at="all", progress=False)
         everywhere = hand.base.tokens.positions("all")
@@ -370,8 +377,20 @@ CALLS: dict[str, tuple[Callable[[Any, Pair], Any], str]] = {
         "'layers' is no axis.*did you mean 'layer'",
     ),
     "neurons": (
-        lambda m, p: gl.patch_map(m, p, measured, "neuron"),
-        "'neuron' is no axis; .*no site that can be edited",
+        lambda m, p: gl.patch_map(m, p, measured, "neuron", site="z"),
+        "neurons are of site='neuron', which has no heads",
+    ),
+    "a neuron": (
+        lambda m, p: gl.patch_map(m, p, measured, "neuron", neurons=[48]),
+        "neuron 48 does not exist",
+    ),
+    "neurons with gaps": (
+        lambda m, p: gl.patch_map(m, p, measured, "neuron", neurons=[[1, 3]]),
+        r"neurons=\[\[1, 3\]\]: a cell is one neuron, or a range without gaps",
+    ),
+    "heads of neurons": (
+        lambda m, p: gl.patch_map(m, p, measured, "head", site="neuron"),
+        "site 'neuron' has no heads",
     ),
     "no axis": (lambda m, p: gl.patch_map(m, p, measured, ()), r"over=\(\): name axes"),
     "an axis twice": (lambda m, p: gl.patch_map(m, p, measured, ("pos", "position")), "name axes, each once"),

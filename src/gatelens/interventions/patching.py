@@ -23,7 +23,7 @@ from gatelens.interventions.hooks import Edit, Span
 from gatelens.interventions.sites import SITES, EditedPositions, Site, SiteEdit, check_site
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
-PATCH_SITES = (*SITES, "pattern")
+PATCH_SITES = (*SITES, "pattern", "neuron")
 
 
 class PatchPair(NamedTuple):
@@ -156,7 +156,7 @@ class Patch(SiteEdit):
 def patch(
     cache: Any,
     at: SelectorLike,
-    site: Site | Literal["pattern"] = "resid_pre",
+    site: Site | Literal["pattern", "neuron"] = "resid_pre",
     layers: Layers = None,
     heads: Heads = None,
     source: SelectorLike | None = None,
@@ -178,7 +178,8 @@ def patch(
         site: see :mod:`gatelens.interventions.sites`; at ``pattern`` rows of attention are patched (queries), between
             prompts of one length.
         layers: which blocks; None is all of them.
-        heads: at ``q``, ``z``, ``pattern`` (query heads), ``k``, ``v`` (key-value heads): only those.
+        heads: at ``q``, ``z``, ``pattern`` (query heads), ``k``, ``v`` (key-value heads), ``neuron`` (hidden units):
+            only those.
         source: selector in the cached prompt; None is the same as ``at``.
         broadcast: let a single source position serve every position of ``at``.
         other_model: let the cache be of another model, whose activations have the same shapes.

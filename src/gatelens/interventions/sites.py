@@ -21,6 +21,8 @@ Inside attention there are three more, for :func:`gatelens.edit` and some forms 
 ``rot_q rot_k`` ``attn.hook_rot_q`` …     queries and keys as they are multiplied, after norms and rotation
 ``pattern``     ``attn.hook_pattern``     for each position the weights of its row, [head, key], keys 0 to the
                                           last position of the pass; knockouts act before an edit of it
+``neuron``      ``mlp.hook_post``         [batch, pos, d_mlp], the hidden units of the MLP, as its last layer reads
+                                          them; ``heads=`` chooses some; for patches and edits
 ==============  ========================  ==============================================================
 
 ``resid_mid`` is special: TransformerLens' bridge places that hook at the input of the second norm, past the
@@ -57,20 +59,22 @@ from gatelens.tokens import SelectorLike, TokenMap
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"
 ]
-EditSite: TypeAlias = Site | Literal["rot_q", "rot_k", "pattern"]
+EditSite: TypeAlias = Site | Literal["rot_q", "rot_k", "pattern", "neuron"]
 SITES: tuple[str, ...] = get_args(Site)
-INNER_SITES = ("rot_q", "rot_k", "pattern")
-_INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in"}
+INNER_SITES = ("rot_q", "rot_k", "pattern", "neuron")
+_INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in", "neuron": "mlp.hook_post"}
 # the edited (example, position) pairs of a pass, and what was added to each
 Change: TypeAlias = tuple[tuple[Tensor, Tensor], Tensor]
 _HEADS = {"q": "n_heads", "z": "n_heads", "k": "n_key_value_heads", "v": "n_key_value_heads"}
-_HEADS |= {"rot_q": "n_heads", "rot_k": "n_key_value_heads", "pattern": "n_heads"}
+_HEADS |= {"rot_q": "n_heads", "rot_k": "n_key_value_heads", "pattern": "n_heads", "neuron": "d_mlp"}
 
 
 def check_site(site: str, known: Sequence[str] = SITES) -> None:
     """Raise :class:`InterventionError` for a site that is none of those ``known`` to the verb."""
     if isinstance(site, str) and site in known:
         return
+    if site == "neuron":
+        raise InterventionError("site='neuron' is edited with patch or edit; write one of these")
     if isinstance(site, str) and site in (*INNER_SITES, "scores"):
         raise InterventionError(
             f"site={site!r} is edited with knockout(..., how='mask' or 'zero'), with ablate(site='pattern', "
@@ -83,7 +87,7 @@ def hook_name(site: str, layer: int) -> str:
     """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``."""
     check_site(site, (*SITES, *INNER_SITES))
     layer = as_count(layer, "layer", least=0)
-    if site in _HEADS:
+    if site in _HEADS and site not in _INSIDE:
         return f"blocks.{layer}.attn.hook_{site}"
     return f"blocks.{layer}.{_INSIDE.get(site, 'hook_' + site)}"
 

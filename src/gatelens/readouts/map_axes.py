@@ -23,9 +23,10 @@ from gatelens.readouts.labelled import position_labels
 from gatelens.readouts.prompt_pairs import Place
 from gatelens.tokens import Role, SelectorLike, TokenMap
 
-AXES = ("layer", "pos", "role", "head", "site", "source_layer")
+AXES = ("layer", "pos", "role", "head", "neuron", "site", "source_layer")
 ALSO = {"position": "pos"}
 ROLES = tuple(role.name.lower() for role in Role if role not in (Role.PAD, Role.GENERATED))
+CHUNKS = 32  # of the neurons of a layer, where none are named
 MAP_SITES = ("resid_pre", "attn_out", "mlp_out")  # of an axis of sites
 
 
@@ -64,7 +65,7 @@ class MapAxes:
     Args:
         model: the model whose runs are patched.
         source: the model the activations come from.
-        over, site, layers, heads, at, window, source_layer: see :func:`gatelens.patch_map`.
+        over, site, layers, heads, at, window, source_layer, neurons: see :func:`gatelens.patch_map`.
 
     Raises:
         InputError, InterventionError: an axis, site, layer or head that is none, or that do not go together.
@@ -81,13 +82,15 @@ class MapAxes:
         at: SelectorLike | Mapping[str, SelectorLike] | None,
         window: int,
         source_layer: int | Sequence[int] | None,
+        neurons: Any = None,
     ) -> None:
         self.over = _axes(over)
         self.sites = _sites(site, self.over)
         self.layers = resolve_indices(as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", self)
         self.windows = self._windows(window)
         self.source_layers = self._source_layers(source, source_layer, window)
-        self.heads = self._heads(model, heads)
+        by_neuron = neurons is not None or "neuron" in self.over
+        self.heads = self._neurons(model, neurons, heads) if by_neuron else self._heads(model, heads)
         if isinstance(at, Mapping) and "role" not in self.over:
             raise InputError("at= names groups of positions: put 'role' in over, or give one selector")
         self.groups = dict(at) if isinstance(at, Mapping) else None
@@ -132,7 +135,8 @@ class MapAxes:
     def _heads(self, model: HookedVLM, given: Heads) -> list[tuple[int, ...] | None]:
         if given is None and "head" not in self.over:
             return [None]
-        counts = {site: head_count(site, model.cfg) for site in self.sites if has_heads(site)}
+        with_heads = [site for site in self.sites if has_heads(site) and site != "neuron"]
+        counts = {site: head_count(site, model.cfg) for site in with_heads}
         headless = [site for site in self.sites if site not in counts]
         if headless:
             raise InputError(
@@ -144,6 +148,23 @@ class MapAxes:
         n_heads = next(iter(counts.values()))
         chosen = resolve_indices(as_indices(given, "heads"), n_heads, "heads", self)
         return [(head,) for head in chosen] if "head" in self.over else [chosen]
+
+    def _neurons(self, model: HookedVLM, given: Any, heads: Heads) -> list[tuple[int, ...] | None]:
+        """The hidden units of each cell."""
+        if self.sites != ("neuron",) or heads is not None or "head" in self.over:
+            raise InputError(
+                "neurons are of site='neuron', which has no heads: leave other sites and heads out"
+            )
+        n = int(head_count("neuron", model.cfg) or 0)
+        if given is None:
+            size = -(-n // CHUNKS)
+            given = [range(first, min(first + size, n)) for first in range(0, n, size)]
+        several = given if isinstance(given, Sequence) else [given]
+        groups = [resolve_indices(as_indices(one, "neurons"), n, "neurons", self) for one in several]
+        uneven = [one for one in groups if one != tuple(range(one[0], one[-1] + 1))]
+        if uneven:
+            raise InputError(f"neurons={shown(given)}: a cell is one neuron, or a range without gaps")
+        return list(groups) if "neuron" in self.over else [tuple(sorted({i for one in groups for i in one}))]
 
     def _check_points(self, model: HookedVLM, layers: Sequence[int]) -> None:
         """Raise InputError where a model lacks a layer or a site."""
@@ -185,8 +206,14 @@ class MapAxes:
             places = (tokens.roles[0] != Role.PAD).nonzero()[:, 0].tolist()
             return Axis("position", position_labels(tokens, [0] * len(places), places), places)
         if name == "role":
-            groups = list(self.groups or ROLES)
-            return Axis(name, pd.DataFrame({"role": groups}), groups)
+            roles = list(self.groups or ROLES)
+            return Axis(name, pd.DataFrame({"role": roles}), roles)
+        if name == "neuron":
+            groups = [units for units in self.heads if units is not None]
+            labels = pd.DataFrame({"neuron": [units[0] for units in groups]})
+            if any(len(units) > 1 for units in groups):
+                labels["last_neuron"] = [units[-1] for units in groups]
+            return Axis(name, labels, groups)
         if name == "head":
             heads = [heads[0] for heads in self.heads if heads is not None]
             return Axis(name, pd.DataFrame({"head": heads}), self.heads)
@@ -221,7 +248,7 @@ class MapAxes:
                 source=_selector(there, prompts.cache.tokens),
                 site=chosen.get("site", self.sites[0]),
                 layers=chosen.get("layer", self.windows[0]),
-                heads=chosen.get("head", self.heads[0]),
+                heads=chosen.get("head", chosen.get("neuron", self.heads[0])),
                 other_model=prompts.other_model,
                 source_layer=chosen.get("source_layer", self.source_layers[0]),
             )
@@ -265,8 +292,8 @@ def _axes(over: Any) -> tuple[str, ...]:
     for name in found:
         if name not in AXES:
             raise InputError(
-                f"over={shown(over)}: {shown(name)} is no axis; there are {', '.join(AXES)} (neurons have no site that "
-                f"can be edited){did_you_mean(str(name), AXES)}"
+                f"over={shown(over)}: {shown(name)} is no axis; there are {', '.join(AXES)}"
+                f"{did_you_mean(str(name), AXES)}"
             )
     if not found or len(set(found)) < len(found):
         raise InputError(f"over={shown(over)}: name axes, each once, of {', '.join(AXES)}")
@@ -275,7 +302,15 @@ def _axes(over: Any) -> tuple[str, ...]:
 
 def _sites(site: Any, over: Sequence[str]) -> tuple[str, ...]:
     if site is None:
-        site = MAP_SITES if "site" in over else "z" if "head" in over else "resid_pre"
+        site = (
+            MAP_SITES
+            if "site" in over
+            else "z"
+            if "head" in over
+            else "neuron"
+            if "neuron" in over
+            else "resid_pre"
+        )
     sites = (site,) if isinstance(site, str) else tuple(site) if isinstance(site, Sequence) else (site,)
     for one in sites:
         check_site(one, PATCH_SITES)

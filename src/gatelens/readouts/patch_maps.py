@@ -56,6 +56,7 @@ def patch_map(
     at: SelectorLike | Mapping[str, SelectorLike] | None = None,
     layers: Layers = None,
     heads: Heads = None,
+    neurons: int | Sequence[int | Sequence[int]] | None = None,
     window: int = 1,
     source_layer: int | Sequence[int] | None = None,
     source: HookedVLM | None = None,
@@ -76,30 +77,29 @@ def patch_map(
             n, seed)`` are taken.
         metric: see :class:`gatelens.readouts.map_metrics.MapMetric`: ``logit_diff`` of the pair's two answers, another
             name, a function of logits Float[1, pos, d_vocab] or of ``(logits, pair)``, or one of ``gl.metrics``.
-        over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``site``, ``source_layer``. What is no axis is
-            patched together: all ``layers``, all positions of ``at``, all ``heads``.
+        over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. What is no
+            axis is patched together: all ``layers``, all positions of ``at``, all ``heads``.
         site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with
             an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.
         at: which positions of the prompt that is patched; None is all. A dict of selectors names the groups of an axis
             ``role``, else the roles. ``image.mask(object)`` is the object that the pair is about,
             ``image.mask(changed)`` where its two pictures differ.
-        layers, heads: which, None is all.
+        layers, heads, neurons: which, None is all. A cell of an axis ``neuron`` is one of ``neurons``, each a hidden
+            unit of the MLPs or a range; None is 32 ranges.
         window: a cell patches so many layers of ``layers``, from its own on.
         source_layer: the layer the activations come from; None is the layer that is patched.
-        source: another model they come from, of the same width.
-        chat: make each prompt a user's turn.
+        source, chat: another model they come from, of the same width; make each prompt a user's turn.
         out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and the result as ``patch_map.parquet``.
         progress: show the runs made and the time left.
 
     Raises:
-        InputError: see :mod:`gatelens.readouts.patch_maps`.
-        OutputError: ``out`` can't be written or holds a map with other settings.
+        InputError, OutputError: see :mod:`gatelens.readouts.patch_maps`; ``out`` holds a map with other settings.
     """
     asked = {**locals()}
     several, other = pairs_of(pairs, differ, n, seed), model if source is None else source
     check_call(model, other, direction)
-    axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer)
+    axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer, neurons)
     work = MapWork(
         model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, several
     )

@@ -222,7 +222,7 @@ def test_prompts_of_other_lengths_pair_by_role(tiny: Any) -> None:
     [
         ({"metric": "top1"}, "metric 'top1' has no gradient"),
         ({"method": "atp+"}, "method='atp\\+': write one of atp"),
-        ({"over": ("layer", "neuron")}, "'neuron' is no axis"),
+        ({"over": ("layer", "neuron")}, "site='neuron' is of exact maps"),
         ({"over": ("pos",)}, "patches 3 layers at once"),
         ({"over": ("layer", "head"), "site": "resid_pre"}, "'resid_pre' has no heads"),
         ({"layers": 7}, "layer 7 does not exist, the model has 3 layers"),

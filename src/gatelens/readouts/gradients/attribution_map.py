@@ -158,6 +158,8 @@ def _axes(model: HookedVLM, method: Any, at: Any, given: dict[str, Any]) -> MapA
 def _node_axes(model: HookedVLM, at: Any, over: Any, site: Any, layers: Layers, heads: Heads) -> MapAxes:
     over = ("layer", "pos") if over is None else over
     axes = MapAxes(model, model, over, site, layers, heads, at, 1, None)
+    if "neuron" in axes.sites:
+        raise InputError("site='neuron' is of exact maps: take gl.patch_map, or site='mlp_out'")
     if max(map(len, axes.windows)) > 1:
         raise InputError(
             f"over={shown(over)} patches {len(axes.layers)} layers at once, of which no gradient tells: put 'layer' in "
