@@ -110,7 +110,8 @@ def attribution_map(
         pairs, metric, site, direction, at, heads, chat, differ, n, progress: as in an exact map; the metric must be a
             smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
-            the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745). ``ig``: the
+            the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745; not its
+            GradDrop). ``ig``: the
             mean gradient on the way from one activation to the other, a site and layer at a time (arXiv 1703.01365).
             ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and logits (arXiv
             2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).

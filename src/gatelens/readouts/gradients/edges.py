@@ -4,6 +4,10 @@ A sender adds to the residual stream: the embedding, each head, each MLP. A rece
 values of each head, each MLP, the logits. An edge's score is what the sender adds in the source run beyond the base,
 along the gradient of the metric by what that receiver alone reads, summed over positions; EAP-IG takes the mean
 gradient on the way of the input from base to source (Hanna et al. 2024, arXiv 2403.17806).
+
+EAP-IG's edges of the embedding sum to the whole difference of the metric, EAP's do not. But a check patches one edge
+with all else as in the base, and for a small edge that is EAP's gradient to first order, not the mean one of EAP-IG,
+which is taken where the whole input has moved. So EAP-IG may agree less with single edges, without being wrong.
 """
 
 from __future__ import annotations
