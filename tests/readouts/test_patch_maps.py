@@ -177,7 +177,7 @@ def test_from_one_model_into_another(name: str) -> None:
             assert abs(by_hand - own.patched("resid_pre", [cell["layer"]], last, last)) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["chameleon", "gemma3"])
+@pytest.mark.parametrize("name", ["chameleon-34b", "gemma3", "paligemma"])
 def test_windows_and_other_layers(name: str) -> None:
     here, pair = subject(name), pair_of(CASES[name])
     model, hand = here.built.model, ByHand(here.built.model, here.oracle, pair)
