@@ -317,6 +317,7 @@ FILES = {
     "growth.py": "runs, tokens and layers doubled; operations beside the least possible.",
     "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
     "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
+    "views.py": "pages of attention in Chromium: size, time to open, time to answer; a command of its own.",
     "timing.py": "how times are taken. `report.py`: the tables. `--only sweep,forward` runs parts and writes no files.",
 }
 
