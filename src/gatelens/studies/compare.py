@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -13,13 +14,17 @@ from gatelens.plots.numbers import cell, interval, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
 from gatelens.studies.catalogue import study_of
-from gatelens.studies.report import read_from
-from gatelens.studies.study import CELL, verdict_of
+from gatelens.studies.report import measured_sections, read_from
+from gatelens.studies.section import CELL, CELLS
+from gatelens.studies.study import verdict_of
+
+Reader = Callable[[Run], pd.DataFrame]
 
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
-    """The knockout tables (compressed contexts, sizes of gates) joined: ``how, metric, row, mean_a, low_a, high_a,
-    n_a, mean_b, …, difference, difference_low, difference_high, paired, apart``.
+    """The tables of all sections joined: ``section, how, metric, row, mean_a, low_a, high_a, n_a, mean_b, …,
+    difference, difference_low, difference_high, paired, apart``. The study's own comparison (knockouts, compressed
+    contexts, sizes of gates) comes first.
 
     ``difference`` is b − a with its 95 % interval: over the differences of the same example where both runs scored
     the same examples (``paired``), else from the intervals of the two means. ``apart``: it does not reach 0.
@@ -34,27 +39,41 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
 
 
 def _joined(a: Run, b: Run) -> pd.DataFrame:
-    cells, keys, values = study_of(a).comparable, list(CELL), ["mean", "low", "high", "n"]
-    both = cells(a)[keys + values].merge(cells(b)[keys + values], on=keys, suffixes=("_a", "_b"))
-    if both.empty:
+    study = study_of(a)
+    parts = [_part(a, b, study.decides or study.name, study.comparable, study.answers)]
+    of_b = {s.name for s in measured_sections(study, b)}
+    for section in measured_sections(study, a):
+        if section.name in of_b:
+            parts.append(_part(a, b, section.name, section.cells, section.values))
+    if all(part.empty for part in parts):
         raise OutputError(
             f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
         )
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def _part(a: Run, b: Run, section: str, cells: Reader, values: Reader) -> pd.DataFrame:
+    """What two runs have in common of one section."""
+    keys = list(CELL)
+    both = cells(a)[CELLS].merge(cells(b)[CELLS], on=keys, suffixes=("_a", "_b"))
+    both.insert(0, "section", section)
+    if both.empty:
+        return both
     both["difference"] = both.mean_b - both.mean_a
-    changes = _changes(a, b)
+    changes = _changes(a, b, values)
     found = [_interval(row, changes.get(tuple(row[key] for key in keys))) for row in both.to_dict("records")]
     both[["difference_low", "difference_high", "paired"]] = found
     both["apart"] = (both.difference_low > 0) | (both.difference_high < 0)
     return both.astype({"paired": bool})
 
 
-def _changes(a: Run, b: Run) -> dict[tuple[str, ...], pd.DataFrame]:
+def _changes(a: Run, b: Run, values: Reader) -> dict[tuple[str, ...], pd.DataFrame]:
     """Of each cell the values of both runs by example; none where the runs drew other examples."""
     known = a.settings.get("examples")
     if known is None or known != b.settings.get("examples"):
         return {}
     by = [*CELL, "id", "bounded"]
-    first, second = (study_of(run).answers(run).groupby(by, sort=False).value.mean() for run in (a, b))
+    first, second = (values(run).groupby(by, sort=False).value.mean() for run in (a, b))
     both = pd.concat([first, second], axis=1, keys=["a", "b"]).reset_index()
     return {cell: part for cell, part in both.groupby(list(CELL), sort=False) if part.notna().all(axis=None)}
 
@@ -78,12 +97,13 @@ def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
 
 
 def compare_text(a: Run, b: Run) -> str:
-    """The comparison for a terminal."""
+    """The comparison for a terminal: the study's own in full, of the other sections how much differs."""
     table = compare(a, b)
     lines = [f"A  {a.label}: {_headline(a)}", f"B  {b.label}: {_headline(b)}", ""]
     width = max(len(r) for r in table.row) + 2
-    for (how, metric), part in table.groupby(["how", "metric"], sort=False):
-        lines.append(f"{metric} ({how})")
+    own = table[table.section == table.section.iloc[0]]
+    for (how, metric), part in own.groupby(["how", "metric"], sort=False):
+        lines.append(f"{metric} ({how})" if how else str(metric))
         lines.append(f"  {'':{width}}{'A':22}{'B':22}B − A")
         for r in part.itertuples():
             left, right = cell(r.mean_a, r.low_a, r.high_a), cell(r.mean_b, r.low_b, r.high_b)
@@ -91,6 +111,8 @@ def compare_text(a: Run, b: Run) -> str:
             difference = f"{signed(r.difference)} {between}{' *' if r.apart else ''}"
             lines.append(f"  {r.row:{width}}{left:22}{right:22}{difference}")
         lines.append("")
+    for section, part in table[len(own) :].groupby("section", sort=False):
+        lines.append(f"{section}: {_finding(part)} (see the page, --out)")
     lines.append(f"* {_star(table)}")
     different = setting_differences(a, b)
     lines += (
@@ -102,7 +124,7 @@ def compare_text(a: Run, b: Run) -> str:
 def compare_html(a: Run, b: Run) -> str:
     """The comparison as one HTML page that needs no network."""
     table = compare(a, b)
-    cards = [_card(how, metric, part) for (how, metric), part in table.groupby(["how", "metric"], sort=False)]
+    cards = [_card(section, part) for section, part in table.groupby("section", sort=False)]
     different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
     cards.append(Card("Settings that differ", [settings]))
@@ -116,24 +138,42 @@ def compare_html(a: Run, b: Run) -> str:
     return render(Page(" and ".join(models), ["two runs compared"], verdicts, cards, method))
 
 
-def _card(how: str, metric: str, part: pd.DataFrame) -> Card:
-    """One metric, both runs side by side."""
+def _card(section: str, part: pd.DataFrame) -> Card:
+    """One section, both runs side by side, a table a metric."""
+    blocks: list[Block] = [
+        _table(how, metric, mine) for (how, metric), mine in part.groupby(["how", "metric"], sort=False)
+    ]
+    title = section.replace("_", " ").capitalize()
+    return Card(title, blocks, name=section, finding=_finding(part))
+
+
+def _finding(part: pd.DataFrame) -> str:
+    return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0"
+
+
+def _table(how: str, metric: str, part: pd.DataFrame) -> Table:
     is_knockout = how in ("zero", "mask")
     counts = [f"{side}\nn = {int(part[f'n_{side.lower()}'].max())}" for side in "AB"]
     rows: list[list[Cell]] = [
         [
             str(r.row),
-            (number(r.mean_a), span(r.low_a, r.high_a)),
-            (number(r.mean_b), span(r.low_b, r.high_b)),
+            _written(r.mean_a, r.low_a, r.high_a),
+            _written(r.mean_b, r.low_b, r.high_b),
             (
                 f"{signed(r.difference)}{' *' if r.apart else ''}",
-                span(r.difference_low, r.difference_high),
+                span(r.difference_low, r.difference_high) if pd.notna(r.difference_low) else "",
             ),
         ]
         for r in part.itertuples()
     ]
-    title = f"{metric[0].upper()}{metric[1:]}, {'knockout ' if is_knockout else ''}{how}"
-    return Card(title, [Table(["attention cut" if is_knockout else "context", *counts, "B − A"], rows)])
+    title = (
+        f"{metric[0].upper()}{metric[1:]}{f', knockout {how}' if is_knockout else f', {how}' if how else ''}"
+    )
+    return Table(["row", *counts, "B − A"], rows, title=title)
+
+
+def _written(mean: float, low: float, high: float) -> Cell:
+    return (number(mean), span(low, high)) if pd.notna(low) else number(mean)
 
 
 def _star(table: pd.DataFrame) -> str:

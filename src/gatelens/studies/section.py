@@ -27,6 +27,17 @@ Tables = Mapping[str, pd.DataFrame]
 Evidence = dict[str, str]
 
 
+CELL = ("how", "metric", "row")  # what names a cell that two runs are compared in
+CELLS = [*CELL, "mean", "low", "high", "n"]
+VALUES = [*CELL, "id", "value", "bounded"]
+
+
+def cells(table: pd.DataFrame, metric: pd.Series | str, row: pd.Series) -> pd.DataFrame:
+    """A table of means as cells, named by a metric and a row; without ``how`` there is one kind of knockout."""
+    how = table["how"] if "how" in table.columns else ""
+    return table.assign(how=how, metric=metric, row=row)[CELLS]
+
+
 class Absent(GatelensError):
     """A section cannot be measured on this model or data; the message is the reason, without the section's name."""
 
@@ -111,6 +122,10 @@ class Section:
         evidence: what its tables say, in words; not asked of a run in which the section is absent.
         page: its cards in the report; not asked of a run in which the section is absent.
         reads: sections whose tables ``batches`` may read; it is planned after them.
+        cells: what two runs are compared in, ``how, metric, row, mean, low, high, n``; none where its study's own
+            comparison has them.
+        values: what the cells are the means of, ``how, metric, row, id, value, bounded``, so that runs on the same
+            examples are compared example by example; of cells that it leaves out only the means are compared.
     """
 
     name: str
@@ -122,3 +137,5 @@ class Section:
     evidence: Callable[[Run], list[Evidence]] = lambda run: []
     page: Callable[[Run], list[Card]] = lambda run: []
     reads: tuple[str, ...] = ()
+    cells: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=CELLS)
+    values: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=VALUES)

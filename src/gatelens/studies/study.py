@@ -16,10 +16,9 @@ from gatelens.plots.card import Card
 from gatelens.plots.opening import Opening
 from gatelens.runs import Run
 from gatelens.studies.options import AtLeastOne, Options, Resamples, Seed, check_known, checked
-from gatelens.studies.section import Evidence, Section
+from gatelens.studies.section import CELL, Evidence, Section
 
 Drawn = Mapping[str, Sequence[Example]]
-CELL = ("how", "metric", "row")  # what names a cell that two runs are compared in
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
 
 

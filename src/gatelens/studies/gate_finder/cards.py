@@ -6,12 +6,14 @@ from functools import partial
 
 from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.plots.numbers import percent
+from gatelens.plots.opening import BarTable, Diagram, Opening, Path
 from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.tables import GATE_MARK, heading
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, named
 
-SHOWN = 12  # positions in the table
+SHOWN, SHOWN_BARS = 12, 6  # positions in the table, and on the first screen
+NAME = "finder"  # of the section
 WORDS = {
     "candidates": (
         "Every position at which the model’s input differs between pictures, and every one between these and the last "
@@ -57,6 +59,47 @@ def search_line(result: SearchResult) -> str:
     return (
         f"{bound}{one['size']} {size} of {len(result.places)} positions {verb} {share} of the picture{where}"
     )
+
+
+def search_opening(result: SearchResult) -> Opening:
+    """The first screen: through the set found, and past it."""
+    said, settings = result.verdict, result.settings
+    one = said["sets"][settings["how"][0]]
+    narrow = said["verdict"] == NARROW
+    past = [settings["around"]] if narrow and settings.get("around") is not None else []
+    count = one["size"] or 0
+    name = result.places[one["places"][0]].name if count == 1 else f"{count} positions" if count else "no set"
+    diagram = Diagram(
+        Path("the set", [one["share"]] if count else [], "gate"), Path("others (accuracy)", past, "image"),
+        ("the image", f"{settings['n_picture']} positions"), (name if len(name) <= 14 else f"{name[:13]}…", "the set"),
+        ("answer", "the class"), link=f"#{NAME}",
+    )  # fmt: skip
+    part = result.measures[result.measures.measure == f"{settings['how'][0]} accuracy"].assign(
+        metric="accuracy lost"
+    )
+    top = result.ranking().head(SHOWN_BARS).place.tolist()
+    names = {p: result.places[p].name for p in top}
+    part = part[part.place.isin(top)].assign(row=lambda t: t.place.map(names))
+    colors = {names[p]: "gate" if result.places[p] in result.gate else "image" for p in top}
+    caption = "The strongest positions, each cut alone. Whiskers: 95 % interval."
+    bars = BarTable.from_means(part, colors, tops={"accuracy lost": 1.0}, caption=caption, link=f"#{NAME}")
+    return Opening([diagram], bars if len(part) else None, words={"smallest set": WORDS["smallest set"]})
+
+
+def search_answer(result: SearchResult) -> str:
+    """The sentence the report opens with."""
+    said, size = result.verdict, len(result.places)
+    one = said["sets"][result.settings["how"][0]]
+    if said["verdict"] == NARROW:
+        share, few = percent(min(one["share"], 1.0)), one["size"] == 1
+        cut = "the position named alone" if few else f"these {one['size']} positions"
+        return f"Of {size} positions, cutting {cut} loses {share} of what the picture is worth to the answer."
+    if said["verdict"] == DISTRIBUTED and one["size"]:
+        share = percent(result.settings["part"])
+        return f"It takes at most {one['size']} of {size} positions to carry {share} of what the picture is worth."
+    if said["verdict"] == INCONCLUSIVE:
+        return "The search cannot tell a few positions from many; give more examples."
+    return "The model does not read the class off the picture, so there is no gate to look for."
 
 
 def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:

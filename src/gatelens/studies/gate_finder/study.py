@@ -51,6 +51,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.style import NotebookFigure
 from gatelens.runs import Run
 from gatelens.studies.gate_finder import search
+from gatelens.studies.gate_finder.cards import search_answer, search_opening
 from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import why_not
@@ -59,7 +60,7 @@ from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARR
 from gatelens.studies.options import AtLeastOne, CountsExamples
 from gatelens.studies.report import read_from, write_report
 from gatelens.studies.runner import run_study
-from gatelens.studies.section import Absent, Batch, Measured, Setup
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Setup
 from gatelens.studies.study import Drawn, Study, StudyOptions
 
 # what was asked for; the other settings of a search were measured
@@ -150,6 +151,12 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
         raise DataError(f"find_gate: {reason}") from None
 
 
+def conclude(run: Run, evidence: list[Evidence]) -> dict[str, Any]:
+    """The search's verdict with the sentence its report opens with."""
+    result = GateSearch.from_run(run)
+    return {**result.verdict, "answer": search_answer(result)}
+
+
 STUDY = Study(
     name="find-gate",
     title="search for a gate",
@@ -157,7 +164,9 @@ STUDY = Study(
     sections=(dataclasses.replace(search.SECTION, batches=batches),),
     draw=draw_examples,
     always=(search.NAME,),
-    verdict=lambda run, evidence: GateSearch.from_run(run).verdict,
+    verdict=conclude,
+    decides=search.NAME,
+    opening=lambda run, said: search_opening(GateSearch.from_run(run)),
     comparable=lambda run: comparable(GateSearch.from_run(run)),
     settings=lambda model, data, drawn, options: {"prompt": drawn["class"][0].prompt},
     summary=lambda run: [str(GateSearch.from_run(run))],

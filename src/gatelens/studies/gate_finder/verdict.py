@@ -140,7 +140,8 @@ def _knockout(places: Sequence[Place], how: str, one: Facts, facts: Facts) -> Ev
             f"; cutting {named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
             "damage, not communication"
         )
-    return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text}
+    line = text.split(";")[0]
+    return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text, "line": line}
 
 
 def _patching(places: Sequence[Place], facts: Facts) -> Evidence:

@@ -180,20 +180,22 @@ def page(run: Run) -> list[Card]:
     compared = Chart(
         "before_after",
         partial(before_after, table, None),
-        "What the model gets right with a path cut from the text, before and after. If the orange bar rises to the "
-        "grey one, the gate is no longer needed; if the blue one falls, the image tokens now are.",
+        "Scores with a path cut, before and after. Orange as high as grey: the gate is no longer needed. Blue low: the "
+        "image tokens are. Whiskers: 95 % intervals.",
     )
     curve = Chart(
         "loss",
         partial(loss_curves, loss),
-        f"Cross-entropy of the answers' tokens while training, the mean of every {AVERAGED} steps.",
+        f"Cross-entropy of the answers’ tokens while training, the mean of every {AVERAGED} steps.",
+        loss,
     )
     first = first.assign(cell=first.stage + " " + first.row)
     names: dict[str, Cell] = {
         f"{stage} {row}": (TITLES.get(stage, stage), row) for stage in first.stage.unique() for row in SHOWN
     }
     numbers = Table.from_means(first, rows="cell", names=names, count=False)
-    return [Card("What is left when a path is cut", [compared, numbers]), Card("The training", [curve])]
+    left = Card("What is left when a path is cut", [compared, numbers], short="Knockouts")
+    return [left, Card("The training", [curve], short="Training")]
 
 
 def shown_rows(table: pd.DataFrame, how: str | None = None) -> pd.DataFrame:

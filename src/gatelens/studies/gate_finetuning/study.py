@@ -18,10 +18,12 @@ from gatelens.examples import draw
 from gatelens.identity import resolve_data
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent
+from gatelens.plots.opening import Diagram, Opening
 from gatelens.runs import Run
 from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, TITLES
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
-from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED
+from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED, paths_of
+from gatelens.studies.narrow_gate.words import METHOD
 from gatelens.studies.options import AtLeastOne, Count, Says, checked
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence
@@ -29,6 +31,7 @@ from gatelens.studies.study import Drawn, Study, StudyOptions
 
 TRAINED = ("class", "vqa", "caption")
 SECTIONS = ("knockouts", "attention", "patching")
+SAID = ("gate", "X → text", "what the picture is worth", "lost")  # terms of the first screen
 SMALL = 1e8  # parameters: below, the learning rate is higher
 
 
@@ -136,7 +139,8 @@ def conclude(run: Run, evidence: list[Evidence]) -> Mapping[str, Any]:
         "verdict": last["verdict"],
         "headline": headline,
         "sentence": " ".join(_removed(s, first[first.stage == s["name"]]) for s in stages),
-        "evidence": [_stage_evidence(s) for s in stages],
+        "answer": _answer(first, last["name"]),
+        "evidence": [_stage_evidence(s, first[first.stage == s["name"]]) for s in stages],
         "stages": stages,
     }
 
@@ -168,13 +172,39 @@ def _removed(stage: dict[str, Any], rows: pd.DataFrame) -> str:
     return f"{text} Another picture's gate flips {percent(stage['flips'])} of predictions {where}."
 
 
-def _stage_evidence(stage: dict[str, Any]) -> Evidence:
+def _answer(shares: pd.DataFrame, last: str) -> str:
+    """The sentence the report opens with."""
+    (before, _), (gate, image) = (paths_of(shares[shares.stage == name]) for name in (BEFORE, last))
+    return (
+        f"Before, cutting the gate loses {before.said} of what the picture is worth; after training, it loses "
+        f"{gate.said}, and cutting the image tokens {image.said}."
+    )
+
+
+def _opening(run: Run, said: Mapping[str, Any]) -> Opening:
+    """The first screen: the two paths before and after each training."""
+    shares = run.table("shares")
+    first = shares[shares.how == shares.how.iloc[0]]
+    diagrams = [
+        Diagram(
+            *paths_of(first[first.stage == name]), ("the image", "tokens"), ("gate", ""), ("text", "the answer"),
+            link=f"#{SECTION.name}", title=TITLES[name],
+        )
+        for name in first.stage.unique()
+    ]  # fmt: skip
+    return Opening(diagrams, words={term: METHOD[term] for term in SAID})
+
+
+def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:
+    gate, image = paths_of(rows)
+    flips = "" if stage["flips"] is None else f"; another picture’s gate turns {percent(stage['flips'])}"
     ended = "" if stage["loss"] is None else f"training ended at {stage['loss']:.3f} nats a token. "
     name = stage["name"]
     return {
         "kind": TITLES[name],
         "says": stage["verdict"],
         "text": ended + stage["sentence"].removesuffix("."),
+        "line": f"{stage['verdict']}: {gate.name} loses {gate.said}, {image.name} {image.said}{flips}",
         "link": f"{name}/report.html" if name == BEFORE else f"{name}/study/report.html",
     }
 
@@ -192,6 +222,8 @@ STUDY = Study(
     tones=NARROW_GATE.tones,
     lead={"model": "model", "data": "data"},
     words=NARROW_GATE.words,
+    decides=SECTION.name,
+    opening=_opening,
 )
 
 

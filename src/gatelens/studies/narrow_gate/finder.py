@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import Field
 
 from gatelens.plots.card import Card
@@ -20,6 +21,7 @@ from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
 from gatelens.studies.gate_finder.cards import search_cards, search_line
 from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
+from gatelens.studies.gate_finder.tables import comparable
 from gatelens.studies.gate_finder.verdict import how_sure, named
 from gatelens.studies.narrow_gate.verdict import (
     ANOTHER,
@@ -30,7 +32,7 @@ from gatelens.studies.narrow_gate.verdict import (
     Candidate,
 )
 from gatelens.studies.options import Examples
-from gatelens.studies.section import Evidence, Measured, Setup
+from gatelens.studies.section import CELLS, Evidence, Measured, Setup
 
 NAME = search.NAME
 CALLED = {name: f"{NAME}_{name}" for name in ("places", *TABLES)} | {FACTS: NAME}  # in a run of this study
@@ -123,6 +125,12 @@ def page(run: Run) -> list[Card]:
     return search_cards(result, NAME, "Every position, ranked by what it does") if result else []
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Sizes of sets and shares, for the comparison of two runs."""
+    result = search_of(run)
+    return pd.DataFrame(columns=CELLS) if result is None else comparable(result)
+
+
 SECTION = dataclasses.replace(
-    search.SECTION, conclude=conclude, options=FinderOptions, evidence=evidence, page=page
+    search.SECTION, conclude=conclude, options=FinderOptions, evidence=evidence, page=page, cells=compared
 )

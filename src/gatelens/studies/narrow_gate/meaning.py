@@ -41,7 +41,7 @@ from gatelens.plots.numbers import interval, number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
 from gatelens.studies.options import AtLeastOne, AtLeastTwo, Count, Examples, Options
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables, cells
 from gatelens.studies.vectors import as_table, at_layer, vectors_of
 from gatelens.tokens import TokenMap
 
@@ -345,6 +345,12 @@ def _looks(places: list[str]) -> list[SeriesStyle]:
     ]
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Each measure by place and layer, for the comparison of two runs."""
+    table = run.table("meaning")
+    return cells(table, table.measure, table.place + ", layer " + table.layer.astype(str))
+
+
 SECTION = Section(
     "meaning",
     "at which tokens and layers the class can be read",
@@ -354,4 +360,5 @@ SECTION = Section(
     MeaningOptions,
     page=page,
     reads=("attention",),
+    cells=compared,
 )

@@ -33,7 +33,7 @@ from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate import knockout_table as rows
 from gatelens.studies.options import AtLeastOne, Examples, How, Options, kinds_of_knockout
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, Setup, Tables, cells
 
 FROM, WINDOW, UNCUT = "from", "window", "none"
 KEYS = {"gate": "gate", "image": rows.IMAGE_SIDE}
@@ -309,6 +309,23 @@ def progressive_curves(table: pd.DataFrame, how: str | None = None, dark: bool =
     )
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """The points of the curves, for the comparison of two runs."""
+    table = run.table("progressive")
+    return cells(table, table.metric, _point_names(table))
+
+
+def compared_values(run: Run) -> pd.DataFrame:
+    """The scores of every example at each point."""
+    table = run.table("progressive_scores")
+    named = table.assign(metric=table.task.map(rows.metric_of), row=_point_names(table), value=table.score)
+    return named.assign(bounded=[rows.bounds_of(task) is not None for task in table.task])[VALUES]
+
+
+def _point_names(table: pd.DataFrame) -> pd.Series:
+    return table["keys"] + ", " + table.way + " " + table.layer.astype(str)
+
+
 SECTION = Section(
     "progressive",
     "the gate cut from one layer after another on, the paper's progressive knockout",
@@ -317,4 +334,6 @@ SECTION = Section(
     conclude,
     ProgressiveOptions,
     page=page,
+    cells=compared,
+    values=compared_values,
 )

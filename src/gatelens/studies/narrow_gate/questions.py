@@ -29,7 +29,15 @@ from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate import knockouts
 from gatelens.studies.narrow_gate.blind import blind_scores, facts, kind_of, other_questions
-from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, kinds_shown, table_rows
+from gatelens.studies.narrow_gate.knockout_table import (
+    FLOOR,
+    GATE,
+    IMAGE,
+    NONE,
+    kinds_shown,
+    metric_of,
+    table_rows,
+)
 from gatelens.studies.narrow_gate.verdict import (
     DISTRIBUTED,
     INCONCLUSIVE,
@@ -39,7 +47,7 @@ from gatelens.studies.narrow_gate.verdict import (
     task_verdicts,
 )
 from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 SEED = 7919  # keeps the further questions apart from those every section shares
@@ -309,6 +317,11 @@ def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = Fals
     )
 
 
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores by kind of question, for the comparison of two runs."""
+    return cells(table, table.task.map(metric_of), table.kind.astype(str) + ": " + table.row)
+
+
 SECTION = Section(
     "questions",
     "the gate's part in each kind of question: relations, counts, colours…",
@@ -319,4 +332,5 @@ SECTION = Section(
     evidence,
     page,
     reads=("knockouts",),
+    cells=lambda run: compared(run.table("question_kinds")),
 )

@@ -28,7 +28,7 @@ from gatelens.studies.narrow_gate.attention.figures import attention_positions, 
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.verdict import attention_evidence
 from gatelens.studies.options import Examples, NonNegative, Options
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 from gatelens.tokens import TokenMap
 
 WHERE = ["token", "row", "col", "tile", "order"]  # columns of a position's place
@@ -207,6 +207,13 @@ def _listed_positions(positions: pd.DataFrame, least: float, times: float) -> Ta
     )
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Shares by layer and group of positions, for the comparison of two runs."""
+    table = run.table("attention_groups").rename(columns={"share": "mean"})
+    names = table.group.str.replace("_", " ") + ", layer " + table.layer.astype(str)
+    return cells(table, "share of the attention to the image side", names)
+
+
 SECTION = Section(
     "attention",
     "where on the image side the text looks, and which positions stand out",
@@ -216,4 +223,5 @@ SECTION = Section(
     AttentionOptions,
     evidence,
     page,
+    cells=compared,
 )

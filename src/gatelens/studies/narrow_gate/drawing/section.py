@@ -28,6 +28,7 @@ from gatelens.interventions import hook_name, knockout, patch, steer
 from gatelens.interventions.base import Intervention
 from gatelens.model import HookedVLM
 from gatelens.plots.pictures import picture_uri
+from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing import reading
 from gatelens.studies.narrow_gate.drawing.cases import (
     Case,
@@ -40,7 +41,7 @@ from gatelens.studies.narrow_gate.drawing.cases import (
 from gatelens.studies.narrow_gate.drawing.page import cards
 from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, summarise
 from gatelens.studies.options import Examples, Options
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables, cells
 
 DRAWING, BOTH = "last | generated", "(query | last | generated) - gate"
 TEXT = "text - gate"
@@ -236,6 +237,12 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     }
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """What drawings show under each edit, for the comparison of two runs."""
+    table = run.table("drawing")
+    return cells(table, table.prompt + ": " + table.measure, table["row"])
+
+
 SECTION = Section(
     "drawing",
     "what the prompt's picture does to a picture drawn after it",
@@ -244,4 +251,5 @@ SECTION = Section(
     conclude,
     DrawingOptions,
     page=cards,
+    cells=compared,
 )

@@ -37,7 +37,7 @@ from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.meaning import stream_names
 from gatelens.studies.narrow_gate.modality_gap.figures import cosine_by_layer, homogeneity_by_layer
 from gatelens.studies.options import Examples, Options
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables, cells
 from gatelens.studies.vectors import as_table, at_layer, vectors_of
 from gatelens.tokens import TokenMap
 
@@ -253,6 +253,20 @@ def _clusters_caption(table: pd.DataFrame) -> str:
     )
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Medians and homogeneity by layer, which have no intervals, for the comparison of two runs."""
+    none = {"low": np.nan, "high": np.nan}
+    gap = run.table("modality_gap").drop(columns="mean").rename(columns={"median": "mean"}).assign(**none)
+    clusters = run.table("modality_clusters").rename(columns={"homogeneity": "mean"}).assign(**none)
+    return pd.concat(
+        [
+            cells(gap, "median |cos|", gap.pair + ", layer " + gap.layer.astype(str)),
+            cells(clusters, "homogeneity of clusters", "layer " + clusters.layer.astype(str)),
+        ],
+        ignore_index=True,
+    )
+
+
 SECTION = Section(
     "modality_gap",
     "how far image tokens stand from text tokens, by layer",
@@ -261,4 +275,5 @@ SECTION = Section(
     conclude,
     ModalityGapOptions,
     page=page,
+    cells=compared,
 )

@@ -47,7 +47,7 @@ from gatelens.studies.narrow_gate.patching.attributes import (
 from gatelens.studies.narrow_gate.patching.page import ANY, cards
 from gatelens.studies.narrow_gate.verdict import attention_input_evidence, patching_evidence
 from gatelens.studies.options import AtLeastTwo, Examples, Options
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 
 PicturePair = tuple[Example, Example]  # base and target
 SITE: Literal["resid_pre"] = "resid_pre"  # of one layer
@@ -288,6 +288,15 @@ def evidence(run: Run) -> list[Evidence]:
     return said + (attention_input_evidence(run.table("patching_attention")) if said else [])
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """The curves by layer, for the comparison of two runs."""
+    parts = []
+    for name, what in (("patching", "gate"), ("patching_attention", "attention input at the gate")):
+        table = run.table(name)
+        parts.append(cells(table, f"{what} patched", table.measure + ", layer " + table.layer.astype(str)))
+    return pd.concat(parts, ignore_index=True)
+
+
 SECTION = Section(
     "patching",
     "the gate's activations taken from another picture, layer by layer",
@@ -297,4 +306,5 @@ SECTION = Section(
     PatchingOptions,
     evidence,
     cards,
+    cells=compared,
 )

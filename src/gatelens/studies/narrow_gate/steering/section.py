@@ -58,7 +58,7 @@ from gatelens.studies.narrow_gate.steering.page import cards
 from gatelens.studies.narrow_gate.steering.table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, FEWEST, FLIPS, INCONCLUSIVE, MIXED, NARROW
 from gatelens.studies.options import Examples, Options, Repeats, Says
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 
 FIT = "fit"
 FEWEST_TO_FIT = 10  # pictures of a class, for a direction that turns little to mean anything
@@ -339,6 +339,13 @@ def evidence(run: Run) -> list[Evidence]:
     return [{"kind": kind, "says": says, "text": text, "line": line}]
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Each measure by direction and dose, all pairs together, for the comparison of two runs."""
+    table = run.table("steering")
+    table = table[table.pair == ALL]
+    return cells(table, table.measure, table.direction + " × " + table.dose.map("{:g}".format))
+
+
 SECTION = Section(
     "steering",
     "a class direction added at the gate: what it turns, and what it costs",
@@ -348,4 +355,5 @@ SECTION = Section(
     SteeringOptions,
     evidence,
     cards,
+    cells=compared,
 )
