@@ -87,9 +87,21 @@ def test_other_examples_are_not_paired() -> None:
 def test_every_section_is_compared(stored_runs: dict[str, Path]) -> None:
     run = Run.load(stored_runs["narrow-gate"])
     table = compare(run, run)
-    every = {"knockouts", "progressive", "questions", "attention", "modality_gap", "meaning", "patching", "finder"}
+    every = {
+        "knockouts",
+        "progressive",
+        "questions",
+        "attention",
+        "modality_gap",
+        "meaning",
+        "patching",
+        "finder",
+    }
     assert set(table.section) == {*every, "steering", "drawing"}
-    assert table.section.iloc[0] == "knockouts" and not table.duplicated(["section", "how", "metric", "row"]).any()
+    assert (
+        table.section.iloc[0] == "knockouts"
+        and not table.duplicated(["section", "how", "metric", "row"]).any()
+    )
     assert (table.difference == 0).all() and not table.apart.any()
     # the same examples by id: a difference of nothing from itself has hardly a width
     paired = table[table.section.isin(["knockouts", "progressive"])]
@@ -97,4 +109,4 @@ def test_every_section_is_compared(stored_runs: dict[str, Path]) -> None:
     page = compare_html(run, run)
     assert page.count('class="part"') >= len(every) + 2
     text = compare_text(run, run)
-    assert "progressive: 0 of 50 differences do not reach 0" in text and len(text.splitlines()) < 60
+    assert "\nprogressive: 0 of " in text and len(text.splitlines()) < 80

@@ -66,7 +66,8 @@ def measured_sections(study: Study, run: Run) -> list[Section]:
     """The sections a run has tables of."""
     absent = run.json("absent") if run.has("absent") else []
     missing = {reason.split(" (")[0] for reason in absent}
-    return [s for s in study.sections if s.name in run.settings["sections"] and s.name not in missing]
+    asked = run.settings.get("sections", {})
+    return [s for s in study.sections if s.name in asked and s.name not in missing]
 
 
 def _cards(section: Section, run: Run) -> list[Card]:
