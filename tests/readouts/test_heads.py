@@ -343,9 +343,9 @@ def test_the_heads_of_an_organism() -> None:
 
 
 def drawn(figure: Any) -> list[tuple[str, str]]:
-    """Title and unit of each heat map of a figure, whose scale stands after it."""
+    """Title and unit of each heat map of a figure, whose scale stands after it; the unit may be on two lines."""
     return [
-        (one.get_title("left") or one.get_title(), scale.get_ylabel())
+        (one.get_title("left") or one.get_title(), scale.get_ylabel().replace("\n", " "))
         for one, scale in zip(figure.axes[::2], figure.axes[1::2], strict=True)
     ]
 

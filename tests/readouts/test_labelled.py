@@ -78,6 +78,18 @@ def test_pictures_of_every_form(grid: gl.LabelledTensor) -> None:
         assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
 
 
+def test_columns_of_two_axes_have_the_axis_before_them(grid: gl.LabelledTensor) -> None:
+    ends = {name: pd.DataFrame({name: ["a", "b"], "layer": [0, i]}) for i, name in enumerate(("from", "to"))}
+    edges = gl.LabelledTensor(torch.arange(4.0).view(2, 2), ends, "effect", grid.tokens)
+    assert edges.table.columns.tolist() == ["from", "from_layer", "to", "to_layer", "value"]
+    assert edges.sel(to_layer=1).tensor[:, 0].tolist() == [1, 3] and edges.sel(from_layer=0).tensor.shape == (
+        2,
+        2,
+    )
+    with pytest.raises(DataError, match=r"sel\(layer=...\): the columns are from, from_layer, to, to_layer"):
+        edges.sel(layer=0)
+
+
 def test_effects_have_0_in_the_middle_of_their_colours(grid: gl.LabelledTensor) -> None:
     """Also where all are positive; and a selection says the same above its picture."""
     effects = replace(grid, signed=True, heading="what was done").sel(layer=[1, 2])

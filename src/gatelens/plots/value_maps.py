@@ -229,7 +229,7 @@ def _upper(
     axes = list(np.atleast_1d(figure.subplots(1, len(ratios), width_ratios=ratios)))
     if panels is not None:
         _draw_panels(axes[:n], panels, scale)
-        scale.bar(figure, axes[:n], unit, p)
+        scale.bar(figure, axes[:n], wrapped(unit, _panels_height(panels, None)), p)
     if bars is not None:
         _draw_bars(axes[-1], bars, unit, p)
 
@@ -305,7 +305,7 @@ def _draw_grid(figure: SubFigure, grid: Grid, scale: _Scale, unit: str, p: Palet
             size = min(8, 1.6 * room / max(4, len(word)))
             axes.text(j, i, word, ha="center", va="center", fontsize=size, color=_ink(colors[i, j], p))
     if unit:
-        scale.bar(figure, [axes], unit, p)
+        scale.bar(figure, [axes], wrapped(unit, grid.inches[1]), p)
 
 
 def _ink(color: Sequence[float] | np.ndarray, p: Palette) -> str:

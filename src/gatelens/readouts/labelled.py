@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -56,8 +57,17 @@ class LabelledTensor:
         """The names of the axes."""
         return tuple(self.axes)
 
+    @cached_property
+    def _labels(self) -> dict[str, pd.DataFrame]:
+        """The labels of the axes, with the axis before a column that several have: ``sender_layer, receiver_layer``."""
+        times = Counter(name for labels in self.axes.values() for name in labels)
+        return {
+            axis: labels.rename(columns={n: f"{axis}_{n}" for n in labels if times[n] > 1 and n != axis})
+            for axis, labels in self.axes.items()
+        }
+
     def sel(self, **wanted: Any) -> Self:
-        """Some of the cells: ``sel(layer=3, role="image")``.
+        """Some of the cells: ``sel(layer=3, role="image")``, by columns of ``.table`` that label an axis.
 
         A value, several (a list or range), a slice (``slice(2, 5)`` is 2, 3, 4) or a function of a column's values.
         All axes stay.
@@ -67,15 +77,15 @@ class LabelledTensor:
         """
         kept = {name: np.ones(len(labels), dtype=bool) for name, labels in self.axes.items()}
         for column, value in wanted.items():
-            owner = next((name for name, labels in self.axes.items() if column in labels), None)
+            owner = next((name for name, labels in self._labels.items() if column in labels), None)
             if owner is None:
-                known = [str(name) for labels in self.axes.values() for name in labels]
+                known = [str(name) for labels in self._labels.values() for name in labels]
                 raise DataError(
                     f"sel({column}=...): the columns are {', '.join(known)}{did_you_mean(column, known)}"
                 )
-            kept[owner] &= _matches(self.axes[owner][column], value)
+            kept[owner] &= _matches(self._labels[owner][column], value)
             if not kept[owner].any():
-                some = ", ".join(map(str, self.axes[owner][column].dropna().unique()[:8]))
+                some = ", ".join(map(str, self._labels[owner][column].dropna().unique()[:8]))
                 raise DataError(f"sel({column}={value!r}) leaves nothing; there are {some} …")
         index = np.ix_(*(rows.nonzero()[0] for rows in kept.values()))
         return replace(
@@ -89,7 +99,7 @@ class LabelledTensor:
     def table(self) -> pd.DataFrame:
         """One row a cell: the columns of every axis, what else is known of the cell, and ``value``."""
         places = np.indices(self.tensor.shape).reshape(len(self.axes), -1)
-        each = zip(self.axes.values(), places, strict=True)
+        each = zip(self._labels.values(), places, strict=True)
         parts = [labels.iloc[place].reset_index(drop=True) for labels, place in each]
         table = pd.concat(parts, axis=1)
         if "position" in table:
