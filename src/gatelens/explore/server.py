@@ -98,40 +98,47 @@ class Newest:
         return go_on
 
 
-def application(explorer: Explorer) -> Starlette:
-    """The page of an explorer as an ASGI application."""
-    newest = Newest()
+class Answers:
+    """What each address of an explorer's page answers."""
 
-    async def setup(request: Request) -> Response:
-        return JSONResponse({**explorer.setup(), "largest_upload": LARGEST_UPLOAD})
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer, self.newest = explorer, Newest()
 
-    async def picture(request: Request) -> Response:
+    async def setup(self, request: Request) -> Response:
+        """What the page has to know before it asks for anything."""
+        return JSONResponse({**self.explorer.setup(), "largest_upload": LARGEST_UPLOAD})
+
+    async def picture(self, request: Request) -> Response:
+        """A picture as the page shows it."""
         try:
-            content = await run_in_threadpool(explorer.shelf.view, request.path_params["key"])
+            content = await run_in_threadpool(self.explorer.shelf.view, request.path_params["key"])
         except InputError as error:
             return _error("picture", str(error), 404)
         return Response(content, media_type="image/png")
 
-    async def about(request: Request) -> Response:
+    async def about(self, request: Request) -> Response:
+        """What the page says of a picture, as long as it is here."""
         try:
-            shown = explorer.shelf[request.path_params["key"]]
+            shown = self.explorer.shelf[request.path_params["key"]]
         except InputError as error:
             return _error("picture", str(error))
         return JSONResponse({"label": shown.label, "size": shown.image.size})
 
-    async def upload(request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
+        """Keeps a picture."""
         content = await _body(request, LARGEST_UPLOAD)
         if content is None:
             limit = f"{LARGEST_UPLOAD >> 20} MiB"
             return _error("upload", f"the picture is larger than {limit}: give a smaller one", 413)
         try:
             name = request.query_params.get("name", "picture")
-            key = await run_in_threadpool(explorer.shelf.upload, content, name)
+            key = await run_in_threadpool(self.explorer.shelf.upload, content, name)
         except InputError as error:
             return _error("upload", str(error))
-        return JSONResponse({"id": key, "size": explorer.shelf[key].image.size})
+        return JSONResponse({"id": key, "size": self.explorer.shelf[key].image.size})
 
-    async def run(request: Request) -> Response:
+    async def run(self, request: Request) -> Response:
+        """What the page shows of a state."""
         content = await _body(request, LARGEST_STATE)
         if content is None:
             return _error("page", f"the page sent more than {LARGEST_STATE >> 10} KiB", 413)
@@ -140,8 +147,8 @@ def application(explorer: Explorer) -> Starlette:
         except InputError as error:
             return _error("page", str(error), 400)
         try:
-            go_on = newest.note(page, number)
-            result = await run_in_threadpool(explorer.run, read_state(sent), go_on)
+            go_on = self.newest.note(page, number)
+            result = await run_in_threadpool(self.explorer.run, read_state(sent), go_on)
         except Outdated:
             return JSONResponse({"number": number, "outdated": True})
         except ControlError as error:
@@ -150,14 +157,18 @@ def application(explorer: Explorer) -> Starlette:
             return _error("page", str(error), number=number)
         return JSONResponse({"number": number, "result": result})
 
+
+def application(explorer: Explorer) -> Starlette:
+    """The page of an explorer as an ASGI application."""
+    answers = Answers(explorer)
     return Starlette(
         routes=[
             *(Route(path, _file(PAGE / name)) for path, name in FILES.items()),
-            Route("/setup", setup),
-            Route("/pictures/{key}", picture),
-            Route("/pictures/{key}/about", about),
-            Route("/pictures", upload, methods=["POST"]),
-            Route("/run", run, methods=["POST"]),
+            Route("/setup", answers.setup),
+            Route("/pictures/{key}", answers.picture),
+            Route("/pictures/{key}/about", answers.about),
+            Route("/pictures", answers.upload, methods=["POST"]),
+            Route("/run", answers.run, methods=["POST"]),
         ],
         middleware=[
             Middleware(OwnPageOnly),
