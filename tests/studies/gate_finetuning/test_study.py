@@ -210,7 +210,9 @@ def test_the_report_shows_all_stages(finished: gl.Run) -> None:
         assert title in page
     for link in ("before/report.html", "masked/study/report.html", "control/study/report.html"):
         assert f'href="{link}"' in page and (finished.path / link).is_file()
-    assert {p.name for p in (finished.path / "figures").iterdir()} == {"before_after.png", "loss.png"}
+    assert {p.name for p in (finished.path / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("before_after", "loss") for kind in ("png", "svg", "pdf")
+    }
     table, loss = finished.table("knockout"), finished.table("loss")
     panels = before_after(table, dark=True).axes
     assert len(panels) == table[~table.metric.str.contains("among")].metric.nunique()
