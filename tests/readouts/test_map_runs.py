@@ -18,6 +18,7 @@ from torch import Tensor
 import gatelens as gl
 from gatelens.data import Example, Pair
 from gatelens.errors import GatelensError, OutputError
+from gatelens.readouts.gradients.attribution_map import GradientWork
 from gatelens.readouts.heads.batches import HeadsWork
 from gatelens.readouts.map_runs import MapWork
 from tiny_models import make_picture
@@ -142,6 +143,24 @@ def test_an_impossible_map_leaves_its_folder_free(tiny_llava: Any, tmp_path: Pat
     with pytest.raises(GatelensError, match="the metric gave nan"):
         gl.patch_map(tiny_llava, some_pairs(), lambda x: measured(x) * float("nan"), out=tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_pair_with_nothing_to_restore_costs_no_gradients(
+    tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """With a folder all pairs are checked first, without one each before its gradients are kept."""
+    begun: list[Any] = []
+    scores = GradientWork._scores
+    monkeypatch.setattr(GradientWork, "_scores", lambda *given: begun.append(given) or scores(*given))
+    pairs = some_pairs(TEXTS[:2] * 2)
+    pairs[1] = Pair(pairs[1].clean, pairs[1].clean, "nothing", "dog", "cat")
+    out = {"out": tmp_path / "m"} if kept else {}
+    with pytest.raises(GatelensError, match=r"of pair 1 .* nothing to restore; .*without\(1\)"):
+        gradients(tiny_llava, pairs, check=0, **out)
+    assert len(begun) == (0 if kept else 2) and not (tmp_path / "m").exists()
+    found = gradients(tiny_llava, [pairs[0], *pairs[2:]], check=0, **out)
+    assert found.tensor.shape[0] == 3
 
 
 def test_texts_and_activations_are_metrics_too(tiny: Any) -> None:

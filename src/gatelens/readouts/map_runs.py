@@ -82,12 +82,21 @@ class MapWork:
 
     def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
         """A row a pair: the metric of its clean run, its corrupt run, and of every cell (NaN without one)."""
-        every = in_parts(self.model, self.pairs, self.at_once)
-        # the ends are one unit: pairs that prove impossible leave nothing in the folder
-        ends = self.measured(run, "ends", 2, [every], self._ends, progress, "clean and corrupt runs")
-        cells = [[part] for part in every]
+        ends = self.ends(run, progress)
+        cells = [[part] for part in in_parts(self.model, self.pairs, self.at_once)]
         found = self.measured(run, "cells", self.n_cells, cells, self._cells, progress, run.study)
         return np.concatenate([ends, found], axis=1)
+
+    def ends(self, run: Run, progress: bool) -> Float[np.ndarray, "pair 2"]:
+        """The metric of the clean and the corrupt run of each pair.
+
+        They are one unit, so that pairs that prove impossible leave nothing in the folder.
+
+        Raises:
+            InputError: the two are hardly apart; all such pairs are named.
+        """
+        every = in_parts(self.model, self.pairs, self.at_once)
+        return self.measured(run, "ends", 2, [every], self._ends, progress, "clean and corrupt runs")
 
     def measured(
         self,

@@ -193,8 +193,6 @@ def _chosen(
 class GradientWork(MapWork):
     """The passes of a map, pair by pair, and the cells that are patched exactly."""
 
-    most = 1  # what is held of a pass grows with it
-
     def __init__(
         self,
         model: HookedVLM,
@@ -211,11 +209,15 @@ class GradientWork(MapWork):
         self.source_logits = torch.empty(0)
 
     def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
-        """As of an exact map. The passes that gradients need give the metric of both runs too."""
+        """As of an exact map, but pair by pair, as what is held of a pass grows with its rows.
+
+        The passes that gradients need give the metric of both runs too; where a folder keeps pairs, all of them are
+        checked first.
+        """
+        if run.path is not None:
+            self.ends(run, progress)
         every = [[[number]] for number in range(len(self.pairs))]
-        numbers = self.measured(run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study)
-        self._check_apart(numbers[:, :2], range(len(self.pairs)))
-        return numbers
+        return self.measured(run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study)
 
     def _cells(self, part: Part, done: Done) -> Measured:
         """The clean and the corrupt metric, and that of every cell."""
@@ -232,6 +234,7 @@ class GradientWork(MapWork):
                 base = float(self.values(runs.base, [None], runs.metric, runs.where))
         done(2 + len(runs.patches))
         ends = [source, base] if self.denoising else [base, source]
+        self._check_apart(np.array([ends]), part)
         return np.concatenate([[ends], found], axis=1), self._words(runs)
 
     @torch.no_grad()
