@@ -216,7 +216,7 @@ def test_folders_that_say_nothing(folder: Path, name: str) -> None:
 
 CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "colour": ("emoji-scenes", {"differ": "colour"}, "'colour'; it has class, color.*did you mean 'color'"),
-    "none": ("emoji-scenes", {"n": 0}, "limit=0: give a whole number, 1 or more"),
+    "none": ("emoji-scenes", {"n": 0}, "n=0: give a whole number, 1 or more"),
     "no data": (3, {"differ": "blur"}, "data is 3: give a data set"),
     "no examples": ([], {"differ": "blur"}, r"data is \[\]: give a data set"),
     "facts of a list": ([], {"differ": "class"}, "a list of examples has no pairs that differ in 'class'"),

@@ -248,12 +248,64 @@ def units_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.fixture(scope="module")
+def gated() -> Any:
+    return gl.HookedVLM.from_pretrained("organism:gated")
+
+
+def at_gate(model: Any, pairs: Any, **how: Any) -> Any:
+    return gl.patch_map(model, pairs, over="layer", at="gate", progress=False, **how)
+
+
+def gradients_at_gate(model: Any, pairs: Any, **how: Any) -> Any:
+    return gl.attribution_map(model, pairs, at="gate", check=4, progress=False, **how)
+
+
 @pytest.mark.organism
-def test_a_data_set_gives_its_pairs() -> None:
-    model = gl.HookedVLM.from_pretrained("organism:gated")
-    how: dict[str, Any] = {"over": "layer", "at": "gate", "progress": False}
-    found = gl.patch_map(model, "emoji-scenes", differ="color", n=2, seed=3, **how)
-    pairs = gl.pairs("emoji-scenes", differ="color", n=2, seed=3)
-    pd.testing.assert_frame_equal(found.table, gl.patch_map(model, pairs, **how).table)
-    with pytest.raises(GatelensError, match="differ='color' goes with data"):
-        gl.patch_map(model, pairs, differ="color", **how)
+@pytest.mark.filterwarnings("ignore:.*was seen in training")
+@pytest.mark.parametrize("differ", ["class", "color", "blur", "noise"])
+@pytest.mark.parametrize("make", [at_gate, gradients_at_gate])
+def test_a_data_set_gives_its_pairs(gated: Any, make: Any, differ: str) -> None:
+    """A fact, or a corruption, whose metric needs no answer to the corrupt picture."""
+    how: dict[str, Any] = {} if differ in ("class", "color") else {"metric": "log_prob"}
+    asked = {"differ": differ, "n": 2, "seed": 3}
+    found = make(gated, "emoji-scenes", **asked, **how)
+    pairs = gl.pairs("emoji-scenes", **asked)
+    pd.testing.assert_frame_equal(found.table, make(gated, pairs, **how).table)
+    assert found.axes["pair"]["differ"].tolist() == [pair.differ for pair in pairs] and len(pairs) == 2
+
+
+@pytest.mark.organism
+def test_what_goes_with_data_is_checked(gated: Any) -> None:
+    pairs = gl.pairs(gl.data.load("emoji-scenes", "train"), n=1)
+    for how, message in (
+        ({"pairs": pairs, "differ": "color"}, "differ='color' goes with data"),
+        ({"differ": "klass"}, "did you mean 'class'"),
+        ({"n": 0}, "n=0: give a whole number, 1 or more"),
+    ):
+        for make in (at_gate, gradients_at_gate):
+            with pytest.raises(GatelensError, match=message):
+                make(gated, **{"pairs": "emoji-scenes"} | how)
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("make", [at_gate, gradients_at_gate])
+def test_chat_makes_each_prompt_a_turn(gated: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pairs that are written as turns."""
+    template = "what {{ messages[0]['content'] }} it"
+    monkeypatch.setattr(gated.tokenizer, "chat_template", template)
+    pairs = gl.pairs(gl.data.load("emoji-scenes", "train"), n=2)
+    written = [
+        dataclasses.replace(
+            pair, **{side: turned(gated, getattr(pair, side)) for side in ("clean", "corrupt")}
+        )
+        for pair in pairs
+    ]
+    found, plain = make(gated, pairs, chat=True), make(gated, pairs)
+    np.testing.assert_array_equal(found.columns["patched"], make(gated, written).columns["patched"])
+    assert found.tokens.n_pos == plain.tokens.n_pos + 2
+    assert not np.allclose(found.columns["clean"], plain.columns["clean"])
+
+
+def turned(model: Any, example: Example) -> Example:
+    return dataclasses.replace(example, prompt=model.as_turn(example.prompt))

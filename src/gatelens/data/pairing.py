@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def pairs(
         multiple: of ``noise``: how many standard deviations of the embeddings (3 as in arXiv 2202.05262).
 
     Raises:
-        DataError: the data have no such pairs.
+        DataError: the data have no such pairs, or ``n`` or ``seed`` is no whole number.
 
         >>> import gatelens as gl
         >>> gl.pairs("emoji-scenes", differ="class", n=2)
@@ -64,6 +65,8 @@ def pairs(
           0: sunflower → panda   '<image>this is a'
           1: cactus → pig   '<image>this is a'
     """
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise DataError(f"n={shown(n)}: give a whole number, 1 or more")
     if isinstance(data, str | Path):
         data = load(data)
     name = getattr(data, "name", "")
