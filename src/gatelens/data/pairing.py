@@ -65,10 +65,8 @@ def pairs(
           0: sunflower → panda   '<image>this is a'
           1: cactus → pig   '<image>this is a'
     """
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise DataError(f"n={shown(n)}: give a whole number, 1 or more")
-    if isinstance(data, str | Path):
-        data = load(data)
+    _check_number(n)
+    data = load(data) if isinstance(data, str | Path) else data
     name = getattr(data, "name", "")
     facts = tuple(getattr(data, "differs", ()))
     if differ is None and ("class" in facts or not hasattr(data, "pairs")):
@@ -89,6 +87,11 @@ def pairs(
     for said in found.notes:
         warnings.warn(said, stacklevel=2)
     return found
+
+
+def _check_number(n: Any) -> None:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise DataError(f"n={shown(n)}: give a whole number, 1 or more")
 
 
 def _corrupted(
