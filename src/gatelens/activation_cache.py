@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import transformer_lens
 from jaxtyping import Float, Int
+from PIL.Image import Image
 from torch import Tensor
 from transformer_lens.utilities import Slice, SliceInput
 
@@ -153,6 +154,7 @@ class ActivationCache(transformer_lens.ActivationCache):
         vlm: the model.
         tokens: who is where.
         kept: the rows that are kept; None where all are.
+        images: the pictures of each prompt as the inputs have them, empty where they are unknown.
     """
 
     def __init__(
@@ -162,11 +164,13 @@ class ActivationCache(transformer_lens.ActivationCache):
         tokens: TokenMap,
         kept: KeptRows | None = None,
         has_batch_dim: bool = True,
+        images: Sequence[Sequence[Image]] = (),
     ) -> None:
         super().__init__(cache_dict, model.bridge, has_batch_dim=has_batch_dim)
         self.vlm = model
         self.tokens = tokens
         self.kept = kept
+        self.images = images
 
     def __repr__(self) -> str:
         size = sum(value.numel() * value.element_size() for value in self.cache_dict.values())
@@ -184,7 +188,8 @@ class ActivationCache(transformer_lens.ActivationCache):
         if kept is not None:
             kept = KeptRows(kept.selector, kept.positions[chosen], kept.place[chosen])
         tokens = self.tokens.select(chosen.tolist())
-        return ActivationCache(sliced.cache_dict, self.vlm, tokens, kept, sliced.has_batch_dim)
+        images = [self.images[e] for e in chosen.tolist()] if self.images else ()
+        return ActivationCache(sliced.cache_dict, self.vlm, tokens, kept, sliced.has_batch_dim, images)
 
     # --- the residual stream taken apart
 

@@ -320,7 +320,7 @@ class HookedBridge(VLMBridge):
         clear_contexts: bool = False,
         **call: Any,
     ) -> tuple[Any, Any]:
-        """(logits, ActivationCache); the cache has ``.tokens``, the TokenMap; it sees ``fwd_hooks``' edits.
+        """(logits, ActivationCache); the cache has ``.tokens`` and ``.images``; it sees ``fwd_hooks``' edits.
 
         Args:
             inputs: see :meth:`forward`, as for ``call``: ``return_type``, ``start_at_layer``, ``stop_at_layer`` ….
@@ -341,11 +341,10 @@ class HookedBridge(VLMBridge):
         """
         tensors = {name: call.pop(name) for name in list(call) if name not in _CALL}
         if call.get("start_at_layer") is None:
-            inputs = self.batch(inputs, **tensors)
-            tokens = inputs.tokens
+            inputs = batch = self.batch(inputs, **tensors)
         else:
-            call["tokens"] = self._belonging(inputs, call.get("tokens"), tensors)
-            tokens = call["tokens"].tokens
+            call["tokens"] = batch = self._belonging(inputs, call.get("tokens"), tensors)
+        tokens = batch.tokens
         stored: dict[str, Tensor] = {}
         kept = None if positions is None else KeptRows.of(tokens, positions)
         names, cast = self.hook_points.names(names_filter), as_floating(dtype)
@@ -355,7 +354,7 @@ class HookedBridge(VLMBridge):
             out = self.forward(inputs, **call)
             if incl_bwd:
                 _differentiate(out)
-        cache = ActivationCache(stored, self, tokens, kept)
+        cache = ActivationCache(stored, self, tokens, kept, images=batch.images)
         if remove_batch_dim:
             cache.remove_batch_dim(tokens.batch_size)
         return out, cache if return_cache_object else cache.cache_dict

@@ -18,6 +18,7 @@ from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults
 from gatelens.errors import DataError
 from gatelens.plots.overlay import greyed, painted, parts_of
 from gatelens.views import heads, heads_view
+from gatelens.views.packing import Block, lined
 from gatelens.views.prompts import SHOWN, SHOWN_OF_SEVERAL, enlarged
 from study_helpers import picture
 
@@ -44,8 +45,9 @@ def test_every_weight_is_in_one_block(run: Any) -> None:
     view = heads(cache, inputs, layer=1, example=0)
     whole = pattern(cache, 1)[:, list(view.queries)]
     image = inputs.tokens.positions("image", 0)
-    torch.testing.assert_close(view.pictures[0].values[0], whole[:, :, image])
-    torch.testing.assert_close(view.pictures[0].share[0] + view.words.share[0], torch.ones(whole.shape[:2]))
+    torch.testing.assert_close(view.pictures[0].values[0][:, :7], whole[:, :, image])
+    total = view.pictures[0].share[0] + view.words.share[0]
+    torch.testing.assert_close(total, torch.ones(4, view.n_queries))
     assert [view.prompt.word(p) for p in view.queries] == [
         "<s>",
         "<racm3:break>",
@@ -61,11 +63,14 @@ def test_pooled_weights_are_sums_and_their_boxes_hold_those_of_their_tokens(run:
     inputs, cache = run
     view = heads(cache, inputs, layer=1, example=1, pool=3)
     where = inputs.tokens.positions("image", 1)
-    grid = pattern(cache, 1, 1)[:, list(view.queries)][:, :, where].reshape(4, -1, 4, 4)
-    sums = torch.stack(
-        [grid[..., r, c].sum((-1, -2)) for r in (slice(3), slice(3, 4)) for c in (slice(3), slice(3, 4))], -1
-    )
-    torch.testing.assert_close(view.pictures[0].values[0], sums)
+    corners = [(r, c) for r in (slice(3), slice(3, 4)) for c in (slice(3), slice(3, 4))]
+    grid = pattern(cache, 1, 1)[:, :, where].reshape(4, -1, 4, 4)
+    sums = torch.stack([grid[..., r, c].sum((-1, -2)) for r, c in corners], -1)
+    torch.testing.assert_close(view.pictures[0].values[0][:, :9], sums[:, list(view.queries)])
+    # patches as queries: the same squares, their rows averaged
+    rows = sums[:, where].reshape(4, 4, 4, 4)
+    means = torch.stack([rows[:, r, c].mean((1, 2)) for r, c in corners], 1)
+    torch.testing.assert_close(view.pictures[0].values[0][:, 9:], means)
     assert view.parts[0].boxes.tolist() == [
         [0, 0, 24, 24],
         [24, 0, 32, 24],
@@ -97,7 +102,58 @@ def test_all_layers_of_the_cache_are_shown_when_none_is_named(run: Any) -> None:
         torch.testing.assert_close(
             view.pictures[0].values[layer], pattern(cache, layer)[[2, 0]][:, last][:, :, image]
         )
-    assert "No picture was given" in view.note and "No picture" not in heads(cache, inputs, layer=0).note
+    assert "Patches are no queries" in view.note
+
+
+def test_pictures_are_those_of_the_cache(run: Any, tiny_chameleon: Any) -> None:
+    inputs, cache = run
+    assert cache.images[1][0] is inputs.images[1][0]  # the picture itself, not a copy
+    view = heads(cache, inputs.tokens, layer=1, example=1)
+    assert view.prompt.given and view.prompt.pictures[0] is inputs.images[1][0]
+    one = cache.apply_slice_to_batch_dim([1])
+    assert heads(one, one.tokens, layer=1).prompt.pictures[0] is inputs.images[1][0]
+    assert not heads(pattern(cache, 1)[None].repeat(2, 1, 1, 1), inputs.tokens).prompt.given
+    later = tiny_chameleon.run_with_cache(cache["resid_pre", 1], start_at_layer=1, tokens=inputs)[1]
+    assert later.images == inputs.images
+    ids = tiny_chameleon.inputs(**inputs.select([0]).tensors)
+    blind = tiny_chameleon.run_with_cache(ids)[1]
+    assert not heads(blind, ids.tokens, layer=1).prompt.given
+    bare = tiny_chameleon.run_with_cache(inputs.select([0]), remove_batch_dim=True)[1]
+    view = heads(bare, bare.tokens, layer=1)
+    torch.testing.assert_close(view.pictures[0].values, heads(blind, ids.tokens, layer=1).pictures[0].values)
+
+
+def test_patches_are_queries_as_far_as_there_is_room(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, cache = run
+    image = inputs.tokens.positions("image", 0)
+    view = heads(cache, inputs, layer=1)
+    whole = pattern(cache, 1)[:, [*view.queries, *image]][:, :, image]
+    torch.testing.assert_close(view.pictures[0].values[0], whole)
+    assert (view.n_queries, view.patch_pool, view.query_name(12)) == (23, 1, "picture, row 1, column 1")
+    assert "Click a patch to see where it looks itself: one by one" in view.note
+    some = heads(cache, inputs, layer=1, queries="first_image | last_image | last")
+    assert (some.queries, some.patches[0].positions) == ((view.queries[-1],), [image[0], image[-1]])
+    torch.testing.assert_close(some.pictures[0].values[0][:, 1:], whole[:, [7, 22]])
+    # room for 4 queries more than the 7 words, which becomes squares of 2 x 2; then for 3 more
+    monkeypatch.setattr(heads_view, "MOST_BYTES", 4 * (7 + 16) * 11)
+    pooled = heads(cache, inputs, layer=1)
+    assert (pooled.pool, pooled.patch_pool, pooled.n_queries) == (1, 2, 11)
+    monkeypatch.setattr(heads_view, "MOST_BYTES", 4 * (7 + 16) * 7)
+    assert heads(cache, inputs, layer=1).n_queries == 7
+    with pytest.raises(DataError, match="does not fit on a page: choose fewer layers"):
+        heads(cache, inputs, layer=1, queries="all - pad")
+
+
+def test_the_line_is_exact_where_bytes_are_not() -> None:
+    rows = torch.zeros(1, 1, 1, 40)
+    rows[..., :4] = torch.tensor(
+        [1.0, 0.4990, 0.5, 0.5001]
+    )  # as bytes the second is nearer to half than a step
+    other = torch.full((1, 1, 1, 3), 0.45)
+    bits = [np.frombuffer(base64.b64decode(one), np.uint8) for one in lined([Block(rows), Block(other)])]
+    assert [len(one) for one in bits] == [4 * 5, 4 * 1]  # a layer and a head, and the mean of each
+    assert np.unpackbits(bits[0][:5], bitorder="little").nonzero()[0].tolist() == [0, 2, 3]
+    assert not bits[1].any()
 
 
 def test_what_is_too_large_is_pooled_and_then_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +203,7 @@ def test_the_still_picture_has_a_panel_a_head_with_its_share(run: Any) -> None:
         view.figure(layer=7)
     with pytest.raises(DataError, match="query 70 is not in the view"):
         view.figure(query=70)
+    assert "“a”" in figure.get_suptitle() and "row 0, column 1" in view.figure(query=8).get_suptitle()
 
 
 # --- what a browser shows
@@ -260,6 +317,47 @@ def test_layers_heads_and_scale(run: Any, page: Any, tmp_path: Path) -> None:
     assert np.abs(np.asarray(screenshot(page, of=one), dtype=int) - before).max() > 10
 
 
+def test_a_patch_that_is_clicked_lays_its_own_attention_over_the_picture(
+    run: Any, page: Any, tmp_path: Path
+) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layer=2).save(tmp_path / "x.html").as_uri())
+    settled(page, 6)
+    image = inputs.tokens.positions("image", 0)
+    shown = {}
+    for cell in (9, 15):
+        values = pattern(cache, 2).mean(0)[image[cell]]
+        top = float(values[image].max())
+        shown[cell] = expected(values, inputs, 0, 0, 0, SHOWN, top)
+    box = page.locator("button.panel").bounding_box()
+    side = box["width"] / 4
+    page.mouse.click(box["x"] + 1.5 * side, box["y"] + 2.5 * side)  # row 2, column 1
+    page.mouse.move(5, 5)
+    settled(page, 7 + 9)
+    # the patch itself has a dashed frame
+    elsewhere = np.ones((SHOWN, SHOWN), dtype=bool)
+    elsewhere[2 * SHOWN // 4 : 3 * SHOWN // 4, SHOWN // 4 : SHOWN // 2] = False
+    taken = np.asarray(screenshot(page, of="button.panel"), dtype=float)
+    assert np.quantile(np.abs(taken - shown[9])[elsewhere], 0.99) <= 3
+    assert np.quantile(np.abs(taken - shown[15])[elsewhere], 0.99) > 6
+    assert "Attention of the patch at row 2, column 1" in page.inner_text(".said")
+    assert page.locator("button.word[aria-pressed=true]").count() == 0
+    page.locator("button.panel").focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):  # the first shows the mark, in the first patch
+        page.keyboard.press(key)
+    settled(page, 7 + 4)
+    for _ in range(2):  # over the controls, back to the words
+        page.keyboard.press("Shift+Tab")
+    settled(page, 6)
+
+
+def test_patches_alone_can_be_queries(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    page.goto(heads(cache, inputs, layer=2, queries="image").save(tmp_path / "x.html").as_uri())
+    settled(page, 0)
+    assert "Attention of the patch at row 0, column 0" in page.inner_text(".said")
+
+
 @pytest.mark.parametrize("name", ["llava-next", "pixtral", "emu3"])
 def test_pictures_tiles_and_row_breaks(name: str, page: Any, tmp_path: Path) -> None:
     """Every panel of every picture shows its own tokens."""
@@ -271,23 +369,37 @@ def test_pictures_tiles_and_row_breaks(name: str, page: Any, tmp_path: Path) -> 
         [pictures], ["<image> and <image> left of" if several else "<image> what color is it"]
     )
     _, cache = model.run_with_cache(inputs)
-    view = heads(cache, inputs, layer=0)
-    page.goto(view.save(tmp_path / "x.html").as_uri())
-    settled(page, len(view.queries) - 1)
     parts = [
         (i, k, part) for i in range(len(pictures)) for k, part in enumerate(parts_of(inputs.tokens, 0, i))
     ]
     assert len(parts) == {"llava-next": 4, "pixtral": 2, "emu3": 1}[name]
-    values = pattern(cache, 0).mean(0)[-1]  # in layer 1 a weight is within a step of half, so of the line
-    top = max(float(values[part.positions].max()) for *_, part in parts)
     longest = SHOWN if len(parts) == 1 else SHOWN_OF_SEVERAL
-    for n, (i, k, _) in enumerate(parts):
-        shown = screenshot(page, of=f".stage button.panel >> nth={n}")
-        assert apart(shown, expected(values, inputs, 0, i, k, longest, top)) <= 3, (name, i, k)
-    shares = sum(float(block.share[0].mean(0)[-1]) for block in view.pictures)
-    assert shares + float(view.words.share[0].mean(0)[-1]) == pytest.approx(1, abs=1e-5)
+    view = heads(cache, inputs, layers=[0, 1])
+    last = len(view.queries) - 1
+    page.goto(view.save(tmp_path / "x.html").as_uri())
+    settled(page, last)
+    # in layer 1 of llava-next a token has 0.4997 of the largest weight, less than a step of a byte below the line
+    for layer in (0, 1):
+        page.locator("input.layer").fill(str(layer))
+        page.wait_for_function(f"document.querySelector('.said').textContent.includes('layer {layer}')")
+        values = pattern(cache, layer).mean(0)[view.queries[last]]
+        top = max(float(values[part.positions].max()) for *_, part in parts)
+        for n, (i, k, _) in enumerate(parts):
+            shown = screenshot(page, of=f".stage button.panel >> nth={n}")
+            assert apart(shown, expected(values, inputs, 0, i, k, longest, top)) <= 3, (name, i, k, layer)
+    shares = sum(float(block.share[0].mean(0)[last]) for block in view.pictures)
+    assert shares + float(view.words.share[0].mean(0)[last]) == pytest.approx(1, abs=1e-5)
     if several:
         assert "row breaks" in page.inner_text(".prompt")
+
+
+def test_without_a_picture_the_map_stands_alone(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    view = heads(dict(cache.items()), inputs.tokens, layer=1)
+    page.goto(view.save(tmp_path / "x.html").as_uri())
+    settled(page, 6)
+    assert page.locator(".stage figure").count() == 1 and page.locator(".stage img").count() == 0
+    assert "No picture is known: pass images=" in page.inner_text(".note")
 
 
 def test_every_screen_is_whole_and_without_serious_faults(run: Any, page: Any, tmp_path: Path) -> None:

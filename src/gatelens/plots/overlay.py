@@ -29,7 +29,7 @@ HEAT = (226, 0, 116)  # stands out from greys, light and dark
 STRONGEST = 0.6  # opacity of the largest value: the object under it stays visible
 GAMMA = 0.75  # below 1, small values show sooner
 DARKEST = 64  # black of the picture in grey, so that the colour shows on dark objects too
-OUTLINED = 0.5  # of the largest value: tokens from here on are within the line
+OUTLINED = 0.499999  # of the largest value: tokens from half on are within the line, whatever rounding did
 LINES = (
     (2, (20, 20, 28)),
     (1, (255, 255, 255)),
@@ -87,9 +87,11 @@ def opacity(values: Float[np.ndarray, "..."], top: float) -> Float[np.ndarray, "
     return STRONGEST * share**GAMMA
 
 
-def outlined(values: Float[np.ndarray, " token"], top: float) -> Bool[np.ndarray, " token"]:
+def outlined(
+    values: Float[np.ndarray, "*rows token"], top: float | Float[np.ndarray, "*rows 1"]
+) -> Bool[np.ndarray, "*rows token"]:
     """The tokens within the line: those that reach half of ``top``."""
-    return (np.asarray(values) >= OUTLINED * top) & (top > 0)
+    return (np.asarray(values) >= OUTLINED * top) & (np.asarray(top) > 0)
 
 
 def greyed(picture: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from circuitsvis.attention import attention_heads
 from jaxtyping import Float
 from torch import Tensor
@@ -18,13 +17,15 @@ from gatelens.inputs import VLMInputs
 from gatelens.plots.overlay import Part, draw_heat, show_picture
 from gatelens.plots.style import NotebookFigure, styled
 from gatelens.tokens import SelectorLike, TokenMap
-from gatelens.views.packing import STEPS, Block, pooled, squares_of, summed
+from gatelens.views.packing import STEPS, Block, geometry, lined, pooled, squares_of, summed
 from gatelens.views.page import View, render
+from gatelens.views.patterns import patterns_of, query_rows, text_side
 from gatelens.views.prompts import Prompt, prompt_of
 
 MOST_BYTES = 5_000_000  # of weights on a page; with base64, pictures and circuitsvis it stays under 10 MB
 MOST_IN_CIRCUITSVIS = 150_000  # weights it writes as text
 MOST_POOLED = 16  # tokens along one side of what is shown as one
+MOST_POOLED_QUERIES = 4  # of patches as queries that nobody asked for; larger ones average too much
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,10 +35,14 @@ class HeadsView(View):
     Attributes:
         title: of the page.
         prompt: whose attention it is.
-        layers, heads, queries: which layers, heads and query positions, in order.
-        pool: image tokens are shown in squares of ``pool`` × ``pool``; 1 is each by itself.
+        layers, heads: which, in order.
+        queries: positions of words whose attention is shown.
+        patches: of each part, the squares of image tokens whose attention is shown, numbered after ``queries``.
+        pool, patch_pool: image tokens are shown in squares of ``pool`` × ``pool``, and as queries of ``patch_pool`` ×
+            ``patch_pool``; 1 is each by itself.
         parts: the image tokens as shown.
-        pictures: attention to each part, Float[layer, head, query, cell] each; pooled weights are summed.
+        pictures: attention to each part, Float[layer, head, query, cell] each; weights of pooled keys are summed, rows
+            of pooled queries averaged.
         words: attention to the other positions, ``Prompt.words`` in order and then what has no place on a picture.
         text: Float[layer × head, query, key], all words and a position for each picture, for circuitsvis.
         text_labels: of these positions.
@@ -48,7 +53,9 @@ class HeadsView(View):
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     queries: tuple[int, ...]
+    patches: tuple[Part, ...]
     pool: int
+    patch_pool: int
     parts: tuple[Part, ...]
     pictures: tuple[Block, ...]
     words: Block
@@ -62,20 +69,30 @@ class HeadsView(View):
     longest: ClassVar[int | None] = None  # pixels of a picture; None is as many as its panels leave
 
     @property
+    def n_queries(self) -> int:
+        """Words and patches whose attention is shown."""
+        return len(self.queries) + sum(len(part.places) for part in self.patches)
+
+    @property
     def note(self) -> str:
         """What was pooled or is missing, and how exact the weights of the page are."""
         n = sum(len(part.places) for part in self.prompt.parts)
-        squares = (
-            "one by one" if self.pool == 1 else f"in squares of {self.pool} × {self.pool}, weights summed"
-        )
-        said = f"{n:,} image tokens {squares}. "
+        said = f"{n:,} image tokens {_squares(self.pool, 'weights summed')}. "
+        said += self._patches_note()
         said += (
             f"A weight is exact to 1/{2 * STEPS} of the largest in its row; shares of attention are exact."
         )
-        return said if self.prompt.given else f"{said} No picture was given: pass images=inputs.images."
+        return said if self.prompt.given else f"{said} No picture is known: pass images=[picture]."
+
+    def _patches_note(self) -> str:
+        if self.n_queries > len(self.queries):
+            return (
+                f"Click a patch to see where it looks itself: {_squares(self.patch_pool, 'rows averaged')}. "
+            )
+        return "Patches are no queries here, as the page would be too large: choose fewer layers or heads. "
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.layers)} layers, {len(self.heads)} heads, {len(self.queries)} queries"
+        sizes = f"{len(self.layers)} layers, {len(self.heads)} heads, {self.n_queries} queries"
         return f"{type(self).__name__}({self.title}; {sizes}; {self.note})"
 
     def page(self) -> str:
@@ -94,22 +111,35 @@ class HeadsView(View):
         )
 
     def query_name(self, query: int) -> str:
-        """The word whose attention a query is."""
-        return self.prompt.word(self.queries[query])
+        """The word or the patch whose attention a query is."""
+        if query < len(self.queries):
+            return self.prompt.word(self.queries[query])
+        places = [(part, *place) for part in self.patches for place in part.places]
+        part, tile, row, column = places[query - len(self.queries)]
+        where = f"tile {tile}, " if part.name == "tiles" else ""
+        return f"{self.prompt.name(part)}, {where}row {row}, column {column}"
 
     def data(self) -> dict[str, Any]:
         """What the script of the page reads."""
-        panels = [
-            {**self.prompt.panel(part, self.longest), "attention": block.packed()}
-            for part, block in zip(self.parts, self.pictures, strict=True)
-        ]
+        panels, number = [], len(self.queries)
+        within = lined(self.pictures)
+        for i, (part, block) in enumerate(zip(self.parts, self.pictures, strict=True)):
+            panel = self.prompt.panel(part, self.longest)
+            panel |= {"attention": block.packed(), "lined": within[i]}
+            if self.patches and self.patches[i].places:
+                size = self.prompt.pictures[part.image].size
+                panel["queries"] = geometry(self.patches[i], size, (panel["width"], panel["height"]))
+                panel["queries"] |= {"first": number, "pool": self.patch_pool}
+                number += len(self.patches[i].places)
+            panels.append(panel)
         return {
             "panels": panels,
             "words": self.words.packed(),
             "layers": self.layers,
             "heads": self.heads,
-            "n_queries": len(self.queries),
-            "first": len(self.queries) - 1,
+            "n_queries": self.n_queries,
+            "first": max(0, len(self.queries) - 1),
+            "given": self.prompt.given,
         }
 
     def chips(self) -> list[dict[str, Any]]:
@@ -128,6 +158,9 @@ class HeadsView(View):
                 )
         for i, (kind, where) in enumerate(self.prompt.unplaced.items()):
             shown.append({"text": f"{len(where)} {kind}", "key": len(words) + i, "query": -1, "at": where[0]})
+            for p in where:
+                if p in query_of:
+                    shown.append({"text": self.prompt.word(p), "key": -1, "query": query_of[p], "at": p})
         return shown
 
     def _circuits(self) -> str:
@@ -154,7 +187,8 @@ class HeadsView(View):
         Each head has its own scale, from 0 to its largest weight on a picture; its share is written over it.
 
         Args:
-            query: number among ``queries``; negative ones count from the end.
+            query: number among ``queries`` and then ``patches``; -1 is the last word, or the last patch where the view
+                has no words.
             layer: which; None is the first of the view.
             columns: heads in a row.
             dark: draw on dark ground.
@@ -163,9 +197,8 @@ class HeadsView(View):
             DataError: no such query or layer, or image tokens without a place.
         """
         which = self._index("layer", self.layers, self.layers[0] if layer is None else layer)
-        query = self._index(
-            "query", range(len(self.queries)), query % len(self.queries) if query < 0 else query
-        )
+        from_end = (len(self.queries) or self.n_queries) if query < 0 else 0
+        query = self._index("query", range(self.n_queries), query + from_end)
         if not self.parts:
             raise DataError("heads: these image tokens have no place in the picture (their box is unknown)")
         rows = [(h, i) for h in range(len(self.heads)) for i in range(len(self.parts))]
@@ -228,12 +261,14 @@ def heads(
 
     Args:
         cache: from ``run_with_cache`` (holding ``blocks.<layer>.attn.hook_pattern``), or the pattern of one layer.
-        tokens: the inputs' TokenMap, or the inputs, whose pictures are then shown.
+        tokens: the inputs' TokenMap, or the inputs.
         layer, example: which layer, and which prompt of the batch.
         layers: several layers instead of one; with neither, all that the cache has.
         heads: which heads; None is all.
-        images: ``inputs.images``, or the pictures of this prompt; without any, boxes lie on a blank ground.
-        queries: selector of the positions whose attention is shown; None is all but image tokens and row breaks.
+        images: ``inputs.images``, or the pictures of this prompt; None takes those that the inputs or the cache have.
+            Where none are known, boxes lie on a blank ground.
+        queries: selector of the positions whose attention is shown; None is all words, and the image tokens as far as
+            there is room, in squares whose rows are averaged. Click a patch to choose it.
         pool: image tokens in squares of ``pool`` × ``pool``, their weights summed; ``"auto"`` is the least with which
             the page stays under 10 MB.
 
@@ -241,10 +276,12 @@ def heads(
         DataError: no pattern in the cache, no such layer, head or example, or a page too large to open.
 
         >>> logits, cache = model.run_with_cache(inputs)
-        >>> gl.views.heads(cache, inputs.tokens, layer=5, images=inputs.images).save("heads.html")
+        >>> gl.views.heads(cache, inputs.tokens, layer=5).save("heads.html")
     """
+    if images is None and isinstance(tokens, TokenMap):
+        images = getattr(cache, "images", None) or None
     prompt = prompt_of("heads", tokens, example, images)
-    patterns = _patterns(cache, layer, layers, prompt)
+    patterns = patterns_of(cache, layer, layers, prompt)
     n_heads = next(iter(patterns.values())).shape[0]
     chosen = list(range(n_heads)) if heads is None else [int(h) for h in heads]
     wrong = [h for h in chosen if not 0 <= h < n_heads]
@@ -265,11 +302,18 @@ def view_of(
     asked = prompt.words if mask is None else mask.nonzero().flatten().tolist()
     if not asked:
         raise DataError(f"heads: queries={queries!r} selects no position of prompt {prompt.example}")
-    rows = torch.stack([one[:, asked].detach().float().cpu() for one in patterns.values()])
+    image_tokens = prompt.parts if mask is None else [part.only(asked) for part in prompt.parts]
+    placed = {p for part in prompt.parts for p in part.positions}
+    words = [p for p in asked if p not in placed]
     keys = [[p] for p in prompt.words] + list(prompt.unplaced.values())
-    side = pool_for("heads", prompt.parts, math.prod(rows.shape[:3]), len(keys), pool)
+    n_rows = len(patterns) * len(heads)
+    side = pool_for("heads", prompt.parts, n_rows * max(1, len(words)), len(keys), pool)
+    room = MOST_BYTES // (n_rows * (len(keys) + squares_of(prompt.parts, side))) - len(words)
+    query_side = _query_side(image_tokens, side, room, queries)
+    patches = [pooled(part, query_side) for part in image_tokens] if query_side else []
+    rows = query_rows(patterns, [[p] for p in words] + [group for groups, _ in patches for group in groups])
     squares = [pooled(part, side) for part in prompt.parts]
-    text, labels = _text_side(prompt, patterns)
+    text, labels = text_side(prompt, patterns)
     title = (
         f"Attention, layer {min(patterns)}" if len(patterns) == 1 else f"Attention, {len(patterns)} layers"
     )
@@ -278,13 +322,38 @@ def view_of(
         prompt,
         tuple(patterns),
         tuple(heads),
-        tuple(asked),
+        tuple(words),
+        tuple(part for _, part in patches),
         side,
+        query_side,
         tuple(part for _, part in squares),
         tuple(summed(rows, groups) for groups, _ in squares),
         summed(rows, keys),
         text,
         labels,
+    )
+
+
+def _squares(side: int, joined: str) -> str:
+    return "one by one" if side == 1 else f"in squares of {side} × {side}, {joined}"
+
+
+def _query_side(image_tokens: Sequence[Part], side: int, room: int, queries: SelectorLike | None) -> int:
+    """How many tokens along a side are one query, at most ``room`` queries in all; 0 where patches are no queries.
+
+    Raises:
+        DataError: patches were asked for, and there is no room.
+    """
+    if not any(part.places for part in image_tokens):
+        return 0
+    for query_side in range(side, (MOST_POOLED_QUERIES if queries is None else MOST_POOLED) + 1):
+        if squares_of(image_tokens, query_side) <= room:
+            return query_side
+    if queries is None:
+        return 0
+    raise DataError(
+        f"heads: the attention of the image tokens of queries={queries!r} does not fit on a page: choose fewer "
+        "layers=[…], heads=[…] or queries"
     )
 
 
@@ -305,67 +374,3 @@ def pool_for(who: str, parts: Sequence[Part], n_rows: int, n_keys: int, pool: in
         f"{who}: {n_rows:,} rows of attention on {n_keys + squares_of(parts, 1):,} keys do not fit on a page: choose "
         "layers=[…], heads=[…], queries='…' or a larger pool="
     )
-
-
-def _patterns(
-    cache: Any, layer: int | None, layers: Sequence[int] | None, prompt: Prompt
-) -> dict[int, Float[Tensor, "head query key"]]:
-    """The pattern of the prompt by layer."""
-    if layer is not None and layers is not None:
-        raise DataError(f"heads: layer={layer} and layers={list(layers)}: give one of them")
-    if isinstance(cache, Tensor):
-        found = {0 if layer is None else int(layer): cache}
-    else:
-        wanted = [layer] if layer is not None else layers
-        if wanted is None:
-            wanted = sorted(int(name.split(".")[1]) for name in cache if _is_pattern(name))
-            if not wanted:
-                raise DataError(
-                    "heads: the cache has no attention patterns; keep them in run_with_cache(inputs)"
-                )
-        found = {int(at): _pattern(cache, int(at)) for at in wanted}
-    n, out = prompt.tokens.n_pos, {}
-    for at, pattern in found.items():
-        if (
-            pattern.ndim != 4
-            or tuple(pattern.shape[2:]) != (n, n)
-            or pattern.shape[0] != prompt.tokens.batch_size
-        ):
-            raise DataError(
-                f"heads: the pattern of layer {at} is {tuple(pattern.shape)}, where "
-                f"({prompt.tokens.batch_size}, heads, {n}, {n}) is due for these tokens"
-            )
-        out[at] = pattern[prompt.example]
-    return out
-
-
-def _is_pattern(name: str) -> bool:
-    return name.startswith("blocks.") and name.endswith(".attn.hook_pattern")
-
-
-def _pattern(cache: Mapping[str, Tensor], layer: int) -> Tensor:
-    name = f"blocks.{layer}.attn.hook_pattern"
-    try:
-        return cache[name]
-    except KeyError:
-        raise DataError(
-            f"heads: the cache has no {name!r}; run_with_cache(inputs, names_filter={name!r}) keeps it"
-        ) from None
-
-
-def _text_side(
-    prompt: Prompt, patterns: Mapping[int, Float[Tensor, "head query key"]]
-) -> tuple[Float[Tensor, "head query key"], tuple[str, ...]]:
-    """All words, and one position a picture: its queries averaged, its keys summed; rows still sum to 1."""
-    index = prompt.tokens.image_index[prompt.example].tolist()
-    groups: list[list[int]] = []
-    labels: list[str] = []
-    for item in prompt.stretches():
-        groups.append([p for p, i in enumerate(index) if i == item[0]] if isinstance(item, tuple) else [item])
-        labels.append(f"[picture {item[0] + 1}]" if isinstance(item, tuple) else prompt.word(item))
-    parts = []
-    for pattern in patterns.values():
-        whole = pattern.detach().float().cpu()
-        keys = torch.stack([whole[:, :, group].sum(-1) for group in groups], dim=-1)
-        parts.append(torch.stack([keys[:, group].mean(1) for group in groups], dim=1))
-    return torch.cat(parts), tuple(labels)

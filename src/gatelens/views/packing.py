@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.plots.overlay import Part
+from gatelens.plots.overlay import Part, outlined
 
 STEPS = 255
 
@@ -47,6 +47,23 @@ class Block:
         }
 
 
+def lined(blocks: Sequence[Block]) -> list[str]:
+    """The cells of each block within the line: those that reach half of the row's largest in any block.
+
+    Bits, each row in bytes of its own, by layer and then their mean, head and then their mean, and query. They come
+    from exact values: near half, values as bytes could not tell.
+    """
+    values = [with_means(block.values.float()).numpy() for block in blocks]
+    top = np.max([each.max(-1, initial=0.0, keepdims=True) for each in values], axis=0) if blocks else 0.0
+    return [as_base64(np.packbits(outlined(each, top), axis=-1, bitorder="little")) for each in values]
+
+
+def with_means(values: Float[Tensor, "layer head *rest"]) -> Float[Tensor, "layer+1 head+1 *rest"]:
+    """The mean over heads after the heads, and the mean over layers after the layers."""
+    values = torch.cat([values, values.mean(1, keepdim=True)], dim=1)
+    return torch.cat([values, values.mean(0, keepdim=True)])
+
+
 def as_base64(array: np.ndarray) -> str:
     """The bytes of an array, little-endian, in its order."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
@@ -63,7 +80,7 @@ def pooled(part: Part, side: int) -> tuple[list[list[int]], Part]:
     members = list(squares.values())
     boxes = np.array(
         [[*part.boxes[m, :2].min(0), *part.boxes[m, 2:].max(0)] for m in members], dtype=np.float32
-    )
+    ).reshape(-1, 4)
     positions = [[part.positions[i] for i in m] for m in members]
     places = [part.places[m[0]] for m in members]
     return positions, Part(part.image, part.name, [p[0] for p in positions], boxes, places)

@@ -61,24 +61,25 @@ class WordsView(HeadsView):
             )
         return {**super().data(), "averaged": self.averaged, "cuts": cuts, "lens": self._lens(), "first": 0}
 
+    def _patches_note(self) -> str:
+        return ""
+
     def _lens(self) -> dict[str, Any]:
-        """The likeliest tokens of each cell's first image token, by layer."""
+        """The likeliest tokens of each image token by layer, cell by cell; of pooled ones the likeliest alone."""
         lens = self.of.lens.sel(kind="top")
         number = {int(p): i for i, p in enumerate(lens.axes["position"]["position"])}
-        words, ids = np.unique(np.asarray(lens.columns["word"], dtype=str), return_inverse=True)
-        ids = ids.reshape(lens.tensor.shape).astype(np.int32)
-        chance = np.exp(lens.tensor.float().numpy()).astype(np.float32)
+        top = int(lens.tensor.shape[2]) if self.pool == 1 else 1
+        words, ids = np.unique(np.asarray(lens.columns["word"], dtype=str)[..., :top], return_inverse=True)
+        chance = np.exp(lens.tensor[..., :top].float().numpy()).astype(np.float32)
+        ids = ids.reshape(chance.shape).astype(np.int32)
         panels = []
-        for part in self.parts:
-            at = [number[p] for p in part.positions]
-            panels.append({"ids": as_base64(ids[:, at]), "probability": as_base64(chance[:, at])})
+        for part in self.prompt.parts:
+            groups, _ = pooled(part, self.pool)
+            at = [number[p] for group in groups for p in group]
+            panel = {"ids": as_base64(ids[:, at]), "probability": as_base64(chance[:, at])}
+            panels.append({**panel, "ends": np.cumsum([len(group) for group in groups]).tolist()})
         layers = [int(layer) for layer in lens.axes["layer"]["layer"]]
-        return {
-            "layers": layers,
-            "top": int(lens.tensor.shape[2]),
-            "words": [str(w) for w in words],
-            "panels": panels,
-        }
+        return {"layers": layers, "top": top, "words": [str(w) for w in words], "panels": panels}
 
     def chips(self) -> list[dict[str, Any]]:
         """The prompt, whose words are keys alone, and the written words."""
@@ -154,7 +155,9 @@ def words(
         tuple(shown),
         tuple(chosen),
         tuple(first + int(a) for a, _ in placed),
+        (),
         side,
+        0,
         tuple(part for _, part in squares),
         tuple(summed(rows, groups) for groups, _ in squares),
         summed(rows, keys),

@@ -1,4 +1,4 @@
-// Attention of a word over the pictures, for all heads. Words are chosen by pointer, Tab and arrow keys; so are heads.
+// Attention of a word or a patch over the pictures, for all heads. All are chosen by pointer, or Tab and arrow keys.
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -14,10 +14,11 @@
     return made;
   };
 
-  function block(packed) {
+  function block(packed, within) {
     const values = overlay.bytes(packed.values), peak = overlay.numbers(packed.peak, Float32Array);
     const share = overlay.numbers(packed.share, Float32Array);
     const cells = values.length / (n.layer * n.head * n.query);
+    const bits = within && overlay.bytes(within), wide = Math.ceil(cells / 8);
     // the rows that an average is over
     function rows(head, query) {
       const layers = state.layer === ALL ? [...Array(n.layer).keys()] : [state.layer];
@@ -33,6 +34,13 @@
           for (let c = 0; c < cells; c++) out[c] += values[i * cells + c] * step;
         }
         return out;
+      },
+      // the cells within the line; means stand after what they are of
+      lined(head, query) {
+        const layer = state.layer === ALL ? n.layer : state.layer, of = head === MEAN ? n.head : head, found = [];
+        const from = ((layer * (n.head + 1) + of) * n.query + query) * wide;
+        for (let c = 0; c < cells; c++) if (bits[from + (c >> 3)] & (1 << (c & 7))) found.push(c);
+        return found;
       },
       share: (head, query) => mean(rows(head, query), (i) => share[i]),
       step: (head, query) => mean(rows(head, query), (i) => peak[i] / 255),
@@ -65,12 +73,14 @@
     return {number, figure, button, canvas, top, e, name: p.name, tiled: p.tiled, ratio: p.height / p.width,
       thumb: [Math.max(1, Math.round(p.width * small)), Math.max(1, Math.round(p.height * small))],
       small: overlay.edges(overlay.numbers(p.boxes, Float32Array), small, small),
-      places: overlay.numbers(p.places, Int16Array), attention: block(p.attention), picture: p.picture};
+      places: overlay.numbers(p.places, Int16Array), attention: block(p.attention, p.lined),
+      queries: p.queries && {...p.queries, e: overlay.edges(overlay.numbers(p.queries.boxes, Float32Array), 1, 1),
+        places: overlay.numbers(p.queries.places, Int16Array)}, picture: p.picture};
   });
   if (data.lens) data.lens.panels.forEach(function (lens, i) {
     panels[i].lens = overlay.numbers(lens.ids, Int32Array);
     panels[i].chance = overlay.numbers(lens.probability, Float32Array);
-    panels[i].cells = panels[i].e.length / 4;
+    panels[i].ends = lens.ends;
   });
   const cuts = (data.cuts || []).map(function (c) {
     const of = data.panels.findIndex((p) => p.image === c.image), p = data.panels[of];
@@ -104,19 +114,39 @@
 
   const layerName = () => (state.layer === ALL ? "mean of " + n.layer + " layers" : "layer " + data.layers[state.layer]);
   const headName = () => (data.averaged ? "mean of " + data.averaged + " heads" : state.head === MEAN ? "mean of " + n.head + " heads" : "head " + data.heads[state.head]);
-  const wordOf = (query) => "“" + chips[query].firstChild.textContent.trim() + "”";
-  function place(panel, cell) {
-    const [tile, row, column] = panel.places.subarray(3 * cell, 3 * cell + 3);
-    return (panel.tiled ? "tile " + tile + ", " : "") + "row " + row + ", column " + column;
+  function place(of, cell) {
+    const [tile, row, column] = of.places.subarray(3 * cell, 3 * cell + 3);
+    return (of.tiled ? "tile " + tile + ", " : "") + "row " + row + ", column " + column;
+  }
+  // the panel whose patch a query is, and the number of the patch; nothing where it is a word
+  function patchOf(query) {
+    const panel = panels.filter((p) => p.queries && p.queries.first <= query).pop();
+    return panel && {panel, cell: query - panel.queries.first};
+  }
+  function wordOf(query) {
+    const patch = patchOf(query);
+    if (!patch) return "“" + chips[query].firstChild.textContent.trim() + "”";
+    const side = patch.panel.queries.pool;
+    return "the patch at " + (panels.length > 1 ? patch.panel.name + ", " : "") + place(patch.panel.queries, patch.cell) +
+      (side > 1 ? " (" + side + " × " + side + " tokens)" : "");
   }
 
-  // what the image token says, at the layer shown or at the last
+  // what the image tokens of a cell say, at the layer shown or at the last
   function lensOf(panel, cell) {
     if (!panel.lens) return "";
     const at = state.layer === ALL ? -1 : data.lens.layers.indexOf(data.layers[state.layer]);
-    const layer = at < 0 ? data.lens.layers.length - 1 : at, top = data.lens.top, i = (layer * panel.cells + cell) * top;
-    const list = [...Array(top).keys()].map((k) => "“" + data.lens.words[panel.lens[i + k]] + "” " + percent(panel.chance[i + k]));
-    return " Its lens at layer " + data.lens.layers[layer] + ": " + list.join(", ") + ".";
+    const layer = at < 0 ? data.lens.layers.length - 1 : at, top = data.lens.top, ends = panel.ends;
+    const from = cell ? ends[cell - 1] : 0, tokens = ends[cell] - from, start = (layer * ends[ends.length - 1] + from) * top;
+    const said = {};  // by word: how many tokens say it first, and their probabilities; of one token its few likeliest
+    for (let i = start; i < start + tokens * top; i++) {
+      const word = said[data.lens.words[panel.lens[i]]] ||= {n: 0, sum: 0};
+      word.n += 1;
+      word.sum += panel.chance[i];
+    }
+    const list = Object.entries(said).sort(([, a], [, b]) => b.n - a.n || b.sum - a.sum);
+    const named = list.slice(0, 6).map(([word, {n, sum}]) => "“" + word + "” " + (n > 1 ? n + " times, mean " : "") + percent(sum / n));
+    return " Its lens at layer " + data.lens.layers[layer] + (tokens > 1 ? ", likeliest of " + tokens + " tokens: " : ": ") +
+      named.join(tokens > 1 ? "; " : ", ") + (list.length > 6 ? "; …" : "") + ".";
   }
 
   // what cutting blocks of the picture does to the word; said of the block under the patch that is pointed at
@@ -144,8 +174,10 @@
 
   function paintStage(query) {
     const rows = panels.map((panel) => panel.attention.row(state.head, query)), top = largest(rows.map(largest));
+    const asking = patchOf(query);
     panels.forEach(function (panel, i) {
-      overlay.paint(panel.canvas, panel.grey, panel.e, rows[i], top);
+      overlay.paint(panel.canvas, panel.grey, panel.e, rows[i], top, {lined: panel.attention.lined(state.head, query)});
+      if (asking && asking.panel === panel) overlay.mark(panel.canvas, panel.queries.e, asking.cell, true);
       if (i === state.panel && state.cell >= 0) overlay.mark(panel.canvas, panel.e, state.cell);
       panel.top.textContent = top.toPrecision(2);
       panel.figure.dataset.chosen = String(panels.length > 1 && i === state.panel);
@@ -175,10 +207,12 @@
     const panel = panels[state.panel];
     if (!panel) return;
     const rows = thumbs.map((thumb) => panel.attention.row(thumb.head, query));
-    const top = largest(rows.map(largest));
+    // a head's scale is the same here and in large, where it is that of all panels
+    const tops = thumbs.map((thumb) => largest(panels.map((p) => largest(p.attention.row(thumb.head, query)))));
     thumbs.forEach(function (thumb, i) {
       [thumb.canvas.width, thumb.canvas.height] = panel.thumb;
-      overlay.paint(thumb.canvas, panel.smallGrey, panel.small, rows[i], state.shared ? top : largest(rows[i]));
+      overlay.paint(thumb.canvas, panel.smallGrey, panel.small, rows[i], state.shared ? largest(tops) : tops[i],
+        {lined: panel.attention.lined(thumb.head, query)});
       thumb.share.textContent = percent(panel.attention.share(thumb.head, query));
       thumb.button.setAttribute("aria-pressed", String(thumb.head === state.head));
     });
@@ -199,9 +233,10 @@
 
   function choose(query) {
     state.query = query;
+    const stop = query < chips.length ? query : chips.length - 1;  // where Tab enters the words
     chips.forEach(function (chip, i) {
       chip.setAttribute("aria-pressed", String(i === query));
-      chip.tabIndex = i === query ? 0 : -1;
+      chip.tabIndex = i === stop ? 0 : -1;
     });
     paint();
   }
@@ -221,10 +256,18 @@
   }));
   panels.forEach(function (panel) {
     const moved = (cell) => { state.panel = panel.number; state.cell = cell; paint(); };
-    panel.button.addEventListener("pointermove", function (e) {
+    const under = function (e, edges) {
       const box = panel.canvas.getBoundingClientRect();
-      moved(overlay.at(panel.e, ((e.clientX - box.left) * panel.canvas.width) / box.width,
-        ((e.clientY - box.top) * panel.canvas.height) / box.height));
+      return overlay.at(edges, ((e.clientX - box.left) * panel.canvas.width) / box.width,
+        ((e.clientY - box.top) * panel.canvas.height) / box.height);
+    };
+    panel.button.addEventListener("pointermove", (e) => moved(under(e, panel.e)));
+    panel.button.addEventListener("click", function (e) {
+      const asks = panel.queries, at = panel.e, c = state.cell;
+      if (!asks || state.panel !== panel.number || (!e.detail && c < 0)) return;
+      const cell = e.detail ? under(e, asks.e)  // by key: the patch that the arrow keys came to
+        : overlay.at(asks.e, (at[4 * c] + at[4 * c + 2]) / 2, (at[4 * c + 1] + at[4 * c + 3]) / 2);
+      if (cell >= 0) choose(asks.first + cell);
     });
     panel.button.addEventListener("pointerleave", () => moved(-1));
     panel.button.addEventListener("keydown", function (e) {
@@ -271,10 +314,10 @@
     images.forEach(function (image, i) {
       const of = data.panels[i].image;
       if (!groups[of]) {
-        const figure = make("figure");
+        const figure = make("figure", "original");
         figure.append(make("figcaption", "", image.alt), image);
         groups[of] = make("div", "group");
-        groups[of].append(figure);
+        if (data.given) groups[of].append(figure);
         find(".stage").append(groups[of]);
       }
       groups[of].append(panels[i].figure);

@@ -2,7 +2,7 @@
 // line goes around the tokens that reach half of the largest.
 "use strict";
 const overlay = (function () {
-  const HEAT = [226, 0, 116], STRONGEST = 0.6, GAMMA = 0.75, DARKEST = 64, OUTLINED = 0.5;
+  const HEAT = [226, 0, 116], STRONGEST = 0.6, GAMMA = 0.75, DARKEST = 64, OUTLINED = 0.499999;
   const LINES = [[2, "rgb(20,20,28)"], [1, "rgb(255,255,255)"]];
   const UP = "rgb(209,98,15)", DOWN = "rgb(47,111,181)", MARK = "rgb(0,120,200)";
 
@@ -73,9 +73,10 @@ const overlay = (function () {
     outline(pen, canvas.width, canvas.height, e, inside);
   }
 
-  // A frame around one box.
-  function mark(canvas, e, i) {
+  // A frame around one box; dashed around the one that asks.
+  function mark(canvas, e, i, dashed = false) {
     const pen = canvas.getContext("2d");
+    pen.setLineDash(dashed ? [5, 3] : []);
     pen.strokeStyle = MARK;
     pen.lineWidth = 3;
     pen.strokeRect(e[4 * i] + 1.5, e[4 * i + 1] + 1.5, e[4 * i + 2] - e[4 * i] - 3, e[4 * i + 3] - e[4 * i + 1] - 3);
