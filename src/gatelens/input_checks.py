@@ -175,11 +175,16 @@ def only_known(model: HookedModel, tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tensors.items() if known is None or name in known or name in own}
 
 
-def _known_tensors(model: HookedModel) -> frozenset[str] | None:
-    """Names of the tensors of a prompt that forward takes beside ids, mask and pixels; None if it names nothing."""
+def _arguments_of_forward(model: HookedModel) -> set[str]:
+    """The arguments that forward names."""
     forwards = [model.hf.forward, *([model.hf.language_model.forward] if isinstance(model.hf, Parts) else [])]
     parameters = [p for forward in forwards for p in inspect.signature(forward).parameters.values()]
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _known_tensors(model: HookedModel) -> frozenset[str] | None:
+    """Names of the tensors of a prompt that forward takes beside ids, mask and pixels; None if it names nothing."""
+    names = _arguments_of_forward(model)
     if not names:
         return None
     of_prompts = {name for name in names - _NOT_OF_A_PROMPT if "video" not in name}
@@ -187,9 +192,12 @@ def _known_tensors(model: HookedModel) -> frozenset[str] | None:
 
 
 def checked_pixels(model: HookedModel, pixel_values: Any) -> Tensor | None:
-    """Pixels as the model's vision tower reads them. Raises InputError for another type or shape."""
+    """Pixels as the model's vision tower reads them. Raises InputError for another type or shape, or no tower."""
     if pixel_values is None:
         return None
+    names = _arguments_of_forward(model)
+    if names and "pixel_values" not in names:
+        raise InputError(f"{model!r} reads no pictures: leave them out of its prompts")
     pixels = as_tensor("pixel_values", pixel_values)
     if not pixels.is_floating_point():
         raise InputError(
