@@ -20,6 +20,7 @@ from transformers.utils import logging
 from . import (
     attribution,
     examples,
+    explore,
     forward,
     generate,
     gpu,
@@ -44,6 +45,7 @@ PARTS = (
     "forward",
     "memory",
     "growth",
+    "explore",
     "rivals",
     "gpu",
 )
@@ -86,6 +88,7 @@ def main() -> None:
         "forward": lambda: forward.measure(size, 3 * n, hf),
         "memory": lambda: memory.measure(size, n),
         "growth": lambda: growth.measure(size, n),
+        "explore": lambda: explore.measure(n=4 if given.tiny else 40),
         "rivals": lambda: rivals.measure(size, n, hf, given.venvs),
         "gpu": lambda: gpu.measure(TINY, n, "cpu") if given.tiny else gpu.measure(),
     }

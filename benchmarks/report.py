@@ -19,6 +19,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ("forward", _forward),
         ("memory", _memory),
         ("attribution", _attribution),
+        ("explore", _explore),
     ):
         found = results.get(part)
         if found is not None:
@@ -63,6 +64,21 @@ def _sweep(found: dict[str, Any]) -> list[tuple[str, ...]]:
             "at most 1e-4",
             _met(found["max_logit_difference"] <= 1e-4),
         ),
+    ]
+
+
+def _explore(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    limit = f"each under {found['limit']:g} s"
+    return [
+        (
+            f"a moved control of the explorer, {found['model']}: {name}",
+            _s(took),
+            f"slowest of {took['answers']}: {_s({'median_s': took['most_s']})}",
+            "",
+            limit,
+            _met(took["most_s"] < found["limit"]),
+        )
+        for name, took in found["times"].items()
     ]
 
 
@@ -315,6 +331,7 @@ FILES = {
     "forward.py": "a plain forward pass beside transformers' own.",
     "memory.py": "peak memory of the cross-modal attention measure beside a plain forward pass.",
     "growth.py": "runs, tokens and layers doubled; operations beside the least possible.",
+    "explore.py": "a moved control of `gatelens explore` until its answer is drawn, in Chromium.",
     "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
     "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
     "views.py": "pages of attention in Chromium: size, time to open, time to answer; a command of its own.",

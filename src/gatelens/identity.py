@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from gatelens.data import Dataset, Example, load
+from gatelens.data.loading import from_anywhere
 from gatelens.errors import DataError, ModelError
 from gatelens.manifest import fingerprint
 from gatelens.model import HookedVLM
@@ -45,6 +46,16 @@ def provenance(data: Dataset) -> dict[str, Any]:
     facts: dict[str, Any] = {"data_from": where} if where else {}
     rows = [f"{r['data']} row {r['row']}: {r['why']}" for r in getattr(data, "skipped", ())]
     return {**facts, "bad_rows_left_out": {"n": len(rows), "rows": rows}} if rows else facts
+
+
+def given(model: Any, data: Any) -> dict[str, str]:
+    """For the manifest: what loads model and data again from any folder, for those that were given by name."""
+    names: dict[str, str] = {}
+    if isinstance(model, str | Path):
+        names["model_given"] = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+    if isinstance(data, str | Path):
+        names["data_given"] = from_anywhere(data)
+    return names
 
 
 def model_name(model: HookedVLM | str | Path) -> str:

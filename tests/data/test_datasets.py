@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import easy_vqa
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gatelens import data
+from gatelens.data.loading import from_anywhere
 from gatelens.errors import DataError
 
 
@@ -198,3 +200,13 @@ def test_data_sets_and_examples_print_in_a_line():
     assert "masks" in repr(example) and "array" not in repr(example)
     assert example._repr_html_().startswith("<div><img src='data:image/png")
     assert "<img" not in scenes.examples("draw", limit=1)[0]._repr_html_()
+
+
+def test_a_name_from_anywhere_means_the_same_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pics").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert from_anywhere("emoji-scenes") == "emoji-scenes" and from_anywhere("no-such") == "no-such"
+    assert from_anywhere("pics") == from_anywhere(Path("pics")) == str(tmp_path / "pics")
+    assert from_anywhere("vqav2:pics") == f"vqav2:{tmp_path / 'pics'}"
+    assert from_anywhere("vqav2:org/name") == "vqav2:org/name"
+    assert from_anywhere("easy-vqa, pics") == f"easy-vqa,{tmp_path / 'pics'}"

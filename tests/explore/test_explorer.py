@@ -12,7 +12,7 @@ import torch
 import gatelens as gl
 from explore_helpers import state
 from gatelens.explore.explorer import Explorer, Outdated, Recent
-from gatelens.explore.state import ControlError
+from gatelens.explore.state import KEYS, QUERIES, ControlError
 from gatelens.inputs import VLMInputs
 from gatelens.tokens import Role
 
@@ -132,14 +132,78 @@ def test_any_row_may_be_looked_from(explorer: Explorer, inputs: VLMInputs) -> No
     assert told["tokens"][2]["box"] == [0, 0, 8, 8]
 
 
+def test_what_an_answer_looked_at_is_what_decoding_saw(explorer: Explorer) -> None:
+    changes: dict[str, Any] = {
+        "prompt": "<image>describe",
+        "patch": "gate",
+        "patch_layers": [1, 2],
+        "look_layer": 2,
+    }
+    changes["cut"] = [["answer", "image"], ["text", "gate"]]
+    told = explorer.run(state(**changes))
+    inputs = explorer.model.prepare(explorer.shelf["sample:1"].image, "<image>describe")
+    written, n_pos = told["written"], inputs.tokens.n_pos
+    assert [one["row"] for one in written] == [one["position"] - 1 for one in written]
+    assert written[0]["position"] == n_pos and len(written) > 3
+    assert (
+        told["answer"]["before"] != told["answer"]["after"] == " ".join(one["word"] for one in written[:-1])
+    )
+    theirs = explorer.model.prepare(explorer.shelf["sample:2"].image, "<image>describe")
+    _, other = explorer.model.run_with_cache(theirs)
+    specs = [
+        gl.knockout("last | generated", "image", layers=[0], how="zero"),
+        gl.knockout("text - gate", "gate", layers=[0], how="zero"),
+        gl.patch(other, at="gate", site="resid_pre", layers=[1, 2]),
+    ]
+    seen: dict[int, torch.Tensor] = {}
+
+    def see(layer: int, pattern: torch.Tensor, position: int) -> None:
+        if layer == 2:
+            seen[position] = pattern[0, :, -1].mean(0).clone()
+
+    gl.engine.generate(explorer.model, inputs, specs, max_new_tokens=16, see=see)
+    for one in written:
+        looked = explorer.run(state(**changes, look_at=one["row"]))
+        assert looked["written"] == written
+        assert looked["attention"]["values"] == pytest.approx(seen[one["row"]].tolist(), abs=1e-5)
+        assert looked["lens"][-1]["after"][0] == one["word"]
+
+
+def test_an_answer_that_became_shorter_is_looked_at_where_it_ends(explorer: Explorer) -> None:
+    told = explorer.run(state(look_at=400))
+    assert [one["word"] for one in told["written"]] == ["cactus", "</s>"]
+    assert told["attention"]["position"] == told["written"][-1]["row"] == 70
+    assert told["attention"]["note"].startswith("position 400 is not there")
+    assert explorer.run(state(look_at=70))["attention"]["note"] == ""
+
+
+@pytest.mark.parametrize(("prompt", "how"), [("<image>this is a", "mask"), ("this is a<image>", "zero")])
+def test_cells_with_nothing_to_cut_are_those_that_are_refused(
+    explorer: Explorer, prompt: str, how: str
+) -> None:
+    told = set(explorer.run(state(prompt=prompt))["nothing_to_cut"])
+    for query in QUERIES:
+        for keys in KEYS:
+            asked = state(prompt=prompt, cut=[[query, keys]], how=how, region=REGION)
+            try:
+                explorer.run(asked)
+                refused = False
+            except ControlError:
+                refused = True
+            assert refused == (f"{query}-{keys}" in told), (query, keys)
+
+
 @pytest.mark.parametrize(
     ("changes", "control", "said"),
     [
         ({"picture": "sample:99"}, "picture", "not on the page"),
         ({"second": "upload:0"}, "second", "upload it again"),
-        ({"prompt": "no picture"}, "prompt", "<image>"),
-        ({"prompt": "<image><image>"}, "prompt", "<image>"),
+        ({"prompt": ""}, "prompt", "<image> 0 times: write it once"),
+        ({"prompt": "<image><image>"}, "prompt", "<image> 2 times: write it once"),
+        ({"prompt": "<image>" + "this is a " * 390}, "prompt", "has 512"),
         ({"cut": [["text", "region"]]}, "region", "drag a box"),
+        ({"cut": [["text", "region"]], "region": [64, 0, 80, 9]}, "region", "outside the picture of 64 × 64"),
+        ({"patch": "region", "region": [0, 99, 9, 100]}, "region", "outside the picture of 64 × 64"),
         ({"cut": [["gate", "text"]]}, "cut", "nothing to cut"),
         ({"cut": [["image", "image"]], "how": "mask"}, "cut", None),
         ({"cut": [["text", "gate"]], "cut_layers": [4, 6]}, "cut", "layer 6"),
@@ -153,7 +217,6 @@ def test_any_row_may_be_looked_from(explorer: Explorer, inputs: VLMInputs) -> No
         ({"steer": 1.0, "steer_layer": 0}, "steer", "steer at a later one"),
         ({"steer": 1.0, "toward": "class:none"}, "toward", "choose"),
         ({"steer": 1.0, "second": None}, "second", "choose or upload"),
-        ({"look_at": 70}, "look_at", "the last is 69"),
         ({"look_layer": 6}, "look_layer", "the last is 5"),
         ({"look_head": 4}, "look_head", "the last is 3"),
     ],

@@ -11,9 +11,10 @@ import pytest
 
 import gatelens as gl
 from gatelens.cli import main
-from gatelens.errors import DataError, InputError, OutputError
+from gatelens.errors import DataError, ModelError, OutputError
 from gatelens.explore.explorer import Explorer
 from gatelens.explore.opening import open_explorer
+from gatelens.identity import given
 from gatelens.runs import Run
 
 
@@ -30,8 +31,17 @@ def loaded(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     return names
 
 
-def run_with(folder: Path, **settings: Any) -> Path:
-    Run.open(folder, study="narrow-gate", settings=settings)
+def run_with(folder: Path, info: dict[str, Any] | None = None, **settings: Any) -> Path:
+    Run.open(folder, study="narrow-gate", settings=settings, info=info)
+    return folder
+
+
+def pictures(folder: Path, explorer: Explorer, n: int = 6) -> Path:
+    """A folder of data with the first sample's picture."""
+    folder.mkdir()
+    explorer.shelf["sample:0"].image.save(folder / "a.png")
+    rows = [f"a.png,{label}" for label in ("sunflower", "crab") * (n // 2)]
+    (folder / "data.csv").write_text("\n".join(["image,label", *rows]) + "\n")
     return folder
 
 
@@ -51,23 +61,56 @@ def test_a_run_whose_folder_of_data_is_elsewhere_says_what_to_give(tmp_path: Pat
     with pytest.raises(DataError, match=r"'my-pictures'.*--data"):
         open_explorer(run)
     assert open_explorer(run, data="emoji-scenes").data_name == "emoji-scenes"
-    with pytest.raises(InputError, match="not both"):
-        open_explorer(run, model="organism:open")
     with pytest.raises(OutputError, match="no run"):
         open_explorer(tmp_path)
+
+
+def test_a_run_finds_its_folders_again_from_anywhere(
+    tmp_path: Path, explorer: Explorer, loaded: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "pics", explorer)
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    drawn: dict[str, Any] = {"model": "weights", "data": "pics", "n": {"class": 4}, "seed": 2}
+    run = run_with(tmp_path / "run", info=given("weights", "pics"), **drawn)
+    monkeypatch.chdir("/")
+    source = open_explorer(run).shelf.samples["sample:0"].source
+    assert source == f'gl.data.load("{folder}").examples("class", limit=4, seed=2)[0].image'
+    assert loaded == [(str(tmp_path / "weights"), {})]
+    (tmp_path / "elsewhere").mkdir()
+    moved = folder.rename(tmp_path / "elsewhere" / "pics")
+    with pytest.raises(DataError, match=f"data of the run .*{folder}.*give it by --data") as caught:
+        open_explorer(run)
+    assert "\n" not in str(caught.value)
+    # the same data at another place are still the run's; others are not
+    source = open_explorer(run, data=str(moved)).shelf.samples["sample:0"].source
+    assert source == f'gl.data.load("{moved}").examples("class", limit=4, seed=2)[0].image'
+    source = open_explorer(run, data="emoji-scenes").shelf.samples["sample:0"].source
+    assert source.endswith("limit=5, seed=0)[0].image")
+
+
+def test_a_run_whose_model_cannot_be_loaded_takes_another(tmp_path: Path, loaded: list[Any]) -> None:
+    run = run_with(tmp_path / "run", model="ChameleonModel", data="emoji-scenes", n={}, seed=0)
+    assert open_explorer(run, model="organism:open").model_name == "organism:open"
+    assert loaded == [("organism:open", {})]
+
+
+def test_a_run_whose_model_is_gone_says_what_to_give(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", model="organism:gates", data="emoji-scenes", n={}, seed=0)
+    with pytest.raises(ModelError, match=r"model of the run .*gates.*give it by --model") as caught:
+        open_explorer(run)
+    assert "\n" not in str(caught.value)
 
 
 def test_folders_stand_in_the_script_by_their_whole_path(
     tmp_path: Path, explorer: Explorer, loaded: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
-    explorer.shelf["sample:0"].image.save("pictures/a.png")
-    Path("pictures/data.csv").write_text("image,label\na.png,sunflower\n")
+    pictures(tmp_path / "pictures", explorer)
     Path("weights").mkdir()
     opened = open_explorer(model="weights", data="pictures", options={"dtype": "float32"})
     assert opened.loading == f'"{tmp_path / "weights"}", dtype="float32"'
-    assert loaded == [("weights", {"dtype": "float32"})] and opened.labels == ["sunflower"]
+    assert loaded == [("weights", {"dtype": "float32"})] and opened.labels == ["crab", "sunflower"]
     monkeypatch.chdir("/")
     shown = opened.shelf["sample:0"]
     assert np.array_equal(np.asarray(eval(shown.source, {"gl": gl})), np.asarray(shown.image))

@@ -38,6 +38,16 @@ STATES: dict[str, dict[str, Any]] = {
         "steer_at": "gate | last",
     },
     "toward a class": {"steer": 2.5, "steer_layer": 3, "toward": "class:crown", "cut": [["text", "image"]]},
+    "a row of the answer": {
+        "prompt": "<image>describe",
+        "cut": [["text", "gate"], ["answer", "region"]],
+        "region": REGION,
+        "cut_layers": [1, 4],
+        "patch": "gate",
+        "patch_layers": [2, 3],
+        "look_at": 71,
+        "look_layer": 2,
+    },
     "odd text": {"prompt": '<image>this\nis "a" \\ \u2028 #'},
 }
 
@@ -94,7 +104,7 @@ def test_a_region_is_the_same_part_of_a_picture_of_another_size(explorer: Explor
     patch=st.sampled_from(["off", "gate", "region"]),
     steer=st.floats(-3, 3),
     picture=st.integers(0, 11),
-    look=st.none() | st.integers(0, 68),
+    look=st.none() | st.integers(0, 75),
 )
 def test_any_script_gives_what_the_page_shows(explorer: Explorer, **drawn: Any) -> None:
     ends = list(drawn["ends"])

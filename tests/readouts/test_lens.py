@@ -44,6 +44,15 @@ def test_every_layer_at_every_role(tiny: Any, batch: Any, plain: Any) -> None:  
     assert len(lens.table) == lens.tensor.numel()
 
 
+def test_what_was_written_is_read_too(tiny: Any, oracle: Any, batch: Any) -> None:  # noqa: F811
+    n = batch.batch_size
+    grown = batch.grown(torch.tensor([[DOG, CAT]] * n), batch.tokens.extend(2), ["dog cat"] * n)
+    lens = gl.logit_lens(tiny, grown, at="last | generated", layers=-1, top=1)
+    with torch.no_grad():
+        want = oracle(**grown.tensors).logits[:, -3:].float().log_softmax(-1)
+    torch.testing.assert_close(lens.tensor[0, :, 0], want.max(-1).values.flatten(), atol=1e-4, rtol=0)
+
+
 def test_logits_are_made_a_few_rows_at_a_time(tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     whole = gl.logit_lens(tiny, batch, targets=DOG)
     sizes = []

@@ -175,6 +175,13 @@ def test_a_limit_is_in_the_numbers_and_not_in_the_settings(tmp_path: Path) -> No
     run_toy(tmp_path, limit=4)
 
 
+def test_the_manifest_says_what_loads_the_data_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "data_given" not in run_toy().manifest["info"]  # the data were no name
+    monkeypatch.setattr("gatelens.identity.resolve_data", lambda *_: Numbers())
+    info = run_study(STUDY, MODEL, "emoji-scenes", batch_size=2, progress=False).manifest["info"]
+    assert info["data_given"] == "emoji-scenes" and "model_given" not in info
+
+
 def test_bad_folders_cost_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")

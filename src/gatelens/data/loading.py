@@ -49,3 +49,16 @@ def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> 
             )
         return HubDataset(known, where or None, split=split, skip_bad=skip_bad)
     raise DataError(f"no data set {text!r}: use {', '.join(NAMES)}, or the path of an existing folder")
+
+
+def from_anywhere(name: str | Path) -> str:
+    """The same data by a name that :func:`load` takes in any working directory: folders by their whole paths."""
+    text = str(name)
+    if Path(text).is_dir():
+        return str(Path(text).resolve())
+    known, _, where = text.partition(":")
+    if known in ENTRIES and where and (path := Path(where).expanduser()).exists():
+        return f"{known}:{path.resolve()}"
+    if "," in text:
+        return ",".join(from_anywhere(part.strip()) for part in text.split(",") if part.strip())
+    return text

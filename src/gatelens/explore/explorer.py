@@ -14,11 +14,13 @@ from torch import Tensor
 
 from gatelens import engine
 from gatelens.data import Dataset, Example
-from gatelens.errors import InputError
+from gatelens.engine.generation import Generation
+from gatelens.errors import InputError, InterventionError
 from gatelens.explore.script import DIRECTION_EXAMPLES, NEW_TOKENS, TOP, Call, Plan, plan, python
 from gatelens.explore.shelf import Shelf
-from gatelens.explore.state import STRONGEST, State, belonging_to
+from gatelens.explore.state import KEYS, QUERIES, ControlError, State, belonging_to
 from gatelens.inputs import VLMInputs
+from gatelens.interventions import knockout
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.compile import hooks
 from gatelens.model import HookedVLM
@@ -56,12 +58,43 @@ class Recent:
 
 
 @dataclass(frozen=True, eq=False)
-class Clean:
-    """A prompt without interventions: its inputs, answer and next-token probabilities, Float[d_vocab]."""
+class Written:
+    """What the model writes after a prompt, and the probabilities of the first token, Float[d_vocab]."""
 
-    inputs: VLMInputs
-    answer: str
+    generation: Generation
     chances: Float[Tensor, " d_vocab"]
+
+    @property
+    def inputs(self) -> VLMInputs:
+        """The prompt."""
+        return self.generation.prompt
+
+    @property
+    def answer(self) -> str:
+        """The text without the end of sequence."""
+        return self.generation.texts[0]
+
+    @property
+    def n_written(self) -> int:
+        """The new tokens, the end of sequence among them."""
+        return int((self.generation.tokens.roles[0] == Role.GENERATED).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The row whose attention and lens are shown.
+
+    Attributes:
+        position: absolute.
+        inputs: the prompt; for a row after it, with what was written up to that row.
+        ids: what was written up to that row.
+        note: what is to be said where another row was asked for.
+    """
+
+    position: int
+    inputs: VLMInputs
+    ids: tuple[int, ...] = ()
+    note: str = ""
 
 
 class Explorer:
@@ -93,7 +126,6 @@ class Explorer:
             "layers": int(self.model.cfg.n_layers),
             "heads": int(self.model.cfg.n_heads),
             "chat": bool(template) or self.model.family.turn != "{}",
-            "strongest": STRONGEST,
             "labels": list(self.labels),
             "samples": [
                 {"id": key, "label": one.label, "size": one.image.size, "prompt": one.prompt}
@@ -122,9 +154,11 @@ class Explorer:
                 with belonging_to("page"):
                     changed = self._written(clean.inputs, specs, go_on)
             go_on()
-            attention = self._attention(state, clean.inputs, specs)
+            with belonging_to("look_at"):
+                row = row_of(state.look_at, changed)
+            attention = self._attention(state, row, specs)
             go_on()
-            lens = self._lens(state, clean.inputs, specs)
+            lens = self._lens(state, row, specs)
             return {
                 "answer": {
                     "before": clean.answer,
@@ -134,16 +168,22 @@ class Explorer:
                 "changed": bool(specs),
                 "top": self._top(clean, changed),
                 "tokens": _tokens(clean.inputs),
+                "written": _written_tokens(changed),
+                "nothing_to_cut": self._nothing_to_cut(state, clean.inputs),
                 "attention": attention,
                 "lens": lens,
-                "python": python(state, planned, self.shelf, self.loading),
+                "python": python(state, planned, self.shelf, self.loading, row.position if row.ids else None),
             }
 
-    def _clean(self, state: State, control: str) -> Clean:
+    def _clean(self, state: State, control: str) -> Written:
         """The prompt with the picture of a control, ``picture`` or ``second``; kept."""
         key = getattr(state, control)
         with belonging_to(control):
             image = self.shelf[key].image
+        if (marks := state.prompt.count("<image>")) != 1:
+            raise ControlError(
+                "prompt", f"the prompt has <image> {marks} times: write it once, where the picture goes"
+            )
         with belonging_to("prompt"):
             return self._recent.of(
                 ("clean", key, state.prompt, state.chat),
@@ -152,16 +192,16 @@ class Explorer:
 
     def _written(
         self, inputs: VLMInputs, specs: Sequence[Intervention], go_on: Callable[[], None] = nothing_newer
-    ) -> Clean:
+    ) -> Written:
         """What is written under interventions, and the probabilities of its first token."""
-        answer = engine.generate(self.model, inputs, specs, NEW_TOKENS).texts[0]
+        generation = engine.generate(self.model, inputs, specs, NEW_TOKENS)
         go_on()
         chances = engine.run(self.model, inputs, specs)[0, -1].float().softmax(-1)
-        return Clean(inputs, answer, chances.cpu())
+        return Written(generation, chances.cpu())
 
     # --- interventions
 
-    def _interventions(self, state: State, planned: Plan, clean: Clean) -> list[Intervention]:
+    def _interventions(self, state: State, planned: Plan, clean: Written) -> list[Intervention]:
         """The interventions of a state, each checked by itself, so that an error stands at its own control."""
         names: dict[str, Any] = {}
         if planned.direction is not None:
@@ -209,7 +249,25 @@ class Explorer:
 
     # --- the parts of a reply
 
-    def _top(self, clean: Clean, changed: Clean) -> list[dict[str, Any]]:
+    def _nothing_to_cut(self, state: State, inputs: VLMInputs) -> list[str]:
+        """The cells ``query-key`` of the knockout matrix that are refused for this prompt, with any region; kept."""
+
+        def refused(queries: str, keys: str) -> bool:
+            try:
+                hooks(knockout(QUERIES[queries], KEYS[keys], layers=[0]), inputs.tokens, self.model.cfg)
+            except InterventionError:
+                return True
+            return False
+
+        def cells() -> list[str]:
+            without = {keys: "image" if "{region}" in named else keys for keys, named in KEYS.items()}
+            return [
+                f"{q}-{k}" for q in QUERIES for k, stands_for in without.items() if refused(q, stands_for)
+            ]
+
+        return self._recent.of(("cells", state.picture, state.prompt, state.chat), cells)
+
+    def _top(self, clean: Written, changed: Written) -> list[dict[str, Any]]:
         """The likeliest next tokens, and those that were before, with both probabilities."""
         ids = changed.chances.topk(TOP).indices.tolist()
         ids += [i for i in clean.chances.topk(ALSO_BEFORE).indices.tolist() if i not in ids]
@@ -222,11 +280,10 @@ class Explorer:
             for i in ids
         ]
 
-    def _attention(self, state: State, inputs: VLMInputs, specs: Sequence[Intervention]) -> dict[str, Any]:
+    def _attention(self, state: State, looked: Row, specs: Sequence[Intervention]) -> dict[str, Any]:
         """The attention of one row: by position in the chosen layer and head, and every head's share on the picture."""
         n_layers, n_heads = int(self.model.cfg.n_layers), int(self.model.cfg.n_heads)
-        with belonging_to("look_at"):
-            position = _position(state.look_at, inputs.tokens.n_pos)
+        position, inputs = looked.position, looked.inputs
         with belonging_to("look_layer"):
             _check_number("layer", state.look_layer, n_layers)
         with belonging_to("look_head"):
@@ -246,27 +303,25 @@ class Explorer:
         row = kept[0].mean(0) if state.look_head is None else kept[0][state.look_head]
         return {
             "position": position,
+            "note": looked.note,
             "values": [_finite(value) for value in row],
             "shares": [shares[layer] for layer in range(n_layers)],
         }
 
-    def _lens(self, state: State, inputs: VLMInputs, specs: Sequence[Intervention]) -> list[dict[str, Any]]:
-        """The top token of each layer at the row that is looked at, before and after."""
-        position = _position(state.look_at, inputs.tokens.n_pos)
+    def _lens(self, state: State, looked: Row, specs: Sequence[Intervention]) -> list[dict[str, Any]]:
+        """The top token of each layer at the row that is looked at, without and with interventions, on one text."""
         with belonging_to("page"):
             before = self._recent.of(
-                ("lens", state.picture, state.prompt, state.chat, position),
-                lambda: self._top_by_layer(inputs, position, []),
+                ("lens", state.picture, state.prompt, state.chat, looked.position, looked.ids),
+                lambda: self._top_by_layer(looked, []),
             )
-            after = self._top_by_layer(inputs, position, specs) if specs else before
+            after = self._top_by_layer(looked, specs) if specs else before
         both = enumerate(zip(before, after, strict=True))
         return [{"layer": layer, "before": old, "after": new} for layer, (old, new) in both]
 
-    def _top_by_layer(
-        self, inputs: VLMInputs, position: int, specs: Sequence[Intervention]
-    ) -> list[tuple[str, float | None]]:
-        with self.model.hooks(fwd_hooks=hooks(list(specs), inputs.tokens, self.model.cfg)):
-            table = logit_lens(self.model, inputs, at=[position], top=1).table
+    def _top_by_layer(self, looked: Row, specs: Sequence[Intervention]) -> list[tuple[str, float | None]]:
+        with self.model.hooks(fwd_hooks=hooks(list(specs), looked.inputs.tokens, self.model.cfg)):
+            table = logit_lens(self.model, looked.inputs, at=[looked.position], top=1).table
         return [(word, _finite(math.exp(p))) for word, p in zip(table["word"], table["value"], strict=True)]
 
 
@@ -297,11 +352,32 @@ def _tokens(inputs: VLMInputs) -> list[dict[str, Any]]:
     return found
 
 
-def _position(asked: int | None, n_pos: int) -> int:
-    """The position that is looked at. Raises InputError for one that the prompt does not have."""
-    if asked is not None and asked >= n_pos:
-        raise InputError(f"the prompt has no position {asked}, the last is {n_pos - 1}: choose a token again")
-    return n_pos - 1 if asked is None else asked
+def _written_tokens(written: Written) -> list[dict[str, Any]]:
+    """Word, position and the row that writes it, of every new token; the row is the position before it."""
+    n_pos = written.inputs.tokens.n_pos
+    words = written.generation.tokens.strings[0][n_pos : n_pos + written.n_written]
+    return [{"word": word, "position": p, "row": p - 1} for p, word in enumerate(words, n_pos)]
+
+
+def row_of(asked: int | None, written: Written) -> Row:
+    """The row that is looked at: of the prompt, or one that reads a new token; None is the last of the prompt.
+
+    Where an answer has become shorter, its last row stands in for one that is no longer there.
+
+    Raises:
+        InputError: the model wrote an image token before that row.
+    """
+    n_pos = written.inputs.tokens.n_pos
+    if asked is None or asked < n_pos:
+        return Row(n_pos - 1 if asked is None else asked, written.inputs)
+    last = n_pos + written.n_written - 2  # the last new token is not read again
+    position = min(asked, last)
+    note = f"position {asked} is not there: the last row that writes the answer is shown" * (asked > last)
+    n_read = position + 1 - n_pos
+    if n_read == 0:
+        return Row(position, written.inputs, note=note)
+    ids = written.generation.token_ids[0, :n_read].tolist()
+    return Row(position, written.generation.inputs[:, : position + 1], tuple(ids), note)
 
 
 def _check_number(word: str, number: int, n: int) -> None:

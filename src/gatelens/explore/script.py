@@ -76,17 +76,17 @@ def _layers(ends: tuple[int, int]) -> range | list[int]:
     return [first] if first == last else range(first, last + 1)
 
 
-def knockout_calls(state: State) -> list[Call]:
+def knockout_calls(state: State, shelf: Shelf) -> list[Call]:
     """One knockout for each chosen pair of queries and keys.
 
     Raises:
-        ControlError: one of them needs a region, and none is drawn.
+        ControlError: one of them needs a region, and none is drawn on the picture.
     """
     calls = []
     for queries, keys in state.cut:
         named = KEYS[keys]
         if "{region}" in named:
-            named = named.format(region=state.region_selector)
+            named = named.format(region=_region(state, shelf))
         arguments: dict[str, Any] = {"queries": QUERIES[queries], "keys": named}
         arguments["layers"] = _layers(state.cut_layers)
         if state.cut_heads is not None:
@@ -106,11 +106,15 @@ def patch_call(state: State, shelf: Shelf) -> Call | None:
     _second(state)
     at = {"at": "gate"}
     if state.patch == "region":
-        at = {"at": state.region_selector}
+        at = {"at": _region(state, shelf)}
         if (source := _in_second(state, shelf)) != at["at"]:
             at["source"] = source
     arguments = {"cache": Name("other"), **at, "site": "resid_pre", "layers": _layers(state.patch_layers)}
     return Call("patch", "patch", arguments)
+
+
+def _region(state: State, shelf: Shelf) -> str:
+    return state.region_selector(shelf[state.picture].image.size)
 
 
 def _in_second(state: State, shelf: Shelf) -> str:
@@ -169,15 +173,20 @@ def plan(state: State, shelf: Shelf, data_name: str, labels: Sequence[str]) -> P
     with belonging_to("second"):
         patched = patch_call(state, shelf)
     steering = steering_calls(state, data_name, labels)
-    calls = [*knockout_calls(state), *([patched] if patched else []), *(steering[1:] if steering else [])]
+    calls = [
+        *knockout_calls(state, shelf),
+        *([patched] if patched else []),
+        *(steering[1:] if steering else []),
+    ]
     return Plan(steering[0] if steering else None, tuple(calls))
 
 
-def python(state: State, planned: Plan, shelf: Shelf, loading: str) -> str:
+def python(state: State, planned: Plan, shelf: Shelf, loading: str, answer_row: int | None = None) -> str:
     """A script that does what the page shows, with the public names of gatelens alone.
 
     Args:
         loading: the arguments of ``from_pretrained``.
+        answer_row: the row that is looked at, where it reads what was written after the prompt.
 
     Raises:
         InputError: a picture is no longer there.
@@ -204,26 +213,34 @@ def python(state: State, planned: Plan, shelf: Shelf, loading: str) -> str:
     lines += ["interventions = [", *(f"    {call}," for call in planned.interventions), "]"]
     if not planned.interventions:
         lines[-2:] = ["interventions = []"]
-    return "\n".join([*lines, "", *_reading(state)]) + "\n"
+    return "\n".join([*lines, "", *_reading(state, answer_row)]) + "\n"
 
 
 def _assigned(name: str, shown: Shown) -> str:
     return f"{name} = {shown.source}" + (f"  # {shown.comment}" if shown.comment else "")
 
 
-def _reading(state: State) -> list[str]:
+def _reading(state: State, answer_row: int | None) -> list[str]:
     """The lines that read what the page shows: answer, top tokens, lens and attention."""
-    at = -1 if state.look_at is None else state.look_at
+    at, read = -1 if state.look_at is None else state.look_at, "inputs"
+    written = [f"answer = model.generate(inputs, interventions, max_new_tokens={NEW_TOKENS})"]
+    if answer_row is not None:
+        at, read = answer_row, "read"
+        written = [
+            f'written = model.generate(inputs, interventions, max_new_tokens={NEW_TOKENS}, return_type="map")',
+            "answer = written.texts[0]",
+            f"read = written.inputs[:, :{at + 1}]  # the prompt and the answer up to the row that is looked at",
+        ]
     name = f"blocks.{state.look_layer}.attn.hook_pattern"
     head = f"[0, :, {at}].mean(0)" if state.look_head is None else f"[0, {state.look_head}, {at}]"
     return [
-        f"answer = model.generate(inputs, interventions, max_new_tokens={NEW_TOKENS})",
+        *written,
         "chances = model.run(inputs, interventions)[0, -1].float().softmax(-1)",
         f"top = [(model.tokenizer.decode([i]), float(chances[i])) for i in chances.topk({TOP}).indices]",
-        "with model.hooks(fwd_hooks=gl.hooks(interventions, inputs.tokens, model.cfg)):",
-        f"    lens = gl.logit_lens(model, inputs, at=[{at}], top=1)",
-        f'    _, cache = model.run_with_cache(inputs, names_filter="{name}")',
+        f"with model.hooks(fwd_hooks=gl.hooks(interventions, {read}.tokens, model.cfg)):",
+        f"    lens = gl.logit_lens(model, {read}, at=[{at}], top=1)",
+        f'    _, cache = model.run_with_cache({read}, names_filter="{name}")',
         f'attention = cache["{name}"]{head}',
         'print(answer, top, lens.table, sep="\\n")',
-        "gl.views.overlay(attention, inputs.tokens, inputs.images[0][0])",
+        f"gl.views.overlay(attention, {read}.tokens, inputs.images[0][0])",
     ]

@@ -99,15 +99,22 @@ class State(BaseModel):
     look_layer: Layer = 0
     look_head: Annotated[int, Field(ge=0, lt=MOST_HEADS)] | None = None
 
-    @property
-    def region_selector(self) -> str:
+    def region_selector(self, size: tuple[int, int]) -> str:
         """The region in the language of selectors.
 
+        Args:
+            size: of the picture, width and height.
+
         Raises:
-            ControlError: there is none.
+            ControlError: there is none, or none of it lies on the picture.
         """
         if self.region is None:
             raise ControlError("region", "no region is drawn: drag a box on the picture")
+        if self.region[0] >= size[0] or self.region[1] >= size[1]:
+            raise ControlError(
+                "region",
+                f"the region lies outside the picture of {size[0]} × {size[1]} pixels: drag a box on it",
+            )
         return "image.box({:.10g},{:.10g},{:.10g},{:.10g})".format(*self.region)
 
 
@@ -125,7 +132,7 @@ def read_state(sent: Any) -> State:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         control = str(first["loc"][0]) if first["loc"] else "page"
         name = control if control in State.model_fields else "page"
-        raise ControlError(name, f"{control:.60}: {first['msg']}") from error
+        raise ControlError(name, f"{control:.60}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 from gatelens.readouts.labelled import LabelledTensor, position_labels
 from gatelens.readouts.rows import Rows, Target, token_ids, word_of
-from gatelens.tokens import SelectorLike
+from gatelens.tokens import Role, SelectorLike
 
 ROWS_AT_ONCE = 64  # of logits: 64 x 65,536 in float32 are 16 MiB
 Translator = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
@@ -100,10 +100,12 @@ def _streams(
     output = f"blocks.{n_layers - 1}.hook_resid_post"
     names = {layer: output if layer == n_layers else f"blocks.{layer}.hook_resid_pre" for layer in layers}
     with model.lock:
-        last = Rows(inputs, "last")
+        last = _last_rows(inputs)
         hooks = [*rows.hooks(set(names.values())), *last.hooks([output])]
-        logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": 1}, hooks)
-    own = logits[:, -1].float()
+        n_pos = inputs.tokens.n_pos
+        keep = n_pos - int(last.position.max())
+        logits, _ = model.forward_step({**inputs.tensors, "logits_to_keep": keep}, hooks)
+    own = last.of_logits(logits, n_pos).float()
     read = output_logits(model.bridge, last.activations[output]).float().to(own.device)
     far = float((read - own).abs().max())
     written = own[own > torch.finfo(logits.dtype).min]  # Chameleon never writes image tokens
@@ -113,6 +115,15 @@ def _streams(
             "in another way than final norm, unembedding, scale and soft cap"
         )
     return {layer: rows.activations[name] for layer, name in names.items()}
+
+
+def _last_rows(inputs: VLMInputs) -> Rows:
+    """The last position that is no padding of any example; what was written after a prompt counts."""
+    real = inputs.tokens.roles != Role.PAD
+    column = int(real.any(dim=0).nonzero().max())
+    at = torch.zeros_like(real)
+    at[:, column] = real[:, column]
+    return Rows(inputs, at)
 
 
 def _result(

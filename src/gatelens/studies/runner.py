@@ -74,7 +74,9 @@ def run_study(
     everything = [e for examples in drawn.values() for e in examples]
     size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
     settings = {"model": called, **_settings(study, vlm, source, drawn, asked, chosen), "batch_size": size}
-    run = Run.open(out, study=study.name, settings=settings, info=_info(vlm, source))
+    run = Run.open(
+        out, study=study.name, settings=settings, info={**_info(vlm, source), **identity.given(model, data)}
+    )
     setup = Setup(vlm, source, drawn, asked, chosen, size, run, progress)
     try:
         measure_sections(study, setup, executor or Here(vlm), progress)
