@@ -130,6 +130,14 @@ class HookedModel(Protocol):
     def to_single_token(self, word: str) -> int: ...
 
 
+def _misnamed(bridge: Any, name: str) -> bool:
+    """Whether a name says neurons where TransformerLens gives what an MLP of experts reads or adds."""
+    for neurons, other in (("mlp.hook_post", "mlp.hook_out"), ("mlp.hook_pre", "mlp.hook_in")):
+        if name.endswith(neurons):
+            return bridge.hook_dict[name] is bridge.hook_dict.get(name.removesuffix(neurons) + other)
+    return False
+
+
 class HookPoints:
     """The hook points of a model by TransformerLens' names.
 
@@ -143,7 +151,8 @@ class HookPoints:
     def __init__(self, bridge: Any, config: Any) -> None:
         self.lock = ModelLock()
         # TransformerLens' own is what the embedding gives; a picture's features come after it
-        self.by_name: dict[str, HookPoint] = bridge.hook_dict | {"hook_embed": bridge.blocks[0].hook_in}
+        named = {name: point for name, point in bridge.hook_dict.items() if not _misnamed(bridge, name)}
+        self.by_name: dict[str, HookPoint] = named | {"hook_embed": bridge.blocks[0].hook_in}
         self.of_towers: dict[str, HookPoint] = towers.tower_points(bridge)
         self.unread: dict[str, str] = towers.unread_points(bridge, config)
         self._closed_by: Callable[[str], str | None] = bridge._gated_hook_reason

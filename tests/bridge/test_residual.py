@@ -27,7 +27,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import gatelens as gl
 from gatelens.bridge.residual import FrozenNorm, ResidualStream, output_logits, token_directions
-from gatelens.errors import ModelError
+from gatelens.data import Example, Pair
+from gatelens.errors import InputError, InterventionError, ModelError
 from gatelens.families import FixedGrid, Geometry, Layout
 from gatelens.model import HookedVLM
 from gatelens.readouts.attribution import By
@@ -135,6 +136,16 @@ def test_experts_are_refused_by_neuron() -> None:
         cache.stack_neuron_results(1)
     with pytest.raises(ModelError, match=r"by='component' can"):
         gl.attribute(model, inputs, 3, by="neuron")
+    # TransformerLens has this name there, for what the MLP adds
+    assert "blocks.0.mlp.hook_post" not in model.hook_dict and "blocks.0.mlp.hook_out" in model.hook_dict
+    with pytest.raises(InterventionError, match=r"blocks\.0\.mlp\.hook_post") as error:
+        model.run(inputs, [gl.patch(cache, at="last", site="neuron", layers=[0])])
+    assert "\n" not in str(error.value)
+    pair = Pair(*(Example(None, "", (), "", "") for _ in "ab"), differ="", target="", base="")
+    with pytest.raises(
+        InputError, match=r"has no 'blocks\.0\.mlp\.hook_post', so that site cannot be patched"
+    ):
+        gl.patch_map(model, pair, gl.metrics.logit(3), "neuron")
     assert gl.attribute(model, inputs, 3, by="head").error < 1e-5
     whole = cache["resid_post", 1]
     torch.testing.assert_close(cache.decompose_resid().sum(0), whole, atol=1e-5, rtol=0)

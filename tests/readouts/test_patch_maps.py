@@ -220,22 +220,22 @@ METRICS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_metrics_by_their_formulas(tiny_llava: Any, name: str) -> None:
-    pair = pair_of(CASES["llava"])
-    found = gl.patch_map(tiny_llava, pair, name, "layer", at="last", progress=False)
-    target, base = (tiny_llava.to_single_token(word) for word in ("dog", "cat"))
-    clean, corrupt = (tiny_llava.prepare([e.image], [e.prompt]) for e in (pair.clean, pair.corrupt))
-    reference, cache = tiny_llava.run_with_cache(clean)
-    rows = [reference[0, -1], tiny_llava(corrupt)[0, -1]]
-    rows += [tiny_llava.run(corrupt, gl.patch(cache, "last", layers=[n]))[0, -1] for n in range(3)]
+def test_metrics_by_their_formulas(tiny: Any, name: str) -> None:
+    pair = pair_of(CASES[tiny.family.name])
+    found = gl.patch_map(tiny, pair, name, "layer", at="last", progress=False)
+    target, base = (tiny.to_single_token(word) for word in ("dog", "cat"))
+    clean, corrupt = (tiny.prepare([e.image], [e.prompt]) for e in (pair.clean, pair.corrupt))
+    reference, cache = tiny.run_with_cache(clean)
+    rows = [reference[0, -1], tiny(corrupt)[0, -1]]
+    rows += [tiny.run(corrupt, gl.patch(cache, "last", layers=[n]))[0, -1] for n in range(3)]
     want = [float(METRICS[name](row, reference[0, -1], target, base)) for row in rows]
     first = cells(found)[0]
     assert [first["clean"], first["corrupt"]] == pytest.approx(want[:2], abs=1e-5)
     assert [cell["patched"] for cell in cells(found)] == pytest.approx(want[2:], abs=1e-5)
     with_pair = gl.patch_map(
-        tiny_llava,
+        tiny,
         pair,
-        lambda logits, pair: logits[:, -1, tiny_llava.to_single_token(pair.target)],
+        lambda logits, pair: logits[:, -1, tiny.to_single_token(pair.target)],
         "layer",
         at="last",
         progress=False,

@@ -140,8 +140,11 @@ def _names(model: HookedVLM, by: str) -> list[str]:
             names.append(f"blocks.{layer}.attn.hook_z")
         if by == "position":
             names += [f"blocks.{layer}.attn.hook_{point}" for point in ("v", "pattern")]
-        if by == "neuron":
-            names.append(f"blocks.{layer}.mlp.hook_post")
+        hidden = f"blocks.{layer}.mlp.hook_post"
+        if (
+            by == "neuron" and hidden in model.bridge.hook_dict
+        ):  # experts have none, and are refused by their weights
+            names.append(hidden)
     return names
 
 

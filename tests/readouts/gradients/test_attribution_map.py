@@ -18,7 +18,7 @@ from gatelens.readouts.gradients import passes
 from gradient_helpers import PlainRuns
 from tiny_models import make_picture
 
-RIGHT, WRONG = 30, 33
+RIGHT, WRONG, TARGET = 30, 33, 28  # TARGET is "dog"
 SITES = ("resid_pre", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "z", "q", "k", "v", "pattern")
 METRIC = gl.metrics.logit_diff(RIGHT, WRONG)
 TEXT = "this <image> animal is a"
@@ -103,6 +103,39 @@ def test_attribution_patching_is_plain_autograd(mapped: Any, plain: Plain, site:
     way = (plain.source_value - plain.base_value).float()
     share = gained(got) / way.view(-1, *[1] * (got.tensor.ndim - 1))
     torch.testing.assert_close(got.tensor, share, atol=2e-4, rtol=1e-3)
+
+
+def named_metrics(clean: Tensor) -> dict[str, tuple[Any, Callable[[Tensor], Tensor]]]:
+    """What is asked for, and its formula; ``clean`` are the last logits of the clean run."""
+    p = clean.log_softmax(-1)
+
+    def square(logits: Tensor) -> Tensor:
+        return logits[:, -1, -4:].square().sum(-1)
+
+    return {
+        "prob": ("prob", lambda x: x[:, -1].softmax(-1)[:, TARGET]),
+        "log_prob": ("log_prob", lambda x: x[:, -1].log_softmax(-1)[:, TARGET]),
+        "kl": ("kl", lambda x: (p.exp() * (p - x[:, -1].log_softmax(-1))).nansum(-1)),
+        "similarity": ("similarity", lambda x: torch.minimum(p.exp(), x[:, -1].softmax(-1)).sum(-1)),
+        "a function": (square, square),
+    }
+
+
+@pytest.mark.parametrize("name", ["prob", "log_prob", "kl", "similarity", "a function"])
+def test_the_gradient_of_each_metric(tiny: Any, oracle: Any, name: str) -> None:
+    """By autograd of its formula on plain transformers."""
+    pair = PAIRS[0]
+    clean, corrupt = (tiny.prepare(example.image, example.prompt) for example in (pair.clean, pair.corrupt))
+    asked, formula = named_metrics(oracle(**clean.tensors).logits[:, -1].detach().double())[name]
+    got = gl.attribution_map(tiny, pair, asked, check=0, progress=False)
+    plain = PlainRuns(oracle, clean, corrupt, formula)
+    want = torch.stack([plain.slope("resid_pre", layer)[0] for layer in range(3)])
+    size = float(want.abs().max())
+    torch.testing.assert_close(gained(got)[0].double(), want, atol=1e-3 * size, rtol=0)
+    exact = gl.patch_map(tiny, pair, asked, "layer", at="last", progress=False).table
+    for cell in exact.to_dict("records"):
+        value = plain.patched("resid_pre", int(cell["layer"]), -1) + plain.base_value
+        assert cell["patched"] == pytest.approx(float(value), abs=1e-4 * max(1, abs(float(value))))
 
 
 @pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "k"])
