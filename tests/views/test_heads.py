@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_all_layers_of_the_cache_are_shown_when_none_is_named(run: Any) -> None:
         torch.testing.assert_close(
             view.pictures[0].values[layer], pattern(cache, layer)[[2, 0]][:, last][:, :, image]
         )
-    assert "Patches are no queries" in view.note
+    assert "patch" not in view.note
 
 
 def test_pictures_are_those_of_the_cache(run: Any, tiny_chameleon: Any) -> None:
@@ -130,7 +131,7 @@ def test_patches_are_queries_as_far_as_there_is_room(run: Any, monkeypatch: pyte
     whole = pattern(cache, 1)[:, [*view.queries, *image]][:, :, image]
     torch.testing.assert_close(view.pictures[0].values[0], whole)
     assert (view.n_queries, view.patch_pool, view.query_name(12)) == (23, 1, "picture, row 1, column 1")
-    assert "Click a patch to see where it looks itself: one by one" in view.note
+    assert "Click a patch to see where it looks. " in view.note
     some = heads(cache, inputs, layer=1, queries="first_image | last_image | last")
     assert (some.queries, some.patches[0].positions) == ((view.queries[-1],), [image[0], image[-1]])
     torch.testing.assert_close(some.pictures[0].values[0][:, 1:], whole[:, [7, 22]])
@@ -138,8 +139,10 @@ def test_patches_are_queries_as_far_as_there_is_room(run: Any, monkeypatch: pyte
     monkeypatch.setattr(heads_view, "MOST_BYTES", 4 * (7 + 16) * 11)
     pooled = heads(cache, inputs, layer=1)
     assert (pooled.pool, pooled.patch_pool, pooled.n_queries) == (1, 2, 11)
+    assert "where it looks, 2 × 2 tokens averaged." in pooled.note
     monkeypatch.setattr(heads_view, "MOST_BYTES", 4 * (7 + 16) * 7)
     assert heads(cache, inputs, layer=1).n_queries == 7
+    assert "no room for patches as queries" in heads(cache, inputs, layer=1).note
     with pytest.raises(DataError, match="does not fit on a page: choose fewer layers"):
         heads(cache, inputs, layer=1, queries="all - pad")
 
@@ -154,6 +157,31 @@ def test_the_line_is_exact_where_bytes_are_not() -> None:
     assert [len(one) for one in bits] == [4 * 5, 4 * 1]  # a layer and a head, and the mean of each
     assert np.unpackbits(bits[0][:5], bitorder="little").nonzero()[0].tolist() == [0, 2, 3]
     assert not bits[1].any()
+
+
+def test_what_circuitsvis_shows_is_the_attention_of_words(run: Any, page: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs, layer=1, example=1)
+    words, image = list(view.queries), inputs.tokens.positions("image", 1)
+    whole = pattern(cache, 1, 1)
+    at = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # between the words that open and close the picture stands the picture
+    torch.testing.assert_close(view.text[:, at][:, :, at], whole[:, words][:, :, words])
+    torch.testing.assert_close(view.text[:, at, 2], whole[:, words][:, :, image].sum(-1))
+    torch.testing.assert_close(view.text[:, 2, 2], whole[:, image][:, :, image].sum(-1).mean(-1))
+    torch.testing.assert_close(view.text.sum(-1), torch.ones(4, 10))
+    assert view.text_labels[:4] == ("<s>", "<racm3:break>", "[picture 1]", "<eoss>")
+    page.goto(view.save(tmp_path / "x.html").as_uri())
+    page.locator(".circuits summary").click()
+    frame = page.frame_locator(".circuits iframe")
+    for head in range(4):
+        frame.get_by_text(f"L1H{head}").first.wait_for()
+    # axe is not run on the frame: circuitsvis' own markup has canvases without names and white on light green
+    document = base64.b64decode(str(page.locator(".circuits script").text_content())).decode()
+    given = json.JSONDecoder().raw_decode(document.rsplit('"attention": ', 1)[1])[0]
+    np.testing.assert_allclose(given, view.text.numpy(), atol=5.1e-5)
+    shown = np.asarray(screenshot(page, of=".circuits"), dtype=int)
+    blue = (shown[..., 2] > 200) & (shown[..., 2] - shown[..., 0] > 60)
+    assert blue.sum() > 1000  # a map is there
 
 
 def test_what_is_too_large_is_pooled_and_then_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,8 +440,20 @@ def test_every_screen_is_whole_and_without_serious_faults(run: Any, page: Any, t
         assert serious_faults(page) == []
         screenshot(page, f"heads_{width}_{scheme}", whole=True)
     assert pdf_pages(page) <= 2
-    page.locator(".circuits summary").click()
-    page.frame_locator(".circuits iframe").get_by_text("L0H0").first.wait_for()
+
+
+def test_under_a_long_prompt_the_picture_stays_in_sight(
+    tiny_chameleon: Any, page: Any, tmp_path: Path
+) -> None:
+    text = "<image>" + "what color is the dog ? " * 34
+    inputs = tiny_chameleon.prepare(picture("red", 0, size=32), text)
+    view = heads(tiny_chameleon.run_with_cache(inputs, "blocks.0.attn.hook_pattern")[1], inputs.tokens)
+    page.goto(view.save(tmp_path / "x.html").as_uri())
+    settled(page, len(view.queries) - 1)
+    last, stage = page.locator("button.word").last.bounding_box(), page.locator("button.panel").bounding_box()
+    prompt = page.locator(".prompt").bounding_box()
+    assert prompt["y"] <= last["y"] and last["y"] + last["height"] <= prompt["y"] + prompt["height"] + 1
+    assert stage["y"] < 900 / 2
 
 
 def test_in_a_notebook_the_view_is_a_frame_as_tall_as_its_page(run: Any, page: Any, tmp_path: Path) -> None:

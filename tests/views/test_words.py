@@ -54,7 +54,7 @@ def test_a_written_word_shows_where_it_looked_and_what_cutting_does(
         seen = np.asarray(screenshot(page, of="button.panel"), dtype=float)
         assert np.quantile(np.abs(seen - wanted), 0.99) <= 3
         cut = np.asarray(screenshot(page, of=".stage canvas[role=img]"), dtype=float)
-        under, top = np.asarray(greyed(shown), dtype=float), float(table.effects[:, w].abs().max())
+        under, top = np.asarray(greyed(shown), dtype=float), max(0.01, float(table.effects[:, w].abs().max()))
         for block, effect in zip(table.blocks, table.effects[:, w].tolist(), strict=True):
             x, y = (
                 int((low + high) / 2 * scale) for low, high in zip(block.box[:2], block.box[2:], strict=True)

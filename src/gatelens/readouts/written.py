@@ -96,7 +96,7 @@ def words_table(
     generation: Generation,
     example: int = 0,
     *,
-    grid: int = 8,
+    grid: int = 4,
     queries: SelectorLike = "text | gate",
     layers: Layers = None,
     how: KnockoutMethod = "mask",
@@ -112,7 +112,9 @@ def words_table(
         model: which wrote it.
         generation: from ``model.generate(inputs, return_type="map")``, without interventions.
         example: which prompt of the batch.
-        grid: at most so many blocks across and down a picture.
+        grid: at most so many blocks across and down a picture. Smaller blocks hide a part of an object, which the
+            rest of it makes up for: of the organisms' content words, a block of 4 × 4 changes 20 to 40 % by more than
+            0.1 nats, a block of 8 × 8 4 to 36 %, of 2 × 2 half.
         queries: the rows that a block is hidden from; as it stands all that read the picture but its own tokens.
         layers: where attention is kept and blocks are hidden; None is all.
         how: ``"mask"`` or ``"zero"``, see :func:`gatelens.knockout`.

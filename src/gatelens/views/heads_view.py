@@ -39,7 +39,7 @@ class HeadsView(View):
         queries: positions of words whose attention is shown.
         patches: of each part, the squares of image tokens whose attention is shown, numbered after ``queries``.
         pool, patch_pool: image tokens are shown in squares of ``pool`` × ``pool``, and as queries of ``patch_pool`` ×
-            ``patch_pool``; 1 is each by itself.
+            ``patch_pool``; 1 is each by itself, 0 that there is no room for them as queries.
         parts: the image tokens as shown.
         pictures: attention to each part, Float[layer, head, query, cell] each; weights of pooled keys are summed, rows
             of pooled queries averaged.
@@ -77,7 +77,8 @@ class HeadsView(View):
     def note(self) -> str:
         """What was pooled or is missing, and how exact the weights of the page are."""
         n = sum(len(part.places) for part in self.prompt.parts)
-        said = f"{n:,} image tokens {_squares(self.pool, 'weights summed')}. "
+        shown = "one by one" if self.pool == 1 else f"in squares of {self.pool} × {self.pool}, weights summed"
+        said = f"{n:,} image tokens {shown}. "
         said += self._patches_note()
         said += (
             f"A weight is exact to 1/{2 * STEPS} of the largest in its row; shares of attention are exact."
@@ -86,10 +87,11 @@ class HeadsView(View):
 
     def _patches_note(self) -> str:
         if self.n_queries > len(self.queries):
-            return (
-                f"Click a patch to see where it looks itself: {_squares(self.patch_pool, 'rows averaged')}. "
-            )
-        return "Patches are no queries here, as the page would be too large: choose fewer layers or heads. "
+            side = self.patch_pool
+            averaged = f", {side} × {side} tokens averaged" if side > 1 else ""
+            return f"Click a patch to see where it looks{averaged}. "
+        no_room = "There is no room for patches as queries: choose fewer layers or heads. "
+        return "" if self.patch_pool else no_room
 
     def __repr__(self) -> str:
         sizes = f"{len(self.layers)} layers, {len(self.heads)} heads, {self.n_queries} queries"
@@ -334,10 +336,6 @@ def view_of(
     )
 
 
-def _squares(side: int, joined: str) -> str:
-    return "one by one" if side == 1 else f"in squares of {side} × {side}, {joined}"
-
-
 def _query_side(image_tokens: Sequence[Part], side: int, room: int, queries: SelectorLike | None) -> int:
     """How many tokens along a side are one query, at most ``room`` queries in all; 0 where patches are no queries.
 
@@ -345,7 +343,7 @@ def _query_side(image_tokens: Sequence[Part], side: int, room: int, queries: Sel
         DataError: patches were asked for, and there is no room.
     """
     if not any(part.places for part in image_tokens):
-        return 0
+        return side
     for query_side in range(side, (MOST_POOLED_QUERIES if queries is None else MOST_POOLED) + 1):
         if squares_of(image_tokens, query_side) <= room:
             return query_side

@@ -70,10 +70,15 @@ def text_side(
 ) -> tuple[Float[Tensor, "head query key"], tuple[str, ...]]:
     """All words, and one position a picture: its queries averaged, its keys summed; rows still sum to 1."""
     index = prompt.tokens.image_index[prompt.example].tolist()
+    words = set(prompt.words)  # markers of a picture have its number too
     groups: list[list[int]] = []
     labels: list[str] = []
     for item in prompt.stretches():
-        groups.append([p for p, i in enumerate(index) if i == item[0]] if isinstance(item, tuple) else [item])
+        groups.append(
+            [p for p, i in enumerate(index) if i == item[0] and p not in words]
+            if isinstance(item, tuple)
+            else [item]
+        )
         labels.append(f"[picture {item[0] + 1}]" if isinstance(item, tuple) else prompt.word(item))
     parts = []
     for pattern in patterns.values():

@@ -61,9 +61,6 @@ class WordsView(HeadsView):
             )
         return {**super().data(), "averaged": self.averaged, "cuts": cuts, "lens": self._lens(), "first": 0}
 
-    def _patches_note(self) -> str:
-        return ""
-
     def _lens(self) -> dict[str, Any]:
         """The likeliest tokens of each image token by layer, cell by cell; of pooled ones the likeliest alone."""
         lens = self.of.lens.sel(kind="top")
@@ -157,7 +154,7 @@ def words(
         tuple(first + int(a) for a, _ in placed),
         (),
         side,
-        0,
+        side,
         tuple(part for _, part in squares),
         tuple(summed(rows, groups) for groups, _ in squares),
         summed(rows, keys),

@@ -5,6 +5,7 @@
   const find = (what) => document.querySelector(what), all = (what) => [...document.querySelectorAll(what)];
   const n = {layer: data.layers.length, head: data.heads.length, query: data.n_queries};
   const THUMB = 104, MEAN = -1;
+  const LEAST = 0.01, NOISE = 0.0001;  // nats: the scale of a cut reaches so far at least; smaller changes may be rounding
   const ALL = -1;  // layers
   const state = {query: data.first, layer: n.layer > 1 ? ALL : 0, head: MEAN, panel: 0, shared: false, cell: -1};
   const make = (tag, name, text) => {
@@ -52,7 +53,7 @@
   // a value to the decimals that its step leaves certain
   function exact(value, step) {
     const places = step > 0 ? Math.min(8, Math.max(0, Math.ceil(-Math.log10(step / 2)))) : 0;
-    return value.toFixed(places) + " (± " + (step / 2).toExponential(0) + ")";
+    return value.toFixed(places) + " ± " + Number((step / 2).toPrecision(1));
   }
 
   const words = block(data.words);
@@ -90,7 +91,7 @@
     canvas.setAttribute("aria-label", "what cutting each block of the picture does to the chosen word");
     const ramp = make("i", "signed");
     scale.append(low, ramp, top);
-    figure.append(make("figcaption", "", "with a block hidden: change of the word's log-probability"), canvas, scale);
+    figure.append(make("figcaption", "", "change of log-probability, block hidden"), canvas, scale);
     const cut = {figure, canvas, top, low, of, image: c.image, n: c.n, values: overlay.numbers(c.values, Float32Array),
       e: overlay.edges(overlay.numbers(c.boxes, Float32Array), 1, 1)};
     canvas.addEventListener("pointermove", function (e) {
@@ -164,13 +165,14 @@
       }
       if (block < 0) continue;
       overlay.mark(cut.canvas, cut.e, block);
-      const value = values[block];
+      const value = values[block], size = Math.abs(value);
       said += " Cutting its block (" + cut.n[block] + " image token" + (cut.n[block] > 1 ? "s" : "") + ") changes the log-probability of " + wordOf(query) + " by " +
-        (value < 0 ? "−" : "+") + Number(Math.abs(value).toPrecision(3)) + " nats.";
+        (size < NOISE ? "less than " + NOISE : (value < 0 ? "−" : "+") + Number(size.toPrecision(3))) + " nats.";
     }
     return said;
   }
-  const cutTop = (query) => largest(cuts.map((cut) => largest(cut.values.subarray(query * cut.n.length, (query + 1) * cut.n.length).map(Math.abs))));
+  // what is no change to speak of is not drawn as one
+  const cutTop = (query) => Math.max(LEAST, largest(cuts.map((cut) => largest(cut.values.subarray(query * cut.n.length, (query + 1) * cut.n.length).map(Math.abs)))));
 
   function paintStage(query) {
     const rows = panels.map((panel) => panel.attention.row(state.head, query)), top = largest(rows.map(largest));
@@ -330,5 +332,7 @@
     named();
     ready = true;
     choose(state.query);
+    const chosen = chips[state.query];
+    if (chosen) find(".prompt").scrollTop = chosen.offsetTop + chosen.offsetHeight - find(".prompt").clientHeight;
   });
 })();
