@@ -105,16 +105,14 @@ def words_table(
 ) -> WordsTable:
     """What each word that was written comes from.
 
-    The words are held and the prompt is run again with them: once for attention, once for the lens, and for each
-    block of image tokens from where a knockout changes something.
+    The words are held and the prompt is run again: for attention, for the lens, and for each block of image tokens.
 
     Args:
         model: which wrote it.
         generation: from ``model.generate(inputs, return_type="map")``, without interventions.
         example: which prompt of the batch.
-        grid: at most so many blocks across and down a picture. Smaller blocks hide a part of an object, which the
-            rest of it makes up for: of the organisms' content words, a block of 4 × 4 changes 20 to 40 % by more than
-            0.1 nats, a block of 8 × 8 4 to 36 %, of 2 × 2 half.
+        grid: at most so many blocks across and down a picture. Smaller blocks hide a part of an object, and the rest
+            makes up for it: 20 to 40 % of the organisms' content words lose 0.1 nats to one of 4 × 4.
         queries: the rows that a block is hidden from; as it stands all that read the picture but its own tokens.
         layers: where attention is kept and blocks are hidden; None is all.
         how: ``"mask"`` or ``"zero"``, see :func:`gatelens.knockout`.
