@@ -26,6 +26,7 @@ class Chart:
         draw: makes the figure; it is told whether the ground is dark.
         caption: what one sees.
         numbers: the table it is drawn from, folded under it.
+        fold: what opens the figure when it is folded, as where a table or the first screen says the same.
     """
 
     kind: ClassVar[str] = "chart"
@@ -33,6 +34,7 @@ class Chart:
     draw: Callable[[bool], Figure]
     caption: str = ""
     numbers: pd.DataFrame | None = None
+    fold: str = ""
 
     @property
     def table(self) -> Table | None:

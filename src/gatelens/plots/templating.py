@@ -43,10 +43,15 @@ def by_number(text: str) -> list[str]:
     return re.split(r"(?<![\w\-.])([−-]?\d[\d.]*(?:\u00a0%)?)(?!\w)", text)
 
 
+def unbroken(text: str) -> str:
+    """A text whose numbers stay on one line with their unit and with the name before them: ``n = 8``, ``95 %``."""
+    return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0")
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text))
-    made.filters["by_number"] = by_number
+    made.filters |= {"by_number": by_number, "unbroken": unbroken}
     return made
 
 

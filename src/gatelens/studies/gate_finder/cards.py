@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from gatelens.plots.card import Block, Card, Chart, Table
-from gatelens.plots.numbers import percent
+from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.opening import BarTable, Diagram, Opening, Path
 from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
 from gatelens.studies.gate_finder.result import SearchResult
@@ -14,6 +16,7 @@ from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARR
 
 SHOWN, SHOWN_BARS = 12, 6  # positions in the table, and on the first screen
 NAME = "finder"  # of the section
+LOST = "accuracy lost"
 WORDS = {
     "candidates": (
         "Every position at which the model’s input differs between pictures, and every one between these and the last "
@@ -63,43 +66,70 @@ def search_line(result: SearchResult) -> str:
 
 def search_opening(result: SearchResult) -> Opening:
     """The first screen: through the set found, and past it."""
-    said, settings = result.verdict, result.settings
-    one = said["sets"][settings["how"][0]]
-    narrow = said["verdict"] == NARROW
-    past = [settings["around"]] if narrow and settings.get("around") is not None else []
-    count = one["size"] or 0
-    name = result.places[one["places"][0]].name if count == 1 else f"{count} positions" if count else "no set"
-    diagram = Diagram(
-        Path("the set", [one["share"]] if count else [], "gate"), Path("others (accuracy)", past, "image"),
+    drawn, bars = ([_diagram(result)], _alone(result)) if result.gate else ([], _together(result))
+    return Opening(drawn, bars if bars.rows else None, words={"smallest set": WORDS["smallest set"]})
+
+
+def _alone(result: SearchResult) -> BarTable:
+    """What cutting one position loses, of the strongest."""
+    part = result.measures[result.measures.measure == f"{result.settings['how'][0]} accuracy"]
+    top = result.ranking().head(SHOWN_BARS).place.tolist()
+    names = {p: f"{result.places[p].name} ({result.places[p].position})" for p in top}
+    part = part[part.place.isin(top)].assign(metric=LOST, row=lambda t: t.place.map(names))
+    colors = {names[p]: "gate" if result.places[p] in result.gate else "image" for p in top}
+    caption = "Each cut alone, the most nats lost first; position in brackets. Whiskers: 95 % interval."
+    return BarTable.from_means(part, colors, tops={LOST: 1.0}, caption=caption, link=f"#{NAME}")
+
+
+def _together(result: SearchResult) -> BarTable:
+    """What cutting so many positions together loses: how many it takes."""
+    curve = result.curves[result.curves.how == result.settings["how"][0]]
+    doubled = [2**i for i in range(int(curve["size"].max()).bit_length())]
+    part = curve[curve["size"].isin([*doubled, curve["size"].max()])]
+    n = result.settings["n"] - result.settings["n"] // 2
+    part = part.assign(metric="share lost", n=n, mean=part["share"], row=part["size"].astype(str) + " cut together")
+    caption = "Share of what the picture is worth, the strongest positions first. Whiskers: 95 % interval."
+    colors = dict.fromkeys(part.row, "image")
+    return BarTable.from_means(part, colors, tops={"share lost": 1.0}, caption=caption, link=f"#{NAME}")
+
+
+def _diagram(result: SearchResult) -> Diagram:
+    """Through the gate found, and past it: accuracy above chance that is lost when all other positions are cut."""
+    one, settings = result.verdict["sets"][result.settings["how"][0]], result.settings
+    above = settings["accuracy"] - settings["chance"]
+    past = [settings["around"] / above] if settings.get("around") is not None and above > 0 else []
+    name = result.gate[0].name if len(result.gate) == 1 else f"{len(result.gate)} positions"
+    return Diagram(
+        Path("the set", [one["share"]], "gate"), Path("all others", past, "image"),
         ("the image", f"{settings['n_picture']} positions"), (name if len(name) <= 14 else f"{name[:13]}…", "the set"),
         ("answer", "the class"), link=f"#{NAME}",
     )  # fmt: skip
-    part = result.measures[result.measures.measure == f"{settings['how'][0]} accuracy"].assign(
-        metric="accuracy lost"
-    )
-    top = result.ranking().head(SHOWN_BARS).place.tolist()
-    names = {p: result.places[p].name for p in top}
-    part = part[part.place.isin(top)].assign(row=lambda t: t.place.map(names))
-    colors = {names[p]: "gate" if result.places[p] in result.gate else "image" for p in top}
-    caption = "The strongest positions, each cut alone. Whiskers: 95 % interval."
-    bars = BarTable.from_means(part, colors, tops={"accuracy lost": 1.0}, caption=caption, link=f"#{NAME}")
-    return Opening([diagram], bars if len(part) else None, words={"smallest set": WORDS["smallest set"]})
 
 
 def search_answer(result: SearchResult) -> str:
     """The sentence the report opens with."""
-    said, size = result.verdict, len(result.places)
-    one = said["sets"][result.settings["how"][0]]
-    if said["verdict"] == NARROW:
-        share, few = percent(min(one["share"], 1.0)), one["size"] == 1
-        cut = "the position named alone" if few else f"these {one['size']} positions"
-        return f"Of {size} positions, cutting {cut} loses {share} of what the picture is worth to the answer."
-    if said["verdict"] == DISTRIBUTED and one["size"]:
-        share = percent(result.settings["part"])
-        return f"It takes at most {one['size']} of {size} positions to carry {share} of what the picture is worth."
+    said, one = result.verdict, result.verdict["sets"][result.settings["how"][0]]
+    if one["size"] and said["verdict"] in (NARROW, DISTRIBUTED):
+        bound = "" if one["size"] == 1 else "At most "
+        share = percent_cell(*(min(one[name], 1.0) for name in ("share", "share_low", "share_high")))
+        return (
+            f"{bound}{one['size']} of {len(result.places)} positions [{one['low']}, {one['high']}], "
+            f"{_whose(result, one)}, carr{'ies' if one['size'] == 1 else 'y'} {share} of what the picture is worth."
+        )
+    if said["verdict"] == DISTRIBUTED:
+        return f"No set that was cut, of up to {one['low'] - 1} positions, carries what the picture is worth."
     if said["verdict"] == INCONCLUSIVE:
         return "The search cannot tell a few positions from many; give more examples."
     return "The model does not read the class off the picture, so there is no gate to look for."
+
+
+def _whose(result: SearchResult, one: Mapping[str, Any]) -> str:
+    """The positions of a set: by name where it is the gate, by where they are of a larger one."""
+    if result.gate:
+        return named(result.places, one["places"])
+    inside = sum(result.places[p].in_picture for p in one["places"])
+    after = len(one["places"]) - inside
+    return f"{inside} in the picture and {after} after it" if after else "all in the picture"
 
 
 def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:

@@ -154,7 +154,9 @@ def _patching(places: Sequence[Place], facts: Facts) -> Evidence:
         f"patched in all layers from an example of another class, {named(places, facts['patched'])} turns "
         f"{percent_cell(facts['joint_mean'], low, high)} of the answers into that example's"
     )
-    return {"kind": "patching", "says": says, "text": text}
+    turns = percent_cell(facts["joint_mean"], low, high)
+    line = f"{named(places, facts['patched'])} of another class turns {turns} of the answers into that class"
+    return {"kind": "patching", "says": says, "text": text, "line": line}
 
 
 def _standing_out(

@@ -18,9 +18,10 @@ from gatelens.examples import draw
 from gatelens.identity import resolve_data
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent
-from gatelens.plots.opening import Diagram, Opening
+from gatelens.plots.opening import BarTable, Diagram, Opening
 from gatelens.runs import Run
-from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, TITLES
+from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, SHOWN, TITLES, shown_rows
+from gatelens.studies.narrow_gate.knockout_table import GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
 from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED, paths_of
 from gatelens.studies.narrow_gate.words import METHOD
@@ -192,7 +193,23 @@ def _opening(run: Run, said: Mapping[str, Any]) -> Opening:
         )
         for name in first.stage.unique()
     ]  # fmt: skip
-    return Opening(diagrams, words={term: METHOD[term] for term in SAID})
+    return Opening(diagrams, _bars(run, first), words={term: METHOD[term] for term in SAID})
+
+
+def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
+    """What is left when nothing, the gate or the image tokens are cut: the stages of each beside each other."""
+    table = shown_rows(run.table("knockout"))
+    rows = [(cut, stage) for cut in (NONE, GATE, IMAGE) for stage in table.stage.unique()]
+    names = {NONE: "nothing cut", GATE: "gate cut", IMAGE: "image cut"}
+    floors = shares.groupby("metric", sort=False).floor.mean().to_dict()
+    return BarTable.from_means(
+        table.assign(row=table.row + "\n" + table.stage),
+        {f"{cut}\n{stage}": SHOWN[cut] for cut, stage in rows},
+        names={f"{cut}\n{stage}": f"{names[cut]}, {stage}" for cut, stage in rows},
+        tops={metric: 1.0 for metric in table.metric if "accuracy" in metric},
+        chances=floors, link=f"#{SECTION.name}",
+        caption="Score with attention from text cut. Whiskers: 95 % interval. Dashed: without the picture, mean of all.",
+    )  # fmt: skip
 
 
 def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:

@@ -165,7 +165,8 @@ def page(run: Run) -> list[card.Card]:
         drawn = {row: (row, f"mean of {n} draws") for row, n in repeats.items() if n > 1}
         looks: dict[str, Any] = {"corner": "attention cut", "controls": (table.FLOOR,), "title": title}
         blocks.append(card.Table.from_means(part, names=drawn, **looks))
-        blocks.append(card.Chart(name, partial(knockout_bars, knockout, how, chances=chances), CAPTION))
+        drawing = partial(knockout_bars, knockout, how, chances=chances)
+        blocks.append(card.Chart(name, drawing, CAPTION, fold="The same as a figure"))
     cards = [card.Card("What is left when a path is cut", blocks, short="Knockouts", finding=_finding(run))]
     reference = reference_for(str(run.settings["model"]))
     if reference:

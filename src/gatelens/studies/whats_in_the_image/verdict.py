@@ -220,16 +220,13 @@ def _answer(overall: str, row: Mapping[str, Any]) -> str:
         return f"Nothing can be said: {row['why']}."
     query, generated = (path.said for path in paths_of(row))
     opening = {
-        STORED: "The text reads the picture from the query tokens",
-        DIRECT: "Generated tokens read the image tokens directly",
-        EITHER: "Either way is enough",
-        NEEDED: "Both ways are needed",
-        MIXED: "The two ways cannot be told apart",
+        STORED: "The text reads the query tokens: hiding the image from them",
+        DIRECT: "The text reads the image directly: hiding it from query tokens",
+        EITHER: "Either way is enough: hiding the image from query tokens",
+        NEEDED: "Both ways are needed: hiding the image from query tokens",
+        MIXED: "The two ways cannot be told apart: hiding the image from query tokens",
     }[overall]
-    return (
-        f"{opening}: hiding the image from query tokens loses {query} of the objects named, from generated tokens "
-        f"{generated}."
-    )
+    return f"{opening} loses {query} of the objects named, from generated tokens {generated}."
 
 
 def _share(row: Mapping[str, Any], name: str) -> str:

@@ -186,7 +186,7 @@ def _caption(table: pd.DataFrame) -> str:
         f"{share.mean():.2f} on average and at most {share.max():.2f}, in layer {int(share.idxmax())}. An even share "
         "is "
         f"{uniform:.3f} a position. Below: the attention there is to divide. Attention shows where text looks, not "
-        "what it uses."
+        "what it uses. Standard errors: under Numbers."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gatelens.plots.bars import bars
-from gatelens.plots.card import Block, Card, Chart, Pictures, Table
+from gatelens.plots.card import Block, Card, Chart, Pictures, Table, Text
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
@@ -56,11 +56,15 @@ WORDS = {
 }
 
 
+CAPTION = "Share of drawings that show what is named above. Whiskers: 95 % interval over drawings. Dashed: chance."
+
+
 def cards(run: Run) -> list[Card]:
     """Pictures, tables and bars."""
     table, drawn = run.table("drawing"), run.json("drawing_pictures")
     blocks: list[Block] = [
-        Chart("drawing", partial(drawing_bars, table), caption(table), _shown_numbers(table)),
+        Text(in_words(table)),
+        Chart("drawing", partial(drawing_bars, table), CAPTION, _shown_numbers(table)),
         pictures(drawn),
         *(shares(table, prompt) for prompt in table.prompt.unique()),
         said(table),
@@ -83,7 +87,7 @@ def _shown_numbers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def caption(table: pd.DataFrame) -> str:
+def in_words(table: pd.DataFrame) -> str:
     """What the numbers come to, in sentences; each comparison holds only where the 95 % intervals are apart."""
     part = table[table.prompt == "colour asked"].set_index(["row", "measure"])
 
@@ -109,7 +113,7 @@ def caption(table: pd.DataFrame) -> str:
         text += "." if apart(row, NONE, FOLLOWS) else ", no different."
     if apart(ALL_TEXT, NONE, BROKEN):
         text += f" With both cut, {share(ALL_TEXT, BROKEN)} show the class asked for again."
-    return f"{text} Whiskers: 95 % interval over drawings. Dashed: chance."
+    return text
 
 
 def pictures(drawn: dict[str, Any]) -> Pictures:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
 from gatelens.plots.curve import curve, label_points, layer_axis
-from gatelens.plots.style import NotebookFigure, Palette, styled
+from gatelens.plots.style import NotebookFigure, Palette, see_through, styled
 
 
 def cosine_by_layer(
@@ -45,11 +44,10 @@ def _strips(axes: Axes, histogram: pd.DataFrame, p: Palette) -> None:
     """The distribution as a strip a layer, the darker the more pairs."""
     wide = histogram.pivot(index="from", columns="layer", values="share").sort_index()
     values = wide.to_numpy() / np.maximum(wide.to_numpy().max(axis=0, keepdims=True), 1e-12)
-    colors = LinearSegmentedColormap.from_list("share", [p.ground, p.grid, p.faint])
     edges = [*wide.index, 1.0]
     for column, layer in enumerate(wide.columns):
         sides = [layer - 0.42, layer + 0.42]
-        axes.pcolormesh(sides, edges, values[:, [column]], cmap=colors, vmin=0, vmax=1, zorder=0)
+        axes.pcolormesh(sides, edges, values[:, [column]], cmap=see_through(p.faint), vmin=0, vmax=1, zorder=0)
 
 
 def homogeneity_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:

@@ -18,7 +18,8 @@ from gatelens.studies.narrow_gate.patching.attributes import styles
 ANY = "any"  # in a table of classes: all of them together
 DEPTH_CAPTION = (
     "The same by what is asked, for pairs that differ in it. A curve rises where the gate has read it, and falls where "
-    "the text no longer reads it there. Counted are pairs whose unpatched answers are both right."
+    "the text no longer reads it there. Counted are pairs whose unpatched answers are both right. "
+    "Intervals: in the table."
 )
 FEWEST_A_CELL = 10  # pairs of pictures of two classes, to colour a cell by them
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"

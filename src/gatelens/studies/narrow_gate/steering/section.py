@@ -316,7 +316,7 @@ def evidence(run: Run) -> list[Evidence]:
         says = NARROW
     elif best.high < FLIPS[0]:
         says = DISTRIBUTED if at_last > FLIPS[1] else INCONCLUSIVE
-        note = f"; at the last position the same recipe turns {percent(at_last)}"
+        note = f"; at the last position {percent(at_last)}"
     else:
         says = MIXED
         n_fit = int(run.table("steering_layers").n_fit.min())
