@@ -87,7 +87,9 @@ def _together(result: SearchResult) -> BarTable:
     doubled = [2**i for i in range(int(curve["size"].max()).bit_length())]
     part = curve[curve["size"].isin([*doubled, curve["size"].max()])]
     n = result.settings["n"] - result.settings["n"] // 2
-    part = part.assign(metric="share lost", n=n, mean=part["share"], row=part["size"].astype(str) + " cut together")
+    part = part.assign(
+        metric="share lost", n=n, mean=part["share"], row=part["size"].astype(str) + " cut together"
+    )
     caption = "Share of what the picture is worth, the strongest positions first. Whiskers: 95 % interval."
     colors = dict.fromkeys(part.row, "image")
     return BarTable.from_means(part, colors, tops={"share lost": 1.0}, caption=caption, link=f"#{NAME}")

@@ -208,7 +208,7 @@ def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
         names={f"{cut}\n{stage}": f"{names[cut]}, {stage}" for cut, stage in rows},
         tops={metric: 1.0 for metric in table.metric if "accuracy" in metric},
         chances=floors, link=f"#{SECTION.name}",
-        caption="Score with attention from text cut. Whiskers: 95 % interval. Dashed: without the picture, mean of all.",
+        caption="Score with attention from text cut. Whiskers: 95 % interval. Dashed: no picture, mean of all.",
     )  # fmt: skip
 
 

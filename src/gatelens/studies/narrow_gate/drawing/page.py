@@ -56,7 +56,9 @@ WORDS = {
 }
 
 
-CAPTION = "Share of drawings that show what is named above. Whiskers: 95 % interval over drawings. Dashed: chance."
+CAPTION = (
+    "Share of drawings that show what is named above. Whiskers: 95 % interval over drawings. Dashed: chance."
+)
 
 
 def cards(run: Run) -> list[Card]:

@@ -47,7 +47,9 @@ def _strips(axes: Axes, histogram: pd.DataFrame, p: Palette) -> None:
     edges = [*wide.index, 1.0]
     for column, layer in enumerate(wide.columns):
         sides = [layer - 0.42, layer + 0.42]
-        axes.pcolormesh(sides, edges, values[:, [column]], cmap=see_through(p.faint), vmin=0, vmax=1, zorder=0)
+        axes.pcolormesh(
+            sides, edges, values[:, [column]], cmap=see_through(p.faint), vmin=0, vmax=1, zorder=0
+        )
 
 
 def homogeneity_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
