@@ -14,7 +14,7 @@ from gatelens.plots.numbers import cell, interval, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
 from gatelens.studies.catalogue import study_of
-from gatelens.studies.report import measured_sections, read_from
+from gatelens.studies.report import measured_sections, read_from, said_of
 from gatelens.studies.section import CELL, CELLS
 from gatelens.studies.study import verdict_of
 
@@ -124,6 +124,11 @@ def compare_text(a: Run, b: Run) -> str:
 def compare_html(a: Run, b: Run) -> str:
     """The comparison as one HTML page that needs no network."""
     table = compare(a, b)
+    with read_from(a, b):
+        return _page(a, b, table)
+
+
+def _page(a: Run, b: Run, table: pd.DataFrame) -> str:
     cards = [_card(section, part) for section, part in table.groupby("section", sort=False)]
     different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
@@ -131,7 +136,7 @@ def compare_html(a: Run, b: Run) -> str:
     models = [run.settings.get("model", "?") for run in (a, b)]
     names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
-        Verdict.from_json({**verdict_of(run), "evidence": ()}, study_of(run).tones, name)
+        Verdict.from_json({**said_of(study_of(run), run), "evidence": ()}, study_of(run).tones, name)
         for name, run in zip(names, (a, b), strict=True)
     ]
     method = {"interval": f"Under each number, {IN_WORDS}", "*": f"{_star(table).capitalize()}."}
@@ -148,7 +153,9 @@ def _card(section: str, part: pd.DataFrame) -> Card:
 
 
 def _finding(part: pd.DataFrame) -> str:
-    return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0"
+    how = {(True,): "paired by example", (False,): "from the intervals of both means"}
+    said = how.get(tuple(part.paired.unique()), f"{int(part.paired.sum())} of them paired by example")
+    return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0 ({said})"
 
 
 def _table(how: str, metric: str, part: pd.DataFrame) -> Table:

@@ -59,7 +59,7 @@ def test_the_sentence_follows_the_numbers() -> None:
 
 def test_the_card(run: Any) -> None:
     (card,) = drawing.cards(run)
-    figure, pictures, asked, open_, said = card.blocks
+    _, figure, pictures, asked, open_, said = card.blocks
     assert len(pictures.header) == 1 + len(pictures.rows[0][1])
     assert [name for name, _ in pictures.rows] == ["the prompt’s picture", *FOLLOWS_IMAGE]
     assert "colour asked" in asked.header and "colour asked" not in open_.header
