@@ -14,7 +14,7 @@ from gatelens.plots.numbers import cell, interval, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.runs import Run
 from gatelens.studies.catalogue import study_of
-from gatelens.studies.report import measured_sections, read_from, said_of
+from gatelens.studies.report import measured_sections, read_from
 from gatelens.studies.section import CELL, CELLS
 from gatelens.studies.study import verdict_of
 
@@ -124,11 +124,6 @@ def compare_text(a: Run, b: Run) -> str:
 def compare_html(a: Run, b: Run) -> str:
     """The comparison as one HTML page that needs no network."""
     table = compare(a, b)
-    with read_from(a, b):
-        return _page(a, b, table)
-
-
-def _page(a: Run, b: Run, table: pd.DataFrame) -> str:
     cards = [_card(section, part) for section, part in table.groupby("section", sort=False)]
     different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
@@ -136,11 +131,17 @@ def _page(a: Run, b: Run, table: pd.DataFrame) -> str:
     models = [run.settings.get("model", "?") for run in (a, b)]
     names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
-        Verdict.from_json({**said_of(study_of(run), run), "evidence": ()}, study_of(run).tones, name)
+        Verdict.from_json(_in_short(run), study_of(run).tones, name)
         for name, run in zip(names, (a, b), strict=True)
     ]
     method = {"interval": f"Under each number, {IN_WORDS}", "*": f"{_star(table).capitalize()}."}
     return render(Page(" and ".join(models), ["two runs compared"], verdicts, cards, method))
+
+
+def _in_short(run: Run) -> dict[str, Any]:
+    """The verdict without its evidence; of a run from before there were answers, the first sentence."""
+    said = verdict_of(run)
+    return {"answer": f"{said['sentence'].split('. ')[0].removesuffix('.')}.", **said, "evidence": ()}
 
 
 def _card(section: str, part: pd.DataFrame) -> Card:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -40,15 +39,11 @@ def read_from(*runs: Run) -> Iterator[None]:
         ) from error
 
 
-def said_of(study: Study, run: Run) -> dict[str, Any]:
-    """The verdict, made anew so that a run of before says it in today's words."""
-    verdict_of(run)  # there is one: the run is finished
-    return dict(study.verdict(run, evidence_of(measured_sections(study, run), run)))
-
-
 def page_of(study: Study, run: Run) -> page.Page:
-    """What the report shows."""
-    settings, sections, said = run.settings, measured_sections(study, run), said_of(study, run)
+    """What the report shows. The verdict is made anew, so that a run of before says it in today's words."""
+    verdict_of(run)  # there is one: the run is finished
+    settings, sections = run.settings, measured_sections(study, run)
+    said = dict(study.verdict(run, evidence_of(sections, run)))
     decides = f"#{study.decides}" if study.decides else ""
     evidence = [
         {"link": f"#{e['section']}" if "section" in e else decides, **e} for e in said.get("evidence", ())
