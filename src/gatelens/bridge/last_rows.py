@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 # arguments of a layer by name: the axis, counted from the last, along which they hold positions
 _AXES = {"attention_mask": 2, "position_ids": 1, "position_embeddings": 2, "cache_position": 1}
@@ -25,16 +25,18 @@ def last_row_alone(block: Any, before_last: Callable[[], None] = lambda: None) -
     """Let a block compute and give its last position alone, for a while, on top of the keys and values of all others.
 
     Its attention is a :class:`~gatelens.bridge.attention.HookedAttention`, and nothing but the stream that enters the
-    block may be hooked. ``before_last`` is called between the two parts of a pass. A pass without a cache, or with
-    arguments that are not known here, computes every position.
+    block may be hooked. ``before_last`` is called between the two parts of a pass. A pass with arguments that are not
+    known here computes every position; one without a cache has one in this block alone.
     """
     layer = block.original_component
     whole, before = layer.forward, layer.__dict__.get("forward")
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         last = hidden_states.shape[1] - 1
-        if last < 1 or args or not _known(kwargs) or kwargs.get("past_key_values") is None:
+        if last < 1 or args or not _known(kwargs) or "past_key_values" not in kwargs:
             return whole(hidden_states, *args, **kwargs)
+        if kwargs["past_key_values"] is None:
+            kwargs = kwargs | {"past_key_values": DynamicCache()}
         block.attn.keys_alone = True
         try:
             whole(hidden_states[:, :last], **_part(kwargs, slice(0, last)))

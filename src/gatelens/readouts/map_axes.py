@@ -38,6 +38,36 @@ class Axis(NamedTuple):
     choices: Sequence[Any]
 
 
+class Cell(NamedTuple):
+    """One cell of a map: what is patched, and from where.
+
+    Attributes:
+        here, there: of each prompt, the positions that are patched, and those they are patched from.
+        heads: or neurons; None is all.
+        source_layer: None is the layer that is patched.
+    """
+
+    site: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    source_layer: int | None
+    here: list[list[int]]
+    there: list[list[int]]
+
+    def patch(self, prompts: PatchedPrompts) -> Patch:
+        """The intervention."""
+        return patch(
+            prompts.cache,
+            at=_selector(self.here, prompts.tokens),
+            source=_selector(self.there, prompts.cache.tokens),
+            site=self.site,
+            layers=self.layers,
+            heads=self.heads,
+            other_model=prompts.other_model,
+            source_layer=self.source_layer,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class PatchedPrompts:
     """Some prompts of one length that are patched together.
@@ -220,13 +250,13 @@ class MapAxes:
         values: Sequence[Any] = self.sites if name == "site" else self.source_layers
         return Axis(name, pd.DataFrame({name: list(values)}), values)
 
-    def patches(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Patch | None]:
-        """What each cell does to the runs of some prompts, in order; None where none of them has such a place."""
+    def cells(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Cell | None]:
+        """The cells in some prompts, in order; None where none of them has such a place."""
         each = range(len(prompts.places))
         partners = [dict(places) for places in prompts.places]
         tokens = [prompts.tokens.select([i]) for i in each]
         groups = {
-            name: [self.selected(tokens[i], name, prompts.masks[i]) for i in each]
+            name: [self.selected(tokens[i], name, prompts.masks[i]).tolist() for i in each]
             for name in _group_names(axes)
         }
         for choices in product(*(axis.choices for axis in axes)):
@@ -241,16 +271,13 @@ class MapAxes:
             if not any(here):
                 yield None
                 continue
-            there = [[partners[i][p] for p in here[i]] for i in each]
-            yield patch(
-                prompts.cache,
-                at=_selector(here, prompts.tokens),
-                source=_selector(there, prompts.cache.tokens),
+            yield Cell(
                 site=chosen.get("site", self.sites[0]),
                 layers=chosen.get("layer", self.windows[0]),
                 heads=chosen.get("head", chosen.get("neuron", self.heads[0])),
-                other_model=prompts.other_model,
                 source_layer=chosen.get("source_layer", self.source_layers[0]),
+                here=here,
+                there=[[partners[i][p] for p in here[i]] for i in each],
             )
 
     def selected(self, tokens: TokenMap, group: str, masks: Mapping[str, Any]) -> Bool[Tensor, " pos"]:

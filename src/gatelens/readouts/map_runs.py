@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from gatelens.data import Pair
 from gatelens.engine import compile_for, last_logits
@@ -23,7 +22,7 @@ from gatelens.measures.logits import Metric
 from gatelens.model import HookedVLM
 from gatelens.readouts.map_axes import Axis, PatchedPrompts
 from gatelens.readouts.map_metrics import MapMetric
-from gatelens.readouts.prompt_pairs import Place, Side, in_parts, masks_of, same_places, sides
+from gatelens.readouts.prompt_pairs import Side, in_parts, masks_of, same_places, sides
 from gatelens.runs import Run
 from gatelens.tokens import TokenMap
 from gatelens.units import Done, Unit, measured, numbered
@@ -41,13 +40,12 @@ NO_WORDS = pd.DataFrame({"position": pd.Series(dtype=int), "word": pd.Series(dty
 
 
 class PairRuns(NamedTuple):
-    """What is run of some pairs: the prompts that are patched, and a patch a cell, None where none has such a place."""
+    """What is run of some pairs: the prompts that are patched, and the cells, None where none has such a place."""
 
     base: Side
     metric: Metric
-    cache: Any
-    places: list[list[Place]]
-    patches: list[Any]
+    prompts: PatchedPrompts
+    cells: list[Any]
     where: list[str]
 
 
@@ -149,14 +147,13 @@ class MapWork:
     @torch.no_grad()
     def _cells(self, part: Part, done: Done) -> Measured:
         runs = self.runs_of(part)
-        found = np.full((len(part), len(runs.patches)), np.nan)
-        there = [i for i, one in enumerate(runs.patches) if one is not None]
-        done((len(runs.patches) - len(there)) * len(part))
-        patches = [runs.patches[i] for i in there]
+        found = np.full((len(part), len(runs.cells)), np.nan)
+        there = [i for i, one in enumerate(runs.cells) if one is not None]
+        done((len(runs.cells) - len(there)) * len(part))
+        patches = [runs.cells[i].patch(runs.prompts) for i in there]
         found[:, there] = self.values(runs.base, patches, runs.metric, runs.where, done).T
-        for i, one in zip(there, patches, strict=True):
-            if isinstance(one.at, Tensor):  # some of the prompts have no such place
-                found[~one.at.any(1).numpy(), i] = np.nan
+        for i in there:  # some of the prompts may have no such place
+            found[[not positions for positions in runs.cells[i].here], i] = np.nan
         return found, self._words(runs)
 
     def runs_of(self, part: Part) -> PairRuns:
@@ -178,8 +175,7 @@ class MapWork:
             [masks_of(pair) for pair in pairs],
             self.source is not self.model,
         )
-        patches = list(self.map_axes.patches(self.axes, prompts))
-        return PairRuns(base, metric, cache, places, patches, where)
+        return PairRuns(base, metric, prompts, list(self.map_axes.cells(self.axes, prompts)), where)
 
     def _reference(self, tokens: TokenMap, where: str) -> dict[int, int]:
         """From positions of the axes, which are the first prompt's, to this prompt's."""

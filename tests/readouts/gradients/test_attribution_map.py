@@ -320,6 +320,20 @@ def held_at_most(model: Any) -> tuple[Tensor, int]:
     return found.tensor, most
 
 
+@pytest.mark.parametrize("method, site", [("atp", "resid_pre"), ("ig", "resid_pre"), ("atp", "z")])
+def test_the_last_layer_computes_one_row_where_no_other_is_read(tiny: Any, method: str, site: str) -> None:
+    """Of all other rows of that layer only keys and values matter, unless the map is of what is inside it."""
+    rows: set[int] = set()
+    mlp = tiny.blocks[-1].mlp.original_component
+    handle = mlp.register_forward_hook(lambda module, args, out: rows.add(args[0].shape[1]))
+    try:
+        gl.attribution_map(tiny, PAIRS[0], METRIC, method, site=site, steps=2, check=0, progress=False)
+    finally:
+        handle.remove()
+    n_pos = tiny.prepare(PAIRS[0].clean.image, TEXT).tokens.n_pos
+    assert rows == ({1} if site == "resid_pre" else {n_pos})
+
+
 # --- edges
 
 

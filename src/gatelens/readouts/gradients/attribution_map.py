@@ -23,7 +23,7 @@ from gatelens.interventions.arguments import Heads, Layers, as_count
 from gatelens.measures.agreement import Agreement, agreement, thirds
 from gatelens.model import HookedVLM
 from gatelens.readouts.effect_map import EffectMap
-from gatelens.readouts.gradients.contrast import Contrast
+from gatelens.readouts.gradients.contrast import Contrast, ending_early, reads_last_row
 from gatelens.readouts.gradients.edges import EdgeAxes, EdgeScores
 from gatelens.readouts.gradients.nodes import NodeScores, legendre_steps
 from gatelens.readouts.gradients.passes import GradientPasses
@@ -224,15 +224,15 @@ class GradientWork(MapWork):
         with self.model.lock:
             runs = self.runs_of(part)
             source = number_of(runs.metric, self.source_logits, runs.where[0])
-            there = [i for i, one in enumerate(runs.patches) if one is not None]
-            found = np.full((1, len(runs.patches)), np.nan)
+            there = [i for i, one in enumerate(runs.cells) if one is not None]
+            found = np.full((1, len(runs.cells)), np.nan)
             if there:
-                logits, scores = self._scores(runs, [runs.patches[i] for i in there])
+                logits, scores = self._scores(runs, [runs.cells[i] for i in there])
                 base = number_of(runs.metric, logits, runs.where[0])
                 found[:, there] = base + np.array(scores)
             else:
                 base = float(self.values(runs.base, [None], runs.metric, runs.where))
-        done(2 + len(runs.patches))
+        done(2 + len(runs.cells))
         ends = [source, base] if self.denoising else [base, source]
         self._check_apart(np.array([ends]), part)
         return np.concatenate([[ends], found], axis=1), self._words(runs)
@@ -245,7 +245,8 @@ class GradientWork(MapWork):
         before = compile_for(self.model, list(side.interventions), side.tokens).pairs
         hooks: list[Any] = [*before, *caching_hooks(self.map_axes.cached, stored, kept)]
         tensors = {**side.inputs.tensors, "logits_to_keep": self.metric.rows}
-        self.source_logits, _ = self.model.forward_step(tensors, hooks)
+        with ending_early(self.model, reads_last_row(self.model, hooks, self.metric.rows)):
+            self.source_logits, _ = self.model.forward_step(tensors, hooks)
         return ActivationCache(stored, self.model, side.tokens, kept)
 
     def _scores(self, runs: PairRuns, cells: Sequence[Any]) -> tuple[Tensor, list[float]]:
@@ -262,9 +263,9 @@ class GradientWork(MapWork):
 
     def _passes(self, runs: PairRuns) -> GradientPasses:
         """Passes over all positions that any cell is about."""
-        wanted = {position for one in runs.patches if one is not None for position in one.at}
-        places = [place for place in runs.places[0] if place[0] in wanted]
-        return GradientPasses(self.model, Contrast(runs.base, runs.cache, places), runs.metric)
+        wanted = {position for one in runs.cells if one is not None for position in one.here[0]}
+        places = [place for place in runs.prompts.places[0] if place[0] in wanted]
+        return GradientPasses(self.model, Contrast(runs.base, runs.prompts.cache, places), runs.metric)
 
     def effects(self, numbers: Float[np.ndarray, "pair number"]) -> Float[np.ndarray, "pair cell"]:
         """The share of the way between the two runs, from metrics."""
@@ -278,13 +279,16 @@ class GradientWork(MapWork):
         """The true effects of the chosen cells; NaN for the others."""
 
         def patched(part: Part, done: Done) -> Measured:
+            patches: list[Any]
             found = np.full((1, len(chosen)), np.nan)
             with self.model.lock:
                 runs = self.runs_of(part)
-                there = [i for i, cell in enumerate(chosen) if runs.patches[cell] is not None]
-                patches: Any = [runs.patches[chosen[i]] for i in there]
-                if self.method in OF_EDGES and patches:
-                    patches = EdgeScores(self._passes(runs), self.map_axes.graph).patches(patches)
+                there = [i for i, cell in enumerate(chosen) if runs.cells[cell] is not None]
+                cells = [runs.cells[chosen[i]] for i in there]
+                if self.method in OF_EDGES and cells:
+                    patches = EdgeScores(self._passes(runs), self.map_axes.graph).patches(cells)
+                else:
+                    patches = [cell.patch(runs.prompts) for cell in cells]
                 if there:
                     found[:, there] = self.values(runs.base, patches, runs.metric, runs.where, done).T
             done(len(chosen) - len(there))

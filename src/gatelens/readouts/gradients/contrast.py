@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -11,7 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gatelens.bridge.last_rows import last_row_alone
 from gatelens.engine import compile_for
+from gatelens.engine.clean_run import ends_early
 from gatelens.interventions.cached import cached_values
 from gatelens.interventions.editing import RowFunction, edit
 from gatelens.interventions.rows import Rows
@@ -91,6 +94,22 @@ def row_hooks(
     return compile_for(model, [*before, *specs], tokens)
 
 
+def reads_last_row(model: HookedVLM, hooks: Sequence[tuple[Any, Any]], keep: int) -> bool:
+    """Whether a pass with these hooks needs no row of the last layer but the last, as it reads one row of logits.
+
+    Args:
+        keep: how many of the last rows of logits are read; 0 is all.
+    """
+    last = f"blocks.{int(model.cfg.n_layers) - 1}."
+    inside = [name for name, _ in hooks if name.startswith(last) and name != f"{last}hook_resid_pre"]
+    return keep == 1 and not inside and ends_early(model)
+
+
+def ending_early(model: HookedVLM, early: bool) -> AbstractContextManager[None]:
+    """The last layer computes of all rows but the last their keys and values alone, if ``early``."""
+    return last_row_alone(model.bridge.blocks[-1]) if early else nullcontext()
+
+
 @torch.no_grad()
 def record(
     model: HookedVLM,
@@ -114,6 +133,7 @@ def record(
     compiled = row_hooks(model, side.tokens, masks, taps, seen.setdefault, side.interventions)
     # after the interventions of the run, whose effect the stream holds
     hooks = [*compiled.pairs, *((f"blocks.{layer}.hook_resid_pre", keep_stream(layer)) for layer in streams)]
-    logits, _ = model.forward_step({**side.inputs.tensors, "logits_to_keep": keep}, hooks)
+    with model.lock, ending_early(model, reads_last_row(model, hooks, keep)):
+        logits, _ = model.forward_step({**side.inputs.tensors, "logits_to_keep": keep}, hooks)
     compiled.check_fired()
     return seen, entering, logits

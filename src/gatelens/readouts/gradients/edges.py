@@ -87,11 +87,11 @@ def _whole(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Edge:
-    """One cell of an edge map: numbers of sender and receiver, and the positions that count."""
+    """One cell of an edge map: numbers of sender and receiver, and the positions of the prompt that count."""
 
     sender: int
     receiver: int
-    at: Sequence[int]
+    here: Sequence[Sequence[int]]
 
 
 class EdgeAxes:
@@ -120,13 +120,13 @@ class EdgeAxes:
             Axis("receiver", graph.receivers, range(len(graph.receivers))),
         ]
 
-    def patches(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Edge | None]:
+    def cells(self, axes: Sequence[Axis], prompts: PatchedPrompts) -> Iterator[Edge | None]:
         """The edges of one prompt in order; None where the receiver comes before the sender."""
         selected = prompts.tokens.mask(self.at, prompts.masks[0])[0]
         at = [here for here, _ in prompts.places[0] if selected[here]]
         there = self.graph.is_edge()
         for sender, receiver in np.ndindex(*there.shape):
-            yield Edge(sender, receiver, at) if at and there[sender, receiver] else None
+            yield Edge(sender, receiver, [at]) if at and there[sender, receiver] else None
 
 
 def sender_taps(model: HookedVLM) -> list[Tap]:

@@ -1,6 +1,6 @@
 """Scores of nodes: attribution patching, with the softmax recomputed for queries and keys, and integrated gradients.
 
-A score is made for each patch of a map: what the patch should gain, to first order.
+A score is made for each cell of a map: what its patch should gain, to first order.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatelens.interventions import Patch
 from gatelens.interventions.base import resolve_indices
 from gatelens.interventions.sites import has_heads, head_count
 from gatelens.readouts.gradients.contrast import Tap, row_hooks
 from gatelens.readouts.gradients.passes import GradientPasses
+from gatelens.readouts.map_axes import Cell
 
 OVERFLOW = 600.0  # the largest change of an attention score whose exponential is a number
 RowScores = dict[Tap, Float[Tensor, "n head"]]  # one column where a site has no heads
 
 
 class NodeScores:
-    """The scores of patches of one contrast.
+    """The scores of cells of one contrast.
 
     Args:
         passes: of the contrast; nothing is compared yet.
-        patches: each of one site and layer.
+        cells: each of one site and layer.
         method: see :func:`gatelens.attribution_map`.
         steps: of integrated gradients.
     """
 
-    def __init__(self, passes: GradientPasses, patches: Sequence[Patch], method: str, steps: int) -> None:
-        self.passes, self.patches, self.steps = passes, patches, steps
-        self.taps = list(dict.fromkeys(tap_of(one) for one in patches))
+    def __init__(self, passes: GradientPasses, cells: Sequence[Cell], method: str, steps: int) -> None:
+        self.passes, self.cells, self.steps = passes, cells, steps
+        self.taps = list(dict.fromkeys(tap_of(one) for one in cells))
         self.fixed = [tap for tap in self.taps if method == "atp*" and tap[0] in ("q", "k")]
         self.method = method
         ahead = (
@@ -45,7 +45,7 @@ class NodeScores:
             passes.compare(ahead, sorted({layer for _, layer in ahead}))
 
     def all(self) -> list[float]:
-        """The score of each patch, in order."""
+        """The score of each cell, in order."""
         if self.method == "ig":
             return self._summed(dict(integrated_gradients(self.passes, self.taps, self.steps)))
         rows = attribution_patching(self.passes, [tap for tap in self.taps if tap not in self.fixed])
@@ -55,26 +55,26 @@ class NodeScores:
         return self._summed(rows, softmax)
 
     def _summed(self, rows: RowScores, known: dict[int, float] | None = None) -> list[float]:
-        """The rows and heads of each patch added up, but for those that are known already."""
+        """The rows and heads of each cell added up, but for those that are known already."""
         found, row_of = [], self.passes.contrast.row_of
         values = {tap: scores.double().cpu().numpy() for tap, scores in rows.items()}
-        for number, one in enumerate(self.patches):
+        for number, one in enumerate(self.cells):
             if known is not None and number in known:
                 found.append(known[number])
                 continue
-            here = values[tap_of(one)][[row_of[position] for position in _positions(one)]]
+            here = values[tap_of(one)][[row_of[position] for position in one.here[0]]]
             if has_heads(one.site):
                 here = here[:, list(self._heads(one))]
             found.append(float(here.sum()))
         return found
 
-    def _heads(self, one: Patch) -> tuple[int, ...]:
+    def _heads(self, one: Cell) -> tuple[int, ...]:
         return resolve_indices(one.heads, head_count(one.site, self.passes.model.cfg), "heads", one)
 
     # --- queries and keys
 
     def _recomputed(self, layer: int, keys: dict[int, float]) -> RowScores:
-        """Rows of queries of a layer; the scores of its patches of keys go into ``keys``, by number."""
+        """Rows of queries of a layer; the scores of its cells of keys go into ``keys``, by number."""
         pattern, gradient = _pattern_gradient(self.passes, layer)
         before = _attention_scores(self.passes, layer, None)
         rows: RowScores = {}
@@ -85,20 +85,16 @@ class NodeScores:
             change = _attention_scores(self.passes, layer, "k") - before
             n_kv = int(head_count("k", self.passes.model.cfg) or len(pattern))
             parts = KeyParts(pattern, gradient, change, len(pattern) // n_kv)
-            for number, one in enumerate(self.patches):
+            for number, one in enumerate(self.cells):
                 if tap_of(one) == ("k", layer):
-                    keys[number] = parts.patched(_positions(one), self._heads(one))
+                    keys[number] = parts.patched(one.here[0], self._heads(one))
         return rows
 
 
-def tap_of(patch: Patch) -> Tap:
-    """The site and the one layer of a patch."""
-    assert isinstance(patch.layers, tuple) and len(patch.layers) == 1
-    return patch.site, patch.layers[0]
-
-
-def _positions(patch: Patch) -> list[int]:
-    return [int(position) for position in patch.at]  # type: ignore[union-attr]  # the cells of a map are lists
+def tap_of(cell: Cell) -> Tap:
+    """The site and the one layer of a cell."""
+    (layer,) = cell.layers
+    return cell.site, layer
 
 
 def attribution_patching(passes: GradientPasses, taps: Sequence[Tap]) -> RowScores:

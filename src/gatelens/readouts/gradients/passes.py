@@ -19,7 +19,14 @@ from torch import Tensor
 from gatelens.bridge.blocks import recompute_blocks
 from gatelens.errors import InterventionError
 from gatelens.model import HookedVLM
-from gatelens.readouts.gradients.contrast import Contrast, Tap, record, row_hooks
+from gatelens.readouts.gradients.contrast import (
+    Contrast,
+    Tap,
+    ending_early,
+    reads_last_row,
+    record,
+    row_hooks,
+)
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
 Take: TypeAlias = Callable[
@@ -143,9 +150,11 @@ class GradientPasses:
         before = side.interventions if start is None else ()
         compiled = row_hooks(self.model, repeated.tokens, own, every, function, before)
         stream = None if start is None else self.streams[start].repeat(n, 1, 1)
+        early = reads_last_row(self.model, compiled.pairs, self.keep)
         with (
+            ending_early(self.model, early),
             self.model.begun_at(start, stream, repeated) as tensors,
-            recompute_blocks(self.model, but_last=self._kept_blocks(n)),
+            recompute_blocks(self.model, but_last=self._kept_blocks(n) + early),
             self.model.hooks(compiled.pairs),
         ):
             logits, _ = self.model.forward_step({**tensors, "logits_to_keep": self.keep})
@@ -161,7 +170,10 @@ class GradientPasses:
             torch.autograd.backward(value.sum(), inputs=list(added.values()))
 
     def _kept_blocks(self, n: int) -> int:
-        """How many blocks' insides may be kept: each about 8 activations as wide as the stream and 4 as the MLP."""
+        """How many blocks' insides may be kept: each about 8 activations as wide as the stream and 4 as the MLP.
+
+        A last block that computes one row holds nearly nothing, and is not counted.
+        """
         cfg, weight = self.model.cfg, next(self.model.bridge.blocks.parameters())
         d_model, d_mlp = int(cfg.d_model), int(getattr(cfg, "d_mlp", None) or 4 * cfg.d_model)
         rows = n * self.contrast.mask.numel()
