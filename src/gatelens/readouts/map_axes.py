@@ -60,7 +60,7 @@ class Cell(NamedTuple):
             prompts.cache,
             at=_selector(self.here, prompts.tokens),
             source=_selector(self.there, prompts.cache.tokens),
-            site=self.site,
+            site=self.site,  # type: ignore[arg-type]  # checked by MapAxes
             layers=self.layers,
             heads=self.heads,
             other_model=prompts.other_model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -393,3 +394,27 @@ def test_edges_along_the_way_sum_to_the_whole(mapped: Any, plain: Plain) -> None
     got = gained(mapped("eap-ig", over=None))[:, 0].nansum(-1)
     want = (plain.source_value - plain.base_value).float()
     torch.testing.assert_close(got, want, atol=2e-3, rtol=0.01)
+
+
+def test_edges_along_the_way_are_mean_slopes_there(mapped: Any, plain: Plain) -> None:
+    """The whole input moves from base to source, and at each step one receiver alone reads a bit of one sender."""
+    edges = mapped("eap-ig", over=None, steps=3)
+    got, senders = gained(edges), edges.axes["sender"]["sender"].tolist()
+    places, weights = np.polynomial.legendre.leggauss(3)
+    receivers, h = edges.axes["receiver"], 5e-3
+    for sender, added in (("embed", plain.delta("resid_pre", 0)), ("L0 mlp", plain.delta("mlp_out", 0))):
+        for site, stream in (("q", "resid_pre"), ("v", "resid_pre"), ("mlp_in", "resid_mid")):
+            want: Any = 0.0
+            for share, weight in zip((places + 1) / 2, weights / 2, strict=True):
+                way = plain.moved("resid_pre", 0, float(share) * plain.delta("resid_pre", 0))
+                grads, _ = plain.oracle.gradients(plain.tensors, [way])
+                up, down = (
+                    plain.oracle.run(plain.tensors, [way, plain.moved(stream, 1, step * added)])[1].sites
+                    for step in (h, -h)
+                )
+                slope = (grads[site, 1] * (up[site, 1] - down[site, 1]) / (2 * h)).sum(-1).sum(1)
+                want = want + float(weight) * slope.reshape(len(PAIRS), -1)
+            kind = "mlp" if site == "mlp_in" else site
+            own = ((receivers["kind"] == kind) & (receivers["layer"] == 1)).to_numpy()
+            have = got[:, senders.index(sender)][:, torch.tensor(own)]
+            torch.testing.assert_close(have.double(), want, atol=2e-3 * float(want.abs().max()), rtol=0)
