@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gatelens as gl
 from browser_kit import SCREENS, overflow, screenshot, serious_faults, set_screen, watched_page
 from gatelens.explore.explorer import Explorer
 
@@ -258,9 +259,7 @@ def test_the_attention_lies_over_its_own_pixels(page: Any, explorer: Explorer) -
     _, cache = explorer.model.run_with_cache(inputs, names_filter="blocks.3.attn.hook_pattern")
     weights = cache["blocks.3.attn.hook_pattern"][0, 1, -1]
     over = np.asarray(screenshot(page, of="#stage"), dtype=float)
-    page.add_style_tag(content="") if False else page.evaluate(
-        "document.querySelector('#overlay').style.opacity = 0"
-    )
+    page.evaluate("document.querySelector('#overlay').style.opacity = 0")
     bare = np.asarray(screenshot(page, of="#stage"), dtype=float)
     page.evaluate("document.querySelector('#overlay').style.opacity = 1")
     scale = over.shape[0] / 64
@@ -288,6 +287,72 @@ def test_the_attention_lies_over_its_own_pixels(page: Any, explorer: Explorer) -
     at_rest(page)
 
 
+def test_the_answer_says_where_it_looked(page: Any, explorer: Explorer) -> None:
+    change(
+        page, lambda: page.fill("#prompt", "<image>describe"), lambda: page.select_option("#look_layer", "2")
+    )
+    inputs = explorer.model.prepare(explorer.shelf["sample:1"].image, "<image>describe")
+    seen: dict[int, float] = {}
+
+    def see(layer: int, pattern: Any, position: int) -> None:
+        if layer == 2:
+            seen[position] = float(pattern[0, :, -1, inputs.tokens.positions("image")].mean(0).sum())
+
+    gl.engine.generate(explorer.model, inputs, max_new_tokens=16, see=see)
+    for number, word in ((3, "cactus"), (0, "the")):
+        change(page, lambda number=number: page.click(f"#written button >> nth={number + (number > 0)}"))  # type: ignore[misc]
+        chosen = page.locator("#written [aria-pressed='true']")
+        assert chosen.inner_text() == word and page.inner_text(".writes >> nth=0") == f"writes ‘{word}’"
+        row = int(chosen.get_attribute("data-row"))
+        assert page.inner_text("#tokens span").endswith(f"image tokens {percent(seen[row])}")
+        assert page.inner_text("#map-note").endswith(f"mean of its heads: {percent(seen[row])}.")
+        assert page.locator("#tokens [aria-pressed='true']").count() == (number == 0)
+    page.evaluate("location.hash += '&look_at=400'")
+    page.wait_for_selector("#look-note:has-text('position 400 is not there')")
+
+
+def test_cells_with_nothing_to_cut_cannot_be_switched_on(page: Any) -> None:
+    off = page.eval_on_selector_all("[data-cell]:disabled", "all => all.map(one => one.dataset.cell)")
+    assert off == ["gate-text", "image-gate", "image-text"]
+    assert "Nothing to cut" in page.get_attribute("[data-cell='gate-text']", "title")
+    change(
+        page, lambda: page.click("[data-cell='text-text']"), lambda: page.fill("#prompt", "this is a<image>")
+    )
+    cell = page.locator("[data-cell='text-text']")
+    assert "nothing" in error_of(page)[1] or "selects no position" in error_of(page)[1]
+    change(page, cell.click, lambda: page.fill("#prompt", "<image>this is a"))
+    assert page.inner_text("#verdict") == "No intervention is on."
+
+
+def test_what_changed_is_said_beside_the_answer(page: Any) -> None:
+    change(page, lambda: page.click("[data-cell='text-gate']"))
+    ((before, after),) = [row[1:3] for row in shown(page)["top"] if row[0] == "cactus"]
+    assert page.inner_text("#verdict") == f"The answer changed; first token ‘cactus’ {before} → {after}."
+    change(page, lambda: page.click("#reset"), lambda: page.click("[data-cell='gate-gate']"))
+    assert page.inner_text("#verdict").startswith("Same answer; first token ‘cactus’")
+
+
+def test_a_page_of_another_server_is_loaded_anew(page: Any) -> None:
+    page.evaluate("window.old = true")
+    page.route("**/run", lambda route: route.fulfill(json={"server": "other", "number": 9}), times=1)
+    page.click("[data-cell='text-gate']")
+    page.wait_for_function("window.old === undefined")
+    at_rest(page)
+    assert page.inner_text("#after") == "sunflower" and page.locator(".error:visible").count() == 0
+
+
+def test_links_with_values_that_no_control_has(page: Any) -> None:
+    wrong = ["cut=[1]", 'cut=[["a","b"]]', 'region=[1,"x",3,4]', "picture=5", "cut_heads=[]", "chat=true"]
+    wrong += ["cut_layers=[5,0]", 'steer="a"', "look_layer=77", "__proto__=1", "constructor=2"]
+    wrong += ["prompt=%E0%A4%A", "picture=null"]
+    page.evaluate("link => { delete document.body.dataset.rest; location.hash = link }", "&".join(wrong))
+    at_rest(page)
+    assert page.locator(".error:visible").count() == 0 and page.inner_text("#after") == "cactus"
+    page.evaluate("location.hash = 'steer=99'")
+    page.wait_for_selector("#card-steer .error:visible")
+    assert "20" in error_of(page)[1]
+
+
 def test_a_stale_reply_is_dropped(page: Any) -> None:
     held: list[Any] = []
 
@@ -307,8 +372,9 @@ def test_a_stale_reply_is_dropped(page: Any) -> None:
     assert told["after"] == told["before"] == "cactus"
     route, response = held
     assert json.loads(response.body())["result"]["answer"]["after"] == "sunflower"
-    route.fulfill(response=response)
-    page.wait_for_timeout(200)
+    with page.expect_event("requestfinished"):
+        route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")  # the page has had its turn
     assert shown(page) == told
 
 

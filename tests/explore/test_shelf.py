@@ -71,5 +71,5 @@ def test_the_oldest_uploads_go_first(shelf: Shelf) -> None:
 
 def test_the_page_is_given_no_more_pixels_than_it_shows(shelf: Shelf) -> None:
     key = shelf.upload(png(size=(3000, 30)), "wide.png")
-    assert Image.open(io.BytesIO(shelf.view(key))).size == (room.VIEW, 10)
+    assert Image.open(io.BytesIO(shelf[key].view)).size == (room.VIEW, 10)
     assert shelf[key].image.size == (3000, 30)

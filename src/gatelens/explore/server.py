@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import sys
 import webbrowser
@@ -103,15 +104,18 @@ class Answers:
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer, self.newest = explorer, Newest()
+        self.server = secrets.token_hex(8)  # a page that was opened from another one must be loaded anew
 
     async def setup(self, request: Request) -> Response:
         """What the page has to know before it asks for anything."""
-        return JSONResponse({**self.explorer.setup(), "largest_upload": LARGEST_UPLOAD})
+        return JSONResponse(
+            {**self.explorer.setup(), "server": self.server, "largest_upload": LARGEST_UPLOAD}
+        )
 
     async def picture(self, request: Request) -> Response:
         """A picture as the page shows it."""
         try:
-            content = await run_in_threadpool(self.explorer.shelf.view, request.path_params["key"])
+            content = await run_in_threadpool(lambda: self.explorer.shelf[request.path_params["key"]].view)
         except InputError as error:
             return _error("picture", str(error), 404)
         return Response(content, media_type="image/png")
@@ -146,16 +150,17 @@ class Answers:
             page, number, sent = _request(content)
         except InputError as error:
             return _error("page", str(error), 400)
+        about: dict[str, Any] = {"number": number, "server": self.server}
         try:
             go_on = self.newest.note(page, number)
             result = await run_in_threadpool(self.explorer.run, read_state(sent), go_on)
         except Outdated:
-            return JSONResponse({"number": number, "outdated": True})
+            return JSONResponse({**about, "outdated": True})
         except ControlError as error:
-            return _error(error.control, str(error), number=number)
+            return _error(error.control, str(error), **about)
         except GatelensError as error:
-            return _error("page", str(error), number=number)
-        return JSONResponse({"number": number, "result": result})
+            return _error("page", str(error), **about)
+        return JSONResponse({**about, "result": result})
 
 
 def application(explorer: Explorer) -> Starlette:

@@ -8,6 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from threading import Lock
 
@@ -40,6 +41,15 @@ class Shown:
     source: str
     comment: str = ""
     prompt: str | None = None
+
+    @cached_property
+    def view(self) -> bytes:
+        """The picture as a PNG for the page, at most :data:`VIEW` pixels a side."""
+        image = self.image.copy()
+        image.thumbnail((VIEW, VIEW))
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        return file.getvalue()
 
 
 class Shelf:
@@ -105,11 +115,3 @@ class Shelf:
             gone = "is no longer here: upload it again" if key.startswith("upload:") else "is not on the page"
             raise InputError(f"picture '{key:.40}' {gone}")
         return shown
-
-    def view(self, key: str) -> bytes:
-        """The picture as a PNG for the page, at most :data:`VIEW` pixels a side. Raises as indexing does."""
-        image = self[key].image.copy()
-        image.thumbnail((VIEW, VIEW))
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        return file.getvalue()

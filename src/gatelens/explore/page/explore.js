@@ -7,8 +7,10 @@ const all = (query, within = document) => [...within.querySelectorAll(query)];
 const PAGE = crypto.randomUUID();
 const PATIENCE = 500; // ms after which a newer request no longer waits for the one that is running
 const QUERIES = { text: "text", gate: "gate", image: "image", answer: "answer" };
-const KEYS = { image: "image", gate: "gate", region: "region", outside: "rest", text: "text" };
-const SAID = { text: "text after the gate", gate: "the gate", image: "image tokens", answer: "the rows that write the answer", region: "the region", outside: "image tokens outside the region" };
+const KEYS = { image: "image", gate: "gate", region: "region", outside: "outside", text: "text" };
+const SAID = { text: "text after the gate", gate: "the gate", image: "image tokens", answer: "the positions that write the answer", region: "image tokens in the region", outside: "image tokens outside the region" };
+const HOW = { mask: "mask: −∞ before the softmax; the row’s other weights grow", zero: "zero: 0 after the softmax; the row’s other weights stay" };
+const SILENT = "the server does not answer: is gatelens explore still running?";
 
 let setup, defaults, state; // what the server said of the model; the state of a new page; the present one
 let result = null; // the last reply that was shown
@@ -49,20 +51,33 @@ function set(change, delay = 0) {
   if (!delay) ask();
 }
 
+// What a control can hold. Anybody may have written a link, perhaps for another model.
+const text = (value) => typeof value === "string";
+const below = (n) => (value) => Number.isInteger(value) && value >= 0 && value < n;
+const orNull = (fits) => (value) => value === null || fits(value);
+const listOf = (fits, n = null) => (value) => Array.isArray(value) && value.every(fits) && (n === null || value.length === n);
+const among = (...values) => (value) => values.includes(value);
+
+function fitting() {
+  const layer = below(setup.layers), head = below(setup.heads);
+  const ends = (value) => listOf(layer, 2)(value) && value[0] <= value[1];
+  return {
+    picture: text, second: orNull(text), prompt: text, chat: (value) => value === false || (value === true && setup.chat),
+    region: orNull(listOf(Number.isFinite, 4)), cut: listOf((cell) => listOf(text, 2)(cell) && Object.hasOwn(QUERIES, cell[0]) && Object.hasOwn(KEYS, cell[1])),
+    cut_layers: ends, cut_heads: orNull((value) => listOf(head)(value) && value.length > 0), how: among("mask", "zero"),
+    patch: among("off", "gate", "region"), patch_layers: ends, steer: Number.isFinite, toward: text, steer_at: text, steer_layer: layer,
+    look_at: orNull(below(2 ** 31)), look_layer: layer, look_head: orNull(head),
+  };
+}
+
 function fromAddress() {
-  const found = { ...defaults };
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (!(name in defaults)) continue;
-    try { found[name] = JSON.parse(text); } catch { /* a link that was cut: the control stays as it is */ }
+  const found = { ...defaults }, fits = fitting();
+  for (const [name, written] of new URLSearchParams(location.hash.slice(1))) {
+    if (!Object.hasOwn(defaults, name)) continue;
+    let value;
+    try { value = JSON.parse(written); } catch { continue; } // a link that was cut: the control stays as it is
+    if (fits[name](value)) found[name] = value;
   }
-  const last = setup.layers - 1;
-  for (const name of ["cut_layers", "patch_layers"]) {
-    const ends = found[name];
-    if (!Array.isArray(ends) || !ends.every((n) => Number.isInteger(n) && n >= 0 && n <= last)) found[name] = defaults[name];
-  }
-  if (!Array.isArray(found.cut)) found.cut = [];
-  if (!Array.isArray(found.cut_heads)) found.cut_heads = null;
-  if (!Array.isArray(found.region) || found.region.length !== 4) found.region = null;
   return found;
 }
 
@@ -91,16 +106,17 @@ async function send() {
     const response = await fetch("/run", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     reply = await response.json();
   } catch {
-    reply = { error: { control: "page", message: "the server does not answer: is gatelens explore still running?" } };
+    reply = { error: { control: "page", message: SILENT } };
   }
   running -= 1;
+  if (reply.server && reply.server !== setup.server) return void location.reload(); // started anew, perhaps with another model
   if (number > shown && !reply.outdated) {
     shown = number;
     sayError(reply.error ?? notice);
     if (reply.result) {
       result = { ...reply.result, state: asked };
       paintResult();
-      $("status").textContent = `${Math.round(performance.now() - begun)} ms`;
+      $("status").textContent = `answered in ${Math.round(performance.now() - begun)} ms`;
     }
     if (number === sent && !waiting && !typing) {
       $("results").classList.toggle("waiting", Boolean(reply.error));
@@ -130,7 +146,7 @@ async function upload(file, control) {
   try {
     reply = await (await fetch(`/pictures?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file })).json();
   } catch {
-    return failed("the server does not answer: is gatelens explore still running?");
+    return failed(SILENT);
   }
   if (reply.error) return failed(reply.error.message);
   addPicture({ ...reply, label: file.name });
@@ -161,7 +177,8 @@ async function withUploads(found) {
   for (const control of ["picture", "second"]) {
     const id = found[control];
     if (id === null || pictures.some((one) => one.id === id)) continue;
-    const about = await (await fetch(`${address(String(id))}/about`)).json();
+    let about;
+    try { about = await (await fetch(`${address(id)}/about`)).json(); } catch { about = { error: { message: SILENT } }; }
     if (!about.error) addPicture({ id, ...about });
     else {
       gone.push({ control, message: about.error.message });
@@ -219,10 +236,9 @@ function drawControls() {
 
 function drawMatrix() {
   const [head, body] = [$("matrix").tHead, $("matrix").tBodies[0]];
-  head.replaceChildren(make("tr", {}, make("td"), ...Object.values(KEYS).map((key) => make("th", { scope: "col" }, key))));
+  head.replaceChildren(make("tr", {}, make("td", { class: "note" }, "from ↓ to →"), ...Object.entries(KEYS).map(([key, name]) => make("th", { scope: "col", title: SAID[key] }, name))));
   body.replaceChildren(...Object.entries(QUERIES).map(([query, name]) => make("tr", {}, make("th", { scope: "row", title: SAID[query] }, name),
-    ...Object.keys(KEYS).map((key) => make("td", {}, make("button", { type: "button", "data-cell": `${query}-${key}`,
-      title: `Cut the attention of ${SAID[query]} to ${SAID[key]}`, "aria-label": `${query} to ${KEYS[key]}`, onclick: () => toggleCell(query, key) }))))));
+    ...Object.keys(KEYS).map((key) => make("td", {}, make("button", { type: "button", "data-cell": `${query}-${key}`, "aria-label": `${query} to ${KEYS[key]}`, onclick: () => toggleCell(query, key) }))))));
 }
 
 function toggleCell(query, key) {
@@ -259,11 +275,8 @@ function paint() {
   $("dose").textContent = Number(state.steer).toFixed(1).replace("-", "−");
   for (const box of all("[data-choice]")) for (const input of all("input", box)) input.checked = input.value === state[box.dataset.choice];
   for (const box of all("[data-range]")) paintRange(box, state[box.dataset.range]);
-  for (const button of all("[data-cell]")) {
-    const on = state.cut.some((cell) => cell.join("-") === button.dataset.cell);
-    button.setAttribute("aria-pressed", on);
-    button.textContent = on ? "✕" : "";
-  }
+  for (const button of all("[data-cell]")) paintCell(button);
+  $("how-note").textContent = HOW[state.how];
   for (const button of all("[data-head]")) {
     const n = button.dataset.head;
     button.setAttribute("aria-pressed", n === "all" ? state.cut_heads === null : Boolean(state.cut_heads?.includes(Number(n))));
@@ -281,6 +294,17 @@ function paint() {
   $("card-patch").classList.toggle("on", state.patch !== "off");
   $("card-steer").classList.toggle("on", state.steer !== 0);
   paintRegion(state.region);
+}
+
+// A cell with nothing to cut cannot be switched on; one that is on can always be switched off.
+function paintCell(button) {
+  const [query, key] = button.dataset.cell.split("-");
+  const on = state.cut.some((cell) => cell.join("-") === button.dataset.cell);
+  const empty = result?.nothing_to_cut.includes(button.dataset.cell);
+  button.setAttribute("aria-pressed", on);
+  button.textContent = on ? "✕" : "";
+  button.disabled = empty && !on;
+  button.title = empty ? `Nothing to cut: ${SAID[query]} cannot attend to ${SAID[key]} in this prompt` : `Stop ${SAID[query]} from attending to ${SAID[key]}`;
 }
 
 function paintRange(box, [first, last]) {
@@ -313,13 +337,28 @@ function paintResult() {
   $("before").textContent = answer.before || "(nothing)";
   $("after").textContent = answer.after || "(nothing)";
   $("after").classList.toggle("same", answer.after === answer.before);
-  $("second-says").textContent = answer.second === null ? "" : `reads: ${answer.second}`;
+  $("after").classList.toggle("idle", !changed);
+  $("after").classList.toggle("long", answer.after.length > 40);
+  $("verdict").textContent = verdict();
+  $("second-says").textContent = answer.second === null ? "" : `answer: ${answer.second || "(nothing)"}`;
+  for (const button of all("[data-cell]")) paintCell(button);
+  const gate = result.tokens.find((token) => token.gate);
+  $("gate-note").textContent = gate ? `gate: ‘${word(gate.word)}’ · answer: the positions that write the answer` : "";
   paintTop(changed);
   paintLens();
   paintTokens();
   paintAttention();
   paintMap();
   $("python").textContent = result.python;
+}
+
+function verdict() {
+  if (!result.changed) return "No intervention is on.";
+  const first = result.top.reduce((one, other) => ((other.before ?? 0) > (one.before ?? 0) ? other : one));
+  const same = result.answer.after === result.answer.before;
+  const said = `first token ‘${word(first.token)}’ ${percent(first.before)} → ${percent(first.after)}`;
+  if (same) return `Same answer; ${said}.`;
+  return percent(first.before) === percent(first.after) ? "The answer changed after its first token." : `The answer changed; ${said}.`;
 }
 
 function paintTop(changed) {
@@ -340,19 +379,36 @@ function paintLens() {
     make("tr", {}, make("td", {}, layer === last ? "out" : layer), cell(before, false), result.changed ? cell(after, before[0] !== after[0]) : make("td", {}))));
 }
 
+function chip(text, row, position, more) {
+  const weight = result.attention.values[position] ?? null;
+  const said = weight === null ? "" : `; attention to it ${percent(weight)}`;
+  const button = make("button", { type: "button", "aria-pressed": String(row === result.attention.position), ...more,
+    title: more.title + said, onclick: () => set({ look_at: row }) }, word(text));
+  button.style.setProperty("--weight", `${(30 * (weight ?? 0)).toFixed(1)}%`);
+  return button;
+}
+
 function paintTokens() {
-  const chips = [];
-  let images = 0;
-  const flush = () => { if (images) chips.push(make("span", {}, `${images} image tokens`)); images = 0; };
+  const chips = [], { values, position: looked, note } = result.attention;
+  let images = [];
+  const flush = () => {
+    const share = images.reduce((sum, position) => sum + (values[position] ?? 0), 0);
+    if (images.length) chips.push(make("span", { title: "share of the attention on them" }, `${images.length} image tokens ${percent(share)}`));
+    images = [];
+  };
   result.tokens.forEach(({ word: text, role, gate }, position) => {
-    if (role === "image" || role === "row_break") return void (images += 1);
+    if (role === "image" || role === "row_break") return void images.push(position);
     flush();
-    const weight = result.attention.values[position];
-    chips.push(make("button", { type: "button", class: gate ? "gate" : "", "aria-pressed": position === result.attention.position,
-      title: `position ${position}, ${role}${gate ? " (the gate)" : ""}; attention to it ${percent(weight)}`, onclick: () => set({ look_at: position }) }, word(text)));
+    chips.push(chip(text, position, position, { class: gate ? "gate" : "", title: `position ${position}, ${role}${gate ? " (the gate)" : ""}` }));
   });
   flush();
   $("tokens").replaceChildren(...chips);
+  $("written").replaceChildren(...result.written.map(({ word: text, position, row }) =>
+    chip(text, row, position, { "data-row": row, title: `Where did the model look when it wrote ‘${word(text)}’? Position ${row} writes it` })));
+  const one = result.written.find(({ row }) => row === looked);
+  for (const writes of all(".writes")) writes.textContent = one ? `writes ‘${word(one.word)}’` : "";
+  $("look-note").textContent = note;
+  $("look-note").hidden = !note;
 }
 
 const ofThisPicture = () => result.state.picture === state.picture;
@@ -372,7 +428,8 @@ function paintAttention() {
     return make("rect", { x, y, width: right - x, height: bottom - y, "fill-opacity": opacity.toFixed(3), "data-position": token.position });
   });
   if (ofThisPicture()) $("overlay").replaceChildren(...cells);
-  const text = result.tokens[position].role === "image" ? `image token ${position}` : word(result.tokens[position].word);
+  const { word: said, role } = result.tokens[position] ?? result.written[position - result.tokens.length];
+  const text = role === "image" ? `image token ${position}` : word(said);
   for (const looked of all(".looked")) looked.textContent = text;
 }
 
@@ -385,7 +442,8 @@ function paintMap() {
   const chosen = state.look_head === null ? { x: 0, width: columns * 10 - 1 } : { x: state.look_head * 10, width: 9 };
   $("map").replaceChildren(...cells, make("rect", { class: "chosen", y: state.look_layer * 10, height: 9, "pointer-events": "none", ...chosen }));
   const row = shares[state.look_layer] ?? [], mean = row.reduce((sum, share) => sum + (share ?? 0), 0) / Math.max(1, row.length);
-  $("map-note").textContent = `rows are layers, columns heads; here ${percent(state.look_head === null ? mean : row[state.look_head] ?? null)}`;
+  const here = state.look_head === null ? "mean of its heads" : `head ${state.look_head}`;
+  $("map-note").textContent = `Layers downwards, heads across. Layer ${state.look_layer}, ${here}: ${percent(state.look_head === null ? mean : row[state.look_head] ?? null)}.`;
 }
 
 // --- the picture: hover, click and drag
@@ -470,14 +528,18 @@ function dropPictures() {
 }
 
 async function start() {
-  setup = await (await fetch("/setup")).json();
+  try {
+    setup = await (await fetch("/setup")).json();
+  } catch {
+    return sayError({ control: "page", message: SILENT });
+  }
   pictures = setup.samples;
-  const last = setup.layers - 1, middle = Math.floor(setup.layers / 2);
+  const last = setup.layers - 1, middle = Math.floor(setup.layers / 2), early = Math.min(last, Math.max(1, Math.floor(setup.layers / 4)));
   const [first, second] = [setup.samples[Math.min(1, setup.samples.length - 1)], setup.samples[Math.min(2, setup.samples.length - 1)]];
   defaults = {
     picture: first.id, second: second.id, prompt: first.prompt, chat: false, region: null,
-    cut: [], cut_layers: [0, last], cut_heads: null, how: "zero", patch: "off", patch_layers: [middle, middle],
-    steer: 0, toward: "second", steer_at: "gate", steer_layer: middle, look_at: null, look_layer: middle, look_head: null,
+    cut: [], cut_layers: [0, last], cut_heads: null, how: "zero", patch: "off", patch_layers: [early, early],
+    steer: 0, toward: "second", steer_at: "gate", steer_layer: early, look_at: null, look_layer: middle, look_head: null,
   };
   drawControls();
   drawPictures();
