@@ -10,6 +10,8 @@ from gatelens import studies as studies
 from gatelens import training as training
 from gatelens import views as views
 from gatelens.activation_cache import ActivationCache as ActivationCache
+from gatelens.activation_store import ActivationStore as ActivationStore
+from gatelens.activation_store import collect as collect
 from gatelens.data.pairing import pairs as pairs
 from gatelens.directions import DoseCurve as DoseCurve
 from gatelens.directions import SteeringVector as SteeringVector

@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gatelens.data import Example, Pairs
+from gatelens.activation_store import ActivationStore
+from gatelens.contrasts import Chooser, paired, sides_of, stored_sides
+from gatelens.data import Example
 from gatelens.engine import last_logits
 from gatelens.engine.grid import Metric
-from gatelens.errors import DataError, InterventionError, did_you_mean, shown, whole_number
-from gatelens.examples import labels_of, prepare_numbered
+from gatelens.errors import DataError, InterventionError, shown, whole_number
+from gatelens.examples import prepare_numbered
 from gatelens.identity import model_name
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import hook_name, steer
@@ -41,7 +43,6 @@ SERIES = (
     SeriesStyle("random", "random directions", "neutral", "--"),
 )
 OF = {"data": "examples", "others": "other examples"}
-Chooser = str | Callable[[Example], Any] | Sequence[Example]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +97,7 @@ def direction(
     Args:
         model: the model.
         data: a data set, its name or folder, a list of examples; ``gl.pairs`` (clean is positive, corrupt negative);
+            a ``gl.ActivationStore``, read without running the model;
             None where ``positive`` and ``negative`` are lists of examples.
         at: selector of the positions.
         positive: which examples: a label, a function of an example that is true or not, or a list of them.
@@ -115,13 +117,17 @@ def direction(
         raise InterventionError(f"method={shown(method)}: say {', '.join(map(repr, METHODS))}")
     check_site(site)
     chosen = resolve_indices(as_indices(layers, "layers"), int(model.cfg.n_layers), "layers", "direction")
-    sides, words = _sides(data, positive, negative, task, limit, seed)
-    if method == "pca":
-        n = min(map(len, sides))
-        if isinstance(positive, list | tuple) and len(sides[0]) != len(sides[1]):
-            raise DataError(f"pca pairs examples, and the lists have {len(sides[0])} and {len(sides[1])}")
-        sides = (sides[0][:n], sides[1][:n])
-    plus, minus = (activations_at(model, side, [at], site, chosen, batch_size)[0] for side in sides)
+    sides: tuple[list[Any], list[Any]]
+    if isinstance(data, ActivationStore):
+        sides, words = stored_sides(data, model, positive, negative, at, (task, limit, batch_size))
+        chosen = data.layers(site) if layers is None else chosen
+    else:
+        sides, words = sides_of(data, positive, negative, task, limit, seed)
+    sides = paired(sides, isinstance(positive, list | tuple)) if method == "pca" else sides
+    if isinstance(data, ActivationStore):
+        plus, minus = (data.example_means(site, chosen, side) for side in sides)
+    else:
+        plus, minus = (activations_at(model, side, [at], site, chosen, batch_size)[0] for side in sides)
     vectors = {layer: _direction(plus[layer], minus[layer], method) for layer in chosen}
     if not any(bool(v.any()) for v in vectors.values()):
         raise DataError(
@@ -188,51 +194,6 @@ def _direction(
         return (normal * (normal @ means).abs()).view(plus.shape[1:]).float()
     first = torch.linalg.svd((plus - minus).flatten(1), full_matrices=False).Vh[0]
     return (first * (first @ means)).view(plus.shape[1:]).float()
-
-
-def _sides(
-    data: Any, positive: Any, negative: Any, task: str | None, limit: int | None, seed: int
-) -> tuple[tuple[list[Example], list[Example]], tuple[str, str]]:
-    """Positive and negative examples, and what they are called."""
-    if isinstance(data, Pairs):
-        if positive is not None or negative is not None:
-            raise DataError("pairs are positive (clean) and negative (corrupt) already: leave both out")
-        return ([p.clean for p in data], [p.corrupt for p in data]), ("clean", "corrupt")
-    lists = [isinstance(side, list | tuple) for side in (positive, negative)]
-    if all(lists):
-        if data is not None:
-            raise DataError("positive and negative are lists of examples: leave data out")
-        sides = tuple(examples_of(side, None, None, 0) for side in (positive, negative))
-        return (sides[0], sides[1]), ("positive examples", "negative examples")
-    if any(lists) or data is None or positive is None:
-        raise DataError(
-            "say which examples are positive and which negative: labels or functions with data, or two lists without"
-        )
-    examples = examples_of(data, task, limit, seed)
-    plus = _chosen(examples, positive, "positive")
-    minus = [not one for one in plus] if negative is None else _chosen(examples, negative, "negative")
-    both = next((e.id for e, p, m in zip(examples, plus, minus, strict=True) if p and m), None)
-    if both is not None:
-        raise DataError(f"example {both!r} is positive and negative: choose so that none is both")
-    parts = [[e for e, mine in zip(examples, side, strict=True) if mine] for side in (plus, minus)]
-    for word, part in zip(("positive", "negative"), parts, strict=True):
-        if not part:
-            raise DataError(f"none of {len(examples)} examples is {word}; choose others, or raise limit")
-    words = [repr(one) if isinstance(one, str) else "chosen" for one in (positive, negative)]
-    return (parts[0], parts[1]), (words[0], "others" if negative is None else words[1])
-
-
-def _chosen(examples: Sequence[Example], chooser: Any, word: str) -> list[bool]:
-    if isinstance(chooser, str):
-        known = sorted({label for e in examples for label in labels_of(e)})
-        if chooser not in known:
-            raise DataError(f"{word}={chooser!r} is no label of these examples{did_you_mean(chooser, known)}")
-        return [chooser in labels_of(e) for e in examples]
-    if not callable(chooser):
-        raise DataError(
-            f"{word}={shown(chooser)}: give a label, a function of an example or a list of examples"
-        )
-    return [bool(chooser(e)) for e in examples]
 
 
 def random_like(vector: Float[Tensor, " ..."], *numbers: int) -> Float[Tensor, " ..."]:

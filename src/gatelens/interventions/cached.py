@@ -56,7 +56,5 @@ def cached_values(
             if getattr(cache, "kept", None) is not None:
                 position = cache.kept.find(example, position, owner)
             return values[example, position]
-    raise InterventionError(
-        f"{owner!r}: the cache has no {name!r}; run with run_with_cache(inputs, names_filter=lambda name: "
-        f"name == {name!r}), or without a names_filter"
-    )
+    run = f"run with run_with_cache(inputs, names_filter=lambda name: name == {name!r}), or without a names_filter"
+    raise InterventionError(f"{owner!r}: the cache has no {name!r}; {getattr(cache, 'fix', run)}")

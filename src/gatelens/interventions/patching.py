@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatelens.errors import InterventionError
+from gatelens.errors import InterventionError, shown
 from gatelens.interventions.arguments import Heads, Layers, as_count, as_flag, as_indices
 from gatelens.interventions.base import prompt_only, select
 from gatelens.interventions.cached import cached_values, check_same_model
@@ -103,7 +103,7 @@ class Patch(SiteEdit):
                 )
                 raise InterventionError(
                     f"{self!r}: in example {example} at={self.at!r} selects {len(targets)} positions and "
-                    f"source={source!r} selects {len(sources)} in the cached prompt; {hint}"
+                    f"source={shown(source)} selects {len(sources)} in the cached prompt; {hint}"
                 )
             pairs.extend(
                 PatchPair(example, p, tokens.strings[example][p], other, s, origin.strings[other][s])
@@ -173,7 +173,7 @@ def patch(
     Args:
         cache: from ``model.run_with_cache(other_inputs)``; of one example (used for every example of the
             batch) or of as many as the batch (row by row). It needs the site's hook points in its
-            ``names_filter``.
+            ``names_filter``. Or rows of a store: ``store.prompts(model, "e3")``.
         at: selector of the positions to overwrite.
         site: see :mod:`gatelens.interventions.sites`; at ``pattern`` rows of attention are patched (queries), between
             prompts of one length.
@@ -193,16 +193,11 @@ def patch(
     check_site(site, PATCH_SITES)
     if source_layer is not None:
         source_layer = as_count(source_layer, "source_layer", least=0)
-    if getattr(cache, "tokens", None) is None:
-        raise InterventionError(
-            f"patch needs a cache that knows its tokens, this {type(cache).__name__} has no .tokens; take "
-            "it from model.run_with_cache(inputs)"
-        )
     return Patch(
         at,
         site,
         cache=cache,
-        source=source,
+        source=_source(cache, source),
         broadcast=as_flag(broadcast, "broadcast"),
         other_model=as_flag(other_model, "other_model"),
         source_layer=source_layer,
@@ -210,3 +205,19 @@ def patch(
         heads=as_indices(heads, "heads"),
         masks=masks,
     )
+
+
+def _source(cache: Any, source: SelectorLike | None) -> SelectorLike | None:
+    """Which positions of the cache are read; None is those that are written. Rows of a store are all meant."""
+    if getattr(cache, "tokens", None) is None:
+        raise InterventionError(
+            f"patch needs a cache that knows its tokens, this {type(cache).__name__} has no .tokens; take "
+            "it from model.run_with_cache(inputs), or from a store by store.prompts(model, example)"
+        )
+    kept = getattr(cache, "selected", None)
+    if kept is not None and source is not None:
+        raise InterventionError(
+            f"source={shown(source)} goes with a cache of whole prompts; choose rows of a store by "
+            "store.prompts(model, example, where=...)"
+        )
+    return source if kept is None else kept
