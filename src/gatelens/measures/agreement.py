@@ -10,7 +10,6 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 NOISE = 1e-4  # of the largest true value: what is smaller is rounding, and has no rank of its own
-LEAST_RANK_CORRELATION = 0.9
 LEAST_OVERLAP = 0.7
 MOST_ERROR = 0.3
 
@@ -27,6 +26,8 @@ class Agreement:
         top_overlap: the share of the ``top`` largest (by size) in truth that are also the approximation's, 0 to 1.
         error: the sum of absolute differences as a share of the sum of absolute true values.
         largest: the cell with the largest difference, its approximation and its truth.
+        best: the cell of largest size in truth, and in the approximation.
+        tenth, tenth_overlap: as ``top`` and ``top_overlap``, of a tenth of the cells.
     """
 
     cells: int
@@ -35,17 +36,22 @@ class Agreement:
     top_overlap: float
     error: float
     largest: tuple[int, float, float]
+    best: tuple[int, int]
+    tenth: int
+    tenth_overlap: float
 
     @property
     def warnings(self) -> list[str]:
-        """Why the approximation should not be trusted; empty where nothing speaks against it."""
+        """Why the approximation should not be trusted; empty where nothing speaks against it.
+
+        The first two are of places, the last is of values (``docs/statistics.md``).
+        """
         said = []
-        if not self.rank_correlation >= LEAST_RANK_CORRELATION:
-            said.append(f"rank correlation {self.rank_correlation:.2f} is below {LEAST_RANK_CORRELATION}")
-        if self.top_overlap < LEAST_OVERLAP:
-            said.append(
-                f"{round(self.top_overlap * self.top)} of the top {self.top} are right, fewer than {LEAST_OVERLAP:.0%}"
-            )
+        if self.best[0] != self.best[1]:
+            said.append("of the cells patched exactly, another has the largest effect")
+        if self.tenth_overlap < LEAST_OVERLAP:
+            right = round(self.tenth_overlap * self.tenth)
+            said.append(f"{right} of the top {self.tenth} are right, fewer than {LEAST_OVERLAP:.0%}")
         if not self.error <= MOST_ERROR:
             said.append(f"values are off by {self.error:.0%} of their size, more than {MOST_ERROR:.0%}")
         return said
@@ -64,17 +70,25 @@ def agreement(
     given, true = np.asarray(guess, dtype=float), np.asarray(truth, dtype=float)
     off = np.abs(given - true)
     size = np.abs(true).sum()
-    top = max(1, len(true) // 3)
-    best = [set(np.argsort(-np.abs(values), kind="stable")[:top].tolist()) for values in (given, true)]
+    top, tenth = max(1, len(true) // 3), max(1, len(true) // 10)
+    order = [np.argsort(-np.abs(values), kind="stable").tolist() for values in (true, given)]
     worst = int(off.argmax())
     return Agreement(
         len(true),
         rank_correlation(*(np.where(np.abs(v) > NOISE * np.abs(true).max(), v, 0.0) for v in (given, true))),
         top,
-        len(best[0] & best[1]) / top,
+        _shared(order, top),
         float(off.sum() / size) if size else float("nan" if off.sum() else 0.0),
         (worst, float(given[worst]), float(true[worst])),
+        (order[0][0], order[1][0]),
+        tenth,
+        _shared(order, tenth),
     )
+
+
+def _shared(orders: Sequence[Sequence[int]], n: int) -> float:
+    """The share of the first ``n`` that both orders have."""
+    return len(set(orders[0][:n]) & set(orders[1][:n])) / n
 
 
 def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
