@@ -26,6 +26,10 @@ def measured(logits: Tensor) -> Tensor:
     return (logits[:, -1, -4:] ** 2).sum(-1)  # of words that every vocabulary ends with
 
 
+# so that the last layer computes one row where no hook is inside it
+measured.last_only = True  # type: ignore[attr-defined]
+
+
 class Mapped:
     """A family's tiny model, a pair of pictures, and plain transformers on both."""
 
@@ -71,6 +75,12 @@ def test_attribution_patching_is_plain_autograd(family: Mapped) -> None:
         over = ("site", "layer", "pos", "head") if has_heads(sites[0]) else ("site", "layer", "pos")
         for got, site in zip(family.gained("atp", over, site=sites), sites, strict=True):
             assert_near(got, torch.stack([family.plain.slope(site, layer)[0] for layer in family.layers]))
+
+
+def test_the_stream_alone_is_plain_autograd_too(family: Mapped) -> None:
+    """With no hook inside the last layer, which then computes one row."""
+    want = torch.stack([family.plain.slope("resid_pre", layer)[0] for layer in family.layers])
+    assert_near(family.gained("atp"), want)
 
 
 def test_integrated_gradients_are_the_mean_of_plain_gradients(family: Mapped) -> None:
