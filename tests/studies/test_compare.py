@@ -110,3 +110,19 @@ def test_every_section_is_compared(stored_runs: dict[str, Path]) -> None:
     assert page.count('class="part"') >= len(every) + 2
     text = compare_text(run, run)
     assert "\nprogressive: 0 of " in text and len(text.splitlines()) < 80
+
+
+def test_sections_of_whats_in_the_image_are_compared(stored_runs: dict[str, Path]) -> None:
+    run = Run.load(stored_runs["whats-in-the-image"])
+    table = compare(run, run)
+    assert set(table.section) == {"knockouts", "descriptions"}
+    looked = table[table.metric == "attention of generated tokens"].set_index("row")
+    types = run.table("token_types")
+    image = types[(types.kind == "image") & (types.layer == 2)].iloc[0]
+    row = looked.loc["image, layer 2"]
+    assert (row.mean_a, row.high_a) == pytest.approx((image.share, image.share + 1.96 * image.se))
+    assert row.difference == 0 and not row.paired and not row.apart
+    assert len(table[table.metric == "words that look hardest at their object"]) == len(
+        run.table("localisation")
+    )
+    assert "from the intervals of both means" in compare_html(run, run)

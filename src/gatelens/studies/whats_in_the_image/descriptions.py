@@ -24,7 +24,7 @@ from gatelens.plots.numbers import number, percent, percent_cell
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, Tables
+from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, Tables, cells
 from gatelens.studies.whats_in_the_image.pictures import (
     Masks,
     Segmenter,
@@ -320,6 +320,21 @@ def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFig
     )  # fmt: skip
 
 
+def compared(run: Run) -> pd.DataFrame:
+    """Attention by token type, and how often words look at their objects, by layer, for the comparison of two runs."""
+    types = run.table("token_types").query("even > 0")
+    half = 1.96 * types.se
+    types = types.assign(
+        mean=types.share, low=(types.share - half).clip(lower=0), high=(types.share + half).clip(upper=1)
+    )
+    parts = [cells(types, "attention of generated tokens", types.kind + ", layer " + types.layer.astype(str))]
+    if run.has("localisation"):
+        places = run.table("localisation")
+        places = places.assign(mean=places.hit, low=places.hit_low, high=places.hit_high)
+        parts.append(cells(places, "words that look hardest at their object", places.apply(_band, axis=1)))
+    return pd.concat(parts, ignore_index=True)
+
+
 SECTION = Section(
     "descriptions",
     "what is written of each picture, and where the rows that write it look",
@@ -327,5 +342,6 @@ SECTION = Section(
     measure,
     conclude,
     evidence=evidence,
+    cells=compared,
     page=page,
 )
