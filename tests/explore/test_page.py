@@ -123,6 +123,7 @@ def test_upload_type_cut_drag_steer_and_copy(
         lambda: page.click("[data-cell='text-region']"),
     )
     assert "drag a box" in error_of(page)[1]
+    assert page.inner_text("#verdict") == "This is the last result: a control has an error."
     drag(page, (0.1, 0.2, 0.6, 0.9))
     assert page.locator(".error:visible").count() == 0
     page.locator("#region").wait_for(state="visible")
@@ -322,6 +323,24 @@ def test_cells_with_nothing_to_cut_cannot_be_switched_on(page: Any) -> None:
     assert "nothing" in error_of(page)[1] or "selects no position" in error_of(page)[1]
     change(page, cell.click, lambda: page.fill("#prompt", "<image>this is a"))
     assert page.inner_text("#verdict") == "No intervention is on."
+
+
+def test_a_picture_shown_whole_and_in_tiles_shows_one_of_them(page: Any) -> None:
+    def in_tiles(route: Any) -> None:  # as a model of several resolutions answers
+        reply = route.fetch()
+        told = reply.json()
+        for token in told["result"]["tokens"]:
+            if "box" in token:
+                token["tile"] = int(token["box"][1] >= 32)
+        route.fulfill(response=reply, json=told)
+
+    assert page.locator("#tiles").is_hidden()
+    page.route("**/run", in_tiles)
+    change(page, lambda: page.select_option("#look_head", "1"))
+    positions = "all => all.map(one => Number(one.dataset.position))"
+    assert page.eval_on_selector_all("#overlay rect", positions) == list(range(2, 34))
+    page.select_option("#tiles", "tiles")
+    assert page.eval_on_selector_all("#overlay rect", positions) == list(range(34, 66))
 
 
 def test_what_changed_is_said_beside_the_answer(page: Any) -> None:

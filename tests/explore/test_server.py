@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import re
 import socket
 import threading
@@ -287,3 +288,13 @@ def test_results_are_json_that_any_browser_reads(client: TestClient) -> None:
     told = send(client, cut=[["text", "gate"]], cut_layers=[0, 5])
     json.dumps(told, allow_nan=False)
     assert told["result"]["answer"]["before"] == "cactus" != told["result"]["answer"]["after"]
+
+
+def test_work_that_ctrl_c_ends_is_not_logged_but_bugs_are() -> None:
+    def logged(error: BaseException | None, text: str) -> bool:
+        about = None if error is None else (type(error), error, None)
+        return server._no_stopped_work(logging.LogRecord("uvicorn.error", 40, "", 1, text, None, about))
+
+    assert not logged(asyncio.CancelledError(), "Exception in ASGI application")
+    assert not logged(None, "Cancel 1 running task(s), timeout graceful shutdown exceeded")
+    assert logged(KeyError("oh"), "Exception in ASGI application") and logged(None, "another")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import secrets
 import socket
@@ -248,6 +250,12 @@ def listen(port: int = 0) -> socket.socket:
     return listening
 
 
+def _no_stopped_work(record: logging.LogRecord) -> bool:
+    """Drops what uvicorn logs of the work that Ctrl-C ends; a bug is still logged with its traceback."""
+    stopped = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not stopped and "timeout graceful shutdown exceeded" not in record.getMessage()
+
+
 def serve(explorer: Explorer, listening: socket.socket, open_browser: bool = False) -> None:
     """Answer until a signal comes, which is then raised again."""
     config = uvicorn.Config(
@@ -263,7 +271,12 @@ def serve(explorer: Explorer, listening: socket.socket, open_browser: bool = Fal
     if open_browser and _has_screen():
         with suppress(webbrowser.Error):
             webbrowser.open("http://{}:{}/".format(*listening.getsockname()))
-    uvicorn.Server(config).run(sockets=[listening])
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(_no_stopped_work)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        log.removeFilter(_no_stopped_work)
 
 
 def _has_screen() -> bool:

@@ -113,6 +113,7 @@ async function send() {
   if (number > shown && !reply.outdated) {
     shown = number;
     sayError(reply.error ?? notice);
+    if (reply.error) $("verdict").textContent = "This is the last result: a control has an error.";
     if (reply.result) {
       result = { ...reply.result, state: asked };
       paintResult();
