@@ -67,3 +67,34 @@ def test_one_scale_for_pictures_and_grid() -> None:
     figure = value_figure(unit="effect", signed=True, panels=panels(-2, 0, 1, 2), grid=grid)
     bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert len(bars) == 1 and bars[0].get_ylim() == (-4, 4)
+
+
+def test_every_layer_has_a_panel_that_can_be_read() -> None:
+    for n in (1, 6, 8, 32):
+        many = {f"layer {i}": np.linspace(0, i, 4) for i in range(n)}
+        figure = value_figure(unit="p", signed=False, panels=PicturePanels(panels(0).picture, BOXES, many))
+        shown = [axes for axes in figure.axes if axes.get_title(loc="left")]
+        assert [axes.get_title(loc="left") for axes in shown] == ["picture", *many]
+        for _ in range(2):  # the layout of pictures of fixed shape settles in two passes
+            figure.draw_without_rendering()
+        sizes = [axes.get_window_extent().width / figure.dpi for axes in shown]
+        assert min(sizes) > 1.3 and figure.get_figwidth() <= 16, (n, sizes, figure.get_figwidth())
+
+
+def test_cells_far_below_the_rest_do_not_stretch_the_scale() -> None:
+    rest = np.linspace(-4, -1, 30)
+    for values, low, clipped in (
+        ([*rest, -40.0], -4.0, True),
+        ([*rest, -6.0], -6.0, False),  # within the fence
+        ([*rest, 30.0], -4.0, False),  # what stands out above is the finding
+        ([0.0] * 30 + [-5.0], -5.0, False),
+    ):
+        grid = Grid(np.array([values]), [""], [str(i) for i in range(31)])
+        figure = value_figure(unit="log p", signed=False, grid=grid)
+        image = figure.axes[0].images[0]
+        assert image.norm.vmin == low and image.norm.vmax == max(values)
+        (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+        assert (bar._colorbar.extend == "min") is clipped  # type: ignore[attr-defined]
+        assert bar.get_ylabel() == ("log p, down to −40.00" if clipped else "log p")
+    signed = value_figure(unit="effect", signed=True, panels=panels(-40, 0, 1, 2))
+    assert next(axes for axes in signed.axes if axes.get_label() == "<colorbar>").get_ylim() == (-40, 40)

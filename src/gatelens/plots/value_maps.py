@@ -31,7 +31,9 @@ from gatelens.plots.style import NotebookFigure, Palette, styled, wrapped
 MOST_TICKS = 32
 CELL = 0.5  # inches of a cell with a number; a word needs more
 WIDEST, HIGHEST = 13.0, 9.0
-PANEL = 2.5  # inches of a picture
+PANEL = 2.5  # inches of a picture; less where a row of them would be too wide
+IN_A_ROW = 9  # pictures
+FAR_OUT = 3.0  # interquartile ranges below the lower quartile, Tukey's outer fence
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +175,16 @@ class _Scale:
 
     def __init__(self, values: np.ndarray, signed: bool, p: Palette) -> None:
         low, high = float(values.min()), float(values.max())
+        self.lowest = low
         colors: Colormap
         if signed:
             high = max(abs(low), abs(high)) or 1.0
-            low = -high
+            low, self.clipped = -high, False
             colors = LinearSegmentedColormap.from_list("signed", [p.image, p.ground, p.gate])
         else:
+            fence = lower_fence(values)
+            self.clipped = low < fence
+            low = float(values[values >= fence].min())
             high = high if high > low else low + 1
             colors = heat_colors(p)
         self.colors = colors.with_extremes(bad=p.grid)
@@ -198,22 +204,48 @@ class _Scale:
 
     def bar(self, figure: SubFigure, axes: Sequence[Axes], unit: str, p: Palette) -> None:
         bar = figure.colorbar(
-            ScalarMappable(self.norm, self.colors), ax=list(axes), shrink=0.85, pad=0.02, aspect=25
+            ScalarMappable(self.norm, self.colors),
+            ax=list(axes),
+            shrink=0.85,
+            pad=0.02,
+            aspect=25,
+            extend="min" if self.clipped else "neither",
         )
-        bar.set_label(unit, color=p.soft)
-        bar.outline.set_visible(False)
+        bar.set_label(f"{unit}, down to {number(self.lowest)}" if self.clipped else unit, color=p.soft)
+        bar.outline.set_visible(self.clipped)  # else its arrow, as pale as the ground, would not be seen
+        bar.outline.set(edgecolor=p.faint, linewidth=0.8)
+
+
+def lower_fence(values: Float[np.ndarray, " n"]) -> float:
+    """Where values are so far below the rest that the rest would all look alike: the scale begins above them.
+
+    Only at this end: what stands out at the upper one is what a map is drawn to show.
+    """
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(low - FAR_OUT * (high - low)) if high > low else -np.inf
+
+
+def _layout(panels: PicturePanels) -> tuple[int, int, float]:
+    """Rows and columns of pictures, the one without values among them, and the inches of each."""
+    n = 1 + len(panels.panels)
+    columns = min(n, IN_A_ROW)
+    return -(-n // columns), columns, min(PANEL, (WIDEST + 1) / columns)
 
 
 def _panels_width(panels: PicturePanels | None, bars: Bars | None) -> float:
-    across = 0.0 if panels is None else PANEL * (1 + len(panels.panels)) + 0.9
-    return min(WIDEST + 2, across + ((3.6 if panels else 4.6) if bars else 0.0))
+    across = 0.0
+    if panels is not None:
+        _, columns, inches = _layout(panels)
+        across = inches * columns + 0.9
+    return across + ((3.6 if panels else 4.6) if bars else 0.0)
 
 
 def _panels_height(panels: PicturePanels | None, bars: Bars | None) -> float:
     high = 0.0 if bars is None else 0.9 + 0.26 * len(bars.names)
     if panels is None:
         return high
-    return max(high, PANEL * panels.picture.height / panels.picture.width + 0.6)
+    rows, _, inches = _layout(panels)
+    return max(high, rows * (inches * panels.picture.height / panels.picture.width + 0.3) + 0.3)
 
 
 def _upper(
@@ -224,17 +256,19 @@ def _upper(
     unit: str,
     p: Palette,
 ) -> None:
-    n = 0 if panels is None else 1 + len(panels.panels)
-    ratios = [1.0] * n + ([1.3] if bars else [])
-    axes = list(np.atleast_1d(figure.subplots(1, len(ratios), width_ratios=ratios)))
+    rows, columns, inches = (1, 0, 0.0) if panels is None else _layout(panels)
+    ratios = [1.0] * columns + ([1.3] if bars else [])
+    places = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
     if panels is not None:
-        _draw_panels(axes[:n], panels, scale)
-        scale.bar(figure, axes[:n], wrapped(unit, _panels_height(panels, None)), p)
+        n = 1 + len(panels.panels)
+        axes = [figure.add_subplot(places[i // columns, i % columns]) for i in range(n)]
+        _draw_panels(axes, panels, scale, inches)
+        scale.bar(figure, axes, wrapped(unit, _panels_height(panels, None)), p)
     if bars is not None:
-        _draw_bars(axes[-1], bars, unit, p)
+        _draw_bars(figure.add_subplot(places[:, -1]), bars, unit, p)
 
 
-def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale) -> None:
+def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, inches: float) -> None:
     show_picture(axes[0], panels.picture)
     axes[0].set_title("picture")
     for one, (name, values) in zip(axes[1:], panels.panels.items(), strict=True):
@@ -246,7 +280,7 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale) -> 
             draw_outline(one, panels.boxes[outlined(np.abs(np.nan_to_num(values)), scale.high)])
         words = panels.texts.get(name, [""] * len(values))
         for (x0, y0, x1, y1), word in zip(panels.boxes, words, strict=True):
-            room = PANEL * 72 * (x1 - x0) / panels.picture.width / max(1, len(word))  # points a character
+            room = inches * 72 * (x1 - x0) / panels.picture.width / max(1, len(word))  # points a character
             if word and room > 3.4:
                 write_on(one, (x0 + x1) / 2, (y0 + y1) / 2, word, min(9, 1.35 * room))
 

@@ -18,7 +18,7 @@ from gatelens.plots.numbers import signed
 from gatelens.plots.value_maps import Bars, Grid, PicturePanels, value_figure
 from gatelens.tokens import TokenMap
 
-MOST_PANELS = 6
+MOST_PANELS = 32
 MOST_BARS = 24
 
 
@@ -229,12 +229,14 @@ def _over_positions(
     prompts: Prompts,
     style: dict[str, Any],
 ) -> Figure:
-    """Image tokens over the picture, a panel for some of the other axis; all else in a grid below."""
+    """Image tokens over the picture, a panel for each of the other axis; all else in a grid below."""
     other = others[0] if others else "_"
     table = table.assign(_="") if not others else table
     values = table.pivot(index=other, columns="position", values="value")
     words = table.pivot(index=other, columns="position", values="word") if "word" in table else None
     some = np.unique(np.linspace(0, len(values) - 1, min(MOST_PANELS, len(values))).round().astype(int))
+    if len(some) < len(values):
+        style = {**style, "title": f"{style['title']} ({len(some)} of {len(values)} {other}s)".strip()}
     titles = {f"{other} {values.index[i]}" if others else str(style["unit"]): i for i in some}
     texts = None if words is None else {name: words.iloc[i] for name, i in titles.items()}
     panels, left = prompts.panels(example, {name: values.iloc[i] for name, i in titles.items()}, texts)
