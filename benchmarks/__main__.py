@@ -31,6 +31,7 @@ from . import (
     report,
     rivals,
     sweep,
+    views,
 )
 from .model import SMALL, TINY, make_transformers
 from .timing import machine, use_all_cores
@@ -46,6 +47,7 @@ PARTS = (
     "memory",
     "growth",
     "explore",
+    "views",
     "rivals",
     "gpu",
 )
@@ -89,6 +91,7 @@ def main() -> None:
         "memory": lambda: memory.measure(size, n),
         "growth": lambda: growth.measure(size, n),
         "explore": lambda: explore.measure(n=4 if given.tiny else 40),
+        "views": lambda: views.measure(2 if given.tiny else n),
         "rivals": lambda: rivals.measure(size, n, hf, given.venvs),
         "gpu": lambda: gpu.measure(TINY, n, "cpu") if given.tiny else gpu.measure(),
     }

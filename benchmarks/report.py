@@ -20,6 +20,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ("memory", _memory),
         ("attribution", _attribution),
         ("explore", _explore),
+        ("views", _views),
     ):
         found = results.get(part)
         if found is not None:
@@ -80,6 +81,27 @@ def _explore(found: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for name, took in found["times"].items()
     ]
+
+
+def _views(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for i, (name, page) in enumerate(found["pages"].items()):
+        shown = (
+            f"{page['cells']:,} cells, {page['queries']:,} queries, another word in {page['answer_s']:.2f} s"
+        )
+        within = page["mb"] <= found["limit_mb"] and page["most_open_s"] < found["limit_s"]
+        limits = f"at most {found['limit_mb']:g} MB, open in under {found['limit_s']:g} s"
+        rows.append(
+            (
+                f"a page of attention, {name}",
+                f"{page['mb']:.1f} MB, open in {page['open_s']:.2f} s (at most {page['most_open_s']:.2f} s)",
+                shown,
+                "",
+                "" if i else limits,
+                "" if i else _met(within),
+            )
+        )
+    return rows
 
 
 def _rate(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -334,7 +356,7 @@ FILES = {
     "explore.py": "a moved control of `gatelens explore` until its answer is drawn, in Chromium.",
     "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
     "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
-    "views.py": "pages of attention in Chromium: size, time to open, time to answer; a command of its own.",
+    "views.py": "pages of attention in Chromium: size, time to open, time to answer.",
     "timing.py": "how times are taken. `report.py`: the tables. `--only sweep,forward` runs parts and writes no files.",
 }
 

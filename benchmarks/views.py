@@ -1,6 +1,6 @@
 """How large pages of attention are, and how fast they open and answer in Chromium.
 
-    python -m benchmarks.views [--repeats 5]
+``python -m benchmarks --only views``.
 
 The attention is random, as sharp as that of a trained model; a page's size does not depend on it. A page is open when
 the attention of its first word lies over the picture, and it has answered when that of another does. Needs the ``dev``
@@ -9,7 +9,6 @@ extra and a Chromium on the PATH.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -24,9 +23,7 @@ from PIL import Image
 from gatelens.tokens import Role, TokenMap
 from gatelens.views import heads
 
-from .report import markdown
-
-HEAD = ("page", "size", "open", "hover to paint", "image tokens shown")
+LIMIT_MB, LIMIT_S = 10.0, 3.0  # of the first page
 WORDS = 26  # of the prompt
 PAGES = {  # layers, heads, image tokens along a side
     "1,024 image tokens × 32 heads, one layer": (1, 32, 32),
@@ -56,8 +53,20 @@ def prompt(side: int, rng: np.random.Generator) -> tuple[TokenMap, Image.Image]:
     return TokenMap(roles, index, row, col, box, (((pixels, pixels),),), (strings,), size), photo
 
 
-def measure(name: str, repeats: int, browser: Any, folder: Path) -> tuple[str, ...]:
-    """One row of the table."""
+def measure(repeats: int = 5) -> dict[str, Any]:
+    """Size and times of each page, and whether the first is within its limits."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        pages = {name: page_of(name, repeats, browser, Path(folder)) for name in PAGES}
+        browser.close()
+    return {"pages": pages, "limit_mb": LIMIT_MB, "limit_s": LIMIT_S}
+
+
+def page_of(name: str, repeats: int, browser: Any, folder: Path) -> dict[str, Any]:
+    """Megabytes of a page, seconds until it is open and until it answers, and what it shows."""
     n_layers, n_heads, side = PAGES[name]
     rng = np.random.default_rng(0)
     tokens, photo = prompt(side, rng)
@@ -67,24 +76,25 @@ def measure(name: str, repeats: int, browser: Any, folder: Path) -> tuple[str, .
         rows = torch.zeros(1, n_heads, tokens.n_pos, tokens.n_pos, dtype=torch.float16)
         mine = 3 * torch.randn(1, n_heads, WORDS, tokens.n_pos, generator=generator)
         rows[:, :, -WORDS:] = mine.softmax(-1).half()
+        rows[:, :, :-WORDS] = rows[:, :, -1:]
         cache[f"blocks.{layer}.attn.hook_pattern"] = rows
-    view = heads(cache, tokens, images=photo, queries="query")
+    view = heads(cache, tokens, images=photo)
     file = view.save(folder / "view.html")
     opened, painted = [], []
     for _ in range(repeats):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.append(timed(page, lambda page=page: page.goto(file.as_uri()), WORDS - 1))
+        opened.append(timed(page, lambda page=page: page.goto(file.as_uri()), WORDS))
         for query in (3, 11):
             painted.append(timed(page, page.locator("button.word").nth(query).hover, query))
         page.close()
-    shown = len(view.parts[0].boxes)
-    return (
-        name,
-        f"{file.stat().st_size / 1e6:.1f} MB",
-        f"{statistics.median(opened):.2f} s (at most {max(opened):.2f})",
-        f"{statistics.median(painted):.2f} s",
-        f"{shown:,}",
-    )
+    return {
+        "mb": file.stat().st_size / 1e6,
+        "open_s": statistics.median(opened),
+        "most_open_s": max(opened),
+        "answer_s": statistics.median(painted),
+        "cells": len(view.parts[0].boxes),
+        "queries": view.n_queries,
+    }
 
 
 def timed(page: Any, act: Any, query: int) -> float:
@@ -93,22 +103,3 @@ def timed(page: Any, act: Any, query: int) -> float:
     act()
     page.wait_for_function("query => document.body.dataset.query === String(query)", arg=query)
     return perf_counter() - start
-
-
-def main() -> None:
-    words = argparse.ArgumentParser(prog="python -m benchmarks.views", description=__doc__)
-    words.add_argument("--repeats", type=int, default=5)
-    given = words.parse_args()
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        words.error("no Chromium on the PATH")
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        print(markdown(HEAD, [measure(name, given.repeats, browser, Path(folder)) for name in PAGES]))
-        browser.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -154,9 +154,14 @@ def test_the_line_is_exact_where_bytes_are_not() -> None:
     )  # as bytes the second is nearer to half than a step
     other = torch.full((1, 1, 1, 3), 0.45)
     bits = [np.frombuffer(base64.b64decode(one), np.uint8) for one in lined([Block(rows), Block(other)])]
-    assert [len(one) for one in bits] == [4 * 5, 4 * 1]  # a layer and a head, and the mean of each
-    assert np.unpackbits(bits[0][:5], bitorder="little").nonzero()[0].tolist() == [0, 2, 3]
+    assert [len(one) for one in bits] == [5, 1]
+    assert np.unpackbits(bits[0], bitorder="little").nonzero()[0].tolist() == [0, 2, 3]
     assert not bits[1].any()
+    two = torch.tensor([[0.8, 0.6], [0.0, 0.6]])[
+        :, None, None
+    ]  # the mean is 0.4, 0.6; each layer has its own
+    packed = np.frombuffer(base64.b64decode(lined([Block(two)])[0]), np.uint8)
+    assert packed.tolist() == [0b11, 0b10, 0b11]
 
 
 def test_what_circuitsvis_shows_is_the_attention_of_words(run: Any, page: Any, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from gatelens.views.page import View, render
 from gatelens.views.patterns import patterns_of, query_rows, text_side
 from gatelens.views.prompts import Prompt, prompt_of
 
-MOST_BYTES = 5_000_000  # of weights on a page; with base64, pictures and circuitsvis it stays under 10 MB
+MOST_BYTES = (
+    4_200_000  # of weights on a page; with lines, base64, pictures and circuitsvis it stays under 10 MB
+)
 MOST_IN_CIRCUITSVIS = 150_000  # weights it writes as text
 MOST_POOLED = 16  # tokens along one side of what is shown as one
 MOST_POOLED_QUERIES = 4  # of patches as queries that nobody asked for; larger ones average too much
@@ -170,7 +172,7 @@ class HeadsView(View):
         if not self.text.numel() or self.text.numel() > MOST_IN_CIRCUITSVIS:
             return ""
         drawn = attention_heads(
-            attention=self.text.numpy().round(4),
+            attention=self.text.double().numpy().round(4),  # float32 would be written to 17 digits
             tokens=[label.replace(" ", "·") for label in self.text_labels],  # it drops every kind of space
             attention_head_names=[f"L{layer}H{head}" for layer in self.layers for head in self.heads],
             min_value=0.0,

@@ -50,7 +50,7 @@ class Block:
 def lined(blocks: Sequence[Block]) -> list[str]:
     """The cells of each block within the line: those that reach half of the row's largest in any block.
 
-    Bits, each row in bytes of its own, by layer and then their mean, head and then their mean, and query. They come
+    Bits, each row in bytes of its own, by layer and head, each with the mean of all at the end, and query. They come
     from exact values: near half, values as bytes could not tell.
     """
     values = [with_means(block.values.float()).numpy() for block in blocks]
@@ -58,10 +58,12 @@ def lined(blocks: Sequence[Block]) -> list[str]:
     return [as_base64(np.packbits(outlined(each, top), axis=-1, bitorder="little")) for each in values]
 
 
-def with_means(values: Float[Tensor, "layer head *rest"]) -> Float[Tensor, "layer+1 head+1 *rest"]:
-    """The mean over heads after the heads, and the mean over layers after the layers."""
-    values = torch.cat([values, values.mean(1, keepdim=True)], dim=1)
-    return torch.cat([values, values.mean(0, keepdim=True)])
+def with_means(values: Float[Tensor, "layer head *rest"]) -> Float[Tensor, "layers heads *rest"]:
+    """The mean over heads after the heads, and the mean over layers after the layers; of one alone there is none."""
+    for axis in (1, 0):
+        if values.shape[axis] > 1:
+            values = torch.cat([values, values.mean(axis, keepdim=True)], dim=axis)
+    return values
 
 
 def as_base64(array: np.ndarray) -> str:

@@ -38,8 +38,9 @@
       },
       // the cells within the line; means stand after what they are of
       lined(head, query) {
-        const layer = state.layer === ALL ? n.layer : state.layer, of = head === MEAN ? n.head : head, found = [];
-        const from = ((layer * (n.head + 1) + of) * n.query + query) * wide;
+        const layer = state.layer === ALL ? n.layer : state.layer, found = [];
+        const of = n.head === 1 ? 0 : head === MEAN ? n.head : head, across = n.head === 1 ? 1 : n.head + 1;
+        const from = ((layer * across + of) * n.query + query) * wide;
         for (let c = 0; c < cells; c++) if (bits[from + (c >> 3)] & (1 << (c & 7))) found.push(c);
         return found;
       },
