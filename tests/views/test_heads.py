@@ -346,7 +346,9 @@ def test_layers_heads_and_scale(run: Any, page: Any, tmp_path: Path) -> None:
     one = f".heads button:nth-child({least + 2}) canvas"
     before = np.asarray(screenshot(page, of=one), dtype=int)
     page.locator("input.shared").check()
-    page.wait_for_timeout(100)
+    page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )  # painted
     assert np.abs(np.asarray(screenshot(page, of=one), dtype=int) - before).max() > 10
 
 
@@ -470,6 +472,9 @@ def test_in_a_notebook_the_view_is_a_frame_as_tall_as_its_page(run: Any, page: A
     page.goto((tmp_path / "n.html").as_uri())
     frame = page.frames[1]
     frame.wait_for_function("document.body.dataset.query === '6'")
-    page.wait_for_timeout(100)
+    page.wait_for_function("document.querySelector('iframe').style.height.endsWith('px')")
+    page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )  # painted
     tall = page.evaluate("document.querySelector('iframe').offsetHeight")
     assert abs(tall - frame.evaluate("document.documentElement.scrollHeight")) <= 12

@@ -88,7 +88,9 @@ def test_colours_are_probabilities_of_the_layer(read: Any, page: Any, tmp_path: 
         page.locator("input.layer").fill(str(layer))
         for kind, top in (("", 1.0), ("0", float(most))):
             page.locator("select.show").select_option(kind)
-            page.wait_for_timeout(80)
+            page.evaluate(
+                "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+            )  # painted
             of = table[(table["layer"] == layer) & (table["target"] == ("dog" if kind else "top 0"))]
             alpha = opacity(np.exp(of["value"].to_numpy()).reshape(4, 4), top)[..., None]
             wanted = (1 - alpha) * under + alpha * np.array([226, 0, 116])
