@@ -30,6 +30,7 @@ from . import (
     rate,
     report,
     rivals,
+    store,
     sweep,
     views,
 )
@@ -48,6 +49,7 @@ PARTS = (
     "growth",
     "explore",
     "views",
+    "store",
     "rivals",
     "gpu",
 )
@@ -92,6 +94,7 @@ def main() -> None:
         "growth": lambda: growth.measure(size, n),
         "explore": lambda: explore.measure(n=4 if given.tiny else 40),
         "views": lambda: views.measure(2 if given.tiny else n),
+        "store": lambda: store.measure(40_000 if given.tiny else store.ROWS),
         "rivals": lambda: rivals.measure(size, n, hf, given.venvs),
         "gpu": lambda: gpu.measure(TINY, n, "cpu") if given.tiny else gpu.measure(),
     }

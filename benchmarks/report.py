@@ -278,6 +278,32 @@ def _attribution(found: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _store(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    what = f"{found['rows']:,} activations of {found['width']} float16"
+    sides = {"memmap": "numpy memmap", "disk": "plain file, fsync at the end"}
+    rows: list[tuple[str, ...]] = []
+    for name, words in {
+        "write": "written",
+        "read": "read in order",
+        "drawn": "read in a drawn order",
+    }.items():
+        ours = found["store"][name]
+        for side, beside in sides.items():
+            if name in found[side]:
+                theirs = found[side][name]
+                cells = f"store {ours:.0f} MB/s", f"{beside} {theirs:.0f} MB/s", f"{ours / theirs:.2f}x"
+                rows.append((f"{what}, {words}", *cells, "", ""))
+    tenth = found["store_of_a_tenth"]
+    for name, words in {
+        "write": "writing",
+        "read": "reading in order",
+        "drawn": "reading in a drawn order",
+    }.items():
+        ours, fewer = (f"{one[f'{name}_mib']:.0f} MiB" for one in (found["store"], tenth))
+        rows.append((f"peak memory of {words} them", ours, f"a tenth of the rows {fewer}", "", "", ""))
+    return rows
+
+
 def _rival(row: dict[str, Any]) -> tuple[str, ...]:
     what = f"image to text, {row['how']}, {row['runs']} runs"
     ours = f"{row['gatelens_ms_per_run']:.1f} ms a run"
@@ -354,6 +380,7 @@ FILES = {
     "memory.py": "peak memory of the cross-modal attention measure beside a plain forward pass.",
     "growth.py": "runs, tokens and layers doubled; operations beside the least possible.",
     "explore.py": "a moved control of `gatelens explore` until its answer is drawn, in Chromium.",
+    "store.py": "1,000,000 activations written and read beside the disk's own rate and numpy memmap.",
     "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
     "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
     "views.py": "pages of attention in Chromium: size, time to open, time to answer.",

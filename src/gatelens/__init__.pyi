@@ -51,6 +51,8 @@ from gatelens.readouts import patch_map as patch_map
 from gatelens.readouts import path_patch as path_patch
 from gatelens.readouts import words_table as words_table
 from gatelens.runs import Run as Run
+from gatelens.saes import SAE as SAE
+from gatelens.saes import FeatureHits as FeatureHits
 from gatelens.sweeps import sweep as sweep
 from gatelens.tokens import Role as Role
 from gatelens.tokens import Selection as Selection

@@ -69,7 +69,7 @@ class ActivationStore:
             )
         # the number of the first row of each shard, and at last how many rows there are
         self._starts = np.cumsum([0, *[n for n, _ in counts]])
-        self._maps: dict[tuple[str, int, int], Tensor] = {}
+        self._maps: dict[tuple[str, int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -258,20 +258,17 @@ class ActivationStore:
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         used = np.unique(shards)
         first = self._map(point, int(used[0]) if len(used) else 0)
-        out = torch.empty(len(numbers), *first.shape[1:], dtype=first.dtype)
+        out = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)
         for shard in used.tolist():
-            mine = (shards == shard).nonzero()[0]
-            local = torch.from_numpy(numbers[mine] - self._starts[shard])
-            # rows in a run are one copy
-            whole = len(local) == int(local[-1]) - int(local[0]) + 1 and bool((local.diff() == 1).all())
-            source = self._map(point, shard)
-            values = source[int(local[0]) : int(local[-1]) + 1] if whole else source[local]
-            if len(used) == 1:
-                return values.clone() if whole else values
-            out[torch.from_numpy(mine)] = values
-        return out
+            mine = slice(None) if len(used) == 1 else (shards == shard).nonzero()[0]
+            local = numbers[mine] - self._starts[shard]
+            if bool((np.diff(local) == 1).all()):  # rows in a run are one copy
+                out[mine] = self._map(point, shard)[local[0] : local[-1] + 1]
+            else:
+                out[mine] = self._map(point, shard)[local]
+        return torch.from_numpy(out).view(self.dtype)
 
-    def _map(self, point: tuple[str, int], shard: int) -> Float[Tensor, "row ..."]:
+    def _map(self, point: tuple[str, int], shard: int) -> np.ndarray:
         key = (*point, shard)
         if key not in self._maps:
             n = int(self._starts[shard + 1] - self._starts[shard])

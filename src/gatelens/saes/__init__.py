@@ -1,0 +1,7 @@
+"""Sparse autoencoders on activations: load one, put it into a run, look at what its features stand for."""
+
+from gatelens.saes.features import FeatureHits
+from gatelens.saes.sae import SAE
+from gatelens.saes.splicing import Splice
+
+__all__ = ["SAE", "FeatureHits", "Splice"]
