@@ -19,6 +19,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ("forward", _forward),
         ("memory", _memory),
         ("attribution", _attribution),
+        ("store", _store),
         ("explore", _explore),
         ("views", _views),
     ):
