@@ -43,6 +43,10 @@ class OutputError(GatelensError):
     """A place that cannot be written, or that holds something else."""
 
 
+class WorkerError(GatelensError):
+    """Work that workers cannot do: no cluster, other versions there, or units that failed again and again."""
+
+
 def shown(value: object, width: int = 60) -> str:
     """A short one-line form of an argument for a message."""
     text = " ".join(repr(value).split())

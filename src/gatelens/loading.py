@@ -53,6 +53,12 @@ def locate(name: str) -> str:
     return name
 
 
+def anywhere(name: str | os.PathLike[str]) -> str:
+    """The name as it means the same in any working directory: a folder's whole path."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if _is_folder(folder) else os.fspath(name)
+
+
 def _is_folder(folder: Path) -> bool:
     try:
         return folder.is_dir()

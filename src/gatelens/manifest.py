@@ -39,7 +39,7 @@ def new_manifest(study: str, settings: Mapping[str, Any], info: Mapping[str, Any
         "fingerprint": fingerprint(asked),
         "info": _as_json(info),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -111,7 +111,8 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(values), default=str))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide the numbers."""
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:

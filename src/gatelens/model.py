@@ -38,7 +38,10 @@ class HookedVLM(HookedBridge):
         hook_points: by TransformerLens' names.
         lock: held by every run, so that threads take turns; ``with model.lock:`` keeps it for several calls.
         weight_names: those of the state dict before wrapping.
+        loaded_from: name and keywords of ``from_pretrained``, by which a worker loads it too; None for any other model.
     """
+
+    loaded_from: tuple[str, dict[str, Any]] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise ModelError(
@@ -58,7 +61,7 @@ class HookedVLM(HookedBridge):
         model.__dict__["hook_embed"] = points.by_name["hook_embed"]
         model._gradient_handles = []
         model.weight_names, model.family, model.layout = names, family, layout
-        model.tokenizer = getattr(processor, "tokenizer", None)
+        model.tokenizer, model.loaded_from = getattr(processor, "tokenizer", None), None
         model.cfg.attention_windows = attention_windows(hf.config.get_text_config(), int(model.cfg.n_layers))
         model.cfg.position_limit = position_limit(hf.config.get_text_config())
         if layout.two_way:  # what TransformerLens' functions ask that rely on causality
@@ -94,6 +97,8 @@ class HookedVLM(HookedBridge):
         """
         model = cls.from_module(*loading.load(name, dtype, device, device_map, **kwargs))
         model.attention = attention
+        given = {"device": device, "dtype": dtype, "device_map": device_map, **kwargs}
+        model.loaded_from = loading.anywhere(name), given
         return model
 
     @classmethod

@@ -28,6 +28,7 @@ from gatelens.engine.grid import (
 from gatelens.engine.plan import Specs
 from gatelens.errors import DataError, InputError, shown, whole_number
 from gatelens.examples import Labels, auto_batch_size, of_one_length, prepare_numbered
+from gatelens.executors import Executor, executing
 from gatelens.identity import content_fingerprint, model_settings
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
@@ -49,6 +50,8 @@ def sweep(
     seed: int = 0,
     batch_size: int | None = None,
     out: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
 
@@ -74,6 +77,8 @@ def sweep(
         batch_size: examples of a batch at most; None bounds memory. A batch holds prompts of one length.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
             one with other settings is refused; a function is known by its code and what it closes over.
+        workers, ray: over data, who measures the batches: so many processes of this machine, or actors on the Ray
+            cluster at this address ("auto": the one that runs here); see ``docs/workers.md``. The table is the same.
 
     Returns:
         One row a point and example, in order. Columns: the axes (labels), ``example`` (its id; in a prepared batch its
@@ -83,11 +88,21 @@ def sweep(
         InterventionError: a grid, ``make`` or metric that cannot be read, an intervention that cannot act.
         DataError: no such data or task, or two examples of one id.
         OutputError: ``out`` can't be written or holds a sweep with other settings.
+        ModelError, WorkerError: workers cannot load the model, or batches failed again and again; the others are kept.
     """
     if is_data(inputs):
         examples = examples_of(inputs, task, limit, seed)
-        return _Work.planned(model, examples, grid, metric, make, batch_size).done(out, progress)
-    given = {"task": task, "limit": limit, "batch_size": batch_size, "out": out}
+        work = _Work.planned(model, examples, grid, metric, make, batch_size)
+        with executing(workers, ray) as executor:
+            return work.done(out, progress, executor)
+    given = {
+        "task": task,
+        "limit": limit,
+        "batch_size": batch_size,
+        "out": out,
+        "workers": workers,
+        "ray": ray,
+    }
     wrong = next((name for name, value in given.items() if value is not None), None)
     if wrong is not None:
         raise InputError(f"{wrong}= goes with examples or a data set, and inputs is {shown(inputs)}")
@@ -162,6 +177,31 @@ def of_examples(
 
 
 @dataclass(frozen=True)
+class _Runs:
+    """What is run on every batch."""
+
+    model: HookedVLM
+    runs: Sequence[Specs]
+    metrics: Mapping[str, Metric]
+    labels: Labels
+
+    def measure(
+        self, part: Sequence[int], examples: Sequence[Example], done: Done
+    ) -> dict[str, pd.DataFrame]:
+        """One batch: columns ``point`` (its number), ``example`` (its id) and the metrics.
+
+        Args:
+            part: the numbers of its examples.
+        """
+        with torch.inference_mode():
+            inputs = prepare_numbered(self.model, examples, part)
+            metrics = of_examples(self.metrics, examples, self.labels)
+            values = measure_points(self.model, inputs, self.runs, metrics, lambda n: done(n * len(part)))
+        points = [(i,) for i in range(len(self.runs))]
+        return {"values": as_table(points, [e.id for e in examples], ["point"], values)}
+
+
+@dataclass(frozen=True)
 class _Work:
     """A sweep over examples, as data: what is run, on which batches."""
 
@@ -189,15 +229,21 @@ class _Work:
         size, parts = batches_of(model, examples, size)
         return cls(model, examples, tuple(grid), labels, runs, metrics, size, parts)
 
-    def done(self, out: str | os.PathLike[str] | None, progress: bool) -> pd.DataFrame:
+    def done(self, out: str | os.PathLike[str] | None, progress: bool, executor: Executor) -> pd.DataFrame:
         """Measures what is missing in the folder, or all of it, and gives the table."""
-        labels, a_prompt = Labels(self.model), len(self.runs) * n_passes(self.metrics)
+        every = _Runs(self.model, self.runs, self.metrics, Labels(self.model))
+        a_prompt = len(self.runs) * n_passes(self.metrics)
         units = [
-            Unit(numbered(n), len(part) * a_prompt, partial(self.measure, part, labels))
+            Unit(
+                numbered(n),
+                len(part) * a_prompt,
+                partial(every.measure, part, [self.examples[i] for i in part]),
+            )
             for n, part in enumerate(self.parts)
         ]
         with opened(out, SWEEP, self.settings) as run:
-            table = self.table([tables["values"] for tables in measured(run, SWEEP, units, progress)])
+            found = measured(run, SWEEP, units, progress, executor=executor)
+            table = self.table([tables["values"] for tables in found])
         run.save(SWEEP, _storable(table))
         return table
 
@@ -215,16 +261,6 @@ class _Work:
             "points": points,
             "metrics": {name: content_fingerprint(one) for name, one in self.metrics.items()},
         }
-
-    def measure(self, part: Sequence[int], labels: Labels, done: Done) -> dict[str, pd.DataFrame]:
-        """One batch: columns ``point`` (its number), ``example`` (its id) and the metrics."""
-        examples = [self.examples[i] for i in part]
-        with torch.inference_mode():
-            inputs = prepare_numbered(self.model, examples, part)
-            metrics = of_examples(self.metrics, examples, labels)
-            values = measure_points(self.model, inputs, self.runs, metrics, lambda n: done(n * len(part)))
-        points = [(i,) for i in range(len(self.runs))]
-        return {"values": as_table(points, [e.id for e in examples], ["point"], values)}
 
     def table(self, batches: Sequence[pd.DataFrame]) -> pd.DataFrame:
         """The result, from the tables of all batches."""

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gatelens.errors import GatelensError
+from gatelens.errors import GatelensError, WorkerError
+from gatelens.executors import Done, Executor, Fault, InProcess, Tables, Unit
 from gatelens.runs import Run
 
-Done: TypeAlias = Callable[[int], object]  # told of steps that are finished
-Tables: TypeAlias = Mapping[str, pd.DataFrame]
-
-
-class Unit(NamedTuple):
-    """One unit of work.
-
-    Attributes:
-        name: of its folder.
-        steps: how many steps of the progress bar it takes.
-        measure: gives its tables.
-    """
-
-    name: str
-    steps: int
-    measure: Callable[[Done], Tables]
+__all__ = ["Done", "Tables", "Unit", "measure_missing", "measured", "numbered", "opened"]
+FAULTS = "faults"  # the file of a run that lists them
 
 
 @contextmanager
@@ -53,12 +39,21 @@ def opened(
 
 
 def measured(
-    run: Run, section: str, units: Sequence[Unit], progress: bool, words: tuple[str, str] = ("", "run")
+    run: Run,
+    section: str,
+    units: Sequence[Unit],
+    progress: bool,
+    words: tuple[str, str] = ("", "run"),
+    executor: Executor | None = None,
 ) -> list[dict[str, pd.DataFrame]]:
     """The tables of every unit, in order, after measuring those that the run lacks.
 
     Args:
         words: what is done (empty: the section's name), and what a step is, for the progress bar.
+        executor: measures them; None does it in this process.
+
+    Raises:
+        WorkerError: units that failed again and again; the others are kept.
     """
     left = [unit for unit in units if not run.has_batch(section, unit.name)]
     total = sum(unit.steps for unit in units)
@@ -69,11 +64,50 @@ def measured(
         unit=words[1],
         disable=not progress,
     ) as bar:
-        for unit in left:
-            started = time.perf_counter()
-            tables = unit.measure(bar.update)
-            run.save_batch(section, unit.name, tables, time.perf_counter() - started)
+        measure_missing(run, section, left, executor or InProcess(), bar.update)
     return [run.batch(section, unit.name) for unit in units]
+
+
+def measure_missing(
+    run: Run, section: str, units: Sequence[Unit], executor: Executor, done: Done = lambda steps: None
+) -> None:
+    """Measure the units that a run lacks, and keep each when it is whole.
+
+    A unit that somebody else finished in the same folder by the time it would begin is left out.
+
+    Raises:
+        WorkerError: units that failed again and again; the others are kept, and all faults are in ``faults.json``.
+    """
+
+    def missing() -> Iterator[Unit]:
+        for unit in units:
+            if run.has_batch(section, unit.name):
+                done(unit.steps)
+            else:
+                yield unit
+
+    given_up: list[Fault] = []
+    for one in executor.run(missing(), done):
+        if isinstance(one, Fault):
+            _note(run, section, one)
+            given_up += [one] if one.final else []
+        else:
+            run.save_batch(section, one.unit.name, one.tables, one.seconds)
+    if given_up:
+        first = given_up[0]
+        names = ", ".join(fault.unit.name for fault in given_up[:5]) + ", …" * (len(given_up) > 5)
+        where = "" if run.path is None else f"; the others are kept, more is in {run.path / FAULTS}.json"
+        raise WorkerError(
+            f"{section}: {len(given_up)} unit{'s' * (len(given_up) > 1)} failed {first.attempt} times ({names}), "
+            f"{first.unit.name} by {first.error}{where}; the same call tries again"
+        )
+
+
+def _note(run: Run, section: str, fault: Fault) -> None:
+    """Add a fault to the run's list."""
+    said = {"section": section, "unit": fault.unit.name, "attempt": fault.attempt, "error": fault.error}
+    before = run.json(FAULTS) if run.has(FAULTS) else []
+    run.save(FAULTS, [*before, {**said, "trace": fault.trace}])
 
 
 def numbered(number: int) -> str:
