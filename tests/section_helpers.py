@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gatelens.runs import Run
-from gatelens.studies.executors import Here
 from gatelens.studies.options import checked
 from gatelens.studies.runner import measure_section
 from gatelens.studies.section import Setup
@@ -41,7 +40,7 @@ def setup_of(
 def run_section(study: Study, name: str, setup: Setup) -> Run:
     """One section measured and concluded, without a verdict; raises Absent where it cannot be."""
     section = study.section(name)
-    measured = measure_section(section, setup, Here(setup.model))
+    measured = measure_section(section, setup)
     for table, value in section.conclude(setup, measured).items():
         setup.run.save(table, value)
     return setup.run

@@ -14,10 +14,7 @@ import torch
 from pydantic import Field
 
 from gatelens.data import Example
-from gatelens.errors import InterventionError
-from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies.executors import Here, measure_one
 from gatelens.studies.options import Count, Examples, Options, checked
 from gatelens.studies.runner import measure_section, run_study
 from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables
@@ -148,7 +145,7 @@ def measure_apart(out: str, names: Sequence[str], wait: float) -> None:
     """Measure sections of the run in a folder, and conclude nothing."""
     setup = setup_in(Path(out), wait=wait)
     for name in names:
-        measure_section(STUDY.section(name), setup, Here(MODEL))  # type: ignore[arg-type]
+        measure_section(STUDY.section(name), setup)
 
 
 def tables_of(run: Run) -> Iterator[tuple[str, Any]]:
@@ -157,23 +154,3 @@ def tables_of(run: Run) -> Iterator[tuple[str, Any]]:
         yield name, run.table(name).to_dict("list")
     for name in ("verdict", "absent"):
         yield name, run.json(name)
-
-
-# -- in another process
-
-_WORKER: dict[str, Any] = {}  # the model a worker has loaded
-
-
-def loaded_model(name: str | None) -> None:
-    """Load a worker's model by name; None is the one of this study."""
-    torch.set_num_threads(1)
-    _WORKER["model"] = MODEL if name is None else HookedVLM.from_pretrained(name)
-
-
-def elsewhere(measure: Any, batch: Batch) -> tuple[Batch, Tables, float]:
-    """Measure a batch with the worker's model."""
-    return measure_one(measure, _WORKER["model"], batch)
-
-
-def failing_measure(model: Any, batch: Batch) -> Tables:
-    raise InterventionError("a row left with nothing")

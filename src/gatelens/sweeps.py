@@ -74,11 +74,10 @@ def sweep(
         make: makes the intervention of a point from its choices, then any values: a function whose arguments are the
             axes. Words and numbers label themselves.
         task, limit, seed: of a data set: which examples; without a task ``class``, or the only one.
-        batch_size: examples of a batch at most; None bounds memory. A batch holds prompts of one length.
+        batch_size: examples of a batch at most, all of one length; None bounds memory.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
             one with other settings is refused; a function is known by its code and what it closes over.
-        workers, ray: over data, who measures the batches: so many processes of this machine, or actors on the Ray
-            cluster at this address ("auto": the one that runs here); see ``docs/workers.md``. The table is the same.
+        workers, ray: over data: so many processes, or actors on the Ray cluster at this address (``docs/workers.md``).
 
     Returns:
         One row a point and example, in order. Columns: the axes (labels), ``example`` (its id; in a prepared batch its
@@ -88,25 +87,21 @@ def sweep(
         InterventionError: a grid, ``make`` or metric that cannot be read, an intervention that cannot act.
         DataError: no such data or task, or two examples of one id.
         OutputError: ``out`` can't be written or holds a sweep with other settings.
-        ModelError, WorkerError: workers cannot load the model, or batches failed again and again; the others are kept.
+        WorkerError: batches that failed on workers again and again; the others are kept.
     """
     if is_data(inputs):
-        examples = examples_of(inputs, task, limit, seed)
-        work = _Work.planned(model, examples, grid, metric, make, batch_size)
+        work = _Work.planned(model, examples_of(inputs, task, limit, seed), grid, metric, make, batch_size)
         with executing(workers, ray) as executor:
             return work.done(out, progress, executor)
-    given = {
-        "task": task,
-        "limit": limit,
-        "batch_size": batch_size,
-        "out": out,
-        "workers": workers,
-        "ray": ray,
-    }
+    _leave_out(inputs, task=task, limit=limit, batch_size=batch_size, out=out, workers=workers, ray=ray)
+    return engine.sweep(model, inputs, grid, metric, progress, make)
+
+
+def _leave_out(inputs: Any, **given: Any) -> None:
+    """Raise InputError for an argument that means nothing for a prepared batch."""
     wrong = next((name for name, value in given.items() if value is not None), None)
     if wrong is not None:
         raise InputError(f"{wrong}= goes with examples or a data set, and inputs is {shown(inputs)}")
-    return engine.sweep(model, inputs, grid, metric, progress, make)
 
 
 def is_data(inputs: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 import gatelens
 from gatelens import atomic_files
 from gatelens.errors import DataError, OutputError
+from gatelens.executors import InProcess
 from gatelens.runs import Run
-from gatelens.studies.executors import Here
 from gatelens.studies.report import render_report
 from gatelens.studies.runner import measure_section, run_study
 from gatelens.studies.section import Absent, Batch, Measured
@@ -32,28 +31,27 @@ def whole() -> Run:
     return run_toy()
 
 
-class Counting(Here):
-    """Here, with the names of the batches that were measured."""
+class Counting(InProcess):
+    """In this process, with the names of the batches that were measured."""
 
     def __init__(self) -> None:
-        super().__init__(MODEL)
         self.names: list[str] = []
 
-    def run(self, measure: Any, batches: Sequence[Batch]) -> Any:
-        for result in super().run(measure, batches):
-            self.names.append(result[0].name)
+    def run(self, units: Any, done: Any) -> Any:
+        for result in super().run(units, done):
+            self.names.append(result.unit.name)
             yield result
 
 
 def test_rounds_are_planned_from_what_earlier_ones_gave(whole: Run) -> None:
     counting = Counting()
     setup = setup_in(None)
-    measured = measure_section(STUDY.section("rounds"), setup, counting)
+    measured = measure_section(STUDY.section("rounds"), replace(setup, executor=counting))
     assert counting.names == ["first", "second-0", "second-1", "second-2", "second-3", "third"]
     assert list(measured.table("squares", "second").square) == [0, 1, 4, 9]
     assert whole.table("rounds").number.tolist() == [2, 3, 0, 1, 2, 3, 0, 1, 4, 9]
     again = Counting()
-    measure_section(STUDY.section("rounds"), setup, again)
+    measure_section(STUDY.section("rounds"), replace(setup, executor=again))
     assert again.names == []
 
 
@@ -149,7 +147,7 @@ def test_two_processes_at_different_sections(tmp_path: Path, processes: Any, who
     setup, counting = setup_in(tmp_path / "r"), Counting()
     for name in ("squares", "rounds"):
         section = STUDY.section(name)
-        concluded = section.conclude(setup, measure_section(section, setup, counting))
+        concluded = section.conclude(setup, measure_section(section, replace(setup, executor=counting)))
         pd.testing.assert_frame_equal(concluded[name], whole.table(name))
     assert counting.names == []
 
@@ -220,30 +218,30 @@ def test_an_impossible_section_leaves_no_folder(tmp_path: Path) -> None:
 def test_two_batches_of_one_name(tmp_path: Path) -> None:
     twice = lambda setup, measured: [Batch("same"), Batch("same")]  # noqa: E731
     with pytest.raises(ValueError, match="section 'squares' has two batches 'same'"):
-        measure_section(replace(STUDY.section("squares"), batches=twice), setup_in(None), Counting())
+        measure_section(replace(STUDY.section("squares"), batches=twice), setup_in(None))
 
 
-class Forgetful(Here):
+class Forgetful(InProcess):
     """An executor that loses batches."""
 
-    def run(self, measure: Any, batches: Sequence[Batch]) -> Any:
-        yield from super().run(measure, batches[1:])
+    def run(self, units: Any, done: Any) -> Any:
+        yield from super().run(list(units)[1:], done)
 
 
 def test_a_batch_an_executor_loses_is_no_silent_gap() -> None:
     with pytest.raises(OutputError, match="no tables of batch 'squares-00' of section 'squares'"):
-        run_toy(executor=Forgetful(MODEL))
+        run_toy(executor=Forgetful())
 
 
-class Backwards(Here):
+class Backwards(InProcess):
     """An executor whose batches are ready in another order."""
 
-    def run(self, measure: Any, batches: Sequence[Batch]) -> Any:
-        yield from super().run(measure, list(batches)[::-1])
+    def run(self, units: Any, done: Any) -> Any:
+        yield from super().run(list(units)[::-1], done)
 
 
 def test_batches_may_be_ready_in_any_order(whole: Run) -> None:
-    run = run_toy(executor=Backwards(MODEL), sections="squares,rounds")
+    run = run_toy(executor=Backwards(), sections="squares,rounds")
     for name in ("squares", "rounds", "sums"):
         pd.testing.assert_frame_equal(run.table(name), whole.table(name))
 
@@ -269,4 +267,4 @@ def test_absence_in_measure_is_an_absence_on_resuming_too(tmp_path: Path) -> Non
     setup = setup_in(tmp_path)
     for _ in range(2):
         with pytest.raises(Absent, match="numbers above 1"):
-            measure_section(STUDY.section("picky"), setup, Counting())
+            measure_section(STUDY.section("picky"), setup)

@@ -21,6 +21,17 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the model's own choice.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; a run cut short there is continued.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Measure in so many processes of this machine; with --ray, in so many actors."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Measure on a Ray cluster: at HOST:PORT, or the one this machine belongs to.",
+    ),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave bad rows of the data out; the manifest lists them.")
 ]

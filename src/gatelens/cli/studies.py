@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gatelens.cli.models import entry
-from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, SkipBad, app
+from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, Ray, SkipBad, Workers, app
 from gatelens.cli.stopping import going_on
 from gatelens.errors import InputError
 
@@ -57,6 +57,8 @@ COMMON = {
     "skip_bad": (SkipBad, False),
     "device": (Device, None),
     "dtype": (Dtype, None),
+    "workers": (Workers, None),
+    "ray": (Ray, None),
     "quiet": (Quiet, False),
 }
 
@@ -68,13 +70,22 @@ class StudyCommand(TyperCommand):
         super().__init__(name, help=ABOUT[name], rich_markup_mode=None)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.with_options().make_context(info_name, args, parent, **extra)
+        return self.with_options().make_context(info_name, with_address(args), parent, **extra)
 
     def with_options(self) -> TyperCommand:
         """The command with an option for each field of the study's options."""
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         one.command(self.name)(study_command(str(self.name)))
         return cast(TyperCommand, typer.main.get_command(one))
+
+
+def with_address(args: list[str]) -> list[str]:
+    """The arguments with the address that ``--ray`` alone stands for: the cluster this machine belongs to."""
+    alone = [
+        a == "--ray" and (not after or after.startswith("-"))
+        for a, after in zip(args, [*args[1:], ""], strict=True)
+    ]
+    return [f"{a}=auto" if one else a for a, one in zip(args, alone, strict=True)]
 
 
 class StudyGroup(TyperGroup):
@@ -149,16 +160,15 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     wanted, names, options = given.pop("preset"), given.pop("sections"), given.pop("option") or []
     preset = presets.preset(wanted, name) if wanted else presets.NO_PRESET
     sections = parse_sections(names, options, preset.settings.get("sections", {}))
-    quiet, device, dtype, skip_bad = (given.pop(n) for n in ("quiet", "device", "dtype", "skip_bad"))
+    quiet = given.pop("quiet")
+    where = {name: given.pop(name) for name in ("device", "dtype", "skip_bad", "workers", "ray")}
     asked = {n: option_value(v, study.options.model_fields.get(n)) for n, v in given.items() if n != "model"}
     arguments = {"data": "emoji-scenes", **preset.arguments(**asked, sections=sections)}
     run = starter(name)(
         given["model"],
         out=out,
-        skip_bad=skip_bad,
-        device=device,
-        dtype=dtype,
         progress=not quiet,
+        **where,
         **arguments,
     )
     left_out = run.manifest["info"].get("bad_rows_left_out")

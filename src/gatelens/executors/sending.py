@@ -75,7 +75,7 @@ class _Pickler(cloudpickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, model: Callable[[ModelSource], HookedVLM]) -> None:
         super().__init__(io.BytesIO(data))
-        self.persistent_load = model  # type: ignore[method-assign, assignment]
+        self.persistent_load = model  # type: ignore[method-assign]
 
 
 def packed(value: Any, source: Callable[[HookedVLM], ModelSource]) -> bytes:

@@ -17,6 +17,7 @@ from gatelens.engine import compile_for, last_logits
 from gatelens.engine.grid import measure_points
 from gatelens.engine.plan import Specs
 from gatelens.errors import InputError
+from gatelens.executors import Executor
 from gatelens.interventions import Intervention
 from gatelens.measures.logits import Metric
 from gatelens.model import HookedVLM
@@ -78,14 +79,14 @@ class MapWork:
         self.n_cells = math.prod(len(axis.choices) for axis in self.axes)
         self.words: list[set[str]] = [set() for _ in range(self.tokens.n_pos)]
 
-    def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
+    def run(self, run: Run, progress: bool, executor: Executor) -> Float[np.ndarray, "pair number"]:
         """A row a pair: the metric of its clean run, its corrupt run, and of every cell (NaN without one)."""
-        ends = self.ends(run, progress)
+        ends = self.ends(run, progress, executor)
         cells = [[part] for part in in_parts(self.model, self.pairs, self.at_once)]
-        found = self.measured(run, "cells", self.n_cells, cells, self._cells, progress, run.study)
+        found = self.measured(run, "cells", self.n_cells, cells, self._cells, progress, run.study, executor)
         return np.concatenate([ends, found], axis=1)
 
-    def ends(self, run: Run, progress: bool) -> Float[np.ndarray, "pair 2"]:
+    def ends(self, run: Run, progress: bool, executor: Executor) -> Float[np.ndarray, "pair 2"]:
         """The metric of the clean and the corrupt run of each pair.
 
         They are one unit, so that pairs that prove impossible leave nothing in the folder.
@@ -94,7 +95,9 @@ class MapWork:
             InputError: the two are hardly apart; all such pairs are named.
         """
         every = in_parts(self.model, self.pairs, self.at_once)
-        return self.measured(run, "ends", 2, [every], self._ends, progress, "clean and corrupt runs")
+        return self.measured(
+            run, "ends", 2, [every], self._ends, progress, "clean and corrupt runs", executor
+        )
 
     def measured(
         self,
@@ -105,6 +108,7 @@ class MapWork:
         measure: Callable[[Part, Done], Measured],
         progress: bool,
         words: str,
+        executor: Executor,
     ) -> Float[np.ndarray, "pair n"]:
         """``n`` numbers of each pair, from the run where it has them; ``parts`` are those of each unit."""
 
@@ -122,7 +126,7 @@ class MapWork:
             Unit(numbered(i), n * sum(map(len, each)), partial(tables, each)) for i, each in enumerate(parts)
         ]
         found = np.full((len(self.pairs), n), np.nan)
-        for each in measured(run, section, units, progress, (words, "run")):
+        for each in measured(run, section, units, progress, (words, "run"), executor):
             values = each["values"]
             found[values["pair"], values["cell"]] = values["value"]
             for position, word in each["words"].itertuples(index=False):

@@ -28,6 +28,7 @@ from gatelens.data.corruptions import mean_picture
 from gatelens.data.pairing import pairs as pairs_of_data
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
+from gatelens.executors import executing
 from gatelens.identity import as_setting, content_fingerprint, model_settings
 from gatelens.interventions.arguments import Heads, Layers
 from gatelens.model import HookedVLM
@@ -42,7 +43,7 @@ from gatelens.units import opened
 Direction = Literal["denoising", "noising"]
 AnyMap = TypeVar("AnyMap", bound=EffectMap)
 # arguments of a map that are no settings of its run, or are among them under another name
-NO_SETTINGS = ("model", "pairs", "differ", "n", "out", "progress")
+NO_SETTINGS = ("model", "pairs", "differ", "n", "out", "progress", "workers", "ray")
 
 
 def patch_map(
@@ -66,6 +67,8 @@ def patch_map(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> EffectMap:
     """The effect of patching each place of a model, over pairs of prompts.
 
@@ -90,21 +93,19 @@ def patch_map(
         window: a cell patches so many layers of ``layers``, from its own on.
         source_layer: the layer the activations come from; None is the layer that is patched.
         source, chat: another model they come from, of the same width; make each prompt a user's turn.
-        out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and the result as ``patch_map.parquet``.
-        progress: show the runs made and the time left.
+        out, progress, workers, ray: as in :func:`gatelens.sweep`; the folder gets the map as ``patch_map.parquet``.
 
     Raises:
         InputError, OutputError: see :mod:`gatelens.readouts.patch_maps`; ``out`` holds a map with other settings.
     """
     asked = {**locals()}
-    several, other = pairs_of(pairs, differ, n, seed), model if source is None else source
+    them, other = pairs_of(pairs, differ, n, seed), model if source is None else source
     check_call(model, other, direction)
     axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer, neurons)
-    work = MapWork(
-        model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, several
-    )
-    with opened(out, "patch_map", partial(map_settings, asked, work)) as run:
-        return kept(run, effect_map(work, work.run(run, progress)))
+    work = MapWork(model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, them)
+    said = partial(map_settings, asked, work)
+    with opened(out, "patch_map", said) as run, executing(workers, ray) as executor:
+        return kept(run, effect_map(work, work.run(run, progress, executor)))
 
 
 def check_call(model: Any, source: Any, direction: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs a study: its sections in order, each batch measured where the executor does it and saved one by one.
+"""Runs a study: its sections in order, each batch a unit that an executor measures, saved one by one.
 
 Options and sections are checked first, then the data is drawn, then the model is loaded and the run opened. What is
 there already is not measured again. Tables, evidence, verdict and report are made anew from what was measured.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from gatelens import identity
 from gatelens.data import Dataset
 from gatelens.errors import GatelensError
 from gatelens.examples import auto_batch_size
+from gatelens.executors import Done, Executor, InProcess, Unit, executing
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
-from gatelens.studies.executors import Executor, Here
 from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup
+from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables
 from gatelens.studies.study import Chosen, Drawn, Study, evidence_of
+from gatelens.units import measure_missing
 
 
 def run_study(
@@ -38,6 +42,8 @@ def run_study(
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
     executor: Executor | None = None,
     **options: Any,
 ) -> Run:
@@ -53,7 +59,8 @@ def run_study(
         skip_bad: leave bad rows of data given by name out, and list them in the manifest, instead of stopping.
         device, dtype: where to load a model given by name.
         progress: show a progress bar.
-        executor: measures the batches; None does it in this process.
+        workers, ray: processes that measure the batches, or a Ray cluster's address; None is this process.
+        executor: one that is open already, instead of these.
         options: of the study.
 
     Raises:
@@ -67,19 +74,17 @@ def run_study(
         Run.check_folder(out, study.name)
     source = identity.resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
     drawn = study.draw(source, asked)
-    called = name or identity.model_name(model)
-    place = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
-    vlm = identity.resolve_model(model, **place)
+    called, place = name or identity.model_name(model), {"device": device, "dtype": dtype}
+    vlm = identity.resolve_model(model, **{k: v for k, v in place.items() if v is not None})
     drawn = study.ask(vlm, drawn, asked)
     everything = [e for examples in drawn.values() for e in examples]
     size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
     settings = {"model": called, **_settings(study, vlm, source, drawn, asked, chosen), "batch_size": size}
-    run = Run.open(
-        out, study=study.name, settings=settings, info={**_info(vlm, source), **identity.given(model, data)}
-    )
-    setup = Setup(vlm, source, drawn, asked, chosen, size, run, progress)
+    info = {**_info(vlm, source), **identity.given(model, data)}
+    run = Run.open(out, study=study.name, settings=settings, info=info)
     try:
-        measure_sections(study, setup, executor or Here(vlm), progress)
+        with nullcontext(executor) if executor else executing(workers, ray) as measures:
+            measure_sections(study, Setup(vlm, source, drawn, asked, chosen, size, run, progress, measures))
     except GatelensError:
         run.withdraw()
         raise
@@ -116,18 +121,18 @@ def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
     }
 
 
-def measure_sections(study: Study, setup: Setup, executor: Executor, progress: bool = False) -> None:
+def measure_sections(study: Study, setup: Setup) -> None:
     """Measure the chosen sections of a study in order, and store their tables and the verdict."""
     run = setup.run
     sections = [s for s in study.sections if s.name in setup.section_options]
     absent: dict[str, str] = {}
-    with Progress(progress) as bar:
+    with Progress(setup.progress) as bar:
         for section in sections:  # what can be planned now makes the time left meaningful
             if not section.reads:
                 bar.expect(section.name, _unmeasured(section, setup, Measured()))
         for section in sections:
             try:
-                measured = measure_section(section, setup, executor, bar)
+                measured = measure_section(section, setup, bar)
             except Absent as reason:
                 absent[section.name] = str(reason)
                 continue
@@ -147,15 +152,14 @@ def _unmeasured(section: Section, setup: Setup, measured: Measured) -> list[Batc
     return [b for b in batches if not setup.run.has_batch(section.name, b.name)]
 
 
-def measure_section(
-    section: Section, setup: Setup, executor: Executor, bar: Progress | None = None
-) -> Measured:
+def measure_section(section: Section, setup: Setup, bar: Progress | None = None) -> Measured:
     """All batches of a section, those of later rounds planned from what the earlier ones gave.
 
     Raises:
         Absent: the section cannot be measured on this model or data.
     """
     run, measured, bar = setup.run, Measured(), bar or Progress(False)
+    executor = InProcess() if section.here else setup.executor
     while True:
         batches = section.batches(setup, measured)
         new = [b for b in batches if b.name not in measured]
@@ -167,11 +171,22 @@ def measure_section(
         missing = [b for b in new if not run.has_batch(section.name, b.name)]
         bar.expect(section.name, missing)
         bar.say(section.name)
-        for batch, tables, seconds in executor.run(section.measure, missing):
-            run.save_batch(section.name, batch.name, tables, seconds)
-            bar.step(section.name, batch)
+        units = [
+            Unit(b.name, b.units, partial(measure_batch, section.measure, setup.model, b)) for b in missing
+        ]
+        measure_missing(run, section.name, units, executor, partial(bar.step, section.name))
         for batch in new:
             measured[batch.name] = run.batch(section.name, batch.name)
+
+
+def measure_batch(
+    measure: Callable[[HookedVLM, Any], Tables], model: HookedVLM, batch: Batch, done: Done
+) -> Tables:
+    """The tables of a batch: what a worker does with it, wherever it is."""
+    with torch.inference_mode():
+        tables = measure(model, batch)
+    done(batch.units)
+    return tables
 
 
 class Progress:
@@ -190,10 +205,10 @@ class Progress:
                 self._bar.total += batch.units
         self._bar.refresh()
 
-    def step(self, section: str, batch: Batch) -> None:
-        """A batch is measured."""
+    def step(self, section: str, units: int) -> None:
+        """Batches of so many units are measured."""
         self.say(section)
-        self._bar.update(batch.units)
+        self._bar.update(units)
 
     def say(self, what: str) -> None:
         """What is being measured now."""

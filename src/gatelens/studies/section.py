@@ -17,12 +17,12 @@ from gatelens.data import Dataset, Example
 from gatelens.data.base import kind
 from gatelens.errors import GatelensError
 from gatelens.examples import by_length, consecutive
+from gatelens.executors import Executor, InProcess, Tables
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
 from gatelens.studies.options import Options
 
-Tables = Mapping[str, pd.DataFrame]
 # kind: what it is called; says: a verdict; text: the numbers in a sentence; line: the same in at most 25 words
 Evidence = dict[str, str]
 
@@ -77,6 +77,7 @@ class Setup:
         size: examples in a batch.
         run: read for the tables of sections before this one.
         progress: whether progress is shown.
+        executor: what measures batches; for a section that itself runs a study.
     """
 
     model: HookedVLM
@@ -87,6 +88,7 @@ class Setup:
     size: int
     run: Run
     progress: bool = False
+    executor: Executor = field(default_factory=InProcess)
 
     @property
     def n_layers(self) -> int:
@@ -124,6 +126,7 @@ class Section:
         reads: sections whose tables ``batches`` may read; it is planned after them.
         cells: what two runs are compared in, ``how, metric, row, mean, low, high, n``; none where its study's own
             comparison has them.
+        here: its batches are measured in the runner's own process, as they use the folder of the run.
         values: what the cells are the means of, ``how, metric, row, id, value, bounded``, so that runs on the same
             examples are compared example by example; of cells that it leaves out only the means are compared.
     """
@@ -137,5 +140,6 @@ class Section:
     evidence: Callable[[Run], list[Evidence]] = lambda run: []
     page: Callable[[Run], list[Card]] = lambda run: []
     reads: tuple[str, ...] = ()
+    here: bool = False
     cells: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=CELLS)
     values: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=VALUES)

@@ -16,9 +16,8 @@ import gatelens as gl
 from gatelens.cli import main
 from gatelens.errors import DataError, InterventionError
 from gatelens.runs import Run
-from gatelens.studies.executors import Here
 from gatelens.studies.gate_finder.study import STUDY, GateSearch, find_gate
-from gatelens.studies.runner import run_study
+from gatelens.studies.runner import measure_batch, run_study
 from gatelens.studies.section import Measured
 from gatelens.tokens import Role
 from section_helpers import setup_of
@@ -210,8 +209,8 @@ def test_batches_can_be_sent_away_and_taken_up_again(tiny_llava: Any) -> None:
         if not new:
             break
         rounds += 1
-        for batch, tables, _ in Here(tiny_llava).run(section.measure, new):
-            measured[batch.name] = tables
+        for batch in new:
+            measured[batch.name] = measure_batch(section.measure, tiny_llava, batch, lambda steps: None)
     assert rounds >= 6  # one more where blocks are taken apart
     stored = section.conclude(setup, measured)
     alone = find_gate(

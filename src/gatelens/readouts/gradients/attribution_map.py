@@ -19,6 +19,7 @@ from gatelens.data import Pair
 from gatelens.engine import compile_for
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
+from gatelens.executors import Executor, executing
 from gatelens.interventions.arguments import Heads, Layers, as_count
 from gatelens.measures.agreement import Agreement, agreement, thirds
 from gatelens.model import HookedVLM
@@ -103,12 +104,14 @@ def attribution_map(
     n: int | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> AttributionMap:
     """The map of :func:`gatelens.patch_map` from gradients: a few passes a pair, and how far they are from the truth.
 
     Args:
-        pairs, metric, site, direction, at, heads, chat, differ, n, progress: as in an exact map; the metric must be a
-            smooth function of logits.
+        pairs, metric, site, direction, at, heads, chat, differ, n, progress, workers, ray: as in an exact map; the
+            metric must be a smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745; not its
             GradDrop). ``ig``: the
@@ -134,15 +137,20 @@ def attribution_map(
     steps, check = as_count(steps, "steps"), as_count(check, "check", least=0)
     several, measured = pairs_of(pairs, differ, n, seed), MapMetric(metric, Labels(model)).of_logits()
     work = GradientWork(model, measured, axes, direction == "denoising", chat, several, method, steps)
-    with opened(out, "attribution_map", partial(map_settings, asked, work)) as run:
-        return kept(run, _checked_map(run, work, check, seed, progress))
+    with (
+        opened(out, "attribution_map", partial(map_settings, asked, work)) as run,
+        executing(workers, ray) as executor,
+    ):
+        return kept(run, _checked_map(run, work, check, seed, progress, executor))
 
 
-def _checked_map(run: Run, work: GradientWork, check: int, seed: int, progress: bool) -> AttributionMap:
+def _checked_map(
+    run: Run, work: GradientWork, check: int, seed: int, progress: bool, executor: Executor
+) -> AttributionMap:
     """The map of all pairs, and how it agrees with exact patches."""
-    numbers = work.run(run, progress)
+    numbers = work.run(run, progress, executor)
     chosen = _chosen(work, numbers, check, seed)
-    exact = work.exact(run, numbers, chosen, progress)
+    exact = work.exact(run, numbers, chosen, progress, executor)
     effects, agreed = effect_map(work, numbers, {"exact": exact}), None
     if chosen:
         guess, truth = (np.nanmean(x[:, chosen], axis=0) for x in (work.effects(numbers), exact))
@@ -208,16 +216,18 @@ class GradientWork(MapWork):
         self.method, self.steps = method, steps
         self.source_logits = torch.empty(0)
 
-    def run(self, run: Run, progress: bool) -> Float[np.ndarray, "pair number"]:
+    def run(self, run: Run, progress: bool, executor: Executor) -> Float[np.ndarray, "pair number"]:
         """As of an exact map, but pair by pair, as what is held of a pass grows with its rows.
 
         The passes that gradients need give the metric of both runs too; where a folder keeps pairs, all of them are
         checked first.
         """
         if run.path is not None:
-            self.ends(run, progress)
+            self.ends(run, progress, executor)
         every = [[[number]] for number in range(len(self.pairs))]
-        return self.measured(run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study)
+        return self.measured(
+            run, "cells", 2 + self.n_cells, every, self._cells, progress, run.study, executor
+        )
 
     def _cells(self, part: Part, done: Done) -> Measured:
         """The clean and the corrupt metric, and that of every cell."""
@@ -274,7 +284,12 @@ class GradientWork(MapWork):
         return (cells - base) / (other - base)
 
     def exact(
-        self, run: Run, numbers: Float[np.ndarray, "pair number"], chosen: Sequence[int], progress: bool
+        self,
+        run: Run,
+        numbers: Float[np.ndarray, "pair number"],
+        chosen: Sequence[int],
+        progress: bool,
+        executor: Executor,
     ) -> Float[np.ndarray, "pair cell"]:
         """The true effects of the chosen cells; NaN for the others."""
 
@@ -298,6 +313,8 @@ class GradientWork(MapWork):
         known[:, :2] = numbers[:, :2]
         if chosen:
             units = [[[i]] for i in range(len(self.pairs))]
-            cells = self.measured(run, "exact", len(chosen), units, patched, progress, "exact patches")
+            cells = self.measured(
+                run, "exact", len(chosen), units, patched, progress, "exact patches", executor
+            )
             known[:, [2 + cell for cell in chosen]] = cells
         return self.effects(known)

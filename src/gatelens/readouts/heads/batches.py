@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.errors import InputError
+from gatelens.executors import Executor
 from gatelens.model import HookedVLM
 from gatelens.readouts.heads import columns
 from gatelens.readouts.heads.columns import Columns, Settings
@@ -55,7 +56,7 @@ class HeadsWork:
         """Layers, heads."""
         return int(self.model.cfg.n_layers), int(self.model.cfg.n_heads)
 
-    def measured(self, run: Run, progress: bool) -> Columns:
+    def measured(self, run: Run, progress: bool, executor: Executor) -> Columns:
         """All columns, the examples in the order of the batches; the rest is gathered in settings and writing."""
         n_heads, subsets = self.shape[0] * self.shape[1], self.settings.subsets
         runs = {"knockout": n_heads + 1, "regression": 0 if subsets is None else len(subsets)}
@@ -65,13 +66,14 @@ class HeadsWork:
             for i, part in enumerate(in_parts(self.model, self.asked))
         ]
         made: dict[str, list[Tensor]] = {}
-        for tables in measured(run, "batches", units, progress, ("heads", "run")):
+        for tables in measured(run, "batches", units, progress, ("heads", "run"), executor):
             for name in tables["columns"].columns[1:]:
                 values = torch.from_numpy(tables["columns"][name].to_numpy(copy=True))
                 made.setdefault(name, []).append(values.view(-1, *self.shape))
             self._gather(tables)
         return {name: torch.cat(values) for name, values in made.items()}
 
+    @torch.no_grad()
     def _tables(self, part: Sequence[int], runs: dict[str, int], done: Done) -> dict[str, pd.DataFrame]:
         """One batch: ``columns`` by example and head, and what the parts gather."""
         batch = batch_of(self.model, self.asked, part, self.queries)

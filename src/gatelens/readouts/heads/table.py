@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gatelens.data.corruptions import asked_object
 from gatelens.errors import DataError, InputError, did_you_mean, shown
+from gatelens.executors import executing
 from gatelens.identity import as_setting, content_fingerprint, model_settings
 from gatelens.interventions.arguments import as_count
 from gatelens.measures.heads import check_apart, subset_regression
@@ -31,7 +32,7 @@ from gatelens.units import opened
 
 Part = Literal["attention", "localisation", "sinks", "attribution", "knockout", "regression", "vocabulary"]
 # arguments that are no settings of a run, or are among them under another name
-NO_SETTINGS = ("model", "data", "out", "progress")
+NO_SETTINGS = ("model", "data", "out", "progress", "workers", "ray")
 NORMAL = 1.959964  # standard errors from a mean to the ends of a 95 % interval
 
 
@@ -53,10 +54,12 @@ def heads_table(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> HeadsTable:
     """A row for every head of the decoder, each column a mean over examples with a 95 % interval (``_low, _high``).
 
-    What the columns are, :class:`HeadsTable` says.
+    :class:`HeadsTable` says what the columns are.
 
     Args:
         data: a data set, its name or folder, a list of examples, or pairs.
@@ -68,7 +71,7 @@ def heads_table(
         subsets, fraction, ridge: of the regression: how many subsets (None: four times the heads, 64 at least), the
             share of heads left out in each, the penalty (0: least squares).
         ov_of, top: the positions whose values are written, and how many tokens to give.
-        out: a folder that keeps finished batches, as in :func:`gatelens.sweep`, and ``heads_table.parquet``.
+        out, workers, ray: as in :func:`gatelens.sweep`; the folder gets the table as ``heads_table.parquet``.
 
     Raises:
         GatelensError: an unknown part, no examples, no masks, or another argument that means nothing.
@@ -80,21 +83,19 @@ def heads_table(
         [[1, 0], [1, 2], [4, 2]]
     """
     given = {**locals()}
-    chosen = _parts(parts)
     _check(ablate_with, ridge)
     asked = asked_of(model, data, task, as_count(n, "n", error=InputError), seed)
-    if "localisation" in chosen and not _has_masks(asked, needed=parts is not None):
-        chosen.remove("localisation")
+    chosen = _possible(parts, asked)
     settings, writing = Settings(ablate_at), Writing(model, ov_of, as_count(top, "top", error=InputError))
     if "regression" in chosen:
         settings.subsets = _subsets(model, subsets, fraction, ridge, seed)
     work = HeadsWork(model, asked, queries, chosen, settings, writing)
-    with opened(out, "heads_table", partial(_asked_for, given, asked)) as run:
+    said = partial(_asked_for, given, asked)
+    with opened(out, "heads_table", said) as run, executing(workers, ray) as executor:
         if ablate_with == "mean" and {"knockout", "regression"} & set(chosen):
             settings.means = work.mean_outputs(run)
-        table = _summary(work, work.measured(run, progress), ridge)
-        if out is not None:
-            run.save(run.study, table)
+        table = _summary(work, work.measured(run, progress, executor), ridge)
+        run.save(run.study, table)
     return table
 
 
@@ -104,12 +105,17 @@ def _asked_for(given: Mapping[str, Any], asked: Sequence[Asked]) -> dict[str, An
     return {**model_settings(given["model"]), "examples": content_fingerprint(list(asked)), **others}
 
 
-def _has_masks(asked: Sequence[Asked], needed: bool) -> bool:
-    """Whether an example has a mask of the object it is about. Raises DataError where one is ``needed``."""
-    found = any(asked_object(one.example) for one in asked)
-    if needed and not found:
+def _possible(parts: Any, asked: Sequence[Asked]) -> list[str]:
+    """The parts, ``localisation`` only where an example has a mask of the object it is about.
+
+    Raises DataError where it was named and none has.
+    """
+    chosen = _parts(parts)
+    if "localisation" not in chosen or any(asked_object(one.example) for one in asked):
+        return chosen
+    if parts is not None:
         raise DataError("no example has a mask of the object it is about: leave 'localisation' out of parts")
-    return found
+    return [one for one in chosen if one != "localisation"]
 
 
 def _check(ablate_with: Any, ridge: Any) -> None:

@@ -21,6 +21,7 @@ import torch
 from gatelens.checkpoints import put_weights, weights
 from gatelens.data import Dataset, Example
 from gatelens.errors import DataError
+from gatelens.executors import Executor
 from gatelens.interventions import knockout
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
@@ -74,6 +75,7 @@ class Stage(Batch):
         folder: of the trained weights.
         data, called, measured: of the narrow-gate study, and ``study`` its folder.
         progress: show bars.
+        executor: measures the batches of that study.
     """
 
     trainings: Sequence[Training]
@@ -85,6 +87,7 @@ class Stage(Batch):
     measured: Mapping[str, Any]
     study: Path
     progress: bool
+    executor: Executor
 
 
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
@@ -110,7 +113,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     return [
         Stage(
             name, done, learned, settings, folder / name, setup.data, f"{model}, after “{name}”" if done else model,
-            options.inner(), folder / name / "study" if done else folder / name, setup.progress,
+            options.inner(), folder / name / "study" if done else folder / name, setup.progress, setup.executor,
         )
         for name, done in trainings.items()
     ]  # fmt: skip
@@ -125,11 +128,13 @@ def measure(model: HookedVLM, batch: Stage) -> Tables:
                 model, batch.examples, training.holds, out=training.folder, steps=training.steps, lr=training.lr,
                 progress=batch.progress, **batch.settings,
             )  # fmt: skip
-        if batch.trainings and not (batch.folder / "model").exists():
-            model.save_pretrained(batch.folder / "model")
+        if batch.trainings:
+            if not (batch.folder / "model").exists():
+                model.save_pretrained(batch.folder / "model")
+            model.loaded_from = str((batch.folder / "model").absolute()), {"device": str(model.device)}
         run = run_study(
             NARROW_GATE, model, batch.data, batch.study, name=batch.called, progress=batch.progress,
-            **batch.measured,
+            executor=batch.executor, **batch.measured,
         )  # fmt: skip
     said = {name: verdict_of(run)[name] for name in ("verdict", "headline", "sentence")}
     tables |= {"knockout": run.table("knockout"), "tasks": run.table("tasks")}
@@ -140,10 +145,12 @@ def measure(model: HookedVLM, batch: Stage) -> Tables:
 def own_weights(model: HookedVLM) -> Iterator[None]:
     """Keep the weights on the CPU while the block lasts, and put them back at its end."""
     kept = {name: value.cpu().clone() for name, value in weights(model).items()}
+    source = model.loaded_from
     try:
         yield
     finally:
         put_weights(model, kept)
+        model.loaded_from = source
 
 
 def _flips(run: Run) -> float:
@@ -256,4 +263,5 @@ SECTION = Section(
     measure,
     conclude,
     page=page,
+    here=True,
 )

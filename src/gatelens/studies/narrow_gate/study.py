@@ -144,7 +144,7 @@ def narrow_gate(
         out: folder of the run; None keeps the tables in memory and draws no report.
         options: of the study (:class:`NarrowGateOptions`: ``how``, ``n_vqa``, ``limit``, ``seed``…) and of the runner
             (:func:`gatelens.studies.runner.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
-            ``progress``, ``executor``).
+            ``progress``, ``workers``, ``ray``).
 
     Returns:
         The run: ``run.table("knockout")``, ``"attention"``, ``"patching"``, ``"tasks"``, ``"predictions"``,

@@ -310,7 +310,7 @@ def whats_in_the_image(
         options: of the study (:class:`WhatsInTheImageOptions`: ``how``, ``first_token``, ``preset``, ``prompt``,
             ``n``, ``keep``, ``judge``, ``limit``, ``seed``…) and of the runner
             (:func:`gatelens.studies.runner.run_study`: ``sections``, ``name``, ``skip_bad``, ``device``, ``dtype``,
-            ``progress``, ``executor``). With ``judge="llm"`` prompts and replies are kept in ``judge.jsonl`` of
+            ``progress``, ``workers``, ``ray``). With ``judge="llm"`` prompts and replies are kept in ``judge.jsonl`` of
             ``out``.
 
     Returns:
