@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gatelens import identity
-from gatelens.data import Dataset
+from gatelens.data import Dataset, Example
 from gatelens.errors import GatelensError
 from gatelens.examples import auto_batch_size
 from gatelens.executors import Done, Executor, InProcess, Unit, executing
@@ -77,10 +77,9 @@ def run_study(
     called, place = name or identity.model_name(model), {"device": device, "dtype": dtype}
     vlm = identity.resolve_model(model, **{k: v for k, v in place.items() if v is not None})
     drawn = study.ask(vlm, drawn, asked)
-    everything = [e for examples in drawn.values() for e in examples]
-    size = asked.batch_size or auto_batch_size(vlm, max(everything, key=lambda e: len(e.prompt)))
+    size = asked.batch_size or auto_batch_size(vlm, _longest(drawn))
     settings = {"model": called, **_settings(study, vlm, source, drawn, asked, chosen), "batch_size": size}
-    info = {**_info(vlm, source), **identity.given(model, data)}
+    info = _info(vlm, source) | identity.given(model, data)
     run = Run.open(out, study=study.name, settings=settings, info=info)
     try:
         with nullcontext(executor) if executor else executing(workers, ray) as measures:
@@ -91,6 +90,11 @@ def run_study(
     if out is not None:
         write_report(study, run)
     return run
+
+
+def _longest(drawn: Drawn) -> Example:
+    """The example of the longest prompt."""
+    return max((e for examples in drawn.values() for e in examples), key=lambda e: len(e.prompt))
 
 
 def _settings(

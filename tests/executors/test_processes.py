@@ -1,0 +1,212 @@
+"""Workers that are processes: equal tables, faults, kills, and models that cannot be sent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from executor_helpers import attempts_of, gone, units_of
+
+import gatelens as gl
+from gatelens.errors import GatelensError, InputError, InterventionError, ModelError, WorkerError
+from gatelens.executors import Pool, Processes, executing
+from gatelens.executors.processes import gpu_of
+from gatelens.runs import Run
+from gatelens.studies import narrow_gate
+from gatelens.units import measured
+
+USERS = ("sweeps", "readouts.patch_maps", "readouts.gradients.attribution_map", "readouts.heads.table")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Two workers for all tests of this file, one thread each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = Pool(Processes(2))
+    yield pool
+    pool.close()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> gl.HookedVLM:
+    return gl.HookedVLM.from_pretrained("organism:gated")
+
+
+def sweep(model: Any, **where: Any) -> pd.DataFrame:
+    shift = 0.5
+    metrics = {
+        "right": gl.metrics.logit(lambda e: e.label),
+        "high": lambda logits: logits[:, -1].amax(-1) + shift,
+    }
+    return gl.sweep(
+        model, "emoji-scenes", {"layer": [1, 3]}, metrics, False, task="class", limit=6, batch_size=2,
+        make=lambda layer: gl.knockout("text - gate", "gate", layers=[layer]), **where,
+    )  # fmt: skip
+
+
+def patch_map(model: Any, **where: Any) -> pd.DataFrame:
+    pairs = gl.pairs("emoji-scenes", differ="class", n=9)
+    return gl.patch_map(model, pairs, over=("layer", "role"), layers=[1, 4], progress=False, **where).table
+
+
+def attribution_map(model: Any, **where: Any) -> pd.DataFrame:
+    pairs = gl.pairs("emoji-scenes", differ="class", n=2)
+    return gl.attribution_map(model, pairs, over="layer", check=3, progress=False, **where).table
+
+
+def heads_table(model: Any, **where: Any) -> pd.DataFrame:
+    data = gl.data.load("emoji-scenes").examples("class", limit=10)
+    return gl.heads_table(model, data, parts=["attention", "attribution"], progress=False, **where)
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("work", [sweep, patch_map, attribution_map, heads_table])
+def test_tables_are_those_of_one_process(
+    work: Callable[..., pd.DataFrame], model: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = work(model)
+    for user in USERS:
+        monkeypatch.setattr(f"gatelens.{user}.executing", lambda workers, ray: nullcontext(pool))
+    pd.testing.assert_frame_equal(work(model, workers=2), here, check_exact=True)
+
+
+@pytest.mark.organism
+def test_a_study_is_that_of_one_process(model: Any, pool: Pool) -> None:
+    asked: dict[str, Any] = {"sections": "knockouts,attention", "limit": 6, "n_boot": 50, "progress": False}
+    here, there = narrow_gate(model, **asked), narrow_gate(model, **asked, executor=pool)
+    assert here.tables() == there.tables() and here.has("attention_positions")
+    for name in here.tables():
+        pd.testing.assert_frame_equal(here.table(name), there.table(name), check_exact=True)
+    assert here.json("verdict") == there.json("verdict") and here.settings == there.settings
+
+
+def test_faults_are_tried_again_and_named_and_the_rest_is_kept(pool: Pool, tmp_path: Path) -> None:
+    run, log = Run.open(tmp_path / "run", study="toy", settings={}), tmp_path / "log"
+    befalls = {0: "once-failing", 1: "once-killed", 2: "failing", 3: "killed"}
+    with pytest.raises(WorkerError) as failed:
+        measured(run, "s", units_of(log, befalls), False, executor=pool)
+    assert "s: 2 units failed 3 times (" in str(failed.value) and "the same call tries again" in str(
+        failed.value
+    )
+    assert attempts_of(log) == {0: 2, 1: 2, 2: 3, 3: 3, 4: 1, 5: 1}
+    assert [run.has_batch("s", f"{i:02d}") for i in range(6)] == [True, True, False, False, True, True]
+    faults = {(f["unit"], f["attempt"]): f["error"] for f in run.json("faults")}
+    assert len(faults) == 8 and faults["02", 3] == "no square of 2" and "signal 9" in faults["03", 3]
+    again = measured(run, "s", units_of(log), False, executor=pool)
+    assert [tables["squares"].square.item() for tables in again] == [0, 1, 4, 9, 16, 25]
+    assert attempts_of(log) == {0: 2, 1: 2, 2: 4, 3: 4, 4: 1, 5: 1}  # what was kept is not measured again
+
+
+def test_an_error_of_a_user_is_the_same_and_not_tried_again(pool: Pool, tmp_path: Path) -> None:
+    run = Run.open(None, study="toy", settings={})
+    with pytest.raises(InterventionError, match="a row left with nothing"):
+        measured(run, "s", units_of(tmp_path, {0: "refused"}), False, executor=pool)
+    assert attempts_of(tmp_path)[0] == 1 and not run.has("faults")
+
+
+@pytest.mark.organism
+def test_what_cannot_be_sent_is_refused(pool: Pool, model: Any, tiny_llava: Any) -> None:
+    sent = lambda what: list(pool.run([gl_unit(what)], lambda steps: None))  # noqa: E731
+    with pytest.raises(
+        ModelError, match="wrapped by from_module or from_parts: save it by model.save_pretrained"
+    ):
+        sent(tiny_llava)
+    with pytest.raises(InputError, match="the work cannot be sent to workers"):
+        sent(threading.Lock())
+    name = "blocks.0.hook_resid_pre"
+    model.add_hook(name, lambda x, hook: x)
+    with pytest.raises(ModelError, match="the model holds hooks of add_hook"):
+        sent(model)
+    model.reset_hooks()
+    other = gl.HookedVLM.from_pretrained("organism:gated")
+    next(other.hf.parameters()).data.add_(1)
+    with pytest.raises(ModelError, match="gets other weights than the model has here"):
+        sent(other)
+
+
+def gl_unit(what: Any) -> Any:
+    from functools import partial
+
+    from gatelens.executors import Unit
+
+    return Unit("one", 1, partial(holding, what))
+
+
+def holding(what: Any, done: Any) -> dict[str, pd.DataFrame]:
+    """A unit that is about a thing."""
+    return {"t": pd.DataFrame({"kind": [type(what).__name__]})}
+
+
+DRIVER = """
+from pathlib import Path
+from executor_helpers import units_of
+from gatelens.executors import executing
+from gatelens.runs import Run
+from gatelens.units import measured
+folder = Path({folder!r})
+run = Run.open(folder / "run", study="toy", settings={{}})
+with executing(workers=2) as executor:
+    measured(run, "s", units_of(folder / "log", {then}), False, executor=executor)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_workers_end_with_their_driver(number: int, pool: Pool, tmp_path: Path) -> None:
+    """Whatever ends it; the rest is measured by the next, and nothing twice but what was being measured."""
+    log = tmp_path / "log"
+    program = DRIVER.format(folder=str(tmp_path), then={2: "slow", 3: "slow"})
+    path = os.pathsep.join(os.path.abspath(one) for one in sys.path)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: (log / "2-0").exists() and (log / "3-0").exists(), driver)
+    wait_for(lambda: all(file.read_text() for file in log.iterdir()), driver)
+    pids = {int(file.read_text()) for file in log.iterdir()}
+    driver.send_signal(number)
+    assert driver.wait(20) != 0 and len(pids) == 2 and gone(pids)
+    run = Run.load(tmp_path / "run")
+    measured(run, "s", units_of(log), False, executor=pool)
+    assert attempts_of(log) == {0: 1, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1}
+
+
+def wait_for(there: Callable[[], bool], driver: Any) -> None:
+    event = threading.Event()
+    for _ in range(1200):
+        if there():
+            return
+        assert driver.poll() is None, "the driver ended by itself"
+        event.wait(0.05)
+    raise AssertionError("nothing came of the driver")
+
+
+def test_a_number_of_workers_is_one() -> None:
+    for wrong in (0, -1, 1.5, "two", True):
+        with pytest.raises(InputError, match="give a whole number, 1 or more"), executing(wrong):  # type: ignore[arg-type]
+            pass
+
+
+def test_each_worker_is_shown_its_gpu() -> None:
+    assert gpu_of(1, 1, None) == gpu_of(0, 0, None) == {}
+    assert [gpu_of(i, 2, None)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    assert gpu_of(1, 2, "4,6") == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def test_workers_that_never_start_end_the_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with (
+        pytest.raises(GatelensError, match="workers end before they are ready .exit code 1."),
+        executing(1) as pool,
+    ):
+        list(pool.run(units_of(tmp_path), lambda steps: None))
