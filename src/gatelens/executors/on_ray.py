@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class OnRay:
 
     def _connect(self, address: str) -> None:
         try:
+            _reach(address)
             with _own_signals():
                 self._ray.init(
                     address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False
@@ -130,6 +132,13 @@ class OnRay:
             self.stop(worker)
         if self._connected:
             self._ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def check_versions(there: dict[str, str]) -> None:
