@@ -17,7 +17,7 @@ study: $(VENV)/.installed
 	@echo "Reports: runs/gated/report.html  runs/open/report.html  runs/llava/report.html"
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks

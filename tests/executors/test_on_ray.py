@@ -23,6 +23,8 @@ from gatelens.units import measured
 
 pytest.importorskip("ray")
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker runs this file, so what it starts is started once
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:

@@ -27,6 +27,10 @@ from gatelens.runs import Run
 from gatelens.studies import narrow_gate
 from gatelens.units import measured
 
+pytestmark = pytest.mark.xdist_group(
+    "workers"
+)  # one worker runs this file, so what it starts is started once
+
 USERS = ("sweeps", "readouts.patch_maps", "readouts.gradients.attribution_map", "readouts.heads.table")
 
 

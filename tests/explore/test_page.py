@@ -19,6 +19,8 @@ import gatelens as gl
 from browser_kit import SCREENS, overflow, screenshot, serious_faults, set_screen, watched_page
 from gatelens.explore.explorer import Explorer
 
+pytestmark = pytest.mark.xdist_group("explorer")  # one worker runs this file, so the server is started once
+
 PATIENT = 30_000  # ms: other tests may take the machine's time
 
 
