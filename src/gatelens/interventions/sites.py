@@ -73,7 +73,7 @@ def check_site(site: str, known: Sequence[str] = SITES) -> None:
     """Raise :class:`InterventionError` for a site that is none of those ``known`` to the verb."""
     if isinstance(site, str) and site in known:
         return
-    if site == "neuron":
+    if isinstance(site, str) and site == "neuron":
         raise InterventionError("site='neuron' is edited with patch or edit; write one of these")
     if isinstance(site, str) and site in (*INNER_SITES, "scores"):
         raise InterventionError(

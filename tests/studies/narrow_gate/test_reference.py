@@ -65,7 +65,7 @@ def test_the_papers_four_columns(tiny_chameleon: Any, papers: str, tmp_path: Pat
     assert (
         "vqav2 row 4: no answers" in page and "CIDEr-D (coco)" in page and "What the paper found" not in page
     )
-    assert page.count("CIDEr-D as the COCO caption evaluation computes it") == 1
+    assert page.count("scored as the COCO evaluation does, with its factor of 10") == 1
     again = narrow_gate(
         tiny_chameleon, papers, tmp_path / "run", skip_bad=True, seed=42, progress=False, **SMALL
     )

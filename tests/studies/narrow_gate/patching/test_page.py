@@ -119,15 +119,16 @@ def test_attributes_with_their_depths(tmp_path: Path) -> None:
     run.save("patching_attention", table())
     run.save("patching_attributes", attributes())
     run.save("patching_depths", depths(attributes()))
-    *_, chart, shown = cards(run)[0].blocks
+    card = cards(run)[0]
+    *_, chart, shown = card.blocks
     assert chart.name == "patching_attributes" and png(chart.draw(False)).startswith(b"\x89PNG")
-    assert "The gate holds class in layer 1, color in layer 2, side in no layer." in chart.caption
+    assert card.finding == "best layer: class 1, color 2, side none"
     assert [row[1] for row in shown.rows] == ["1", "2", "none"]
     assert [row[3] for row in shown.rows] == ["1", "1–2", "–"]
 
 
 def test_no_best_layer_where_none_does_anything() -> None:
     said = _classes_caption(classes())
-    assert "layer 1 (the best over all pairs)" in said
+    assert "in layer 1 (the best)" in said
     none = _classes_caption(classes().assign(mean=0.0))
     assert "best" not in none and "none in any other layer" in none
