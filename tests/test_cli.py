@@ -178,6 +178,7 @@ def test_sections_and_options_count_before_a_presets() -> None:
 # what no text can give: objects, which Python takes
 NOT_ON_THE_COMMAND_LINE = {("whats-in-the-image", "vocabulary"), ("whats-in-the-image", "segmenter")}
 FURTHER = {"model", "out", "data", "preset", "sections", "option", "skip_bad", "device", "dtype", "quiet"}
+FURTHER |= {"workers", "ray"}
 
 
 def parameters(name: str) -> dict[str, Any]:

@@ -356,9 +356,10 @@ def test_what_changed_is_said_beside_the_answer(page: Any) -> None:
 def test_a_page_of_another_server_is_loaded_anew(page: Any) -> None:
     page.evaluate("window.old = true")
     page.route("**/run", lambda route: route.fulfill(json={"server": "other", "number": 9}), times=1)
-    page.click("[data-cell='text-gate']")
-    page.wait_for_function("window.old === undefined")
+    with page.expect_event("load"):
+        page.click("[data-cell='text-gate']")
     at_rest(page)
+    assert page.evaluate("window.old === undefined")
     assert page.inner_text("#after") == "sunflower" and page.locator(".error:visible").count() == 0
 
 

@@ -112,7 +112,8 @@ def test_nothing_is_cut_and_no_accessibility_fault(opened: Page, report: Path, f
         assert overflow(opened) == [], (width, scheme)
         if os.environ.get("GATELENS_SCREENSHOTS"):  # of an opened report it takes long
             screenshot(opened, f"{report.stem}-{'' if folded else 'un'}folded-{width}-{scheme}", whole=True)
-        if width != 768:
+        # axe takes seconds for an opened report, so each width and each ground is checked once there
+        if width != 768 if folded else (width, scheme) in ((390, "light"), (1280, "dark")):
             assert serious_faults(opened) == [], (width, scheme)
 
 
