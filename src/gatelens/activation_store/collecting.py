@@ -39,7 +39,7 @@ from gatelens.tokens import Role, SelectorLike
 from gatelens.units import Done, Unit, measured, numbered, opened
 
 STORED_SITES = (*SITES, "neuron")
-LEFT_OVER = 600  # seconds after which a part of a file belongs to nobody
+LEFT_OVER = 600  # seconds after which the temporary file of a writer that was killed is removed
 ROLE_NAMES = {int(role): role.name.lower() for role in Role}
 
 

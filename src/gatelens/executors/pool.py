@@ -107,7 +107,7 @@ class Pool:
                 if given_up >= GIVEN_UP:
                     return
         finally:
-            for worker in list(self._busy):  # cut short: what they measure nobody wants any more
+            for worker in list(self._busy):  # cut short: their results are no longer needed
                 del self._busy[worker]
                 self._place.stop(worker)
 

@@ -28,7 +28,7 @@ def main(connection: Connection, threads: int) -> None:
 
 
 def _listen(connection: Connection, messages: queue.SimpleQueue[Message]) -> None:
-    """Pass messages on. When the driver is gone, whatever is being measured is ended, as nobody wants it."""
+    """Pass messages on. When the driver is gone, whatever is being measured is abandoned."""
     try:
         while True:
             messages.put(connection.recv())

@@ -27,7 +27,7 @@ MOST_BYTES = (
 )
 MOST_IN_CIRCUITSVIS = 150_000  # weights it writes as text
 MOST_POOLED = 16  # tokens along one side of what is shown as one
-MOST_POOLED_QUERIES = 4  # of patches as queries that nobody asked for; larger ones average too much
+MOST_POOLED_QUERIES = 4  # the largest default grouping of patches as queries; larger groups average too much
 
 
 @dataclass(frozen=True, eq=False, repr=False)
