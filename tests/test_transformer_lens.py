@@ -14,7 +14,7 @@ from transformer_lens import head_detector, patching
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools import analysis
 
-from gatelens.vlm_bridge import REFUSED
+from gatelens.model.vlm_bridge import REFUSED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "transformer-lens.md").read_text()
 

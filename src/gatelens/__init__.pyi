@@ -9,7 +9,6 @@ from gatelens import organisms as organisms
 from gatelens import studies as studies
 from gatelens import training as training
 from gatelens import views as views
-from gatelens.activation_cache import ActivationCache as ActivationCache
 from gatelens.activation_store import ActivationStore as ActivationStore
 from gatelens.activation_store import collect as collect
 from gatelens.data.pairing import pairs as pairs
@@ -33,6 +32,7 @@ from gatelens.interventions import steer as steer
 from gatelens.interventions.compile import hooks as hooks
 from gatelens.measures import metrics as metrics
 from gatelens.model import HookedVLM as HookedVLM
+from gatelens.model.activation_cache import ActivationCache as ActivationCache
 from gatelens.readouts import Attribution as Attribution
 from gatelens.readouts import AttributionMap as AttributionMap
 from gatelens.readouts import Circuit as Circuit

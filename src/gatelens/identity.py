@@ -18,8 +18,8 @@ from PIL import Image
 from gatelens.data import Dataset, Example, load
 from gatelens.data.loading import from_anywhere
 from gatelens.errors import DataError, ModelError
-from gatelens.manifest import fingerprint
 from gatelens.model import HookedVLM
+from gatelens.runs.manifest import fingerprint
 
 
 def resolve_model(model: HookedVLM | str | Path, **options: Any) -> HookedVLM:

@@ -10,10 +10,9 @@ from PIL import Image
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 import gatelens as gl
-from gatelens import input_preparation
 from gatelens.errors import ModelError
 from gatelens.families import family_of
-from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM, input_preparation
 from tiny_models import make_picture
 
 SIDE, N = 64, 4

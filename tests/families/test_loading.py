@@ -17,10 +17,9 @@ from huggingface_hub import errors as hub_errors
 from torch import Tensor
 
 import gatelens as gl
-from gatelens import loading
 from gatelens.errors import ModelError
 from gatelens.families.common.processing import ImageTextParts
-from gatelens.model import HookedVLM
+from gatelens.model import HookedVLM, loading
 from tiny_models import make_llava, make_llava_processor
 
 CASES = {name: case for name, case in cases().items() if case.wrap is None}

@@ -10,9 +10,9 @@ import torch
 from case import cases
 from transformers import AutoModelForImageTextToText
 
-from gatelens.checkpoints import weights
 from gatelens.errors import ModelError
 from gatelens.model import HookedVLM
+from gatelens.model.checkpoints import weights
 
 CASES = cases()
 OWN_CLASS = sorted(name for name, case in CASES.items() if case.wrap is None)

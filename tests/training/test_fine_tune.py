@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import gatelens as gl
-from gatelens.checkpoints import put_weights, weights
 from gatelens.errors import DataError, OutputError
 from gatelens.model import HookedVLM
+from gatelens.model.checkpoints import put_weights, weights
 from gatelens.training import OthersGate, fine_tune
 from gatelens.training.batches import IGNORED, training_batch
 from gatelens.training.loop import Checkpoint, loss_of, schedule

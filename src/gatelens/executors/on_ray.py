@@ -17,7 +17,7 @@ from gatelens.errors import WorkerError
 from gatelens.executors.pool import Heard
 from gatelens.executors.worker import Worker
 from gatelens.hub_errors import one_line
-from gatelens.manifest import versions
+from gatelens.runs.manifest import versions
 
 CODE = "gatelens' code"
 

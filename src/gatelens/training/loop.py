@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gatelens.atomic_files import check_writable, write_atomic, written_whole
-from gatelens.checkpoints import put_weights, weights
 from gatelens.data.base import Example
 from gatelens.engine.full_run import FullRun
 from gatelens.errors import DataError, OutputError
 from gatelens.interventions.compile import as_interventions
-from gatelens.manifest import fingerprint
 from gatelens.model import HookedVLM
+from gatelens.model.checkpoints import put_weights, weights
+from gatelens.runs.manifest import fingerprint
 from gatelens.training.batches import IGNORED, TrainingBatch, training_batch
 
 STATE = "training_state.pt"

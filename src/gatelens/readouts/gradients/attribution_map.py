@@ -14,7 +14,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gatelens.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.data import Pair
 from gatelens.engine import compile_for
 from gatelens.errors import InputError, shown
@@ -23,6 +22,7 @@ from gatelens.executors import Executor, executing
 from gatelens.interventions.arguments import Heads, Layers, as_count
 from gatelens.measures.agreement import Agreement, agreement, thirds
 from gatelens.model import HookedVLM
+from gatelens.model.activation_cache import ActivationCache, KeptRows, caching_hooks
 from gatelens.readouts.effect_map import EffectMap
 from gatelens.readouts.gradients.contrast import Contrast, ending_early, reads_last_row
 from gatelens.readouts.gradients.edges import EdgeAxes, EdgeScores

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gatelens.checkpoints import put_weights, weights
 from gatelens.data import Dataset, Example
 from gatelens.errors import DataError
 from gatelens.executors import Executor
 from gatelens.interventions import knockout
 from gatelens.model import HookedVLM
+from gatelens.model.checkpoints import put_weights, weights
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Card, Cell, Chart, Table
 from gatelens.plots.curve import curves

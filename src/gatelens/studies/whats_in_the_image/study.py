@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 from gatelens.data import Dataset
 from gatelens.data.prompts import PAPER_DESCRIBE_PROMPT
 from gatelens.errors import DataError
-from gatelens.manifest import fingerprint
 from gatelens.measures.judge import Judge, LLMJudge
 from gatelens.measures.objects import Vocabulary
 from gatelens.measures.stats import IN_WORDS
@@ -20,6 +19,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Checks, Text, token_card
 from gatelens.plots.opening import BarTable, Diagram, Opening, Planted
 from gatelens.runs import Run
+from gatelens.runs.manifest import fingerprint
 from gatelens.studies.options import MOST, AtLeastOne, CountsExamples, Says
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Evidence

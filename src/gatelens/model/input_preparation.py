@@ -14,10 +14,11 @@ from torch import Tensor
 
 from gatelens.errors import GatelensError, InputError, ModelError
 from gatelens.families.common.reading import read as read_layout
-from gatelens.foreign_inputs import origin_of
 from gatelens.hooked_model import HookedModel, check_room
 from gatelens.hub_errors import one_line
-from gatelens.input_checks import (
+from gatelens.inputs import Images, VLMInputs, match_images
+from gatelens.model.foreign_inputs import origin_of
+from gatelens.model.input_checks import (
     as_tensor,
     as_text,
     as_texts,
@@ -29,7 +30,6 @@ from gatelens.input_checks import (
     checked_rest,
     only_known,
 )
-from gatelens.inputs import Images, VLMInputs, match_images
 from gatelens.pictures import load_image
 from gatelens.tokens import position_ids
 

@@ -22,7 +22,7 @@ from gatelens.bridge.parts import Parts
 from gatelens.errors import ModelError, OutputError
 from gatelens.hooked_model import HookedModel
 from gatelens.hub_errors import one_line
-from gatelens.loading import without_progress_bar
+from gatelens.model.loading import without_progress_bar
 
 COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
 SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise
@@ -95,7 +95,7 @@ def save(
     if isinstance(model.hf, Parts):
         raise ModelError(
             f"{model!r} was put together by from_parts and is no class of transformers: save "
-            "gatelens.checkpoints.weights(model) with torch.save"
+            "gatelens.model.checkpoints.weights(model) with torch.save"
         )
     if getattr(model.hf, "hf_quantizer", None) is not None:
         raise ModelError(

@@ -16,15 +16,15 @@ from torch import Tensor
 from transformer_lens.utilities import Slice
 
 from gatelens import hooked_model
-from gatelens.activation_cache import ActivationCache, KeptRows, as_device, as_floating, caching_hooks
 from gatelens.bridge import towers
 from gatelens.bridge.blocks import skip_blocks
 from gatelens.bridge.gradients import let_gradients_flow
 from gatelens.errors import InputError, InterventionError, shown
 from gatelens.hooked_model import FwdHooks, HookName, NamesFilter, Way, hook_pairs
 from gatelens.inputs import VLMInputs
+from gatelens.model.activation_cache import ActivationCache, KeptRows, as_device, as_floating, caching_hooks
+from gatelens.model.vlm_bridge import VLMBridge
 from gatelens.tokens import Role, SelectorLike
-from gatelens.vlm_bridge import VLMBridge
 
 RETURN_TYPES = ("logits", "loss", "both", None)
 

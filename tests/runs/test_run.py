@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import OutputError
-from gatelens.manifest import fingerprint
+from gatelens.runs.manifest import fingerprint
 from gatelens.runs import Run
 
 TABLE = pd.DataFrame({"row": ["none", "gate"], "value": [0.5, 0.1]})

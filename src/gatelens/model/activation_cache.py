@@ -17,7 +17,7 @@ from gatelens.bridge.stream_parts import StreamParts, as_slice, together
 from gatelens.errors import InputError, InterventionError, shown
 from gatelens.hooked_model import HookedModel
 from gatelens.hub_errors import one_line
-from gatelens.loading import as_dtype
+from gatelens.model.loading import as_dtype
 from gatelens.tokens import SelectorLike, TokenMap
 
 _DECODER = ("blocks.", "ln_final", "unembed", "embed", "hook_embed", "hook_unembed")

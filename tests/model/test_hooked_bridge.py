@@ -16,6 +16,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 import gatelens as gl
 from gatelens.errors import InputError, InterventionError, ModelError
 from gatelens.model import HookedVLM
+from gatelens.model.vlm_bridge import REFUSED
 from gatelens.tokens import Role
 from model_helpers import CASES, PICTURES, TEXTS, close, no_hook_left
 
@@ -49,7 +50,7 @@ def test_a_name_that_is_not_there_is_one_line_with_the_nearest(tiny: HookedVLM) 
         _ = tiny.W_pos
 
 
-@pytest.mark.parametrize("name", gl.vlm_bridge.REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_meaning_is_refused_in_a_line(tiny: HookedVLM, name: str) -> None:
     assert hasattr(TransformerBridge, name)
     with pytest.raises(ModelError, match=f"^{name} has no meaning for a VLM: ") as raised:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from gatelens import atomic_files
 from gatelens.atomic_files import as_path, check_writable, is_partial, is_whole, readable, write_atomic
 from gatelens.errors import OutputError
-from gatelens.manifest import MANIFEST, differences, new_manifest, read_manifest
+from gatelens.runs.manifest import MANIFEST, differences, new_manifest, read_manifest
 
 SHARDS = "shards"
 _SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")

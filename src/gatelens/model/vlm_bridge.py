@@ -1,6 +1,6 @@
 """TransformerLens' bridge as a VLM has it: its names, its words, its weights.
 
-Whatever runs the model is in :mod:`gatelens.hooked_bridge`; ``docs/transformer-lens.md`` lists every name with
+Whatever runs the model is in :mod:`gatelens.model.hooked_bridge`; ``docs/transformer-lens.md`` lists every name with
 its proof.
 """
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from gatelens import input_preparation
 from gatelens.bridge.folding import fold_final_norm
 from gatelens.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from gatelens.families import Family, Layout
-from gatelens.foreign_inputs import fitting
 from gatelens.hooked_model import HookPoints, ModelLock
 from gatelens.inputs import VLMInputs
+from gatelens.model import input_preparation
+from gatelens.model.foreign_inputs import fitting
 
 # what TransformerLens offers and a VLM has no use for, with what to do instead
 REFUSED = {

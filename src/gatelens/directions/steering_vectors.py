@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gatelens.activation_store import ActivationStore
-from gatelens.contrasts import Chooser, paired, sides_of, stored_sides
 from gatelens.data import Example
+from gatelens.directions.contrasts import Chooser, paired, sides_of, stored_sides
 from gatelens.engine import last_logits
 from gatelens.engine.grid import Metric
 from gatelens.errors import DataError, InterventionError, shown, whole_number

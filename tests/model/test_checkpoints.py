@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import gatelens as gl
-from gatelens.checkpoints import COMPANIONS, weights
 from gatelens.drawing import codec
 from gatelens.errors import ModelError, OutputError
 from gatelens.model import HookedVLM
+from gatelens.model.checkpoints import COMPANIONS, weights
 from tiny_models import make_llava, make_picture
 
 

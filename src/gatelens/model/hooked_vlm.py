@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from gatelens import checkpoints, engine, input_checks, input_preparation, loading
+from gatelens import engine
 from gatelens.bridge import towers
 from gatelens.bridge.attention import attention_windows, install_attention, position_limit
 from gatelens.bridge.linear_layers import install_linear_layers
@@ -20,9 +20,10 @@ from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
-from gatelens.hooked_bridge import HookedBridge
 from gatelens.hooked_model import HookPoints
 from gatelens.inputs import Images, VLMInputs
+from gatelens.model import checkpoints, input_checks, input_preparation, loading
+from gatelens.model.hooked_bridge import HookedBridge
 
 
 class HookedVLM(HookedBridge):
@@ -93,7 +94,7 @@ class HookedVLM(HookedBridge):
 
         Raises:
             ModelError: the model is not found or not supported, its weights are not complete and finite (see
-                :func:`gatelens.loading.load`), or ``device`` cannot be used.
+                :func:`gatelens.model.loading.load`), or ``device`` cannot be used.
         """
         model = cls.from_module(*loading.load(name, dtype, device, device_map, **kwargs))
         model.attention = attention

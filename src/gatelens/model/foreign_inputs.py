@@ -8,8 +8,8 @@ import torch
 
 from gatelens.errors import InputError
 from gatelens.hooked_model import HookedModel
-from gatelens.input_checks import check_in_memory, is_finite
 from gatelens.inputs import Origin, VLMInputs
+from gatelens.model.input_checks import check_in_memory, is_finite
 from gatelens.tokens import Role
 
 _SCALING = (
