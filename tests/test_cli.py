@@ -41,6 +41,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_study_then_report(tiny_world: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     command = ["study", "narrow-gate", "--model", "tiny", "--out", str(out), "--limit", "6", "--quiet"]
+    command += ["--sections", "attention"]
     assert main(command) == 0
     printed = capsys.readouterr()
     assert "report.html" in printed.out

@@ -21,7 +21,7 @@ from gatelens.studies.section import Absent, Measured, Setup
 from section_helpers import run_section, setup_of
 from study_helpers import TinyData
 
-N = 2
+N = 1
 
 
 @pytest.fixture(scope="module")
