@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import OutputError
-from gatelens.runs.manifest import fingerprint
 from gatelens.runs import Run
+from gatelens.runs.manifest import fingerprint
 
 TABLE = pd.DataFrame({"row": ["none", "gate"], "value": [0.5, 0.1]})
 
