@@ -1,10 +1,10 @@
 """``python -m benchmarks.kills``: kill each study at random moments, start it again until it is done, compare.
 
 A run that was killed and continued must hold what an undisturbed one holds, bit for bit but for the clock. Signals take
-turns: SIGKILL, which nobody can answer, SIGTERM and SIGINT, which must end the command with their own exit code and one
-line that says where it goes on. Between two kills a study must get on: whoever lives longer than ``STRETCH`` seconds of
-CPU time must have finished something. Settings are small, so that a study takes seconds; the imports are done once, and
-each attempt is a fork of this process, which computes nothing itself.
+turns: SIGKILL, which can't be handled, SIGTERM and SIGINT, which must end the command with their own exit code and one
+line that says where it goes on. Between two kills a study must get on: a process that lives longer than ``STRETCH``
+seconds of CPU time must have finished something. Settings are small, so that a study takes seconds; the imports are
+done once, and each attempt is a fork of this process, which computes nothing itself.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Outcome:
     """What became of one study.
 
     Attributes:
-        undisturbed: CPU seconds of the run that nobody killed.
+        undisturbed: CPU seconds of the undisturbed run.
         kills: signals that met a study at work, by name.
         runs: finished, each after some kills.
         longest_idle: CPU seconds of the longest attempt that finished nothing.

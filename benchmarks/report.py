@@ -414,7 +414,7 @@ def readme(results: dict[str, Any]) -> str:
     parts = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (or `python -m benchmarks`), all of it in one run; the numbers behind it are in "
+        "Written by `make bench` (or `python -m benchmarks`), all of it in one run; its numbers are in "
         "`results.json`.",
         "",
         f"Machine: {m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB"

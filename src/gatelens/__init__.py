@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """Says, to somebody who waits at a prompt, what takes so long the first time."""
+    """Tells an interactive user what takes so long the first time."""
     if "transformer_lens" in sys.modules or not (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
         yield
         return

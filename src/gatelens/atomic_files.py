@@ -25,7 +25,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         there = Path(path).expanduser()
         if "\0" in str(there):
             raise ValueError("a name cannot hold a NUL byte")
-    except (TypeError, ValueError, RuntimeError) as error:  # the last is of a home that nobody has
+    except (TypeError, ValueError, RuntimeError) as error:  # the last is of an unknown user's home
         raise OutputError(f"{path!r} is no folder: {error}; give another") from error
     return there
 
@@ -131,7 +131,7 @@ def is_whole(file: Path) -> bool:
 
 
 def is_partial(file: Path) -> bool:
-    """Whether a file or folder is being written, or was when its writer ended; nobody reads it."""
+    """Whether a file or folder is being written, or was when its writer ended; it is never read."""
     return file.name.startswith(".") and file.suffix == PARTIAL
 
 
@@ -162,5 +162,5 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _hidden(target: Path) -> Path:
-    """A name nobody has, in the same folder, so that renaming moves nothing."""
+    """An unused name in the same folder, so that renaming moves nothing."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")

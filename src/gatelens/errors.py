@@ -64,7 +64,7 @@ def whole_number(value: object) -> int | None:
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``"; did you mean 'x'?"`` for the known word nearest to one nobody knows, else an empty string.
+    """``"; did you mean 'x'?"`` for the known word nearest to an unknown one, else an empty string.
 
     Args:
         cutoff: how alike two words are at least, of 0..1, as difflib counts it.

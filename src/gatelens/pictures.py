@@ -113,7 +113,7 @@ def _unreadable(image: Image.Image | str | Path | bytes, where: str, error: Exce
 
 
 def _check_samples(opened: Image.Image) -> None:
-    """Mends or refuses, before it is decoded, what Pillow decodes to numbers of another meaning."""
+    """Corrects or refuses, before decoding, modes that Pillow decodes to numbers with another meaning."""
     key = opened.info.get("transparency")
     tile = getattr(opened, "tile", None)  # how a file's samples lie, until they are decoded
     if opened.format == "PNG" and isinstance(key, int) and tile:

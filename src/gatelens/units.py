@@ -73,7 +73,7 @@ def measure_missing(
 ) -> None:
     """Measure the units that a run lacks, and keep each when it is whole.
 
-    A unit that somebody else finished in the same folder by the time it would begin is left out.
+    A unit that another process has finished in the same folder before it begins here is left out.
 
     Raises:
         WorkerError: units that failed again and again; the others are kept, and all faults are in ``faults.json``.

@@ -1,4 +1,4 @@
-"""Attention that builds only what is asked for: the arithmetic behind :mod:`gatelens.bridge.attention`.
+"""Attention that builds only what is asked for: the arithmetic of :mod:`gatelens.bridge.attention`.
 
 Entries that a knockout blocks before the softmax go into the mask of the fused kernel. Entries it sets to zero
 after the softmax need the pattern of their own rows, and of no others. Keys that several runs share stand once,

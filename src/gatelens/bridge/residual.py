@@ -125,7 +125,7 @@ class Route:
         return self.multiplier * (direction @ self.weight.T)
 
     def through(self, part: Float[Tensor, "*parts d_model"]) -> Float[Tensor, "*parts d_model"]:
-        """What becomes of a part of the linear layer's output."""
+        """A part of the linear layer's output, after the norm."""
         return self.multiplier * (part if self.norm is None else self.norm(part))
 
 

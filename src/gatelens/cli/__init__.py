@@ -36,7 +36,7 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _said(failure: BaseException) -> int:
-    """Say what a user can mend, in a line; the exit code. Anything else is raised again."""
+    """Print an error a user can fix, in one line; the exit code. Anything else is raised again."""
     from gatelens.errors import GatelensError
 
     if isinstance(failure, GatelensError):

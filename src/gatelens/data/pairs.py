@@ -23,7 +23,7 @@ class Pair:
         clean, corrupt: the examples.
         differ: what differs between their pictures, in words.
         target: what is right for the clean picture, a word (its first token is what is measured).
-        base: what is right for the corrupt one; None where nobody knows.
+        base: what is right for the corrupt one; None where it is unknown.
         noise: what is added to the image tokens' embeddings of the corrupt run, as a multiple of their standard
             deviation; 0 is nothing. The picture is then the same.
         note: what else should be known of it.

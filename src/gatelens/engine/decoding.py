@@ -95,7 +95,7 @@ class Decoder:
 
 
 class Regrown(Decoder):
-    """A decoder without a cache, for hooks that somebody put on the model: each token is the grown prompts run again.
+    """A decoder without a cache, for hooks the caller put on the model: each token is the grown prompts run again.
 
     Such a hook may count positions from the first.
     """

@@ -70,7 +70,7 @@ class Plan:
 
 
 def reach_of(specs: Specs, tokens: TokenMap, cfg: Any) -> Reach | str | None:
-    """Where a run begins to differ; None for a run without interventions; words why nobody knows."""
+    """Where a run begins to differ; None for a run without interventions; a reason where it is unknown."""
     if not specs:
         return None
     reaches = []
@@ -122,7 +122,7 @@ def make_plan(
 
 
 def hooks_stand(model: HookedModel) -> bool:
-    """Whether somebody's own hooks stand in the decoder: TransformerLens' on its points, or torch's on a block.
+    """Whether the caller's own hooks are in the decoder: TransformerLens' on its points, or torch's on a block.
 
     They were written for passes over all positions of one batch and through all layers. Not counted are the hooks that
     transformers leaves on a model once ``output_attentions`` or ``output_hidden_states`` was asked for: they only look,

@@ -85,7 +85,7 @@ class RunBatch:
                     buffer[:, part.position :] = suffix
                     version = buffer._version
                     yield i, buffer
-                    if buffer._version != version:  # whoever read it also wrote into it
+                    if buffer._version != version:  # the reader also wrote into it
                         buffer.copy_(self.clean.logits)
             if buffer is not None:
                 buffer[:, part.position :] = self.clean.logits[:, part.position :]

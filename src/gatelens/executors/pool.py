@@ -78,7 +78,7 @@ class Pool:
         self._key = 0
 
     def run(self, units: Iterable[Unit], done: Done) -> Iterator[Measured | Fault]:
-        """What becomes of the units; see :class:`gatelens.executors.unit.Executor`.
+        """The outcomes of units; see :class:`gatelens.executors.unit.Executor`.
 
         Raises:
             GatelensError: of a unit.

@@ -1,4 +1,4 @@
-"""A unit of work, what becomes of it, and what measures it."""
+"""A unit of work, its outcome, and what measures it."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Executor(Protocol):
     """Measures units somewhere, and saves nothing."""
 
     def run(self, units: Iterable[Unit], done: Done) -> Iterator[Measured | Fault]:
-        """What becomes of the units, as it is known, in any order; ``done`` is told of steps.
+        """The outcomes of units as they finish, in any order; ``done`` is told of steps.
 
-        Units are taken when there is somebody to measure them, so that the caller may leave out what meanwhile another
+        Units are taken when a worker is free, so that the caller may leave out what meanwhile another
         has finished. A GatelensError of a unit is raised.
         """
         ...

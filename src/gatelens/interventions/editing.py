@@ -113,7 +113,7 @@ class HookPairEdit(Intervention):
     """A plain TransformerLens pair, ``(hook name, function)``, as an intervention.
 
     The function gets the activation of the pass, ``(tensor, hook)``: the whole prompt, then each new row while
-    decoding. Nobody knows where it begins, so its run shares nothing with others.
+    decoding. Where it begins is unknown, so its run shares nothing with others.
     """
 
     verb = "hook"

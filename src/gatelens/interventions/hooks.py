@@ -19,7 +19,7 @@ class Span:
     """The absolute positions ``offset … stop - 1`` a forward pass is computing right now.
 
     A pass over the whole prompt is ``(0, n_pos)``; a decoding step on top of a KV cache is ``(K - 1, K)``.
-    Hooks of one compiled object share one span; whoever runs the passes moves it.
+    Hooks of one compiled object share one span, which the code that runs the passes moves.
     """
 
     offset: int

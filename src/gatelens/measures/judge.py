@@ -89,7 +89,7 @@ def judge_table(judge: Judge, references: Sequence[str], candidates: Sequence[st
 
 
 class LLMJudge:
-    """An LLM behind an OpenAI-compatible endpoint; DataError where it fails or its reply cannot be read.
+    """An LLM served by an OpenAI-compatible endpoint; DataError where it fails or its reply cannot be read.
 
     Args:
         url: the endpoint, such as ``http://localhost:8000/v1`` (``/chat/completions`` is added if missing).

@@ -201,7 +201,7 @@ def _forms(phrase: str) -> list[tuple[str, ...]]:
 
 
 def _plurals(word: str) -> list[str]:
-    """Plurals a word may have; also ones nobody writes, which do no harm in a closed vocabulary."""
+    """Plurals a word may have; also unusual ones, which do no harm in a closed vocabulary."""
     for singular, plural in _table().irregular_plurals.items():
         if word == singular or (word.endswith(singular) and singular in ("man", "woman", "child", "knife")):
             return [word[: -len(singular)] + plural, word + "s"]

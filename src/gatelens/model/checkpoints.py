@@ -138,7 +138,7 @@ def _checked_target(folder: str | os.PathLike[str], overwrite: bool) -> Path:
                 _check_replaceable(target, overwrite)
             if Path.cwd().is_relative_to(
                 target
-            ):  # it is renamed away: whoever works in it would stand nowhere
+            ):  # a renamed folder would leave processes that work in it nowhere
                 raise OutputError(f"'{folder}' holds the working directory: give a folder of its own")
         elif target.exists():
             raise OutputError(f"'{target}' is a file: choose a folder")
@@ -160,7 +160,7 @@ def _save_processor(processor: Any, folder: Path) -> None:
     if hasattr(processor, "save_pretrained"):
         processor.save_pretrained(folder)
         return
-    for part in (processor.image_processor, processor.tokenizer):  # no processor, or one of somebody's own
+    for part in (processor.image_processor, processor.tokenizer):  # no processor, or a custom one
         part.save_pretrained(folder)
 
 
@@ -179,5 +179,5 @@ def _put(partial: Path, target: Path) -> None:
 
 
 def _beside(target: Path) -> Path:
-    """A hidden name nobody has, in the same folder, so that renaming moves nothing."""
+    """An unused hidden name in the same folder, so that renaming moves nothing."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")

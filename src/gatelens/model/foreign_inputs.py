@@ -110,7 +110,7 @@ def _misfit(inputs: VLMInputs, again: VLMInputs) -> str | None:
     for b, row in enumerate(inputs.tensors["input_ids"].tolist()):
         words = list(zip(map(str, row), old.strings[b], new.strings[b], strict=True))
         if all(i == word for i, word, _ in words) or all(i == word for i, _, word in words):
-            continue  # one of the models has no tokenizer, so nobody knows
+            continue  # one of the models has no tokenizer: unknown
         other = next(((i, then, now) for i, then, now in words if then != now), None)
         if other is not None:
             return f"id {other[0]} is {other[1]!r} there and {other[2]!r} here"

@@ -137,8 +137,8 @@ class Run:
                 write_atomic(self.path / MANIFEST, _json_bytes(self.manifest))
 
     def withdraw(self) -> None:
-        """Take back a run that holds nothing yet: nobody could continue it, as its settings proved impossible."""
-        with contextlib.suppress(OSError):  # somebody else is at work there, or took it back as well
+        """Take back a run that holds nothing yet: its settings proved impossible, so it could not be continued."""
+        with contextlib.suppress(OSError):  # another process works there, or removed it too
             if self.path and all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
                 (self.path / MANIFEST).unlink(missing_ok=True)
                 self.path.rmdir()

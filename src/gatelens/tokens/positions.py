@@ -1,4 +1,4 @@
-"""The set operations behind the selector language: each node yields a mask of positions.
+"""The set operations of the selector language: each node yields a mask of positions.
 
 An atom never yields a padding position, except the atom ``pad``; combinations then follow set algebra.
 """

@@ -36,7 +36,7 @@ def texts(value: Any, keys: Sequence[str]) -> list[Any]:
 
 
 def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The people's answers to a question; an empty one among them counts as given by nobody."""
+    """The annotators' answers to a question; an empty one counts as not given."""
     question = row.get("question") or ""
     if not isinstance(question, str):
         raise ValueError("the question is no text")

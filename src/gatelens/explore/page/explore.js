@@ -121,7 +121,7 @@ async function send() {
     }
     if (number === sent && !waiting && !typing) {
       $("results").classList.toggle("waiting", Boolean(reply.error));
-      document.body.dataset.rest = ""; // for whoever waits until everything asked for is shown
+      document.body.dataset.rest = ""; // for tests and scripts that wait until everything is shown
     }
   }
   if (waiting && !running) send();

@@ -290,7 +290,7 @@ class EdgeScores:
 
     @torch.no_grad()
     def _change(self, name: str, rows: Tensor, added: Tensor, layer: int) -> Float[Tensor, "n d_model"]:
-        """What becomes of an addition to the stream after a norm."""
+        """An addition to the stream, after a norm."""
         norm = getattr(self.blocks[layer], name, None)
         if norm is None:
             return added

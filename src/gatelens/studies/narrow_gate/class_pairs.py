@@ -54,7 +54,7 @@ def given_pairs(asked: str | Sequence[Any], known: Sequence[str]) -> list[ClassP
         known: classes of which there are pictures. A hyphen inside a class name is read as part of the name.
 
     Raises:
-        DataError: a pair that cannot be read, of one class twice, or with a class nobody drew.
+        DataError: a pair that cannot be read, of one class twice, or with a class that has no picture.
     """
     parts = [p.strip() for p in asked.split(",") if p.strip()] if isinstance(asked, str) else list(asked)
     pairs: list[ClassPair] = []
