@@ -12,7 +12,6 @@ from PIL import Image, ImageFilter
 
 import gatelens as gl
 from gatelens.data import Example, Pair, Pairs, scenes
-from gatelens.data.corruptions import object_masks
 from gatelens.errors import DataError, GatelensError
 from tiny_models import make_picture
 
@@ -111,7 +110,7 @@ def test_a_list_of_pairs() -> None:
 def test_an_object_is_erased_and_nothing_else() -> None:
     for fill in ("background", "picture"):
         for pair in gl.pairs("emoji-scenes", "erase", n=6, fill=fill):
-            mask = object_masks(pair.clean)[pair.target]
+            mask = pair.clean.masks[pair.target]
             before, after = np.asarray(pair.clean.image), np.asarray(pair.corrupt.image)
             assert len(np.unique(after[mask], axis=0)) == 1 and pair.base is None
             rows, columns = np.nonzero((before != after).any(-1))
@@ -125,7 +124,7 @@ def test_an_object_is_erased_and_nothing_else() -> None:
 def test_an_object_is_replaced_by_another() -> None:
     for pair in gl.pairs("emoji-scenes", "replace", n=6):
         assert pair.base is not None and pair.base != pair.target and pair.corrupt.label == pair.base
-        mask = object_masks(pair.clean)[pair.target]
+        mask = pair.clean.masks[pair.target]
         before, after = np.asarray(pair.clean.image).astype(int), np.asarray(pair.corrupt.image)
         assert (np.abs(before - after).sum(-1)[mask] > 30).mean() > 0.4
         assert not (before != after)[:, :].any(-1)[~_grown(mask, 2)].any()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from gatelens.errors import DataError
@@ -61,6 +63,22 @@ class Example:
         answers = ", ".join(repr(answer[:40]) for answer in self.answers[:3])
         facts = f"; {', '.join(self.meta)}" if self.meta else ""
         return f"Example({self.id}, {self.task}: {self.prompt[:90]!r} -> {answers}{facts:.200})"
+
+    @property
+    def masks(self) -> dict[str, Bool[np.ndarray, "height width"]]:
+        """The pixels of each object by its name, as ``masks=`` takes them; empty where the data have none.
+
+        >>> import gatelens as gl
+        >>> scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
+        >>> cut = gl.knockout("text", f"image.mask({scene.label})", masks=scene.masks)
+        """
+        masks = self.meta.get("masks")
+        if masks is None:
+            return {}
+        if not isinstance(masks, Mapping):
+            names = [getattr(o, "name", str(o)) for o in self.meta.get("objects", ())]
+            masks = dict(zip(names, masks, strict=True))
+        return {str(name): np.asarray(mask, dtype=bool) for name, mask in masks.items()}
 
     def _repr_html_(self) -> str:
         """The picture over the line."""

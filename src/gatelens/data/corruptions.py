@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,20 +19,9 @@ EDGE = 2  # pixels around a mask that are filled with it: artwork and photos hav
 RING = 3  # pixels beyond them whose colour is the background
 
 
-def object_masks(example: Example) -> dict[str, Mask]:
-    """The masks of an example's objects by name; none where the data have none."""
-    masks = example.meta.get("masks")
-    if masks is None:
-        return {}
-    if isinstance(masks, Mapping):
-        return {str(name): np.asarray(mask, dtype=bool) for name, mask in masks.items()}
-    names = [getattr(o, "name", str(o)) for o in example.meta.get("objects", ())]
-    return {name: np.asarray(mask, dtype=bool) for name, mask in zip(names, masks, strict=True)}
-
-
 def asked_object(example: Example) -> str | None:
     """The object with a mask that an example is about: its label, its answer, or one its prompt names."""
-    names = object_masks(example)
+    names = example.masks
     for word in (example.label, *example.answers):
         if word in names:
             return word

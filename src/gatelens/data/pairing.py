@@ -160,7 +160,7 @@ def _with_masks(examples: Sequence[Example]) -> list[tuple[Example, str, corrupt
     for one in examples:
         name = corruptions.asked_object(one)
         if name is not None:
-            found.append((one, name, corruptions.object_masks(one)[name]))
+            found.append((one, name, one.masks[name]))
     if not found:
         raise DataError(
             "no example has a mask of the object it is about (its label, its answer or a word of its prompt): take "

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.data import Example, Pair
-from gatelens.data.corruptions import asked_object, object_masks
+from gatelens.data.corruptions import asked_object
 from gatelens.errors import InputError
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import FunctionEdit, Rows, edit
@@ -98,7 +98,7 @@ def noise(multiple: float, seeds: Sequence[int]) -> FunctionEdit:
 
 def masks_of(pair: Pair) -> dict[str, Any]:
     """Masks of the clean picture by name; ``object`` is what the example is about, ``changed`` where the two differ."""
-    masks: dict[str, Any] = dict(object_masks(pair.clean))
+    masks: dict[str, Any] = pair.clean.masks
     asked = asked_object(pair.clean)
     if asked is not None:
         masks["object"] = masks[asked]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatelens.data.corruptions import asked_object, object_masks
+from gatelens.data.corruptions import asked_object
 from gatelens.engine import look
 from gatelens.engine.grid import measure_points
 from gatelens.interventions import ablate
@@ -66,7 +66,7 @@ def localisation(batch: Batch, settings: Settings) -> Columns:
         tokens = batch.inputs.tokens
         on_image = rows[i][..., tokens.positions("image[0]", i)]
         for layer, heads in enumerate(on_image):  # painted by head: all layers at once would be large
-            table = localise(heads, tokens, object_masks(one.example)[name], i)
+            table = localise(heads, tokens, one.example.masks[name], i)
             found["object"][i, layer] = torch.tensor(table["in_mask"].tolist())
         found["object_chance"][i] = float(table["chance"].iloc[0])
     return found
