@@ -30,8 +30,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="emoji-scenes (default), easy-vqa, a folder, or the papers' data: vqav2, flickr30k, coco, imagenet, mme, "
-        "coco-objects; a copy as vqav2:FOLDER; several with commas.",
+        help="emoji-scenes (default), varied-scenes, easy-vqa, a folder, or the papers' data: vqav2, flickr30k, coco, "
+        "imagenet, mme, coco-objects; a copy as vqav2:FOLDER; several with commas.",
     ),
 ]
 OutOrNone = Annotated[

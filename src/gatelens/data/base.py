@@ -134,10 +134,10 @@ def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_split(name: str, split: str) -> None:
-    """Raises DataError when the split is neither ``train`` nor ``test``."""
-    if split not in ("train", "test"):
-        raise DataError(f"{name} has no split {split!r}; use 'train' or 'test'")
+def check_split(name: str, split: str, splits: Sequence[str] = ("train", "test")) -> None:
+    """Raises DataError when the data set does not have this split."""
+    if split not in splits:
+        raise DataError(f"{name} has no split {split!r}; use {' or '.join(map(repr, splits))}")
 
 
 class BadRows:

@@ -27,8 +27,11 @@ class EmojiScenes(Named):
     classes: tuple[str, ...] = scenes.CLASSES
     differs: tuple[str, ...] = tuple(KINDS)
 
+    splits: tuple[str, ...] = ("train", "test")
+    draw = staticmethod(scenes.scene)
+
     def __init__(self, split: str = "test"):
-        check_split(self.name, split)
+        check_split(self.name, split, self.splits)
         self.split = split
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
@@ -49,7 +52,7 @@ class EmojiScenes(Named):
         examples = []
         for i in range(DEFAULT_LIMIT if limit is None else limit):
             # Tasks draw from seeds of their own, so that no two tasks ask about the same pictures.
-            scene = scenes.scene(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
+            scene = self.draw(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
             made = makers[task](scene, np.random.default_rng([seed, i]))
             made["meta"] = {"objects": scene.objects, "masks": scene.masks, **made.get("meta", {})}
             image = None if task == "draw" else scene.image
@@ -63,7 +66,7 @@ class EmojiScenes(Named):
         made = []
         for i in range(n):
             # the clean scenes of class pairs are those of the task's examples
-            two = scene_pair(differ, self.split, seed * len(TASKS) + TASKS.index(task), i)
+            two = scene_pair(differ, self.split, seed * len(TASKS) + TASKS.index(task), i, self.draw)
             sides = [
                 Example(
                     scene.image,

@@ -10,20 +10,22 @@ from gatelens.data.easy_vqa import EasyVqa
 from gatelens.data.emoji_scenes import EmojiScenes
 from gatelens.data.folder import Folder
 from gatelens.data.hub import ENTRIES, HubDataset
+from gatelens.data.varied_scenes import VariedScenes
 from gatelens.errors import DataError
 
-NAMES = ("emoji-scenes", "easy-vqa", *ENTRIES)
+NAMES = ("emoji-scenes", "varied-scenes", "easy-vqa", *ENTRIES)
 
 
 def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> Dataset:
     """A data set.
 
     Args:
-        name: ``"emoji-scenes"``, ``"easy-vqa"``; one of the papers' (``"vqav2"``, ``"flickr30k"``, ``"coco"``,
-            ``"imagenet"``, ``"mme"``, ``"coco-objects"``), from the hub, or from a copy as ``"vqav2:FOLDER"`` or
-            ``"vqav2:org/name"``; a folder of pictures with ``data.csv`` or ``data.jsonl``; or several of these with
-            commas between them.
-        split: None for the one made for testing (``"test"``, or the papers'); a folder has no splits.
+        name: ``"emoji-scenes"``, ``"varied-scenes"``, ``"easy-vqa"``; one of the papers' (``"vqav2"``,
+            ``"flickr30k"``, ``"coco"``, ``"imagenet"``, ``"mme"``, ``"coco-objects"``), from the hub, or from a copy as
+            ``"vqav2:FOLDER"`` or ``"vqav2:org/name"``; a folder of pictures with ``data.csv`` or ``data.jsonl``; or
+            several of these with commas between them.
+        split: None for the one made for testing (``"test"``, or the papers'); ``varied-scenes`` has ``"style"``
+            too; a folder has no splits.
         skip_bad: leave bad rows out and list them in ``skipped`` (folders and the papers' data sets) instead of
             raising an error that names the first.
 
@@ -33,6 +35,8 @@ def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> 
     text = str(name)
     if text == "emoji-scenes":
         return EmojiScenes(split or "test")
+    if text == "varied-scenes":
+        return VariedScenes(split or "test")
     if text == "easy-vqa":
         return EasyVqa(split or "test")
     if Path(text).is_dir():

@@ -30,16 +30,26 @@ class ScenePair:
     note: str = ""
 
 
-def scene_pair(differ: str, split: str, seed: int, index: int) -> ScenePair:
-    """The pair with this index, a function of its arguments alone; ``differ`` is a key of :data:`KINDS`."""
+def scene_pair(
+    differ: str,
+    split: str,
+    seed: int,
+    index: int,
+    draw: Callable[[str, int, int, int | None], Scene] = scenes.scene,
+) -> ScenePair:
+    """The pair with this index, a function of its arguments alone; ``differ`` is a key of :data:`KINDS`.
+
+    Args:
+        draw: gives the scene of a split, seed, index and number of objects.
+    """
     n_objects, make = KINDS[differ]
-    scene = scenes.scene(split, seed, index, n_objects)
+    scene = draw(split, seed, index, n_objects)
     return make(scene, split, np.random.default_rng([seed, index, list(KINDS).index(differ)]))
 
 
 def _changed(scene: Scene, number: int, new: SceneObject) -> Scene:
     objects = [new if i == number else o for i, o in enumerate(scene.objects)]
-    return scenes.drawn(objects, scene.background)
+    return scenes.drawn(objects, scene.background, scene.light)
 
 
 def _other(
@@ -54,7 +64,7 @@ def _other(
         found = [replace(o, color=color) for color in scenes.COLORS if color != o.color]
     else:
         found = [replace(o, shape=shape) for shape in scenes.SHAPES if shape != o.shape]
-    own = [new for new in found if scenes.is_held_out(new.name, new.color, new.shape) == (split == "test")]
+    own = [new for new in found if scenes.is_held_out(new.name, new.color, new.shape) == (split != "train")]
     new = (own or found)[int(rng.integers(len(own or found)))]
     return _changed(scene, number, new), new, "" if own else SEEN
 
@@ -85,7 +95,8 @@ def _side(scene: Scene, split: str, rng: np.random.Generator) -> ScenePair:
     """The object at the mirrored place, itself not mirrored."""
     o = scene.objects[0]
     x0, y0, x1, y1 = o.box
-    new = scenes.placed(o.name, o.color, o.shape, (scenes.SIZE - x1, y0, scenes.SIZE - x0, y1))
+    at = scenes.placed(o.name, o.color, o.shape, (scenes.SIZE - x1, y0, scenes.SIZE - x0, y1))
+    new = replace(o, side=at.side, box=at.box)
     asked = _question(f"which side is the {o.name} on?")
     return ScenePair(scene, _changed(scene, 0, new), asked, o.side, new.side)
 
@@ -110,7 +121,7 @@ def _count(scene: Scene, split: str, rng: np.random.Generator) -> ScenePair:
     """Three objects, and the same without one of them: scenes of two and of three have objects of one size."""
     number = int(rng.integers(3))
     left = [o for i, o in enumerate(scene.objects) if i != number]
-    other = scenes.drawn(left, scene.background)
+    other = scenes.drawn(left, scene.background, scene.light)
     return ScenePair(scene, other, _question("how many objects are there?"), "three", "two")
 
 

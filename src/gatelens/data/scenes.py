@@ -9,7 +9,7 @@ are made of these alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 
@@ -40,6 +40,7 @@ UNNAMED_COLORS = {
 }
 SHAPES = ("circle", "square", "diamond")
 _BACKGROUNDS = ((250, 250, 248), (216, 216, 220))
+PLAIN_LIGHT = (1.0, 0.0, 0.0)
 _NUMBER_WORDS = ("zero", "one", "two", "three")
 # Seeds of the splits are drawn from separate streams, so that no seed of a user's makes them meet.
 _STREAMS = {"train": 0, "test": 1, "unnamed": 2}
@@ -53,13 +54,20 @@ def is_held_out(name: str, color: str, shape: str) -> bool:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object and what is true of it. ``box`` is (x0, y0, x1, y1) in pixels, around artwork and plate."""
+    """One object and what is true of it. ``box`` is (x0, y0, x1, y1) in pixels, around artwork and plate.
+
+    The artwork is drawn in ``style`` (a folder of the vendored artwork; "" is the 3D style), mirrored or not and
+    turned by ``angle`` degrees.
+    """
 
     name: str
     color: str
     shape: str
     side: str
     box: tuple[int, int, int, int]
+    style: str = field(default="", repr=False)
+    mirrored: bool = field(default=False, repr=False)
+    angle: float = field(default=0.0, repr=False)
 
     @property
     def phrase(self) -> str:
@@ -68,12 +76,16 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and its truth. ``masks`` are the artwork's visible pixels, one for each object."""
+    """A picture and its truth. ``masks`` are the artwork's visible pixels, one for each object.
+
+    ``light`` multiplies the pixels: its value in the middle, and by how much it changes over the width and the height.
+    """
 
     pixels: UInt8[np.ndarray, "height width 3"]
     objects: tuple[SceneObject, ...]
     masks: Bool[np.ndarray, "n_objects height width"]
     background: tuple[int, int, int] = _BACKGROUNDS[0]
+    light: tuple[float, float, float] = PLAIN_LIGHT
 
     @property
     def image(self) -> Image.Image:
@@ -142,7 +154,11 @@ def placed(name: str, color: str, shape: str, box: tuple[int, int, int, int]) ->
     return SceneObject(name, color, shape, "left" if box[0] + box[2] < SIZE else "right", box)
 
 
-def drawn(objects: Sequence[SceneObject], background: tuple[int, int, int]) -> Scene:
+def drawn(
+    objects: Sequence[SceneObject],
+    background: tuple[int, int, int],
+    light: tuple[float, float, float] = PLAIN_LIGHT,
+) -> Scene:
     """The scene of these objects, each in its own box."""
     canvas = Image.new("RGB", (SIZE, SIZE), background)
     masks = []
@@ -152,13 +168,13 @@ def drawn(objects: Sequence[SceneObject], background: tuple[int, int, int]) -> S
         plate = _plate(o.shape, o.color, size)
         canvas.paste(plate, (x0, y0), plate)
         art_size = round(size * 0.74)
-        art = artwork(o.name, art_size)
+        art = _posed(o, art_size)
         ax, ay = x0 + size // 2 - art_size // 2, y0 + size // 2 - art_size // 2
         canvas.paste(art, (ax, ay), art)
         mask = np.zeros((SIZE, SIZE), dtype=bool)
         mask[ay : ay + art_size, ax : ax + art_size] = np.asarray(art)[..., 3] > 127
         masks.append(mask)
-    return Scene(np.asarray(canvas), tuple(objects), np.stack(masks), background)
+    return Scene(_lit(np.asarray(canvas), light), tuple(objects), np.stack(masks), background, light)
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -181,10 +197,42 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, st
 
 
 @lru_cache(maxsize=4096)
-def artwork(name: str, size: int) -> Image.Image:
-    """The vendored artwork of ``name``, RGBA, ``size`` x ``size`` pixels (128 x 128 as stored)."""
-    with resources.files("gatelens.data").joinpath(f"artwork/{name}.webp").open("rb") as f:
-        return Image.open(f).convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+def artwork(name: str, size: int, style: str = "") -> Image.Image:
+    """The vendored artwork of ``name``, RGBA, ``size`` x ``size`` pixels (128 x 128 as stored).
+
+    Args:
+        style: a folder of the artwork (``"fluent-flat"``, ``"noto"``, ``"twemoji"``, ``"openmoji"``), which have the
+            scenes' classes; "" is the 3D style.
+    """
+    return _stored(name, style).resize((size, size), Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=256)
+def _stored(name: str, style: str) -> Image.Image:
+    path = f"artwork/{style}/{name}.webp" if style else f"artwork/{name}.webp"
+    with resources.files("gatelens.data").joinpath(path).open("rb") as f:
+        return Image.open(f).convert("RGBA")
+
+
+def _posed(o: SceneObject, size: int) -> Image.Image:
+    """The object's artwork as the scene shows it."""
+    if not o.mirrored and not o.angle:
+        return artwork(o.name, size, o.style)
+    art = _stored(o.name, o.style)
+    if o.mirrored:
+        art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return art.rotate(o.angle, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _lit(
+    pixels: UInt8[np.ndarray, "height width 3"], light: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    if light == PLAIN_LIGHT:
+        return pixels
+    middle, across, down = light
+    at = (np.arange(SIZE) + 0.5) / SIZE - 0.5
+    field_of_light = middle + across * at[None, :, None] + down * at[:, None, None]
+    return (pixels * field_of_light).round().clip(0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
