@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers import Cache, DynamicCache
 
 from gatelens.bridge import towers
+from gatelens.bridge.weights import unfetched
 from gatelens.errors import InputError, InterventionError, ModelError, did_you_mean, shown
 from gatelens.families import Family, Layout
 from gatelens.inputs import VLMInputs
@@ -334,5 +335,14 @@ def forward_step(
     use_cache = use_cache or past is not None
     if use_cache and past is None:
         past = DynamicCache()  # without sliding layers: hooks count rows and keys from the first position
-    out = model.hf(past_key_values=past, use_cache=use_cache, **kwargs)
+    try:
+        out = model.hf(past_key_values=past, use_cache=use_cache, **kwargs)
+    except RuntimeError as error:
+        reader = unfetched(model.hf, error)
+        if reader is None:
+            raise
+        raise ModelError(
+            f"'{reader}' reads weights of its parts without running them, so accelerate does not fetch them: let "
+            "device_map keep it in memory"
+        ) from error
     return out.logits, out.past_key_values if use_cache else None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gatelens.bridge.weights import named_values, quantisation, shape_of
 from gatelens.data import Dataset, Example, load
 from gatelens.data.loading import from_anywhere
 from gatelens.errors import DataError, ModelError
@@ -71,18 +72,29 @@ def model_name(model: HookedVLM | str | Path) -> str:
 
 
 def model_fingerprint(model: HookedVLM) -> str:
-    """Changes when the weights do: names, shapes and two moments of every parameter."""
+    """Changes when the weights do: names, shapes and two moments of every parameter, wherever it lies.
+
+    Of a weight in 4 bits the codes are counted, as bitsandbytes changes their order when the layer first runs.
+    """
     parts = []
-    for name, parameter in model.hf.named_parameters():
-        value = parameter.detach().flatten()[:4096].float()
-        moments = [f"{float(moment):.5e}" for moment in (value.sum(), value.square().sum())]
-        parts.append((name, tuple(parameter.shape), *moments))
+    for name, parameter, values in named_values(model.hf):
+        moments = []
+        for value in values:
+            few = value.flatten()[:4096].float()
+            moments += [f"{float(moment):.5e}" for moment in (few.sum(), few.square().sum())]
+        parts.append((name, shape_of(parameter), *moments))
     return fingerprint(parts)
+
+
+def precision(model: HookedVLM) -> dict[str, Any]:
+    """For the manifest: the dtype of the weights, and how they are quantised where they are."""
+    quantised = quantisation(model.hf)
+    return {"dtype": str(model.dtype), **({"quantisation": str(quantised)} if quantised else {})}
 
 
 def model_settings(model: HookedVLM) -> dict[str, Any]:
     """What a run over data says of its model."""
-    return {"model": model_name(model), "weights": model_fingerprint(model), "dtype": str(model.dtype)}
+    return {"model": model_name(model), "weights": model_fingerprint(model), **precision(model)}
 
 
 def as_setting(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatelens.bridge.residual import readable
 from gatelens.errors import ModelError
 
 
@@ -17,12 +18,15 @@ def fold_final_norm(bridge: Any) -> None:
     The model computes what it did, to rounding. An unembedding tied to the embedding is untied.
 
     Raises:
-        ModelError: the final norm has a bias, or the unembedding is no linear layer.
+        ModelError: the final norm has a bias, the unembedding is no linear layer, or the weights are quantised or not
+            in memory.
     """
     norm, head = _wrapped(bridge.ln_final), _wrapped(bridge.unembed)
     if getattr(norm, "bias", None) is not None or not isinstance(head, nn.Linear):
         raise ModelError(f"the final {type(norm).__name__} cannot be folded into a {type(head).__name__}")
     offset = float(getattr(bridge.cfg, "rmsnorm_uses_offset", False))
+    for module in (head, norm):
+        readable(module.weight, module)
     weight = head.weight * (norm.weight + offset).to(head.weight)
     head.weight = nn.Parameter(weight, requires_grad=head.weight.requires_grad)
     norm.weight.fill_(1 - offset)

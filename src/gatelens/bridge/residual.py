@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.quantization import unreadable_weight_reason
 
+from gatelens.bridge.weights import is_quantised
 from gatelens.errors import ModelError
 
 # what is no fault but rounding, as a share of what is added up; by whether it is float32
@@ -53,7 +54,11 @@ class FrozenNorm:
         width, dtype = rows.shape[-1], rows.dtype
         ones = torch.full((width,), _PROBE, dtype=dtype, device=rows.device)
         signs = ones * torch.where(torch.arange(width, device=rows.device) % 2 == 0, 1, -1)
-        normed = unhooked(norm)(torch.cat([flat, torch.stack([ones, -ones, signs])])[None])[0].float()
+        normed = (
+            unhooked(norm)(torch.cat([flat, torch.stack([ones, -ones, signs])])[None])[0]
+            .float()
+            .to(rows.device)
+        )
         *_, plus, minus, alternating = normed
         bias = (plus + minus) / 2
         centred = not bool(((plus - bias).abs() > 1e-3 * plus.abs().max()).any())
@@ -174,7 +179,7 @@ class ResidualStream:
         """What the heads of a layer read off the positions, and their way to the stream."""
         block = self.bridge.blocks[layer]
         z = self.activation(f"blocks.{layer}.attn.hook_z")
-        weight = self._weight(block.attn, "W_O", layer)
+        weight = weight_of(block.attn, "W_O", layer)
         norm = getattr(block, "ln1_post", None)
         bias = getattr(block.attn, "b_O", None)
         return z, Route.of(block, z.flatten(-2), weight.flatten(0, 1), bias, norm)
@@ -186,7 +191,7 @@ class ResidualStream:
             ModelError: the MLP is a mixture of experts.
         """
         block = self.bridge.blocks[layer]
-        weight = self._weight(block.mlp, "W_out", layer)
+        weight = weight_of(block.mlp, "W_out", layer)
         norm, bias = getattr(block, "ln2_post", None), getattr(block.mlp, "b_out", None)
         post = self.activation(f"blocks.{layer}.mlp.hook_post")
         return post, Route.of(block, post, weight, bias, norm)
@@ -204,18 +209,6 @@ class ResidualStream:
         """Whether attention and MLP read the same stream."""
         return f"blocks.{layer}.hook_resid_mid" not in self.bridge.hook_dict
 
-    def _weight(self, component: Any, name: str, layer: int) -> Tensor:
-        try:
-            weight = getattr(component, name)
-        except AttributeError:
-            weight = None
-        if not isinstance(weight, Tensor):
-            raise ModelError(
-                f"layer {layer} has no {name} ({type(component).__name__}): its heads or neurons cannot be taken "
-                "apart; by='component' can"
-            )
-        return weight
-
 
 def unhooked(component: Any) -> Any:
     """The wrapped module, so that hooks of a run in another thread see nothing of this."""
@@ -226,12 +219,31 @@ def unhooked(component: Any) -> Any:
 
 def readable(weight: Tensor, owner: Any) -> Tensor:
     """The weight itself. Raises ModelError where it is quantised or not in memory."""
-    reason = unreadable_weight_reason(weight)
+    reason = "it is quantised" if is_quantised(weight) else unreadable_weight_reason(weight)
     if reason is not None:
         raise ModelError(
             f"the weights of {type(owner).__name__} cannot be read ({reason}): load them in full"
         )
     return weight
+
+
+def weight_of(component: Any, name: str, layer: int) -> Tensor:
+    """A weight of a layer by TransformerLens' name. Raises ModelError where there is none, or it cannot be read."""
+    try:
+        weight = getattr(component, name)
+    except AttributeError:
+        weight = None
+    except NotImplementedError as error:  # TransformerLens' word for what is quantised or elsewhere
+        raise ModelError(
+            f"{name} of layer {layer} cannot be read, as it is quantised or not in memory: load the weights in full; "
+            "by='component' reads none"
+        ) from error
+    if not isinstance(weight, Tensor):
+        raise ModelError(
+            f"layer {layer} has no {name} ({type(component).__name__}): its heads or neurons cannot be taken apart; "
+            "by='component' can"
+        )
+    return readable(weight, component)
 
 
 def output_logits(bridge: Any, rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from gatelens.bridge.parts import Parts
+from gatelens.bridge.weights import named_tensors, quantisation
 from gatelens.errors import ModelError, OutputError
 from gatelens.hooked_model import HookedModel
 from gatelens.hub_errors import one_line
@@ -32,15 +33,21 @@ def weights(model: HookedModel) -> dict[str, Tensor]:
     """The weights under the names they have in transformers, as ``state_dict`` gave them before wrapping.
 
     The tensors themselves, not copies, tied ones under each of their names; ``model.hf.state_dict()`` has the
-    bridge's names instead. Raises ModelError where the wrapped model computes with values that have no place among
-    them: then a checkpoint of these would be another model.
+    bridge's names instead. Raises ModelError where they are quantised or not in memory, and where the wrapped model
+    computes with values that have no place among them: then a checkpoint of these would be another model.
     """
+    quantised = quantisation(model.hf)
+    if quantised is not None:
+        raise ModelError(
+            f"{model!r} is quantised ({quantised}), and its weights can be neither saved nor trained: save the model "
+            "before it is wrapped, or load it in full"
+        )
     own = {name: _tensor(model.hf, name) for name in model.weight_names}
     elsewhere = next((name for name, value in own.items() if value.device.type == "meta"), None)
     if elsewhere is not None:
         raise ModelError(f"'{elsewhere}' is not in memory: load without offloading (no device_map) to save")
     stored = {value.untyped_storage().data_ptr() for value in own.values()}
-    for name, value in model.hf.state_dict().items():
+    for name, value in named_tensors(model.hf):
         # the bridge adds a bias of zeros to an unembedding without one
         if value.untyped_storage().data_ptr() not in stored and bool(value.any()):
             raise ModelError(
@@ -96,10 +103,6 @@ def save(
         raise ModelError(
             f"{model!r} was put together by from_parts and is no class of transformers: save "
             "gatelens.model.checkpoints.weights(model) with torch.save"
-        )
-    if getattr(model.hf, "hf_quantizer", None) is not None:
-        raise ModelError(
-            f"{model!r} is quantised, and its wrapped weights cannot be saved: save it unwrapped"
         )
     written = isinstance(max_shard_size, str) and max_shard_size[:1].isdigit()
     if not written and not (isinstance(max_shard_size, int) and max_shard_size > 0):

@@ -18,6 +18,7 @@ from gatelens.bridge.attention import attention_windows, install_attention, posi
 from gatelens.bridge.linear_layers import install_linear_layers
 from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
+from gatelens.bridge.weights import named_tensors, refuse_state_dict
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
 from gatelens.hooked_model import HookPoints
@@ -67,6 +68,7 @@ class HookedVLM(HookedBridge):
         model.cfg.position_limit = position_limit(hf.config.get_text_config())
         if layout.two_way:  # what TransformerLens' functions ask that rely on causality
             model.cfg.attention_dir = "bidirectional"
+        refuse_state_dict(hf)
         install_norms(model)
         install_linear_layers(model)
         model.attention = "fused"
@@ -117,7 +119,7 @@ class HookedVLM(HookedBridge):
         layout = layout if layout is not None else family.layout(hf_model.config, processor)
         loading.check_layout(layout)
         hf_model.eval().requires_grad_(False)
-        names = tuple(hf_model.state_dict())
+        names = tuple(name for name, _ in named_tensors(hf_model))
         with adapted(architecture, family):
             bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         towers.install_towers(bridge)
@@ -167,7 +169,7 @@ class HookedVLM(HookedBridge):
         loading.check_layout(layout)
         parts = Parts(language_model, embed_images, layout.placeholder_id, layout.evidence)
         parts.eval().requires_grad_(False)
-        names = tuple(parts.state_dict())
+        names = tuple(name for name, _ in named_tensors(parts))
         bridge = build_bridge_from_module(language_model, architecture, hf_config=language_model.config)
         family = Family(f"parts:{architecture}", (architecture,), lambda config, processor: layout)
         return cls._around(parts, bridge, family, layout, processor, names)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as hf_logging
 
+from gatelens.bridge.weights import named_values, scales
 from gatelens.errors import ModelError
 from gatelens.families import Family, Layout, family_of
 from gatelens.families.common.processing import ImageTextParts
@@ -111,6 +112,9 @@ def load(
         config = AutoConfig.from_pretrained(where, **hub)
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     family_of(architecture, config)
+    quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    if quantised and device is not None:  # packed weights cannot be moved once they are loaded
+        device_map, device = {"": device}, None
     with without_progress_bar(name.startswith(ORGANISM)), _in_one_line(name, hub):
         model, report = AutoModelForImageTextToText.from_pretrained(
             where,
@@ -167,7 +171,12 @@ def _check_complete(model: Any, name: str, report: Mapping[str, Any]) -> None:
             f"{'; '.join(fault for fault in faults if fault)}; get all of its files, or if it is meant so {_BY_HAND}"
         )
     wrong = _counted(
-        (key for key, value in model.named_parameters() if not _is_finite(value)), "with NaN or inf"
+        (
+            key
+            for key, parameter, values in named_values(model)
+            if not all(_is_finite(value) for value in (*values, *scales(parameter)))
+        ),
+        "with NaN or inf",
     )
     if wrong:
         raise ModelError(f"'{name}' holds weights that are not finite, {wrong}: get its files again")

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from gatelens.bridge.folding import fold_final_norm
+from gatelens.bridge.weights import check_movable
 from gatelens.errors import InputError, ModelError, UnknownNameError, did_you_mean
 from gatelens.families import Family, Layout
 from gatelens.hooked_model import HookPoints, ModelLock
@@ -191,7 +192,12 @@ class VLMBridge(TransformerBridge):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> VLMBridge:
-        """Move the whole model to a device or dtype, as torch does. Save before you cast: the file is what is moved."""
+        """Move the whole model to a device or dtype, as torch does. Save before you cast: the file is what is moved.
+
+        Raises:
+            ModelError: the weights are quantised, or placed by accelerate.
+        """
+        check_movable(self.hf, "this model cannot be moved or cast")
         super().to(*args, **{**kwargs, "print_details": False})
         self.hf.to(*args, **{name: value for name, value in kwargs.items() if name != "print_details"})
         return self

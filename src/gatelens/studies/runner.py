@@ -107,7 +107,7 @@ def _settings(
         "examples": identity.data_fingerprint([e for examples in drawn.values() for e in examples]),
         "n": {task: len(examples) for task, examples in drawn.items()},
         **asked.settings(),
-        "dtype": str(vlm.dtype),
+        **identity.precision(vlm),
         "sections": {section: given.settings() for section, given in chosen.items()},
         **study.settings(vlm, source, drawn, asked),
     }

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.bridge.residual import ResidualStream, readable, unhooked
+from gatelens.bridge.residual import ResidualStream, unhooked, weight_of
 from gatelens.errors import ModelError
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.editing import edit
@@ -202,7 +202,7 @@ class EdgeScores:
         )
         mean = torch.tensor(weights)
         for layer, block in enumerate(self.blocks):
-            read = [self._by_head(block, site, gradients.pop((site, layer))) for site in PROJECTIONS]
+            read = [self._by_head(layer, site, gradients.pop((site, layer))) for site in PROJECTIONS]
             direction = self._before(block, "ln1", ("resid_pre", layer), torch.cat(read))
             self._score(layer, "attention", torch.einsum("rsnd,s->rnd", direction, mean.to(direction)))
             direction = self._before(
@@ -212,10 +212,9 @@ class EdgeScores:
         direction = gradients.pop(("resid_post", layers[-1])).float()
         self._score(len(layers), "logits", torch.einsum("snd,s->nd", direction, mean.to(direction))[None])
 
-    @staticmethod
-    def _by_head(block: Any, site: str, grad: Tensor) -> Float[Tensor, "head step n d_model"]:
+    def _by_head(self, layer: int, site: str, grad: Tensor) -> Float[Tensor, "head step n d_model"]:
         """The gradient by what each head's projection reads."""
-        weight = readable(getattr(block.attn, PROJECTIONS[site]), block).float()
+        weight = weight_of(self.blocks[layer].attn, PROJECTIONS[site], layer).float()
         return torch.einsum("snhk,hdk->hsnd", grad.float(), weight.to(grad.device))
 
     def _before(
@@ -270,7 +269,7 @@ class EdgeScores:
             added = self._change("ln2", rows["resid_mid", layer], added, layer)
         else:
             head = int(end["head"])
-            weight = readable(getattr(self.blocks[layer].attn, PROJECTIONS[kind]), self).float()[head]
+            weight = weight_of(self.blocks[layer].attn, PROJECTIONS[kind], layer).float()[head]
             added = self._change("ln1", rows["resid_pre", layer], added, layer) @ weight
             added = added[:, None]
 

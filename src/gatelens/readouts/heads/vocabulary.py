@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatelens.bridge.residual import ResidualStream
+from gatelens.bridge.residual import ResidualStream, readable
 from gatelens.model import HookedVLM
 from gatelens.readouts.heads.prompts import Batch
 from gatelens.readouts.rows import Rows, word_of
@@ -72,7 +72,7 @@ class Writing:
     def words(self) -> list[str]:
         """The top tokens of each head, layer by layer."""
         assert isinstance(self.direction, Tensor) and self.never is not None
-        matrix = self.model.bridge.W_U.float().cpu()
+        matrix = readable(self.model.bridge.W_U, self.model.bridge.unembed).float().cpu()
         found: list[str] = []
         for heads in self.direction / self.n:
             logits = (heads @ matrix).masked_fill(self.never, float("-inf"))
