@@ -116,9 +116,8 @@ def test_the_verdict_with_its_evidence(html: str) -> None:
     assert 'class="verdict tone-gate"' in html
     assert re.findall(r'class="mark mark-(\w+)"', html) == ["for", "against", "open"]
     assert re.findall(r"</span> ([a-z]+)</span>", html) == ["for", "against", "both"]
-    assert (
-        '<a href="#attention">Attention share</a>: most to the image</span>' in html
-    )  # the line, not the text
+    # a line is one link; the line is shown, not the text
+    assert '<a href="#attention"><strong>Attention share</strong>: most to the image</a>' in html
     assert "the image takes most" not in html
     # numbers of the sentence lead to their table
     assert 'through &lt;eoss&gt;: <a href="#knockouts">98\u00a0%</a> of it.' in html
@@ -199,7 +198,7 @@ def test_two_verdicts_stand_side_by_side_and_empty_parts_are_left_out() -> None:
     html = render(Page("two", ["two runs compared"], verdicts, [Card("One", [Text("x")])]))
     assert '<div class="sides">' in html
     assert "A · first" in html
-    assert '<a href="before/report.html">Before</a>: C.' in html
+    assert '<a href="before/report.html"><strong>Before</strong>: C.</a>' in html
     for absent in ("How it was measured", "Not measured", "<nav"):
         assert absent not in html
 

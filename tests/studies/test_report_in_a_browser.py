@@ -54,6 +54,54 @@ def test_the_first_screen_is_the_answer(opened: Page) -> None:
     assert heights and max(heights) <= 34
     assert opened.evaluate("document.documentElement.scrollHeight") <= 6 * SCREEN
     assert len(opened.locator("body").inner_text().split()) <= MOST_WORDS
+    every_number_links_to_its_table(opened)
+
+
+# of the first screen, and of what stands beside a folded section's title: the text, and where it links or what it opens
+LINKED = """() => {
+  const texts = (e) => {
+    const walk = document.createTreeWalker(e, NodeFilter.SHOW_TEXT), found = [];
+    while (walk.nextNode()) found.push(walk.currentNode.data);
+    return found;
+  };
+  const held = new Map(), found = [];
+  const parts = ".sentence, ul.evidence li > :last-child, .bars td, .diagram .share, summary .finding";
+  for (const e of document.querySelectorAll(parts)) {
+    const part = e.closest(".part"), links = [...e.querySelectorAll("a")];
+    const targets = part ? ["#" + part.id] : [e.closest("a") ?? links[0]].map((a) => a?.getAttribute("href") ?? "");
+    // of a sentence each number is a link
+    const unlinked = e.matches(".sentence") ? texts(e).filter((t) => !links.some((a) => a.textContent === t)) : [];
+    for (const target of targets) {
+      const to = target.startsWith("#") && document.querySelector(target);
+      if (to && !held.has(target)) held.set(target, [...to.querySelectorAll("table, figcaption")].flatMap(texts));
+      found.push([texts(e).join(""), to ? held.get(target) : null, unlinked]);
+    }
+  }
+  return found;
+}"""
+
+
+def numbers_in(texts: list[str], whole: bool = True) -> set[float]:
+    """Shares as numbers: 14 % is .14. Of whole numbers (counts, layers) only where asked."""
+    found = set()
+    for text in texts:
+        for number in re.findall(r"(?<![\w.])[−+-]?\d+(?:\.\d+)?(?:\s?%)?(?!\w)", text):
+            plain = re.sub(r"[+%\s]", "", number).replace("−", "-")
+            if "%" in number:
+                found.add(round(float(plain) / 100, 4))
+            elif whole or "." in plain:
+                found.add(round(float(plain), 2))
+    return found
+
+
+def every_number_links_to_its_table(page: Page) -> None:
+    found = page.evaluate(LINKED)
+    assert len(found) > 10
+    for text, held, unlinked in found:
+        if re.search(r"\d", text):
+            assert held is not None, f"{text!r} links to nothing"
+            assert numbers_in([text], whole=False) <= numbers_in(held), text
+            assert not any(numbers_in([part]) for part in unlinked), text
 
 
 def test_a_search_opens_with_the_smallest_set(
@@ -86,6 +134,7 @@ def test_fine_tuning_opens_with_before_and_after(
 
 def fits_one_screen(page: Page) -> None:
     """The answer is in sight at once; nothing is cut or out of reach on a narrow screen, opened."""
+    every_number_links_to_its_table(page)
     set_screen(page, 1280, height=SCREEN)
     for what in ("h1", ".sentence", ".diagram svg", ".bars table", "ul.evidence"):
         box = page.locator(what).first.bounding_box()
@@ -176,16 +225,21 @@ def test_every_link_leads_to_something_that_opens(opened: Page) -> None:
 def test_every_section_by_keyboard_alone(opened: Page) -> None:
     sections = opened.locator(".part > details > summary").count()
     opened.locator("nav.contents a").first.focus()
+    reached = 0
     for _ in range(200):
         where = "document.activeElement.matches('.part > details > summary')"
         if opened.evaluate(where):
             assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
             if not opened.evaluate("document.activeElement.parentElement.open"):
                 opened.keyboard.press("Enter")
+        if opened.evaluate("document.activeElement.matches('ul.evidence a, .diagram a')"):
+            assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            reached += 1
         if opened.evaluate("[...document.querySelectorAll('.part > details')].every((e) => e.open)"):
             break
         opened.keyboard.press("Tab")
     assert opened.locator(".part > details[open]").count() == sections > 5
+    assert reached == opened.locator("ul.evidence li, .diagram").count()
 
 
 def test_print(opened: Page) -> None:

@@ -31,6 +31,11 @@ def span(low: float, high: float, digits: int = 2) -> str:
     return f"{number(low, digits)} – {number(high, digits)}"
 
 
+def percent_span(low: float, high: float, digits: int = 0) -> str:
+    """``88 % – 93 %``: an interval of shares under its mean."""
+    return f"{percent(low, digits)} – {percent(high, digits)}"
+
+
 def interval(low: float, high: float, digits: int = 2) -> str:
     """``[0.88, 0.93]``: an interval in running text."""
     return f"[{number(low, digits)}, {number(high, digits)}]"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 
 from gatelens.data import Dataset, Example
 from gatelens.errors import DataError
@@ -25,12 +26,14 @@ from gatelens.interventions import knockout
 from gatelens.model import HookedVLM
 from gatelens.model.checkpoints import put_weights, weights
 from gatelens.plots.bars import bars
-from gatelens.plots.card import Card, Cell, Chart, Table
+from gatelens.plots.card import Block, Card, Cell, Chart, Table, Text
 from gatelens.plots.curve import curves
+from gatelens.plots.numbers import MISSING, number, percent
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, QUERIES, RESTRICTED
+from gatelens.studies.narrow_gate.knockouts import shares_lost
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
 from gatelens.studies.runner import run_study
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
@@ -201,8 +204,42 @@ def page(run: Run) -> list[Card]:
         f"{stage} {row}": (TITLES.get(stage, stage), row) for stage in first.stage.unique() for row in SHOWN
     }
     numbers = Table.from_means(first, rows="cell", names=names, count=False)
-    left = Card("What is left when a path is cut", [compared, numbers], short="Knockouts")
+    shares = run.table("shares")
+    shares = shares[shares.how == shares.how.iloc[0]]
+    named = {
+        i: f"{TITLES.get(s, s)}: {m}"
+        for i, s, m in zip(shares.index, shares.stage, shares.metric, strict=True)
+    }
+    blocks: list[Block] = [compared, numbers, shares_lost(shares, named), *_stage_blocks(run.json("stages"))]
+    left = Card("What is left when a path is cut", blocks, short="Knockouts")
     return [left, Card("The training", [curve], short="Training")]
+
+
+def _stage_blocks(stages: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """What else is known of each stage, and where its own report is."""
+    rows: list[list[Cell]] = []
+    for stage in stages:
+        flips, loss = stage["flips"], stage["loss"]
+        rows.append([
+            TITLES[stage["name"]],
+            stage["verdict"],
+            MISSING if flips is None else percent(flips),
+            MISSING if loss is None else number(loss, 3),
+        ])  # fmt: skip
+    header = ["", "verdict", "answers turned by\nanother picture’s gate", "loss at the end\nnats a token"]
+    links = [
+        Markup('<a href="{}">{}</a>').format(report_of(stage["name"]), TITLES[stage["name"]].lower())
+        for stage in stages
+    ]
+    note = Markup("In the best layer. Intervals are in the report of each stage: {}.").format(
+        Markup(", ").join(links)
+    )
+    return [Table(header, rows, title="Each stage"), Text(note)]
+
+
+def report_of(stage: str) -> str:
+    """Where the report of a stage lies, from the run's own folder."""
+    return f"{stage}/report.html" if stage == BEFORE else f"{stage}/study/report.html"
 
 
 def shown_rows(table: pd.DataFrame, how: str | None = None) -> pd.DataFrame:

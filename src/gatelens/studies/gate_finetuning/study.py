@@ -222,7 +222,6 @@ def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:
         "says": stage["verdict"],
         "text": ended + stage["sentence"].removesuffix("."),
         "line": f"{stage['verdict']}: {gate.name} loses {gate.said}, {image.name} {image.said}{flips}",
-        "link": f"{name}/report.html" if name == BEFORE else f"{name}/study/report.html",
     }
 
 

@@ -20,7 +20,7 @@ from gatelens.examples import Labels, labels_of, prepare
 from gatelens.model import HookedVLM
 from gatelens.plots import card
 from gatelens.plots.bars import bars
-from gatelens.plots.numbers import number
+from gatelens.plots.numbers import MISSING, number, percent, percent_span
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.plots.tidy import rows_with
@@ -158,7 +158,8 @@ def page(run: Run) -> list[card.Card]:
     """The table and its bars for every kind of knockout; the paper's own numbers where the model is one of its."""
     knockout = run.table("knockout")
     blocks: list[card.Block] = []
-    chances = run.table("tasks").groupby("metric").chance.first().to_dict()
+    tasks = run.table("tasks")
+    chances = tasks.groupby("metric").chance.first().to_dict()
     for how, name, title in table.kinds_shown(knockout, "knockout"):
         part = knockout[knockout.how == how]
         repeats = part.groupby("row").repeats.max()
@@ -167,6 +168,7 @@ def page(run: Run) -> list[card.Card]:
         blocks.append(card.Table.from_means(part, names=drawn, **looks))
         drawing = partial(knockout_bars, knockout, how, chances=chances)
         blocks.append(card.Chart(name, drawing, CAPTION, fold="The same as a figure"))
+        blocks.append(shares_lost(tasks[tasks.how == how]))
     cards = [card.Card("What is left when a path is cut", blocks, short="Knockouts", finding=_finding(run))]
     reference = reference_for(str(run.settings["model"]))
     if reference:
@@ -175,6 +177,28 @@ def page(run: Run) -> list[card.Card]:
         shown = card.Table(["attention cut", *reference.columns], rows, caption=note)
         cards.append(card.Card("What the paper found for this model", [shown], short="Paper"))
     return cards
+
+
+def shares_lost(tasks: pd.DataFrame, names: Mapping[str, str] | None = None) -> card.Table:
+    """The shares of what the picture is worth that both cuts lose: the numbers of the verdict.
+
+    Args:
+        tasks: of :func:`~gatelens.studies.narrow_gate.verdict.task_verdicts`, a row of the table each.
+        names: what each row is called; without, by its metric.
+    """
+    rows: list[list[card.Cell]] = []
+    for index, r in zip(tasks.index, tasks.to_dict("records"), strict=True):
+        worth = [number(r[name]) for name in ("none", "floor")]
+        shares = [_share(r, name) for name in ("gate", "image")]
+        rows.append([(names or {}).get(index, r["metric"]), *worth, *shares, str(r["n"])])
+    header = ["", "nothing cut", "floor", "lost:\ngate → text", "lost:\nimage → text", "n"]
+    caption = "The share of “nothing cut” minus “floor” that a cut loses. Above 100 %: worse than without the picture."
+    return card.Table(header, rows, title="Lost, of what the picture is worth", caption=caption)
+
+
+def _share(row: Mapping[str, Any], name: str) -> card.Cell:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return (percent(row[name]), percent_span(low, high)) if pd.notna(low) else MISSING
 
 
 def _finding(run: Run) -> str:

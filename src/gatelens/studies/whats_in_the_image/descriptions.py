@@ -38,6 +38,7 @@ from gatelens.studies.whats_in_the_image.verdict import NOTE
 from gatelens.studies.whats_in_the_image.word_widget import shown_example
 from gatelens.studies.whats_in_the_image.words import band_name, describe
 
+TOKEN_TYPES = "token_types"  # figure and card
 SHOWN = 6  # pictures in the report, the first drawn
 PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image
 VISIBLE = 0.005  # a part of the query tokens has a curve of its own where it gets more attention than this
@@ -201,7 +202,8 @@ def evidence(run: Run) -> list[Evidence]:
         )
         even = percent(image.even.mean())
         line = f"generated tokens give the image {percent(image.share.mean())} of it; an even share would be {even}"
-        notes.append({"kind": "attention by token type", "says": NOTE, "text": text, "line": line})
+        link = {"link": f"#{TOKEN_TYPES}"}
+        notes.append({"kind": "attention by token type", "says": NOTE, "text": text, "line": line, **link})
     if run.has("localisation"):
         best = _best(run.table("localisation"))
         text = (
@@ -231,15 +233,17 @@ def page(run: Run) -> list[Card]:
     cards = [_looking_card(run)]
     types = run.table("token_types")
     if len(types):
+        image = by_paper(types).query("kind == 'image'")
         caption = (
-            f"Attention of rows at generated positions, mean over heads, rows and {int(types.n.max())} pictures. "
-            "Dotted: "
-            "an even share of all positions."
+            "Attention of rows at generated positions, mean over heads and rows. Over all layers the image gets "
+            f"{percent(image.share.mean())}; an even share is {percent(image.even.mean())} (dotted). Bands: 95 % "
+            f"intervals over {int(types.n.max())} pictures."
         )
-        chart = Chart("token_types", lambda dark: token_types_figure(types, dark), caption, types)
-        image = by_paper(types).query("kind == 'image'").share.mean()
-        finding = f"the image gets {percent(image)} of their attention"
-        cards.append(Card("Where generated tokens look", [chart], short="Attention", finding=finding))
+        chart = Chart(TOKEN_TYPES, lambda dark: token_types_figure(types, dark), caption, types)
+        finding = f"the image gets {percent(image.share.mean())} of their attention"
+        cards.append(
+            Card("Where generated tokens look", [chart], name=TOKEN_TYPES, short="Attention", finding=finding)
+        )
     title, blocks = "Do words look at their objects?", list[Block]()
     if not run.has("localisation"):
         blocks.append(Text("Not measured: no object that was named has a mask in this data."))

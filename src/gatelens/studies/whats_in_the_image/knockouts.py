@@ -17,9 +17,9 @@ from gatelens.engine import generate_many
 from gatelens.examples import prepare
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
-from gatelens.plots.card import Block, Card, Chart, Table, Text
+from gatelens.plots.card import Block, Card, Cell, Chart, Table, Text
 from gatelens.plots.curve import curves
-from gatelens.plots.numbers import number
+from gatelens.plots.numbers import MISSING, number, percent, percent_span
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle, palette
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
@@ -51,7 +51,7 @@ from gatelens.studies.whats_in_the_image.scores import (
     summarise,
     unmodified,
 )
-from gatelens.studies.whats_in_the_image.verdict import kept_shares
+from gatelens.studies.whats_in_the_image.verdict import kept_shares, lost_share
 
 SERIES = (
     SeriesStyle(GENERATED, color="third", marker="^"),
@@ -202,6 +202,9 @@ def page(run: Run) -> list[Card]:
     blocks: list[Block] = []
     for how in hows:
         blocks += _blocks(table[table.how == how], chance_of(run), window, how, only=len(hows) == 1)
+    shares = run.table("shares")
+    if len(shares):
+        blocks.append(_shares_lost(shares))
     if not blocks:
         blocks.append(
             Text(
@@ -210,6 +213,24 @@ def page(run: Run) -> list[Card]:
         )
     title = "What is still named when a path is cut"
     return [Card(title, blocks, words_of(run), short="Knockouts", finding=_finding(table))]
+
+
+def _shares_lost(shares: pd.DataFrame) -> Table:
+    """The numbers of the verdict: what each path, cut in all layers, loses of what the picture is worth."""
+
+    def lost(row: Mapping[str, Any], name: str) -> Cell:
+        share, low, high = lost_share(row, name)
+        return (percent(share), percent_span(low, high)) if pd.notna(low) else MISSING
+
+    rows: list[list[Cell]] = [
+        [f"knockout {r['how']}", number(r["floor"]), lost(r, "generated"), lost(r, "query"), str(r["n"])]
+        for r in shares.to_dict("records")
+    ]
+    header = ["", "floor", f"lost:\n{GENERATED}", f"lost:\n{QUERY}", "n"]
+    caption = (
+        "Cut in all layers. The share of 1 minus “floor” that a cut loses; 1 is the unmodified description."
+    )
+    return Table(header, rows, title=f"Lost, of the {F1} that the picture is worth", caption=caption)
 
 
 def words_of(run: Run) -> dict[str, str]:

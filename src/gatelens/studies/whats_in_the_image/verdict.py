@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import drawn_means, middle
-from gatelens.plots.numbers import percent, percent_cell
+from gatelens.plots.numbers import number, percent, percent_cell
 from gatelens.plots.opening import Path
 from gatelens.studies.whats_in_the_image.configurations import (
     ALL,
@@ -233,14 +233,17 @@ def _share(row: Mapping[str, Any], name: str) -> str:
     return percent_cell(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
+def lost_share(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    """``mean, low, high`` of what a knockout loses: all but what it keeps."""
+    return 1 - row[name], 1 - row[f"{name}_high"], 1 - row[f"{name}_low"]
+
+
 def _knockout_evidence(row: Mapping[str, Any]) -> dict[str, str]:
     kind = f"knockout ({row['how']}), all layers"
     if row["verdict"] == INCONCLUSIVE:
         return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"], "line": row["why"]}
-    line = (
-        f"{GENERATED} keeps {_share(row, 'generated')} of the objects named, {QUERY} {_share(row, 'query')} (n = "
-        f"{row['n']})"
-    )
+    lost = [percent_cell(*lost_share(row, name)) for name in ("generated", "query")]
+    line = f"{GENERATED} cut loses {lost[0]}, {QUERY} cut {lost[1]} (n = {row['n']})"
     text = (
         f"{GENERATED} keeps {_share(row, 'generated')}, {QUERY} {_share(row, 'query')} of the F1 between the floor "
         f"{row['floor']:.2f} and 1 (n = {row['n']}): {row['why']}"
@@ -267,7 +270,9 @@ def _curve_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         text += (
             "; however late the cut begins, more than a tenth is lost: the last layers still read the picture"
         )
-    line = f"F1 rises most ({rises.max():+.2f}) when {BOTH} is cut from layer {steepest} on instead of one before"
+    step = list(curve.start).index(steepest)
+    before, after = (number(curve["mean"].iloc[i]) for i in (step - 1, step))
+    line = f"F1 rises most, from {before} to {after}, when the cut of {BOTH} starts only at layer {steepest}"
     return [{"kind": "layers", "says": NOTE, "text": text, "line": line}]
 
 

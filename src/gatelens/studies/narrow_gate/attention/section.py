@@ -181,12 +181,11 @@ def page(run: Run) -> list[Card]:
 def _caption(table: pd.DataFrame) -> str:
     share = table[table.kind == "gate"].set_index("layer").share
     uniform = 1 / max(1, int((table.layer == table.layer.iloc[0]).sum()))
+    image = table[table.kind == "image"].groupby("layer").share.sum().mean()
     return (
-        "How text after the gate divides its attention among the positions of the image side. The gate gets "
-        f"{share.mean():.2f} on average and at most {share.max():.2f}, in layer {int(share.idxmax())}. An even share "
-        "is "
-        f"{uniform:.3f} a position. Below: the attention there is to divide. Attention shows where text looks, not "
-        "what it uses. Standard errors: under Numbers."
+        "How text after the gate divides its attention to the image side. Mean over layers: the gate "
+        f"{percent(share.mean())}, the image tokens {percent(image)}; an even share is {percent(uniform, 1)} a "
+        "position. Attention shows where text looks, not what it uses."
     )
 
 
