@@ -1,4 +1,5 @@
 # The public face: every name once. Type checkers and editors read this file, and __init__.py does at run time.
+from gatelens import bench as bench
 from gatelens import data as data
 from gatelens import engine as engine
 from gatelens import errors as errors
