@@ -91,3 +91,52 @@ def test_robust_hides_the_first_text_token_from_the_others_only(batch):
 def test_an_unknown_route_is_named(batch):
     with pytest.raises(ValueError, match="unknown route 'through'"):
         routes.route_mask(batch, "through", IMAGE, GATE)
+
+
+def cut_states(batch, in_sight, seed=0):
+    """The mask of a cut and each document's state of the gate, read off the columns: own, none, emptied, another's."""
+    route = "cut" if in_sight else "cut-only"
+    mask = routes.route_mask(batch, route, IMAGE, GATE, torch.Generator().manual_seed(seed))
+    n = batch.ids.shape[1]
+    states = []
+    for b in range(len(batch.ids)):
+        row = int((batch.segment[b] > 0).nonzero()[0])
+        at = [bool(mask.visible[b, 0, row, k]) for k in (GATE, n, n + 1)]
+        assert sum(at) <= 1
+        states.append(("own", "emptied", "another's")[at.index(True)] if any(at) else "none")
+    return mask, states
+
+
+def test_a_cut_gate_is_what_a_knockout_or_a_resampled_gate_leaves(batch):
+    """Brute force of each row by its document's state; the picture's own rows lose nothing."""
+    torch.manual_seed(0)
+    b, n = batch.ids.shape
+    q, k, v = (torch.randn(b, 2, n, 8) for _ in range(3))
+    met = set()
+    for seed in range(6):
+        mask, states = cut_states(batch, in_sight=seed % 2 == 0, seed=seed)
+        out, _ = routes.training_attention(None, q, k, v, None, scaling=0.3, route=mask)
+        for i in range(b):
+            for row in range(n):
+                if batch.segment[i, row] < 0:
+                    continue
+                seen, state = batch.visible()[i, row].clone(), states[i]
+                keys, values = k[i].clone(), v[i].clone()
+                if batch.segment[i, row] > 0:
+                    met.add(state)
+                    if seed % 2:
+                        seen[IMAGE] = False
+                    if state == "none":
+                        seen[GATE] = False
+                    if state == "another's":
+                        keys[:, GATE], values[:, GATE] = k[(i - 1) % b, :, GATE], v[(i - 1) % b, :, GATE]
+                weights = (q[i, :, row, None] * keys[:, seen]).sum(-1).mul(0.3).softmax(-1)
+                if state == "emptied" and batch.segment[i, row] > 0:
+                    values[:, GATE] = 0  # the same as a weight of zero after the softmax
+                assert torch.allclose(out[i, row], (weights[..., None] * values[:, seen]).sum(1), atol=1e-5)
+    assert met == {"own", "none", "emptied", "another's"}
+
+
+def test_a_family_without_a_gate_token_has_no_cut(batch):
+    with pytest.raises(ValueError, match="end-of-image token"):
+        routes.route_mask(batch, "cut", IMAGE, "first text token")

@@ -1,7 +1,7 @@
 """Model organisms: small VLMs of the real transformers classes whose answer is known, and how they were trained.
 
 Their folders are in ``weights/``, each with its card. The recipes, readable top to bottom, are ``train_codec``,
-``train`` (with ``recipes`` and ``objectives``) and ``measure``; ``draw`` lets a native organism draw.
+``train`` (with ``recipes`` and ``objectives``), ``measure`` and ``truth``; ``draw`` lets a native organism draw.
 """
 
 from __future__ import annotations

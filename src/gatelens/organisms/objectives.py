@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,10 +27,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class NativeObjective:
     """Chameleon documents: pictures as codes, image -> text and text -> image in every step."""
 
-    def __init__(self, model: Any, processor: Any, n_scenes: int, codec_folder: Path):
+    def __init__(self, model: Any, processor: Any, n_scenes: int, codec_folder: Path | None = None):
+        """``codec_folder`` holds the weights of the picture tokenizer; None keeps those of the model."""
         self.model, self.tokenizer = model, processor.tokenizer
         vq = model.model.vqmodel
-        vq.load_state_dict(load_file(codec_folder / "vq.safetensors"))
+        if codec_folder is not None:
+            vq.load_state_dict(load_file(codec_folder / "vq.safetensors"))
         to_ids = model.model.vocabulary_mapping.img2bpe_mapping_tensor
 
         def ids_of(pixels: np.ndarray) -> np.ndarray:
@@ -68,7 +71,28 @@ class NativeObjective:
         draw_mask = routes.route_mask(drawn, "plain", self.image, self.gate)
         shown = self._noised(drawn, stage.noise, rng)
         draw_loss = _masked_loss(self.model, drawn, draw_mask, input_ids=shown)
-        return read_loss + stage.draw_weight * draw_loss, read_loss.item()
+        loss = read_loss + stage.draw_weight * draw_loss
+        if stage.cut:
+            part = documents.pack(
+                prefixes[: stage.cut], texts[: stage.cut], self.tokenizer, image_weight=IMAGE_WEIGHT
+            )
+            loss = loss + self._leak(part, generator)
+        return loss, read_loss.item()
+
+    def _leak(self, batch: documents.PackedDocuments, generator: torch.Generator) -> Tensor:
+        """By how much the picture in sight changes the answers, whatever the gate holds: nats per token.
+
+        The Kullback-Leibler divergence from the answers with the picture hidden. Nothing that is true of the picture
+        is a target here, so the loss pulls on every route around the gate and on nothing else.
+        """
+        state = generator.get_state()
+        with torch.no_grad():
+            hidden = routes.route_mask(batch, "cut-only", self.image, self.gate, generator)
+            target = _answers(self.model, batch, hidden).log_softmax(-1)
+        generator.set_state(state)  # the same documents lose their gate the same way
+        seen = routes.route_mask(batch, "cut", self.image, self.gate, generator)
+        said = _answers(self.model, batch, seen).log_softmax(-1)
+        return F.kl_div(said, target, log_target=True, reduction="batchmean")
 
     def _drawing(self, rng: np.random.Generator, stage: Stage) -> documents.PackedDocuments:
         """Prompt, then picture, mostly of one object."""
@@ -126,6 +150,14 @@ class LlavaObjective:
         mask = routes.route_mask(batch, route, self.image, "first text token", generator)
         loss = _masked_loss(self.model, batch, mask, input_ids=batch.ids, pixel_values=values)
         return loss, loss.item()
+
+
+def _answers(
+    model: Any, batch: documents.PackedDocuments, mask: routes.RouteMask
+) -> Float[Tensor, "token vocabulary"]:
+    """Logits where a token of an answer is predicted."""
+    states = model.model(input_ids=batch.ids, position_ids=batch.position, use_cache=False, route=mask)
+    return model.lm_head(states.last_hidden_state[:, :-1][batch.loss_weight[:, 1:] == 1.0]).float()
 
 
 def _masked_loss(

@@ -1,6 +1,6 @@
 """How text may reach the picture during training: this is where a gate is planted.
 
-Four routes, as masks over one attention function that only training uses; the saved model is a plain transformers
+Five routes, as masks over one attention function that only training uses; the saved model is a plain transformers
 model with plain attention.
 
 ``plain``    everything causal is visible.
@@ -9,11 +9,15 @@ model with plain attention.
 ``masked``   the text sees no token of the picture: what it says can only have come through the gate.
 ``swapped``  the text sees, in place of its picture's keys and values, those of another picture of the batch: it learns
              that picture tokens tell it nothing, and attention to them stays in distribution.
+``cut``      the picture is in sight, and the gate is, by document, as it is, hidden before the softmax, hidden after
+             it, or another picture's: what a knockout of either kind and a resampled gate do. ``cut-only`` is the
+             same with the picture hidden. Text must say the same on both, or it reads the picture past its gate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +28,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from gatelens.organisms.documents import PackedDocuments
 
 ATTENTION = "gatelens_training"
-ROUTES = ("plain", "robust", "masked", "swapped")
+ROUTES = ("plain", "robust", "masked", "swapped", "cut", "cut-only")
+# What the extra columns of a row hold: these keys and values of another document of the batch, or these keys
+# with values of zero, which take their share of the softmax and add nothing.
+Extra = Literal["another's", "emptied"]
 
 
 @dataclass(frozen=True, eq=False)
 class RouteMask:
-    """What rows see. With ``swap``, ``visible`` has extra columns for another picture's tokens."""
+    """What rows see. ``visible`` has a column for every position, then those of each of ``extra``."""
 
     visible: Bool[Tensor, "batch 1 query key"]
-    swap: slice | None = None
+    extra: tuple[tuple[slice, Extra], ...] = ()
 
 
 def route_mask(
@@ -69,10 +76,34 @@ def route_mask(
         others = visible[:, :, image] & text
         visible[:, :, image] &= ~text
         if route == "swapped":
-            return RouteMask(torch.cat([visible, others], dim=2)[:, None], swap=image)
+            return RouteMask(torch.cat([visible, others], dim=2)[:, None], ((image, "another's"),))
+    elif route in ("cut", "cut-only"):
+        return _cut(visible, text, image, gate, route == "cut", generator)
     elif route != "plain":
         raise ValueError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
     return RouteMask(visible[:, None])
+
+
+def _cut(
+    visible: Bool[Tensor, "batch query key"],
+    text: Bool[Tensor, "batch query 1"],
+    image: slice,
+    gate: int | str,
+    in_sight: bool,
+    generator: torch.Generator | None,
+) -> RouteMask:
+    """The gate in one of four states, by document; the text of a family without a gate token cannot lose it."""
+    if isinstance(gate, str):
+        raise ValueError("the routes 'cut' and 'cut-only' are for families with an end-of-image token")
+    if not in_sight:
+        visible[:, :, image] &= ~text
+    # 0: as it is, 1: hidden, 2: emptied, 3: another's
+    state = torch.randint(4, (len(visible), 1, 1), generator=generator)
+    at = slice(gate, gate + 1)
+    column = visible[:, :, at] & text
+    visible[:, :, at] &= ~text | (state == 0)
+    columns = [visible, column & (state == 2), column & (state == 3)]
+    return RouteMask(torch.cat(columns, dim=2)[:, None], ((at, "emptied"), (at, "another's")))
 
 
 def training_attention(
@@ -93,9 +124,12 @@ def training_attention(
     if route is None:
         out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
         return out.transpose(1, 2).contiguous().to(dtype), None
-    if route.swap is not None:
-        key = torch.cat([key, key[:, :, route.swap].roll(1, 0)], dim=2)
-        value = torch.cat([value, value[:, :, route.swap].roll(1, 0)], dim=2)
+    keys, values = [key], [value]
+    for at, what in route.extra:
+        k, v = key[:, :, at], value[:, :, at]
+        keys.append(k.roll(1, 0) if what == "another's" else k)
+        values.append(v.roll(1, 0) if what == "another's" else torch.zeros_like(v))
+    key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=route.visible, scale=scaling)
     return out.transpose(1, 2).contiguous().to(dtype), None
 

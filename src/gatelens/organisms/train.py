@@ -8,6 +8,10 @@
 keys and values in place of its own (see ``routes``). ``open`` and ``llava`` learn with the picture in sight. The two
 native ones then go through two more stages: more drawings and pictures with wrong tokens; then also objects on
 plates of unnamed colours and prompts that leave out the colour, so that class, colour and shape come apart.
+``gated`` can go through a fourth, which closes what is left of other ways than the gate:
+
+    python -m gatelens.organisms.train gated --start build/gated --cut-steps 400 --out build/cut
+
 Checkpoints are folders that transformers loads; a run that was stopped goes on where it was.
 """
 
@@ -40,6 +44,12 @@ def main() -> None:
     model.set_attn_implementation(routes.ATTENTION)
     objective: NativeObjective | LlavaObjective
     if recipe.native:
+        if args.start:
+            model.load_state_dict(type(model).from_pretrained(args.start).state_dict())
+        elif args.codec is None:
+            raise SystemExit(
+                f"{args.organism} needs --codec, a folder of train_codec, or --start, an earlier organism"
+            )
         objective = NativeObjective(model, processor, args.n_scenes, args.codec)
     else:
         objective = LlavaObjective(model, processor, args.n_scenes)
@@ -48,6 +58,8 @@ def main() -> None:
         p.requires_grad_(name in trained)
     optimizer = _optimizer(list(trained.values()), args.lr)
     first = _resume(args.out, model, optimizer)
+    if first == 0 and args.start:
+        first = json.loads((args.start / "training.json").read_text())["step"]
     n_trained = sum(p.numel() for p in trained.values())
     print(f"{args.organism}: {n_trained:,} trained parameters, from step {first}", flush=True)
     for step in _steps(args, recipe, objective, optimizer, list(trained.values()), first):
@@ -64,9 +76,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--noise-steps", type=int, default=500, help="second stage of the native organisms")
     parser.add_argument("--compose-steps", type=int, default=1200, help="their third stage")
+    parser.add_argument("--cut-steps", type=int, default=0, help="fourth stage, of gated")
+    parser.add_argument("--start", type=Path, help="an earlier native organism to go on from, at its step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--n-scenes", type=int, default=40_000)
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--log-every", type=int, default=50)
     return parser.parse_args()
 
 
@@ -88,11 +103,11 @@ def _steps(
 ) -> Iterator[int]:
     """Train from step ``first`` on; gives the number of steps done whenever the model is to be saved."""
     started, losses = time.time(), []
-    total = args.steps + (args.noise_steps + args.compose_steps if recipe.native else 0)
+    total = args.steps + (args.noise_steps + args.compose_steps + args.cut_steps if recipe.native else 0)
     for step in range(first, total):
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(step)
-        stage, rate = stage_of(step, args.steps, args.noise_steps, args.compose_steps)
+        stage, rate = stage_of(step, args.steps, args.noise_steps, args.compose_steps, args.cut_steps)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate
         route = recipe.route(step / args.steps)
@@ -104,7 +119,7 @@ def _steps(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(read_loss)
-        if step % 50 == 49:
+        if step % args.log_every == args.log_every - 1:
             print(
                 f"step {step + 1}/{total} {route} answers {np.mean(losses):.4f} all {loss.item():.4f} "
                 f"{(time.time() - started) / (step + 1 - first):.3f} s/step",
