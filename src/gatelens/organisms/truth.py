@@ -94,10 +94,9 @@ def _said(model: HookedVLM, sides: Sequence[tuple[Example, Example]], by_layer: 
         model.prepare(images=[e.image for e in one], text=[e.prompt for e in one])
         for one in zip(*sides, strict=True)
     )
-    # rows of the decoder that the patches below read
-    kept = {"names_filter": lambda name: name.endswith("hook_resid_pre"), "positions": "image | gate"}
-    logits, clean = model.run_with_cache(shown, **kept)
-    _, donor = model.run_with_cache(other, **kept)
+    (logits, clean), (_, donor) = (
+        model.run_with_cache(one, names_filter=_residual) for one in (shown, other)
+    )
     cuts: dict[str, list[Intervention]] = {}
     for how in ("mask", "zero"):
         cuts[f"gate, {how}"] = [knockout(TEXT, "gate", how=how)]
@@ -111,6 +110,11 @@ def _said(model: HookedVLM, sides: Sequence[tuple[Example, Example]], by_layer: 
         cuts[f"gate and image, mask from layer {layer} on"] = [knockout(TEXT, "gate | image", layers=late)]
     said = {"none": logits} | {row: model.run(shown, cut) for row, cut in cuts.items()}
     return {row: _words(model, all_logits) for row, all_logits in said.items()}
+
+
+def _residual(name: str) -> bool:
+    """What the patches read."""
+    return name.endswith("hook_resid_pre")
 
 
 def _words(model: HookedVLM, logits: Any) -> list[str]:
