@@ -294,6 +294,9 @@ def _store(found: dict[str, Any]) -> list[tuple[str, ...]]:
                 theirs = found[side][name]
                 cells = f"store {ours:.0f} MB/s", f"{beside} {theirs:.0f} MB/s", f"{ours / theirs:.2f}x"
                 rows.append((f"{what}, {words}", *cells, "", ""))
+    checked = f"store {found['store']['verify']:.0f} MB/s"
+    rows.append((f"{what}, compared with their checksums", checked, "", "", "", ""))
+    rows.append((f"{what}, opened", f"store {found['store']['open_ms']:.0f} ms", "", "", "", ""))
     tenth = found["store_of_a_tenth"]
     for name, words in {
         "write": "writing",

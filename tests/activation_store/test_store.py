@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ def test_a_store_is_readable_with_safetensors_and_pyarrow_alone(store: Any, ever
         pq.read_table(store.path / f"rows/{name}.parquet").to_pandas().astype(object) for name in shards
     ]
     for name, table in zip(shards, tables, strict=True):
-        (counted,) = pq.read_table(store.path / f"shards/collect/{name}/shard.parquet").to_pylist()
-        assert counted["rows"] == len(table) and counted["examples"] == table.example.nunique()
+        record = pq.read_table(store.path / f"shards/collect/{name}/shard.parquet").to_pylist()
+        files = [f"rows/{name}.parquet", *(f"activations/resid_pre.{i}/{name}.safetensors" for i in (1, 2))]
+        assert [one["file"] for one in record] == files
+        for one in record:
+            assert one["rows"] == len(table) and one["examples"] == table.example.nunique()
+            written = (store.path / one["file"]).read_bytes()
+            assert one["bytes"] == len(written) and one["crc32"] == zlib.crc32(written)
     plain = pd.concat(tables, ignore_index=True)
     assert len(plain) == len(everything) == len(store) == 8 * 17
     ours = store.index.astype(object)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -21,12 +22,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.activation_store.files import DTYPES, RowWriter, write_table
-from gatelens.activation_store.layout import COLLECT, activation_file, index_file, point_name
+from gatelens.activation_store.indexing import index_of
+from gatelens.activation_store.layout import COLLECT, RECORD, activation_file, index_file, point_name
+from gatelens.activation_store.records import record_of
 from gatelens.activation_store.store import ActivationStore
 from gatelens.atomic_files import as_path, is_partial, written_whole
 from gatelens.data import Example
 from gatelens.errors import InputError, InterventionError, OutputError, shown
 from gatelens.examples import prepare_numbered
+from gatelens.executors import Executor, executing
 from gatelens.identity import as_setting, content_fingerprint, model_settings
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import SITES, hook_name
@@ -34,13 +38,16 @@ from gatelens.interventions.arguments import Layers, as_count, as_indices
 from gatelens.interventions.base import resolve_indices, select
 from gatelens.interventions.sites import check_site
 from gatelens.model import HookedVLM
+from gatelens.runs.manifest import MANIFEST
 from gatelens.sweeps import batches_of, examples_of
-from gatelens.tokens import Role, SelectorLike
+from gatelens.tokens import SelectorLike
 from gatelens.units import Done, Unit, measured, numbered, opened
 
 STORED_SITES = (*SITES, "neuron")
 LEFT_OVER = 600  # seconds after which the temporary file of a writer that was killed is removed
-ROLE_NAMES = {int(role): role.name.lower() for role in Role}
+Batch: TypeAlias = tuple[
+    Sequence[int], Sequence[Example]
+]  # numbers of examples in the data, and they themselves
 
 
 def collect(
@@ -58,6 +65,8 @@ def collect(
     batch_size: int | None = None,
     shard_rows: int = 65536,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> ActivationStore:
     """Run a model over data and keep the activations of chosen positions in a folder.
 
@@ -76,25 +85,29 @@ def collect(
         task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
         shard_rows: how many rows a shard has, about: it ends with a batch.
         progress: show a progress bar with the time left.
+        workers, ray: so many processes, or actors on the Ray cluster at this address, each a shard at a time
+            (``docs/workers.md``). The nodes of a cluster share the folder.
 
     Raises:
         DataError: no such data or task, or two examples of one id.
         InterventionError: an unknown site or layer; ``at`` selects nothing in an example; an activation that ``dtype``
             cannot hold.
-        OutputError: the folder can't be written, is full, or holds something else or other settings.
+        OutputError: the folder can't be written, is full, or holds something else or other settings; or it is not
+            shared with a node.
+        WorkerError: shards that failed on workers again and again; the others are kept.
     """
     points = _points(model, sites, layers)
-    kept = {str(one): one for one in DTYPES.values()} | DTYPES
-    found = kept.get(dtype if isinstance(dtype, str) else str(dtype))
-    if found is None:
-        raise InputError(f"dtype={shown(dtype)} of a store: say 'float16', 'bfloat16' or 'float32'")
+    kept_as = _dtype(dtype)
     shard_rows = as_count(shard_rows, "shard_rows", error=InputError)
     if out is None:
         raise OutputError("out=None: activations are kept in a folder, name one")
     examples = examples_of(data, task, limit, seed)
     size, parts = batches_of(model, examples, batch_size)
-    work = _Collecting(model, examples, points, at, found, size, parts, shard_rows, as_path(out))
-    return work.done(progress)
+    folder = as_path(out)
+    kept = _Kept(model, points, at, kept_as, folder.absolute())  # a worker may run in another folder
+    with executing(workers, ray) as executor:
+        _Collecting(kept, examples, size, parts, shard_rows).done(progress, executor)
+    return ActivationStore(folder)
 
 
 def _points(model: HookedVLM, sites: Sequence[str] | str, layers: Layers) -> list[tuple[str, int]]:
@@ -108,87 +121,58 @@ def _points(model: HookedVLM, sites: Sequence[str] | str, layers: Layers) -> lis
     return [(site, layer) for site in dict.fromkeys(names) for layer in chosen]
 
 
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    known = {str(one): one for one in DTYPES.values()} | DTYPES
+    found = known.get(dtype if isinstance(dtype, str) else str(dtype))
+    if found is None:
+        raise InputError(f"dtype={shown(dtype)} of a store: say 'float16', 'bfloat16' or 'float32'")
+    return found
+
+
 class _Enough(Exception):
     """Ends a pass once all that is kept has been computed."""
 
 
 @dataclass(frozen=True)
-class _Collecting:
-    """What is kept of which examples, as data."""
+class _Kept:
+    """What is kept of each prompt, where: the part of a unit that all share."""
 
     model: HookedVLM
-    examples: Sequence[Example]
     points: Sequence[tuple[str, int]]
     at: SelectorLike
     dtype: torch.dtype
-    size: int
-    parts: Sequence[Sequence[int]]
-    shard_rows: int
     folder: Path
 
-    def done(self, progress: bool) -> ActivationStore:
-        with opened(self.folder, COLLECT, self.settings) as run:
-            units = [
-                Unit(numbered(n), sum(map(len, batches)), partial(self.measure, numbered(n), batches))
-                for n, batches in enumerate(self._shards())
-            ]
-            measured(run, COLLECT, units, progress, ("collect", "example"))
-        self._sweep_up()
-        return ActivationStore(self.folder)
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            **model_settings(self.model),
-            "n": len(self.examples),
-            "examples": content_fingerprint(list(self.examples)),
-            "batch_size": self.size,
-            "shard_rows": self.shard_rows,
-            "at": as_setting(self.at if isinstance(self.at, str) else str(self.at)),
-            "points": [point_name(*point) for point in self.points],
-            "stored_dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-    def _shards(self) -> list[list[Sequence[int]]]:
-        """The batches of each shard. How many rows a prompt has is read off one example of each length."""
-        rows: dict[tuple[bool, int], int] = {}
-        shards: list[list[Sequence[int]]] = []
-        filled = self.shard_rows
-        for part in self.parts:
-            first = self.examples[part[0]]
-            key = (first.image is None, len(self.model.tokenizer(first.prompt)["input_ids"]))
-            if key not in rows:
-                rows[key] = int(self._selected(prepare_numbered(self.model, [first], part[:1]), part).sum())
-            if filled + rows[key] * len(part) > self.shard_rows:
-                shards.append([])
-                filled = 0
-            shards[-1].append(part)
-            filled += rows[key] * len(part)
-        return shards
-
-    def _selected(self, inputs: VLMInputs, part: Sequence[int]) -> Bool[Tensor, "batch pos"]:
+    def selected(self, inputs: VLMInputs, examples: Sequence[Example]) -> Bool[Tensor, "batch pos"]:
         mask = select(inputs.tokens, self.at, "collect")
-        for row, i in zip(mask, part, strict=False):
+        for row, example in zip(mask, examples, strict=True):
             if not bool(row.any()):
                 raise InterventionError(
-                    f"at={shown(self.at)} selects no position of example {self.examples[i].id!r}; name one it has, or "
+                    f"at={shown(self.at)} selects no position of example {example.id!r}; name one it has, or "
                     "leave the example out"
                 )
         return mask
 
-    def measure(self, name: str, batches: Sequence[Sequence[int]], done: Done) -> dict[str, pd.DataFrame]:
-        """One shard: its files, written as they are computed, then the line that says it is whole."""
+    def measure(self, name: str, batches: Sequence[Batch], done: Done) -> dict[str, pd.DataFrame]:
+        """One shard: its files, written as they are computed, then the record of them."""
+        if not (self.folder / MANIFEST).is_file():
+            raise OutputError(
+                f"{str(self.folder)!r} is not there on {platform.node()}: give out= a folder that all machines share"
+            )
         index: list[pd.DataFrame] = []
         with self._writers(name) as writers:
-            for part in batches:
-                inputs = prepare_numbered(self.model, [self.examples[i] for i in part], part)
-                mask = self._selected(inputs, part)
+            for part, examples in batches:
+                inputs = prepare_numbered(self.model, examples, part)
+                mask = self.selected(inputs, examples)
                 self._run(inputs, mask, writers)
-                index.append(self._index(inputs, mask, part))
+                index.append(index_of(inputs, mask, part, examples))
                 done(len(part))
         table = pd.concat(index, ignore_index=True)
         words = ["example", "label", "role", "token", "image_id"]
-        write_table(index_file(self.folder, name), table.astype(dict.fromkeys(words, "category")))
-        return {"shard": pd.DataFrame({"rows": [len(table)], "examples": [sum(map(len, batches))]})}
+        rows = index_file(self.folder, name)
+        write_table(rows, table.astype(dict.fromkeys(words, "category")))
+        files = [rows, *(activation_file(self.folder, point, name) for point in self.points)]
+        return {RECORD: record_of(self.folder, files, len(table), sum(len(part) for part, _ in batches))}
 
     @contextmanager
     def _writers(self, name: str) -> Iterator[Mapping[tuple[str, int], RowWriter]]:
@@ -244,33 +228,70 @@ class _Collecting:
             raise InterventionError(f"{point_name(*point)} reaches {largest:.3g}; {fix}")
         return kept
 
-    def _index(self, inputs: VLMInputs, mask: Bool[Tensor, "batch pos"], part: Sequence[int]) -> pd.DataFrame:
-        """Who each row is, in the order of the rows."""
-        tokens = inputs.tokens
-        example, position = mask.nonzero(as_tuple=True)
-        padding = (tokens.roles == Role.PAD).sum(dim=1)
-        of = [self.examples[part[i]] for i in example.tolist()]
-        image = tokens.image_index[mask]
-        box = tokens.box[mask].float()
-        names = [[content_fingerprint(one) for one in pictures] for pictures in inputs.images]
-        pairs = zip(example.tolist(), image.tolist(), strict=True)
-        table = {
-            "example": [one.id for one in of],
-            "number": torch.tensor([part[i] for i in example.tolist()], dtype=torch.int32),
-            "label": [one.label for one in of],
-            "position": (position - padding[example]).to(torch.int32),
-            "role": [ROLE_NAMES[role] for role in tokens.roles[mask].tolist()],
-            "token": [tokens.strings[e][p] for e, p in zip(example.tolist(), position.tolist(), strict=True)],
-            "image": image.to(torch.int32),
-            "image_id": [names[e][i] if names and 0 <= i < len(names[e]) else None for e, i in pairs],
-            **{name: getattr(tokens, name)[mask].to(torch.int32) for name in ("tile", "row", "col")},
-            **{name: box[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))},
-        }
-        return pd.DataFrame({k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in table.items()})
 
-    def _sweep_up(self) -> None:
-        """Delete parts of files that a killed writer left."""
-        for part in self.folder.glob("*/*/.*"):
-            with contextlib.suppress(OSError):  # somebody else was quicker
-                if is_partial(part) and part.is_file() and time.time() - part.stat().st_mtime > LEFT_OVER:
-                    part.unlink()
+@dataclass(frozen=True)
+class _Collecting:
+    """What is kept of which examples, as data."""
+
+    kept: _Kept
+    examples: Sequence[Example]
+    size: int
+    parts: Sequence[Sequence[int]]
+    shard_rows: int
+
+    def done(self, progress: bool, executor: Executor) -> None:
+        folder = self.kept.folder
+        with opened(folder, COLLECT, self.settings) as run:
+            units = [
+                Unit(
+                    numbered(n),
+                    sum(map(len, parts)),
+                    partial(self.kept.measure, numbered(n), self._batches(parts)),
+                )
+                for n, parts in enumerate(self._shards())
+            ]
+            measured(run, COLLECT, units, progress, ("collect", "example"), executor)
+        _sweep_up(folder)
+
+    def settings(self) -> dict[str, Any]:
+        at = self.kept.at
+        return {
+            **model_settings(self.kept.model),
+            "n": len(self.examples),
+            "examples": content_fingerprint(list(self.examples)),
+            "batch_size": self.size,
+            "shard_rows": self.shard_rows,
+            "at": as_setting(at if isinstance(at, str) else str(at)),
+            "points": [point_name(*point) for point in self.kept.points],
+            "stored_dtype": str(self.kept.dtype).removeprefix("torch."),
+        }
+
+    def _batches(self, parts: Sequence[Sequence[int]]) -> list[Batch]:
+        return [(part, [self.examples[i] for i in part]) for part in parts]
+
+    def _shards(self) -> list[list[Sequence[int]]]:
+        """The batches of each shard. How many rows a prompt has is read off one example of each length."""
+        rows: dict[tuple[bool, int], int] = {}
+        shards: list[list[Sequence[int]]] = []
+        filled = self.shard_rows
+        model = self.kept.model
+        for part in self.parts:
+            first = self.examples[part[0]]
+            key = (first.image is None, len(model.tokenizer(first.prompt)["input_ids"]))
+            if key not in rows:
+                inputs = prepare_numbered(model, [first], part[:1])
+                rows[key] = int(self.kept.selected(inputs, [first]).sum())
+            if filled + rows[key] * len(part) > self.shard_rows:
+                shards.append([])
+                filled = 0
+            shards[-1].append(part)
+            filled += rows[key] * len(part)
+        return shards
+
+
+def _sweep_up(folder: Path) -> None:
+    """Delete parts of files that a killed writer left."""
+    for part in folder.glob("*/*/.*"):
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            if is_partial(part) and part.is_file() and time.time() - part.stat().st_mtime > LEFT_OVER:
+                part.unlink()

@@ -1,4 +1,4 @@
-"""The files of a store: safetensors written row by row and read through a memory map; Parquet tables.
+"""The files of a store: safetensors written row by row; Parquet tables; what tells whether a file is as it was written.
 
 A safetensors file is eight bytes with the length of a header, the header as JSON, then the numbers. The header says how
 many rows there are, which is known last, so room for it is left at the beginning and filled at the end.
@@ -24,7 +24,7 @@ from gatelens.errors import OutputError
 
 TENSOR = "activations"  # the name of the one tensor of a file
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_TAGS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+TAGS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _HEADER = 512  # bytes before the numbers
 
 
@@ -45,41 +45,10 @@ class RowWriter:
     def finish(self) -> None:
         """Write the header; the file is whole then."""
         size = self.n * int(np.prod(self.shape)) * self.dtype.itemsize
-        about = {"dtype": _TAGS[self.dtype], "shape": [self.n, *self.shape], "data_offsets": [0, size]}
+        about = {"dtype": TAGS[self.dtype], "shape": [self.n, *self.shape], "data_offsets": [0, size]}
         header = json.dumps({TENSOR: about}).encode().ljust(_HEADER - 8)
         self.file.seek(0)
         self.file.write(len(header).to_bytes(8, "little") + header)
-
-
-def mapped_rows(file: Path, n_rows: int) -> np.ndarray:
-    """The rows of a file through a memory map, as whole numbers of the same bytes: numpy knows no bfloat16.
-
-    What is not touched is not read. numpy copies rows without torch's threads, which cost more than they save here.
-
-    Raises:
-        OutputError: the file is missing, damaged or cut short, or has another number of rows.
-    """
-    fix = f"delete {str(file)!r} and collect again into the same folder"
-    try:
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length)) if 0 < length < 1 << 20 else {}
-        about = header[TENSOR]
-        dtype = {tag: dtype for dtype, tag in _TAGS.items()}[about["dtype"]]
-        shape = tuple(int(n) for n in about["shape"])
-        size = int(np.prod(shape)) * dtype.itemsize
-        found = file.stat().st_size - 8 - length
-    except OSError as error:
-        raise OutputError(f"cannot read {str(file)!r}: {error.strerror}; {fix}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OutputError(f"{str(file)!r} is damaged: its header cannot be read; {fix}") from error
-    if found != size or shape[0] != n_rows:
-        raise OutputError(
-            f"{str(file)!r} is damaged: {found} bytes of numbers for {shape[0]} rows of {size // max(1, shape[0])} "
-            f"bytes, and the shard has {n_rows} rows; {fix}"
-        )
-    raw = np.memmap(file, dtype=np.uint8, mode="r", offset=8 + length, shape=(size,))
-    return raw.view(f"u{dtype.itemsize}").reshape(shape)
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
@@ -97,10 +66,11 @@ def read_tables(files: Sequence[Path]) -> pd.DataFrame:
     parts = []
     for file in files:
         try:
-            parts.append(pq.read_table(file))
+            parts.append(pq.ParquetFile(file).read())
         except (OSError, pa.ArrowInvalid) as error:
             raise OutputError(
-                f"{str(file)!r} is missing or damaged; delete its shard and collect again into the same folder"
+                f"{str(file)!r} is missing or damaged; delete {str(file.parent)!r} and call gl.collect again with the "
+                "same arguments"
             ) from error
     # one list of categories over all files, else pandas turns categories into objects
     return pa.concat_tables(parts).unify_dictionaries().to_pandas()

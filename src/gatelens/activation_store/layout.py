@@ -3,7 +3,8 @@
 ::
 
     manifest.json                                     what was asked for
-    shards/collect/00000/shard.parquet                how many rows the shard has; the shard is whole when this is there
+    shards/collect/00000/shard.parquet                its record: how many rows it has, and the checksum of each file;
+                                                      the shard is whole when this is there
     rows/00000.parquet                                who each row of the shard is
     activations/resid_post.3/00000.safetensors        what they hold there: ``activations``, [row, ...]
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 COLLECT = "collect"  # what the folder calls the study and its only section
+RECORD = "shard"  # the table of a unit
 
 
 def point_name(site: str, layer: int) -> str:
@@ -34,3 +36,13 @@ def activation_file(folder: Path, point: tuple[str, int], shard: str) -> Path:
 def index_file(folder: Path, shard: str) -> Path:
     """Who each row of a shard is."""
     return folder / "rows" / f"{shard}.parquet"
+
+
+def records_folder(folder: Path) -> Path:
+    """The records of all shards, each in a folder with its name."""
+    return folder / "shards" / COLLECT
+
+
+def record_file(folder: Path, shard: str) -> Path:
+    """The record of a shard."""
+    return records_folder(folder) / shard / f"{RECORD}.parquet"

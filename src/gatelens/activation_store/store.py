@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.activation_store.files import DTYPES, mapped_rows, read_tables
+from gatelens.activation_store.files import DTYPES, read_tables
 from gatelens.activation_store.layout import COLLECT, activation_file, index_file, point_name, point_of
 from gatelens.activation_store.prompts import StoredPrompts
+from gatelens.activation_store.records import Records
+from gatelens.activation_store.rows import JoinedRows, RowFile
 from gatelens.errors import DataError, InputError, InterventionError, OutputError, did_you_mean, shown
 from gatelens.identity import model_fingerprint, model_name
 from gatelens.interventions import hook_name
 from gatelens.interventions.arguments import as_count
 from gatelens.model import HookedVLM
 from gatelens.runs import Run
+
+RowNumbers: TypeAlias = range | np.ndarray  # a range has steps of 1
 
 
 class ActivationStore:
@@ -56,23 +60,19 @@ class ActivationStore:
         self.at: str = self.settings["at"]
         self.points = [point_of(name) for name in self.settings["points"]]
         self.dtype = DTYPES[self.settings["stored_dtype"]]
-        there = self.path / "shards" / COLLECT
-        self._shards = (
-            sorted(p.name for p in there.iterdir() if not p.name.startswith(".")) if there.is_dir() else []
-        )
-        tables = [run.batch(COLLECT, name)["shard"] for name in self._shards]
-        counts = [(int(t["rows"].iloc[0]), int(t["examples"].iloc[0])) for t in tables]
-        n_examples = sum(n for _, n in counts)
+        self._records = Records(self.path)
+        n_examples = self._records.n_examples
         if n_examples != self.settings["n"]:
             raise OutputError(
                 f"{str(path)!r} holds {n_examples} of {self.settings['n']} examples: call gl.collect again to finish it"
             )
-        # the number of the first row of each shard, and at last how many rows there are
-        self._starts = np.cumsum([0, *[n for n, _ in counts]])
-        self._maps: dict[tuple[str, int, int], np.ndarray] = {}
+        self._joined: dict[tuple[str, int], JoinedRows] = {}
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._records.starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process maps the files itself
+        return ActivationStore, (self.path,)
 
     def __repr__(self) -> str:
         points = ", ".join(point_name(*point) for point in self.points)
@@ -88,7 +88,10 @@ class ActivationStore:
         ``image_id``, equal for equal pictures; its place ``tile``, ``row``, ``col`` (−1 without one) and
         ``x0 y0 x1 y1`` in pixels of the original picture.
         """
-        table = read_tables([index_file(self.path, name) for name in self._shards])
+        files = [index_file(self.path, name) for name in self._records.shards]
+        for file in files:
+            self._records.check(file)
+        table = read_tables(files)
         if len(table) != len(self):
             raise OutputError(
                 f"{str(self.path)!r} is damaged: {len(table)} rows in its tables, {len(self)} expected"
@@ -149,21 +152,31 @@ class ActivationStore:
             site, layer: which, where there are several.
             with_rows: give (activations, row numbers) instead.
         """
-        size, point, numbers = (
-            as_count(batch, "batch", error=InputError),
-            self.point(site, layer),
-            self._numbers(rows),
-        )
+        size = as_count(batch, "batch", error=InputError)
+        point, numbers = self.point(site, layer), self._numbers(rows)
         if shuffle is not None:
             seed = as_count(shuffle, "shuffle", least=0, error=InputError)
-            numbers = np.random.default_rng(seed).permutation(numbers)
+            numbers = np.random.default_rng(seed).permutation(_as_array(numbers))
         return self._batches(point, numbers, size, with_rows)
 
-    def _batches(self, point: tuple[str, int], numbers: Any, size: int, with_rows: bool) -> Iterator[Any]:
+    def _batches(
+        self, point: tuple[str, int], numbers: RowNumbers, size: int, with_rows: bool
+    ) -> Iterator[Any]:
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size]
             values = self._rows(point, part)
-            yield (values, part) if with_rows else values
+            yield (values, _as_array(part)) if with_rows else values
+
+    def verify(self, progress: bool = True) -> None:
+        """Read every file and compare it with the checksum it was written with.
+
+        Reading does so only with files that were touched since then (changed, copied, restored), once in a process;
+        bits that a disk loses by itself are found here alone. A shard that is right is trusted from then on.
+
+        Raises:
+            OutputError: files are missing, cut short or changed; it says which, and how they are collected again.
+        """
+        self._records.verify(progress)
 
     def example_means(
         self, site: str, layers: Sequence[int], examples: Sequence[str]
@@ -234,12 +247,11 @@ class ActivationStore:
         if missing is not None or not ids:
             raise DataError(f"{self.path} has no example {missing!r}{did_you_mean(str(missing), known)}")
 
-    def _numbers(self, rows: Any) -> np.ndarray:
+    def _numbers(self, rows: Any) -> RowNumbers:
         """Row numbers, checked."""
-        if rows is None:
-            return np.arange(len(self))
-        if isinstance(rows, slice):
-            return np.arange(len(self))[rows]
+        if rows is None or isinstance(rows, slice):
+            every = range(len(self))[slice(None) if rows is None else rows]
+            return every if every.step == 1 else _as_array(every)
         found = np.asarray(rows)
         if found.dtype == bool and found.shape == (len(self),):
             return found.nonzero()[0]
@@ -253,24 +265,34 @@ class ActivationStore:
             raise InputError(f"row {int(outside[0])} is not in {self.path}: it has rows 0 to {len(self) - 1}")
         return found
 
-    def _rows(self, point: tuple[str, int], numbers: np.ndarray) -> Float[Tensor, "row ..."]:
-        """What these rows hold, from the shards they lie in."""
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        used = np.unique(shards)
-        first = self._map(point, int(used[0]) if len(used) else 0)
-        out = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)
-        for shard in used.tolist():
-            mine = slice(None) if len(used) == 1 else (shards == shard).nonzero()[0]
-            local = numbers[mine] - self._starts[shard]
-            if bool((np.diff(local) == 1).all()):  # rows in a run are one copy
-                out[mine] = self._map(point, shard)[local[0] : local[-1] + 1]
-            else:
-                out[mine] = self._map(point, shard)[local]
-        return torch.from_numpy(out).view(self.dtype)
+    def _rows(self, point: tuple[str, int], numbers: RowNumbers) -> Float[Tensor, "row ..."]:
+        """What these rows hold."""
+        if point not in self._joined:
+            self._joined[point] = JoinedRows(partial(self._opened, point), self._records.starts)
+        rows = self._joined[point]
+        try:
+            if isinstance(numbers, range) and len(numbers):
+                return rows.between(numbers.start, numbers.stop)
+            return rows.gathered(_as_array(numbers))
+        except OSError as error:  # it was taken away or cut short while it was open
+            raise OutputError(
+                f"cannot read rows of {self.path}: {error.strerror}; open the store again"
+            ) from error
 
-    def _map(self, point: tuple[str, int], shard: int) -> np.ndarray:
-        key = (*point, shard)
-        if key not in self._maps:
-            n = int(self._starts[shard + 1] - self._starts[shard])
-            self._maps[key] = mapped_rows(activation_file(self.path, point, self._shards[shard]), n)
-        return self._maps[key]
+    def _opened(self, point: tuple[str, int], shard: int) -> RowFile:
+        """The file of a shard, of which no number is read yet unless it has to be checked."""
+        file = activation_file(self.path, point, self._records.shards[shard])
+        self._records.check(file)
+        try:
+            found = RowFile.opened(file)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._records.damaged(file, "is damaged: its header cannot be read") from error
+        n = int(self._records.starts[shard + 1] - self._records.starts[shard])
+        size = found.offset + n * found.row_bytes
+        if found.shape[:1] != (n,) or found.dtype != self.dtype or size != file.stat().st_size:
+            raise self._records.damaged(file, f"is damaged: its header says {found.shape} of {found.dtype}")
+        return found
+
+
+def _as_array(numbers: RowNumbers) -> np.ndarray:
+    return np.arange(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers
