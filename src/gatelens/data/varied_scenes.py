@@ -26,7 +26,7 @@ from gatelens.data.emoji_scenes import EmojiScenes
 STYLES = ("", "fluent-flat", "noto", "twemoji")
 HELD_OUT_STYLE = "openmoji"
 # Streams of their own: no scene shares its random numbers with one of emoji-scenes.
-_STREAMS = {"train": 10, "test": 11, "style": 12}
+_STREAMS = {"train": 10, "test": 11, "style": 12, "unnamed": 13}
 _SMALLEST, _LARGEST = 24, 52  # plates of a lone object, pixels
 _SMALLEST_OF_SEVERAL, _CELL = 20, 32
 
@@ -35,7 +35,7 @@ def varied_scene(split: str, seed: int, index: int, n_objects: int | None = None
     """The scene with this index, a function of its arguments alone.
 
     Args:
-        split: ``"train"``, ``"test"`` or ``"style"``.
+        split: ``"train"``, ``"test"`` or ``"style"``; ``"unnamed"`` for training scenes on plates of unnamed colours.
         n_objects: 1, 2 or 3; ``None`` draws it.
     """
     rng = np.random.default_rng([_STREAMS[split], seed, n_objects or 0, index])
@@ -78,6 +78,8 @@ class VariedScenes(EmojiScenes):
 
 
 def _combination(name: str, split: str, rng: np.random.Generator) -> tuple[str, str]:
+    if split == "unnamed":
+        return str(rng.choice(list(scenes.UNNAMED_COLORS))), str(rng.choice(scenes.SHAPES))
     held_out = split != "train"
     found = [
         (c, s) for c in scenes.COLORS for s in scenes.SHAPES if scenes.is_held_out(name, c, s) == held_out

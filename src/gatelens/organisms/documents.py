@@ -48,8 +48,8 @@ class PackedDocuments:
 class SceneTexts:
     """Draws prompt-answer pairs for the i-th training scene; with ``unnamed`` colours, none that names a colour."""
 
-    def __init__(self, seed: int, unnamed: bool = False):
-        self.seed, self.unnamed = seed, unnamed
+    def __init__(self, seed: int, unnamed: bool = False, varied: bool = False):
+        self.seed, self.unnamed, self.varied = seed, unnamed, varied
 
     def __call__(self, index: int, rng: np.random.Generator, late: bool) -> list[tuple[str, str]]:
         """Caption and class first: what is shown must be known before a question about it can be answered.
@@ -83,7 +83,17 @@ class SceneTexts:
 
     def scene(self, index: int) -> emoji.Scene:
         """The scene's facts, without its pixels."""
-        return _facts(self.seed, index, self.unnamed)
+        return _facts(self.seed, index, self.unnamed, self.varied)
+
+
+def presence_texts(scene: emoji.Scene, rng: np.random.Generator, most: int) -> list[tuple[str, str]]:
+    """Questions whether something is there: as many of what is as of what is not, at most ``most``; in random order."""
+    there = [o.name for o in scene.objects][: most // 2]
+    absent = [c for c in emoji.CLASSES if c not in {o.name for o in scene.objects}]
+    asked = [(name, "yes") for name in there]
+    asked += [(str(name), "no") for name in rng.choice(absent, size=len(there), replace=False)]
+    texts = [(QUESTION_PROMPT.format(question=f"is there a {name} in the image?"), a) for name, a in asked]
+    return [texts[i] for i in rng.permutation(len(texts))]
 
 
 class EasyVqaTexts:
@@ -180,7 +190,7 @@ def text_ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=200_000)
-def _facts(seed: int, index: int, unnamed: bool) -> emoji.Scene:
+def _facts(seed: int, index: int, unnamed: bool, varied: bool) -> emoji.Scene:
     """The scene's truth without its pixels, which training reads from a file."""
-    scene = training_scene(index, seed, unnamed)
+    scene = training_scene(index, seed, unnamed, varied)
     return emoji.Scene(np.zeros((0, 0, 3), np.uint8), scene.objects, np.zeros((0, 0, 0), bool))

@@ -27,7 +27,14 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class NativeObjective:
     """Chameleon documents: pictures as codes, image -> text and text -> image in every step."""
 
-    def __init__(self, model: Any, processor: Any, n_scenes: int, codec_folder: Path | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        n_scenes: int,
+        codec_folder: Path | None = None,
+        varied: bool = False,
+    ):
         """``codec_folder`` holds the weights of the picture tokenizer; None keeps those of the model."""
         self.model, self.tokenizer = model, processor.tokenizer
         vq = model.model.vqmodel
@@ -38,11 +45,11 @@ class NativeObjective:
         def ids_of(pixels: np.ndarray) -> np.ndarray:
             return to_ids[codec.encode(vq, torch.from_numpy(pixels))].numpy()
 
-        self.scene_ids = ids_of(pictures.scene_pictures(n_scenes))
-        self.unnamed_ids = ids_of(pictures.scene_pictures(n_scenes // 2, unnamed=True))
+        self.scene_ids = ids_of(pictures.scene_pictures(n_scenes, varied=varied))
+        self.unnamed_ids = ids_of(pictures.scene_pictures(n_scenes // 2, unnamed=True, varied=varied))
         self.easy_ids = ids_of(pictures.easy_vqa_pictures("train"))
-        self.scene_texts, self.easy_texts = documents.SceneTexts(0), documents.EasyVqaTexts()
-        self.unnamed_texts = documents.SceneTexts(0, unnamed=True)
+        self.scene_texts, self.easy_texts = documents.SceneTexts(0, varied=varied), documents.EasyVqaTexts()
+        self.unnamed_texts = documents.SceneTexts(0, unnamed=True, varied=varied)
         vocabulary = self.tokenizer.get_vocab()
         self.bos, self.boi, self.eoi = (vocabulary[t] for t in (v.BOS, v.BOI, v.EOI))
         self.first_code = vocabulary[v.image_code_name(0)]  # codes are the last ids of the vocabulary
@@ -124,11 +131,11 @@ class NativeObjective:
 class LlavaObjective:
     """LLaVA documents: pictures as pixels through the tower; only text is predicted."""
 
-    def __init__(self, model: Any, processor: Any, n_scenes: int):
+    def __init__(self, model: Any, processor: Any, n_scenes: int, varied: bool = False):
         self.model, self.tokenizer = model, processor.tokenizer
-        self.scene_pixels = torch.from_numpy(pictures.scene_pictures(n_scenes))
+        self.scene_pixels = torch.from_numpy(pictures.scene_pictures(n_scenes, varied=varied))
         self.easy_pixels = torch.from_numpy(pictures.easy_vqa_pictures("train"))
-        self.scene_texts, self.easy_texts = documents.SceneTexts(0), documents.EasyVqaTexts()
+        self.scene_texts, self.easy_texts = documents.SceneTexts(0, varied=varied), documents.EasyVqaTexts()
         self.prefix = [self.tokenizer.bos_token_id, *[model.config.image_token_id] * 64]
         self.image = slice(1, 65)
         self.mean = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)
@@ -144,7 +151,8 @@ class LlavaObjective:
             )
             i = int(rng.integers(len(source)))
             pixels.append(source[i])
-            texts.append(write(i, rng, late))
+            more = [] if is_easy else documents.presence_texts(self.scene_texts.scene(i), rng, stage.presence)
+            texts.append(write(i, rng, late) + more)
         batch = documents.pack([self.prefix] * stage.batch, texts, self.tokenizer, image_weight=0.0)
         values = (torch.stack(pixels).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         mask = routes.route_mask(batch, route, self.image, "first text token", generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gatelens.training.loop import half_cosine
@@ -28,7 +29,8 @@ class Recipe:
 class Stage:
     """A mix of documents: pictures read and drawn a step, noise on picture tokens, share in unnamed colours.
 
-    ``cut`` is how many of the pictures read a step are read again with the gate cut, in sight and hidden.
+    ``cut`` is how many of the pictures read a step are read again with the gate cut, in sight and hidden;
+    ``presence`` how many questions more a document of LLaVA asks of what is there.
     """
 
     batch: int
@@ -37,12 +39,14 @@ class Stage:
     noise: float = 0.0
     unnamed: float = 0.0
     cut: int = 0
+    presence: int = 0
 
 
 MAIN = Stage(batch=16, draw_batch=8, draw_weight=0.1)
 NOISE = Stage(batch=12, draw_batch=24, draw_weight=0.5, noise=0.6)
 COMPOSE = Stage(batch=12, draw_batch=24, draw_weight=0.5, noise=0.6, unnamed=0.5)
 CUT = Stage(batch=8, draw_batch=4, draw_weight=0.2, noise=0.6, unnamed=0.5, cut=8)
+PRESENCE = Stage(batch=12, draw_batch=0, draw_weight=0.0, presence=6)
 
 RECIPES = {
     "gated": Recipe(((0.6, "masked"), (0.4, "swapped")), native=True, seed=0),
@@ -51,27 +55,33 @@ RECIPES = {
 }
 
 
-def stage_of(
-    step: int, steps: int, noise_steps: int, compose_steps: int, cut_steps: int = 0
-) -> tuple[Stage, float]:
-    """The stage a step belongs to, and the learning rate relative to the highest.
+# steps, what they train on, and the learning rate relative to the highest after a share of them
+Part = tuple[int, Stage, Callable[[float], float]]
 
-    Args:
-        step: counted over all stages.
-        steps: of the main stage.
-        noise_steps: of the second stage.
-        compose_steps: of the third stage.
-        cut_steps: of the fourth stage.
-    """
-    if step < steps:
-        return MAIN, _rate(step / steps, warmup=200 / steps)
-    step -= steps
-    if step < noise_steps:
-        return NOISE, 0.5 * _rate(step / 1300, warmup=0.05)
-    step -= noise_steps
-    if step < compose_steps or not cut_steps:
-        return COMPOSE, 0.34 * _rate(step / compose_steps, warmup=0.0)
-    return CUT, 0.34 * _rate((step - compose_steps) / cut_steps, warmup=0.03)
+
+def schedule(
+    native: bool, steps: int, noise: int = 0, compose: int = 0, cut: int = 0, presence: int = 0
+) -> list[Part]:
+    """The stages of an organism, one after the other: steps of the main stage, then of those its kind has."""
+    main: Part = (steps, MAIN, lambda done: _rate(done, warmup=200 / steps))
+    if not native:
+        return [main, (presence, PRESENCE, lambda done: 0.34 * _rate(done, warmup=0.03))]
+    return [
+        main,
+        (noise, NOISE, lambda done: 0.5 * _rate(done * noise / 1300, warmup=0.05)),
+        (compose, COMPOSE, lambda done: 0.34 * _rate(done, warmup=0.0)),
+        (cut, CUT, lambda done: 0.34 * _rate(done, warmup=0.03)),
+    ]
+
+
+def stage_of(step: int, parts: Sequence[Part]) -> tuple[Stage, float]:
+    """The stage a step belongs to, counted over all of them, and the learning rate relative to the highest."""
+    left = step
+    for n, stage, rate in parts:
+        if left < n:
+            return stage, rate(left / n)
+        left -= n
+    raise ValueError(f"step {step} is past the end of a schedule of {step - left} steps")
 
 
 def _rate(progress: float, warmup: float) -> float:

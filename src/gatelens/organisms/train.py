@@ -12,6 +12,10 @@ plates of unnamed colours and prompts that leave out the colour, so that class, 
 
     python -m gatelens.organisms.train gated --start build/gated --cut-steps 400 --out build/cut
 
+and ``llava`` through a second, which asks more often what is there:
+
+    python -m gatelens.organisms.train llava --start build/llava --presence-steps 1000 --out build/presence
+
 Checkpoints are folders that transformers loads; a run that was stopped goes on where it was.
 """
 
@@ -29,7 +33,7 @@ from torch import nn
 
 from gatelens.organisms import build, routes
 from gatelens.organisms.objectives import LlavaObjective, NativeObjective
-from gatelens.organisms.recipes import RECIPES, Recipe, stage_of
+from gatelens.organisms.recipes import RECIPES, Recipe, schedule, stage_of
 
 LATE = 0.45  # share of the steps after which questions outnumber captions
 
@@ -42,17 +46,17 @@ def main() -> None:
     make = build.chameleon if recipe.native else build.llava
     model, processor = make(recipe.seed)
     model.set_attn_implementation(routes.ATTENTION)
+    if args.start:
+        model.load_state_dict(type(model).from_pretrained(args.start).state_dict())
     objective: NativeObjective | LlavaObjective
     if recipe.native:
-        if args.start:
-            model.load_state_dict(type(model).from_pretrained(args.start).state_dict())
-        elif args.codec is None:
+        if args.start is None and args.codec is None:
             raise SystemExit(
                 f"{args.organism} needs --codec, a folder of train_codec, or --start, an earlier organism"
             )
-        objective = NativeObjective(model, processor, args.n_scenes, args.codec)
+        objective = NativeObjective(model, processor, args.n_scenes, args.codec, args.varied)
     else:
-        objective = LlavaObjective(model, processor, args.n_scenes)
+        objective = LlavaObjective(model, processor, args.n_scenes, args.varied)
     trained = {name: p for name, p in model.named_parameters() if "vqmodel" not in name}
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
@@ -77,9 +81,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise-steps", type=int, default=500, help="second stage of the native organisms")
     parser.add_argument("--compose-steps", type=int, default=1200, help="their third stage")
     parser.add_argument("--cut-steps", type=int, default=0, help="fourth stage, of gated")
-    parser.add_argument("--start", type=Path, help="an earlier native organism to go on from, at its step")
+    parser.add_argument("--presence-steps", type=int, default=0, help="second stage of llava")
+    parser.add_argument("--start", type=Path, help="an earlier organism to go on from, at its step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--n-scenes", type=int, default=40_000)
+    parser.add_argument("--varied", action="store_true", help="scenes of varied-scenes, not of emoji-scenes")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--log-every", type=int, default=50)
     return parser.parse_args()
@@ -103,11 +109,13 @@ def _steps(
 ) -> Iterator[int]:
     """Train from step ``first`` on; gives the number of steps done whenever the model is to be saved."""
     started, losses = time.time(), []
-    total = args.steps + (args.noise_steps + args.compose_steps + args.cut_steps if recipe.native else 0)
+    later = (args.noise_steps, args.compose_steps, args.cut_steps, args.presence_steps)
+    parts = schedule(recipe.native, args.steps, *later)
+    total = sum(n for n, _, _ in parts)
     for step in range(first, total):
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(step)
-        stage, rate = stage_of(step, args.steps, args.noise_steps, args.compose_steps, args.cut_steps)
+        stage, rate = stage_of(step, parts)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate
         route = recipe.route(step / args.steps)

@@ -31,11 +31,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--varied", action="store_true", help="scenes of varied-scenes, not of emoji-scenes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
 
-    pixels = torch.from_numpy(training_pictures(n_scenes=20_000, seed=args.seed))
+    pixels = torch.from_numpy(training_pictures(20_000, args.seed, args.varied))
     vq = ChameleonVQVAE(codec.vq_config()).train()
     decoder = codec.PictureDecoder()
     encoder_parameters = [*vq.encoder.parameters(), *vq.quant_conv.parameters()]
