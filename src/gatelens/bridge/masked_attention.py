@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from gatelens.bridge.split_attention import can_split, split_attention
+
 ROWS_AT_ONCE = 64  # rows of a pattern built at once when many are shown
 FUSED_ROWS = 64  # fewer rows after shared keys are cheaper step by step than these keys are copied
 STACKED_ROWS = 512  # rows of several runs in one call of the kernel: more, and the closed keys cost too much
@@ -250,6 +252,8 @@ def fused_after_prefix(
     if mask is None:
         mask = causal_mask(n_q, n_k, query.device)[None, None]
     closed = mask if cuts.masked is None else _mask_without(mask, cuts.masked, n_q, n_k)
+    if closed.dtype == torch.bool and can_split(query, keys.value, dropout):
+        return _in_two_parts(query, keys, closed, scaling, cuts.zeroed)
     closed = closed.expand(len(query), *closed.shape[1:])
     out = query.new_empty(len(query), n_q, query.shape[1], keys.value.shape[3])
     at_once = prompts * max(1, STACKED_ROWS // n_q)
@@ -271,6 +275,30 @@ def fused_after_prefix(
         scores = masked_scores(some_keys.scores(query[zeroed]) * scaling, closed[zeroed])
         pattern = cuts.zeroed.of(zeroed).fill(softmax_pattern(scores, query.dtype, dropout), 0.0)
         out[zeroed] = some_keys.mix(pattern)
+    return out
+
+
+def _in_two_parts(
+    query: Float[Tensor, "run_batch head q d"],
+    keys: SharedKeys,
+    open_: Bool[Tensor, "run_batch head q k"],
+    scaling: float,
+    zeroed: BlockedEntries | None,
+) -> Float[Tensor, "run_batch q head d"]:
+    """Shared and own keys apart. Weights set to zero are those of the other keys, times these keys' share of the sum."""
+    assert keys.prefix is not None
+    own = keys.key, keys.value
+    out, sums = split_attention(query, keys.prefix, own, open_, scaling)
+    if zeroed is not None:
+        prompts = len(keys.prefix[0])
+        in_runs = {i // prompts for i in zeroed.examples}
+        some = [i for i in range(len(query)) if i // prompts in in_runs]
+        n_q, n_k = query.shape[2], open_.shape[-1]
+        left = _mask_without(open_.expand(len(query), -1, -1, -1)[some], zeroed.of(some), n_q, n_k)
+        kept, kept_sums = split_attention(
+            query[some], keys.prefix, (own[0][some], own[1][some]), left, scaling
+        )
+        out[some] = kept * (kept_sums - sums[some]).exp().to(out.dtype)
     return out
 
 
