@@ -12,44 +12,55 @@ from gatelens.engine import plan as planning
 from gatelens.engine.plan import Part
 from gatelens.engine.run_batch import RunBatch
 
+N_LAYERS = 5
 
-def cheapest_by_trying(positions: list[int], batch: int, n_pos: int) -> int:
-    """The rows of the cheapest way to cut the positions into passes, among all ways."""
-    n = len(positions)
-    found = []
-    for k in range(n):
-        for cuts in combinations(range(1, n), k):
-            edges = [0, *cuts, n]
-            passes = [positions[a:b] for a, b in pairwise(edges)]
-            rows = [len(some) * batch * (n_pos - some[0]) for some in passes]
-            fits = all(
-                len(some) == 1 or r <= (planning.MOST_ROWS if len(set(some)) == 1 else planning.JOINED_ROWS)
-                for some, r in zip(passes, rows, strict=True)
-            )
-            found.append(sum(rows) + planning.PASS_ROWS * len(passes) if fits else 10**9)
-    return min(found)
+
+def cost_of(runs: list[tuple[int, int]], batch: int, n_pos: int) -> int:
+    """What a pass of runs, each (position, layer), costs in rows; too much where it does not fit."""
+    rows = n_pos - min(position for position, _ in runs)
+    if len(runs) > 1 and len(runs) * batch * rows > planning.MOST_ROWS:
+        return 10**9
+    cells = sum(N_LAYERS - layer for _, layer in runs)
+    return cells * batch * rows + planning.LAYER_ROWS * (N_LAYERS - min(layer for _, layer in runs))
+
+
+def cheapest_by_trying(runs: list[tuple[int, int]], batch: int, n_pos: int) -> int:
+    """The rows of the cheapest way to cut the runs, in the order of their positions, into passes."""
+    n = len(runs)
+    edges = [[0, *cuts, n] for k in range(n) for cuts in combinations(range(1, n), k)]
+    return min(sum(cost_of(runs[a:b], batch, n_pos) for a, b in pairwise(some)) for some in edges)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_runs_are_cut_into_the_cheapest_passes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MOST_ROWS", 400)
-    monkeypatch.setattr(planning, "JOINED_ROWS", 200)
-    monkeypatch.setattr(planning, "GOOD_ROWS", 0)
     random = torch.Generator().manual_seed(seed)
-    positions = sorted(torch.randint(40 * (seed % 2), 100, (9,), generator=random).tolist())
-    starts: dict[tuple[int, int], list[int]] = {}
-    for run, position in enumerate(positions):
-        starts.setdefault((position, 2), []).append(run)
-    parts = planning._parts(starts, 2, 100, 4)
+    positions = sorted(torch.randperm(100 - 40 * (seed % 2), generator=random)[:9].tolist())
+    layers = torch.randint(N_LAYERS, (9,), generator=random).tolist()
+    runs = list(zip(positions, layers, strict=True))
+    parts = planning._parts({start: [run] for run, start in enumerate(runs)}, 2, 100, N_LAYERS, 4)
     assert sorted(run for part in parts for run in part.runs) == list(range(9))
-    assert all(part.position == min(positions[run] for run in part.runs) for part in parts)
-    rows = sum(len(part.runs) * 2 * (100 - part.position) for part in parts)
-    assert rows + planning.PASS_ROWS * len(parts) == cheapest_by_trying(positions, 2, 100)
+    for part in parts:
+        assert part.position == min(positions[run] for run in part.runs)
+        assert part.layers == tuple(sorted(layers[run] for run in part.runs))
+        assert [layers[run] for run in part.runs] == list(part.layers)
+    found = sum(cost_of([runs[run] for run in part.runs], 2, 100) for part in parts)
+    assert found == cheapest_by_trying(runs, 2, 100)
 
 
-def test_a_few_rows_wait_for_the_layer_below() -> None:
+def test_runs_of_all_layers_share_a_pass_and_join_it_where_they_begin() -> None:
     starts = {(90, 3): [0], (95, 2): [1], (20, 2): [2], (99, 0): [3]}
-    assert planning._parts(starts, 2, 100, 4) == (Part(20, 2, (2,)), Part(90, 0, (0, 1, 3)))
+    parts = planning._parts(starts, 2, 100, 4, 4)
+    assert parts == (Part(20, (2,), (2,)), Part(90, (3, 1, 0), (0, 2, 3)))
+    assert [parts[1].begun(layer) for layer in range(4)] == [1, 1, 2, 3]
+    assert parts[1].some([0, 3]) == Part(90, (3, 0), (0, 3))
+    assert parts[1].by_layer() == [(0, (3,)), (2, (1,)), (3, (0,))]
+
+
+def test_more_runs_of_one_start_than_a_pass_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_ROWS", 35)
+    parts = planning._parts({(90, layer): [layer, 9 - layer] for layer in range(4)}, 1, 100, 4, 4)
+    assert [part.layers for part in parts] == [(0, 0, 1), (1, 2, 2), (3, 3)]
 
 
 def test_a_map_of_neighbouring_positions_takes_few_passes(tiny: Any, batch: Any) -> None:

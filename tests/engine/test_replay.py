@@ -9,6 +9,7 @@ from transformers import DynamicCache
 import gatelens as gl
 from gatelens.bridge import attention
 from gatelens.bridge.last_rows import last_row_alone
+from gatelens.engine import clean_run
 from gatelens.engine.run_batch import RunBatch, last_logits
 
 
@@ -39,6 +40,33 @@ def rows_of_the_last_mlp(model: Any, work: Any) -> set[int]:
     finally:
         watch.remove()
     return set(seen)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_each_layer_computes_the_runs_that_have_begun(
+    tiny: Any, batch: Any, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a family gives its layers arguments that cannot be cut to some of the runs: in a pass a layer."""
+    monkeypatch.setattr(clean_run, "known", lambda kwargs: joined)
+    ones = torch.ones(tiny.cfg.d_model)
+    runs = [[gl.steer(ones, "text - gate", layers=[layer])] for layer in (2, 0, 1, 2)]
+    want = [tiny.run(batch, run) for run in runs]
+    seen: list[list[int]] = [[] for _ in tiny.bridge.blocks]
+    handles = [
+        block.mlp.original_component.register_forward_hook(
+            lambda m, args, out, i=i: seen[i].append(len(args[0]))
+        )
+        for i, block in enumerate(tiny.bridge.blocks)
+    ]
+    try:
+        for i, logits in RunBatch(tiny, batch, runs).each():
+            assert (logits - want[i])[batch.tokens.roles != 0].abs().max() <= 1e-5
+    finally:
+        for handle in handles:
+            handle.remove()
+    n = batch.tokens.batch_size  # the clean run comes first
+    assert seen == ([[n, n], [n, 2 * n], [n, 4 * n]] if joined else [[n, n], [n, n, n], [n, n, n, 2 * n]])
+    assert not any("forward" in vars(block) for block in tiny.bridge.blocks)
 
 
 @pytest.mark.parametrize("fused_rows", [1, 10**6])

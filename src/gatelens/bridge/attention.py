@@ -120,7 +120,7 @@ class HookedAttention(StrictAttention):
         query, key = self._rotated(query, key)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer, cuts = self._layer_idx, self.cuts
-        layer_cuts = NO_CUTS if cuts is None else cuts.layer_cuts(layer, query.device)
+        layer_cuts = NO_CUTS if cuts is None else cuts.layer_cuts(layer, query.device).first(len(query))
         prefix = None if cuts is None else cuts.shared_keys(layer)
         inside = self.mode == "stepwise" or has_hooks(self.hook_attn_scores, self.hook_pattern)
         if prefix is None and not inside and softcap is None:

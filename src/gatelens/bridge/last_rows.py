@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
-# arguments of a layer by name: the axis, counted from the last, along which they hold positions
-_AXES = {"attention_mask": 2, "position_ids": 1, "position_embeddings": 2, "cache_position": 1}
+from gatelens.bridge.layer_arguments import known, of_rows
 
 
 class KeysDone(Exception):
@@ -33,19 +32,19 @@ def last_row_alone(block: Any, before_last: Callable[[], None] = lambda: None) -
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         last = hidden_states.shape[1] - 1
-        if last < 1 or args or not _known(kwargs) or "past_key_values" not in kwargs:
+        if last < 1 or args or not known(kwargs) or "past_key_values" not in kwargs:
             return whole(hidden_states, *args, **kwargs)
         if kwargs["past_key_values"] is None:
             kwargs = kwargs | {"past_key_values": DynamicCache()}
         block.attn.keys_alone = True
         try:
-            whole(hidden_states[:, :last], **_part(kwargs, slice(0, last)))
+            whole(hidden_states[:, :last], **of_rows(kwargs, slice(0, last)))
         except KeysDone:
             pass
         finally:
             block.attn.keys_alone = False
         before_last()
-        return whole(hidden_states[:, last:], **_part(kwargs, slice(last, last + 1)))
+        return whole(hidden_states[:, last:], **of_rows(kwargs, slice(last, last + 1)))
 
     layer.__dict__["forward"] = forward  # an instance attribute comes before the class's forward
     try:
@@ -54,29 +53,3 @@ def last_row_alone(block: Any, before_last: Callable[[], None] = lambda: None) -
         del layer.__dict__["forward"]
         if before is not None:
             layer.__dict__["forward"] = before
-
-
-def _known(kwargs: dict[str, Any]) -> bool:
-    """Whether every argument is a plain setting, or is known to hold positions along an axis."""
-    mask = kwargs.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
-        return False
-    for name, value in kwargs.items():
-        parts = value if isinstance(value, tuple | list) else (value,)
-        kinds = (Tensor, type(None)) if name in _AXES else (bool, int, float, str, Cache, type(None))
-        if not all(isinstance(part, kinds) for part in parts):
-            return False
-    return True
-
-
-def _part(kwargs: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """The arguments for some positions."""
-    return {name: _rows(value, _AXES.get(name), rows) for name, value in kwargs.items()}
-
-
-def _rows(value: Any, axis: int | None, rows: slice) -> Any:
-    if axis is None or value is None:
-        return value
-    if isinstance(value, Tensor):
-        return value[..., rows, :] if axis == 2 else value[..., rows]
-    return type(value)(_rows(one, axis, rows) for one in value)

@@ -44,6 +44,10 @@ class BlockedEntries:
         """Those of some rows of the batch."""
         return BlockedEntries(self.start, self.stop, self.entries[examples])
 
+    def first(self, n: int) -> BlockedEntries:
+        """Those of the first rows of the batch."""
+        return self if n == len(self.entries) else BlockedEntries(self.start, self.stop, self.entries[:n])
+
     def fill(
         self, tensor: Float[Tensor, "batch head q key"], value: float, first_row: int = 0
     ) -> Float[Tensor, "batch head q key"]:
@@ -66,6 +70,10 @@ class LayerCuts:
 
     masked: BlockedEntries | None = None
     zeroed: BlockedEntries | None = None
+
+    def first(self, n: int) -> LayerCuts:
+        """Those of the first rows of the batch, where the others have not begun."""
+        return LayerCuts(*(one and one.first(n) for one in (self.masked, self.zeroed)))
 
 
 NO_CUTS = LayerCuts()
@@ -285,7 +293,7 @@ def _in_two_parts(
     scaling: float,
     zeroed: BlockedEntries | None,
 ) -> Float[Tensor, "run_batch q head d"]:
-    """Shared and own keys apart. Weights set to zero are those of the other keys, times these keys' share of the sum."""
+    """Shared and own keys apart. With weights set to zero: attention over the others, times their share of the sum."""
     assert keys.prefix is not None
     own = keys.key, keys.value
     out, sums = split_attention(query, keys.prefix, own, open_, scaling)

@@ -8,7 +8,7 @@ where causal order is all there is.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 KeyValues = tuple[Tensor, Tensor]
@@ -42,20 +42,26 @@ def split_attention(
     """
     n_shared, runs = shared[0].shape[2], len(query) // len(shared[0])
     before, after = open_[..., :n_shared], open_[..., n_shared:]
-    if bool(before.all()):
-        before = None
-    elif runs > 1:
-        before = before.expand(len(query), -1, -1, -1)
-        before = before.unflatten(0, (runs, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    all_before = bool(before.all())
+    if runs > 1 and not all_before:
+        before = _under_each_other(before.expand(len(query), -1, -1, -1), runs)
     n_own = after.shape[-1]
     causal = query.shape[2] == n_own and torch.equal(after, _lower(n_own).expand_as(after))
-    rows = query.unflatten(0, (runs, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    rows = _under_each_other(query, runs)
     first, first_sum = (
-        x.unflatten(1, (runs, -1)).transpose(0, 1).flatten(0, 1) for x in _kernel(rows, *shared, before, scaling)
+        x.unflatten(1, (runs, -1)).transpose(0, 1).flatten(0, 1)
+        for x in _kernel(rows, *shared, None if all_before else before, scaling)
     )
     second, second_sum = _kernel(query, *own, None if causal else after, scaling, causal)
     weight = torch.sigmoid(second_sum - first_sum).to(query.dtype)
     return torch.lerp(first, second, weight), torch.logaddexp(first_sum, second_sum)
+
+
+def _under_each_other(
+    rows: Shaped[Tensor, "run_batch head q x"], runs: int
+) -> Shaped[Tensor, "batch head run_q x"]:
+    """The rows that all runs have for a prompt."""
+    return rows.unflatten(0, (runs, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def _lower(n: int) -> Bool[Tensor, "n n"]:

@@ -6,14 +6,16 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from gatelens.bridge.last_rows import last_row_alone
+from gatelens.bridge.layer_arguments import known
 from gatelens.engine.cuts import can_apply_cuts
-from gatelens.engine.plan import hooks_stand
+from gatelens.engine.plan import Part, hooks_stand
 from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 
@@ -69,15 +71,18 @@ class CleanRun:
         keep = {} if every_position else {"logits_to_keep": 1}
         alone = not every_position and ends_early(model)
         with model.lock, last_row_alone(model.bridge.blocks[-1]) if alone else nullcontext():
-            watch = model.bridge.blocks[0].register_forward_hook(self._shape_of_output)
+            watch = model.bridge.blocks[0].register_forward_hook(self._look_at_block, with_kwargs=True)
             try:
                 self.logits, cache = model.forward_step({**self.tensors, **keep}, hooks, past=DynamicCache())
             finally:
                 watch.remove()
         self.shared: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _shape_of_output(self, block: Any, args: Any, out: Any) -> None:
+    def _look_at_block(self, block: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.in_tuples = isinstance(out, tuple)  # whether this family's layers give (hidden states,)
+        self.can_join = len(args) == 1 and known(
+            kwargs
+        )  # whether runs can begin in different layers of a pass
 
     def _keep(self, layer: int, position: int) -> Any:
         def keep(tensor: Tensor, hook: Any) -> None:
@@ -108,10 +113,19 @@ class CleanRun:
         """Keys and values by layer of the positions before; None when there are none."""
         return [(k[:, :, :position], v[:, :, :position]) for k, v in self.shared] if position else None
 
-    def fill_skipped(self, cache: DynamicCache, position: int, runs: int, start: int) -> None:
-        """Give the layers that were not run their clean keys and values, so that decoding finds them."""
-        for layer, (keys, values) in list(zip(cache.layers, self.shared, strict=True))[:start]:
-            layer.update(*(x[:, :, position:].repeat(runs, 1, 1, 1) for x in (keys, values)))
+    def fill_skipped(self, cache: DynamicCache, part: Part) -> None:
+        """Give layers the clean keys and values of the runs that had not begun there, so that decoding finds them."""
+        for number, (layer, (keys, values)) in enumerate(zip(cache.layers, self.shared, strict=True)):
+            begun = part.begun(number)
+            missing = [
+                x[:, :, part.position :].repeat(len(part.runs) - begun, 1, 1, 1) for x in (keys, values)
+            ]
+            if not begun:
+                layer.update(*missing)
+            elif begun < len(part.runs):
+                layer.keys, layer.values = (
+                    torch.cat(pair) for pair in zip((layer.keys, layer.values), missing, strict=True)
+                )
 
 
 def ends_early(model: HookedModel) -> bool:

@@ -80,13 +80,11 @@ class Decoder:
         if self.runs is not None:
             self.runs.at(offset, stop)
 
-    def _forward(
-        self, tensors: dict[str, Any], first: Sequence[HookPair] = ()
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """One pass; the hooks of ``first`` act before all others."""
+    def _forward(self, tensors: dict[str, Any]) -> Float[Tensor, "batch pos d_vocab"]:
+        """One pass."""
         acting = nullcontext(list[HookPair]()) if self.runs is None else self.runs.acting()
         with acting as pairs:
-            hooks = [*first, *pairs, *self._reading]
+            hooks = [*pairs, *self._reading]
             logits, _ = self.model.forward_step(tensors, hooks, past=self.past)
         return logits if self._raw is None else self._raw
 

@@ -63,8 +63,9 @@ def explain(model: HookedModel, inputs: VLMInputs, interventions: Any) -> Explan
     if plan.clean:
         rows.append(("no intervention", str(len(plan.clean)), "–", "–", "0", "is the clean run"))
     for part in plan.parts:
-        why = f"keys and values of {part.position} positions, {part.layer} layers reused"
-        rows.append(_row("from the clean run", plan, part.position, part.layer, len(part.runs), why))
+        for layer, together in part.by_layer():
+            why = f"keys and values of {part.position} positions, {layer} layers reused"
+            rows.append(_row("from the clean run", plan, part.position, layer, len(together), why))
     for i in plan.full:
         rows.append(_row("whole", plan, 0, 0, 1, plan.reasons[i]))
     share = plan.cells / max(plan.plain_cells, 1)

@@ -7,8 +7,12 @@ position p on.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from transformers.utils import output_capturing
@@ -17,23 +21,44 @@ from gatelens.engine.cuts import can_apply_cuts
 from gatelens.hooked_model import HookedModel
 from gatelens.inputs import VLMInputs
 from gatelens.interventions.base import Intervention, Reach
+from gatelens.interventions.knockouts import Knockout
 from gatelens.tokens import Role, TokenMap
 
 Specs = list[Intervention]  # what acts in one run
-GOOD_ROWS = 128  # tokens at once that keep the cores busy: fewer, and runs of neighbouring layers are joined
-JOINED_ROWS = 512  # of runs that start at different positions: so many keep the cores as busy as more would
-MOST_ROWS = 4096
-PASS_ROWS = 48  # what the beginning of a pass costs, in rows
+Starts = dict[tuple[int, int], list[int]]  # the runs that start at a position in a layer
+MOST_ROWS = 4096  # tokens computed at once
+LAYER_ROWS = (
+    64  # what a layer of a pass costs beside its rows, in rows: its weights are read, its modules called
+)
 MOST_SCORES = 2**27  # attention scores of one layer held at once
 
 
 @dataclass(frozen=True)
 class Part:
-    """Runs that are computed in one pass: from ``position`` and ``layer`` on."""
+    """Runs that are computed in one pass from ``position`` on, each from its own layer on, where it joins the others.
+
+    Attributes:
+        runs: their numbers, by the layers they begin in.
+        layers: these layers, in order.
+    """
 
     position: int
-    layer: int
     runs: tuple[int, ...]
+    layers: tuple[int, ...]
+
+    def begun(self, layer: int) -> int:
+        """How many runs a layer computes, the first of them all."""
+        return bisect_right(self.layers, layer)
+
+    def some(self, runs: Sequence[int]) -> Part:
+        """Some of the runs alone."""
+        chosen = [(run, layer) for run, layer in zip(self.runs, self.layers, strict=True) if run in runs]
+        return Part(self.position, *(tuple(x) for x in zip(*chosen, strict=True)))
+
+    def by_layer(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The runs that begin in each layer."""
+        pairs = zip(self.layers, self.runs, strict=True)
+        return [(layer, tuple(run for _, run in some)) for layer, some in groupby(pairs, itemgetter(0))]
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,9 @@ class Plan:
         """(position, layer) cells computed, of one example; a plain run has n_pos * n_layers."""
         whole = self.n_pos * self.n_layers
         replayed = sum(
-            len(p.runs) * (self.n_pos - p.position) * (self.n_layers - p.layer) for p in self.parts
+            (self.n_pos - part.position) * (self.n_layers - layer)
+            for part in self.parts
+            for layer in part.layers
         )
         return replayed + whole * (len(self.full) + int(self.needs_clean))
 
@@ -83,17 +110,24 @@ def reach_of(specs: Specs, tokens: TokenMap, cfg: Any) -> Reach | str | None:
 
 
 def make_plan(
-    model: HookedModel, inputs: VLMInputs, runs: Sequence[Specs], tokens: TokenMap | None = None
+    model: HookedModel,
+    inputs: VLMInputs,
+    runs: Sequence[Specs],
+    tokens: TokenMap | None = None,
+    last_only: bool = False,
 ) -> Plan:
     """Decide for each run what is computed.
 
-    ``tokens``: the map with generated positions when the runs decode.
+    Args:
+        tokens: the map with generated positions when the runs decode.
+        last_only: whether the logits of the last position are all that is read. Runs whose last layer can do with one
+            row then share no pass with others.
     """
     prompt = inputs.tokens
     tokens = prompt if tokens is None else tokens
     n_layers, n_pos = int(model.cfg.n_layers), prompt.n_pos
     clean, full, reasons = [], [], {}
-    starts: dict[tuple[int, int], list[int]] = {}
+    starts: tuple[Starts, Starts] = ({}, {})  # of runs that end in one row, and of others
     why_not = None if can_apply_cuts(model) else "this decoder's attention is not exchangeable"
     if why_not is None and hooks_stand(model):
         why_not = "hooks stand in the decoder, and they may count positions from the first"
@@ -114,11 +148,21 @@ def make_plan(
                 full.append(i)
                 reasons[i] = reason
             else:
-                starts.setdefault((position, layer), []).append(i)
-    if len(runs) == 1 and starts:
-        full, starts, reasons = [0], {}, {0: "it is alone: there is nothing to share"}
-    parts = _parts(starts, prompt.batch_size, n_pos, int(model.cfg.n_heads))
+                kind = starts[last_only and any(_is_in_last_layer(spec, model.cfg) for spec in specs)]
+                kind.setdefault((position, layer), []).append(i)
+    if len(runs) == 1 and any(starts):
+        full, starts, reasons = [0], ({}, {}), {0: "it is alone: there is nothing to share"}
+    size = prompt.batch_size, n_pos, n_layers, int(model.cfg.n_heads)
+    parts = tuple(part for kind in starts for part in _parts(kind, *size))
     return Plan(n_layers, n_pos, prompt.batch_size, parts, tuple(clean), tuple(sorted(full)), reasons)
+
+
+def _is_in_last_layer(spec: Intervention, cfg: Any) -> bool:
+    """Whether an intervention edits within the last layer; knockouts are part of its attention."""
+    if isinstance(spec, Knockout):
+        return False
+    site, numbers = getattr(spec, "site", None), getattr(spec, "layer_numbers", None)
+    return numbers is None or (site != "resid_pre" and int(cfg.n_layers) - 1 in numbers(cfg))
 
 
 def hooks_stand(model: HookedModel) -> bool:
@@ -150,49 +194,45 @@ def _why_not_from(position: int, model: HookedModel, tokens: TokenMap) -> str | 
     return None
 
 
-def _parts(
-    starts: dict[tuple[int, int], list[int]], batch: int, n_pos: int, n_heads: int
-) -> tuple[Part, ...]:
-    """Runs of one layer share passes, also at neighbouring positions; a few rows wait for the layer below."""
-    parts: list[Part] = []
-    layers = sorted({layer for _, layer in starts}, reverse=True)
-    waiting: list[tuple[int, int]] = []  # (position, run)
-    for layer in layers:
-        waiting += [(p, run) for (p, at), runs in starts.items() if at == layer for run in runs]
-        joined = _joined(sorted(waiting), batch, n_pos, n_heads)
-        waiting = []
-        for position, runs in joined:
-            if layer != layers[-1] and len(runs) * batch * (n_pos - position) < GOOD_ROWS:
-                waiting += runs
-            else:
-                parts.append(Part(position, layer, tuple(run for _, run in runs)))
-    return tuple(parts)
+def _parts(starts: Starts, batch: int, n_pos: int, n_layers: int, n_heads: int) -> tuple[Part, ...]:
+    """Passes that cost the fewest rows; runs that start at neighbouring positions may share one.
 
-
-def _joined(
-    waiting: Sequence[tuple[int, int]], batch: int, n_pos: int, n_heads: int
-) -> list[tuple[int, list[tuple[int, int]]]]:
-    """The runs, in the order of their positions, cut into passes where that costs the fewest rows.
-
-    A pass computes every run from its first position on, and costs ``PASS_ROWS`` more than its rows.
+    A pass computes every run from its first position on. Beside its rows each of its layers costs ``LAYER_ROWS``.
     """
-    n = len(waiting)
-    cheapest, cut = [0] * (n + 1), [0] * (n + 1)  # of the first i runs; where the last pass begins
+    most = min(MOST_ROWS, MOST_SCORES // (n_heads * n_pos)) // batch  # rows of one example
+    groups = _groups(starts, most, n_pos)
+    n = len(groups)
+    cheapest, cut = [0] * (n + 1), [0] * (n + 1)  # of the first i groups; where the last pass begins
     for end in range(1, n + 1):
-        cheapest[end] = -1
+        cheapest[end], runs, cells, first_layer = -1, 0, 0, n_layers
         for begin in range(end - 1, -1, -1):
-            position = waiting[begin][0]
-            rows = (end - begin) * batch * (n_pos - position)
-            together = begin == end - 1 or position == waiting[end - 1][0]
-            if begin < end - 1 and rows > (MOST_ROWS if together else JOINED_ROWS):
+            position, members = groups[begin]
+            runs += len(members)
+            if begin < end - 1 and runs * (n_pos - position) > most:
                 break
-            if begin < end - 1 and rows * n_heads * n_pos > MOST_SCORES:
-                break
-            cost = cheapest[begin] + rows + PASS_ROWS
-            if cheapest[end] < 0 or cost <= cheapest[end]:
-                cheapest[end], cut[end] = cost, begin
-    passes = []
+            cells += sum(n_layers - layer for layer, _ in members)
+            first_layer = min(first_layer, members[0][0])
+            cost = cells * batch * (n_pos - position) + LAYER_ROWS * (n_layers - first_layer)
+            if cheapest[end] < 0 or cheapest[begin] + cost <= cheapest[end]:
+                cheapest[end], cut[end] = cheapest[begin] + cost, begin
+    parts: list[Part] = []
     while n:
-        passes.append((waiting[cut[n]][0], list(waiting[cut[n] : n])))
+        members = sorted(member for _, some in groups[cut[n] : n] for member in some)
+        layers, runs_of_part = zip(*members, strict=True)
+        parts.append(Part(groups[cut[n]][0], runs_of_part, layers))
         n = cut[n]
-    return passes[::-1]
+    return tuple(parts[::-1])
+
+
+def _groups(starts: Starts, most: int, n_pos: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """By position, (layer, run) of the runs that start there, as many at once as fit into a pass."""
+    by_position: dict[int, list[tuple[int, int]]] = {}
+    for (position, layer), runs in starts.items():
+        by_position.setdefault(position, []).extend((layer, run) for run in runs)
+    groups = []
+    for position, members in sorted(by_position.items()):
+        members.sort()
+        passes = math.ceil(len(members) / max(1, most // (n_pos - position)))
+        size = math.ceil(len(members) / passes)
+        groups += [(position, members[i : i + size]) for i in range(0, len(members), size)]
+    return groups

@@ -10,13 +10,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.bridge.blocks import skip_blocks
+from gatelens.bridge.blocks import joined_blocks
 from gatelens.bridge.last_rows import last_row_alone
 from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Decoder
 from gatelens.engine.plan import Part, Specs
 from gatelens.engine.stacked_runs import StackedRuns
-from gatelens.interventions.hooks import HookPair
 from gatelens.tokens import TokenMap
 
 
@@ -50,9 +49,11 @@ class Replay(Decoder):
 
     def logits(self, last_only: bool = False) -> Float[Tensor, "run batch suffix d_vocab"]:
         """Logits of the positions from ``part.position`` on (or of the last alone), run by run."""
-        position, layer, n_runs = self.part.position, self.part.layer, len(self.part.runs)
-        start = self.clean.resid_pre(layer, position).repeat(n_runs, 1, 1)
-        begin: HookPair = (f"blocks.{layer}.hook_resid_pre", lambda tensor, hook: start)
+        position, layers = self.part.position, self.part.layers
+        joining = {
+            layer: self.clean.resid_pre(layer, position).repeat(layers.count(layer), 1, 1)
+            for layer in sorted(set(layers))
+        }
         tensors: dict[str, Any] = {"attention_mask": self.mask}
         for name in ("input_ids", "position_ids"):
             tensors[name] = self.tensors[name][..., position:]
@@ -61,16 +62,16 @@ class Replay(Decoder):
         self.stack.at(position, self.n_prompt)
         with ExitStack() as stack:
             stack.enter_context(self.model.lock)
-            stack.enter_context(skip_blocks(self.model.bridge, layer, self.clean.in_tuples))
+            stack.enter_context(joined_blocks(self.model.bridge, joining, self.clean.in_tuples))
             if last_only and self.stack.may_end_early():
                 last = partial(self.stack.at, self.n_prompt - 1, self.n_prompt)
                 stack.enter_context(last_row_alone(self.model.bridge.blocks[-1], last))
-            logits = self._forward(tensors, [begin])
+            logits = self._forward(tensors)
         self.stack.check_fired()
-        return logits.view(n_runs, -1, *logits.shape[1:])
+        return logits.view(len(layers), -1, *logits.shape[1:])
 
     def prompt(self) -> Float[Tensor, "run_batch d_vocab"]:
         """Logits after the prompts of every run; the cache is then whole."""
         logits = self.logits(last_only=True)[:, :, -1].flatten(0, 1)
-        self.clean.fill_skipped(self.past, self.part.position, len(self.part.runs), self.part.layer)
+        self.clean.fill_skipped(self.past, self.part)
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -51,14 +50,14 @@ class RunBatch:
         if max_new_tokens:
             check_room(model, inputs.tensors["position_ids"], max_new_tokens)
         self.tokens = inputs.tokens.extend(max_new_tokens) if max_new_tokens else inputs.tokens
-        self.plan: Plan = make_plan(model, inputs, self.runs, self.tokens)
+        self.plan: Plan = make_plan(model, inputs, self.runs, self.tokens, not every_position)
         self._clean: CleanRun | None = None
 
     @property
     def clean(self) -> CleanRun:
         """The clean run, made when it is first asked for."""
         if self._clean is None:
-            starts = [(part.layer, part.position) for part in self.plan.parts]
+            starts = [(layer, part.position) for part in self.plan.parts for layer in set(part.layers)]
             with torch.no_grad():
                 self._clean = CleanRun(self.model, self.inputs, starts, self.every_position)
         return self._clean
@@ -76,7 +75,7 @@ class RunBatch:
         for i in self.plan.full:
             yield i, self._full_logits(i)
         buffer = self._buffer() if self.plan.parts and self.every_position else None
-        for part in self.plan.parts:
+        for part in self._parts():
             for numbers, suffixes in halving(part.runs, partial(self._logits, part)):
                 for i, suffix in zip(numbers, suffixes, strict=True):
                     if buffer is None:
@@ -99,7 +98,7 @@ class RunBatch:
             new_chooser: makes what picks the tokens, of one run or of several stacked in the batch.
             raw_logits: whether it sees logits of the unembedding, with no token masked out of them.
         """
-        groups: list[tuple[tuple[int, ...], Part | None]] = [(part.runs, part) for part in self.plan.parts]
+        groups: list[tuple[tuple[int, ...], Part | None]] = [(part.runs, part) for part in self._parts()]
         groups += [((i,), None) for i in (*self.plan.clean, *self.plan.full)]
         token_ids: dict[int, Tensor] = {}
         with torch.no_grad():
@@ -113,6 +112,13 @@ class RunBatch:
                 for numbers, ids in halving(runs, decode_some):
                     token_ids.update(zip(numbers, ids, strict=True))
         return [token_ids[i] for i in range(len(self.runs))]
+
+    def _parts(self) -> list[Part]:
+        """The plan's, cut by layer where a pass of this family cannot be joined in later layers."""
+        parts = self.plan.parts
+        if not parts or self.clean.can_join:
+            return list(parts)
+        return [part.some(runs) for part in parts for _, runs in part.by_layer()]
 
     def _buffer(self) -> Tensor:
         with torch.inference_mode(False):  # tensors made in that mode do not count what is written to them
@@ -136,8 +142,7 @@ class RunBatch:
         return full_decoder(self.model, self.inputs, specs, self.max_new_tokens, raw_logits=raw_logits)
 
     def _replay(self, part: Part, numbers: tuple[int, ...], raw_logits: bool = False) -> Replay:
-        part = dataclasses.replace(part, runs=numbers)
-        return Replay(self.clean, part, self.runs, self.tokens, raw_logits)
+        return Replay(self.clean, part.some(numbers), self.runs, self.tokens, raw_logits)
 
 
 @torch.no_grad()

@@ -278,11 +278,13 @@ Node = Name | RandomImage | Image | Pos | Generated | Word | Not | Both
 def positions_mask(tokens: PromptPositions, positions: Sequence[int]) -> Tensor:
     """Mask of absolute positions; negative ones count from the end of the prompt, so that a
     position stays itself while tokens are generated. Raises SelectorError when outside."""
-    out = torch.zeros_like(tokens.roles, dtype=torch.bool)
+    columns = []
     for p in positions:
         if not -tokens.prompt_length <= p < tokens.n_pos:
             raise SelectorError(
                 f"position {p} is outside the {tokens.n_pos} positions: use 0..{tokens.n_pos - 1}"
             )
-        out[:, p if p >= 0 else tokens.prompt_length + p] = True
-    return out & (tokens.roles != Role.PAD)
+        columns.append(p if p >= 0 else tokens.prompt_length + p)
+    chosen = torch.zeros(tokens.n_pos, dtype=torch.bool, device=tokens.roles.device)
+    chosen[columns] = True
+    return chosen & (tokens.roles != Role.PAD)
