@@ -33,6 +33,7 @@ from . import (
     store,
     sweep,
     views,
+    workers,
 )
 from .model import SMALL, TINY, make_transformers
 from .timing import machine, use_all_cores
@@ -50,6 +51,7 @@ PARTS = (
     "explore",
     "views",
     "store",
+    "workers",
     "rivals",
     "gpu",
 )
@@ -95,6 +97,7 @@ def main() -> None:
         "explore": lambda: explore.measure(n=4 if given.tiny else 40),
         "views": lambda: views.measure(2 if given.tiny else n),
         "store": lambda: store.measure(40_000 if given.tiny else store.ROWS),
+        "workers": lambda: workers.measure(*((16, 2, 10_000) if given.tiny else ())),
         "rivals": lambda: rivals.measure(size, n, hf, given.venvs),
         "gpu": lambda: gpu.measure(TINY, n, "cpu") if given.tiny else gpu.measure(),
     }

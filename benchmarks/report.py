@@ -20,6 +20,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ("memory", _memory),
         ("attribution", _attribution),
         ("store", _store),
+        ("workers", _workers),
         ("explore", _explore),
         ("views", _views),
     ):
@@ -308,6 +309,33 @@ def _store(found: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _workers(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    t, plan = found["times"], found["plan"]
+    what = f"{found['examples']} pictures x {found['runs']} knockouts of organism:gated"
+    rows: list[tuple[str, ...]] = []
+    for name, words in {"two": "2 workers on this machine", "ray": "2 workers on 2 nodes of Ray"}.items():
+        pairs = found["pairs"][name]
+        faster = f"{found['ratio'][name]:.2f}x faster ({pairs['least']:.2f} to {pairs['most']:.2f})"
+        limit = (f"at least {found['limit']:g}x", _met(found["passes"])) if name == "two" else ("", "")
+        rows.append((f"{what}, {words}", _s(t[name]), f"1 worker {_s(t['one'])}", faster, *limit))
+        rows.append(
+            (f"their start, once, with the model, {words}", f"{found['start_s'][name]:.1f} s", "", "", "", "")
+        )
+    rows.append(("tables of all workers", "", "", "", "equal to the bit", _met(found["equal"])))
+    took = f"{plan['seconds']:.1f} s, {plan['mib']:.0f} MiB"
+    rows.append(
+        (
+            f"planning {plan['units']:,} units",
+            took,
+            "",
+            f"{plan['asked_s']:.1f} s of it to find the missing",
+            "",
+            "",
+        )
+    )
+    return rows
+
+
 def _rival(row: dict[str, Any]) -> tuple[str, ...]:
     what = f"image to text, {row['how']}, {row['runs']} runs"
     ours = f"{row['gatelens_ms_per_run']:.1f} ms a run"
@@ -385,6 +413,7 @@ FILES = {
     "growth.py": "runs, tokens and layers doubled; operations beside the least possible.",
     "explore.py": "a moved control of `gatelens explore` until its answer is drawn, in Chromium.",
     "store.py": "1,000,000 activations written and read beside the disk's own rate and numpy memmap.",
+    "workers.py": "two workers beside one, here and on Ray; what planning a million units costs.",
     "rivals.py": "other toolkits in environments that it makes in `build/rivals/`; their scripts are in `in_rivals/`.",
     "gpu.py": "the sweep at Chameleon-7B's real size, where there is a GPU.",
     "views.py": "pages of attention in Chromium: size, time to open, time to answer.",

@@ -40,6 +40,35 @@ def readable(place: Path) -> Iterator[None]:
         raise OutputError(f"{what}; make it readable, or delete it and run again") from error
 
 
+@contextmanager
+def writable(place: Path) -> Iterator[None]:
+    """What the disk refuses to let the block write, or delete, is said in a line."""
+    try:
+        yield
+    except OSError as error:
+        taken = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+        fix = "; delete what stands there and run again" if taken else ""
+        raise OutputError(f"cannot write {str(place)!r}: {error.strerror}{fix}") from error
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of what is in a folder; none where it is not there.
+
+    Raises:
+        OutputError: it cannot be read, or it or a folder it should lie in is a file.
+    """
+    with readable(folder):
+        try:
+            return os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            part = next(p for p in (folder, *folder.parents) if p.is_file())
+            raise OutputError(
+                f"{str(part)!r} is a file where a folder should be; delete it and run again"
+            ) from None
+
+
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Prove that a folder can be written to, or made where it is not there yet, before any compute.
 
@@ -101,19 +130,18 @@ def write_folder_atomic(target: Path, files: Mapping[str, bytes]) -> None:
     """
     partial = _hidden(target)
     try:
-        partial.mkdir(parents=True)
-        for name, data in files.items():
-            _write(partial / name, data)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-            for name in files:
-                if not is_whole(target / name):
-                    os.replace(partial / name, target / name)
-    except OSError as error:
-        raise _unwritable(target, error) from error
+        with writable(target):
+            partial.mkdir(parents=True)
+            for name, data in files.items():
+                _write(partial / name, data)
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+                for name in files:
+                    if not is_whole(target / name):
+                        os.replace(partial / name, target / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -140,18 +168,11 @@ def _beside(path: Path) -> Iterator[Path]:
     """A name for a file in the same folder; the file goes when the block ends."""
     temporary = _hidden(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        with writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    taken = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
-    fix = "; delete what stands there and run again" if taken else ""
-    return OutputError(f"cannot write {str(path)!r}: {error.strerror}{fix}")
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gatelens.errors import GatelensError, WorkerError
+from gatelens.errors import GatelensError, OutputError, WorkerError
 from gatelens.executors import Done, Executor, Fault, InProcess, Tables, Unit
-from gatelens.runs import Run
+from gatelens.runs import Claims, Run
 
 __all__ = ["Done", "Tables", "Unit", "measure_missing", "measured", "numbered", "opened"]
-FAULTS = "faults"  # the file of a run that lists them
+FAULTS = "faults"  # the file of a run that lists those of units which it lacks
 
 
 @contextmanager
@@ -55,7 +55,8 @@ def measured(
     Raises:
         WorkerError: units that failed again and again; the others are kept.
     """
-    left = [unit for unit in units if not run.has_batch(section, unit.name)]
+    missing = run.missing(section, (unit.name for unit in units))
+    left = [unit for unit in units if unit.name in missing]
     total = sum(unit.steps for unit in units)
     with tqdm(
         total=total,
@@ -73,41 +74,92 @@ def measure_missing(
 ) -> None:
     """Measure the units that a run lacks, and keep each when it is whole.
 
-    A unit that another process has finished in the same folder before it begins here is left out.
+    A unit that another process is measuring in the same folder is left to it. What the other did not finish in the end
+    is measured here.
 
     Raises:
-        WorkerError: units that failed again and again; the others are kept, and all faults are in ``faults.json``.
+        OutputError: the run was begun with other code or libraries (see :meth:`gatelens.runs.Run.check_versions`).
+        WorkerError: units that failed again and again; the others are kept, and ``faults.json`` tells of each attempt.
     """
+    if units:
+        run.check_versions()
+    with run.claims(section) as claims:
+        left = list(units)
+        while left:
+            given_up, elsewhere = _measure_free(run, section, left, executor, done, claims)
+            if given_up:
+                _forget_measured(run, section)
+                raise _failed(run, section, given_up)
+            for unit in elsewhere:
+                claims.wait(unit.name)
+            left = elsewhere
+    _forget_measured(run, section)
 
-    def missing() -> Iterator[Unit]:
+
+def _measure_free(
+    run: Run, section: str, units: Sequence[Unit], executor: Executor, done: Done, claims: Claims
+) -> tuple[list[Fault], list[Unit]]:
+    """Measure the units that no other process measures; ``given up, measured elsewhere``."""
+    given_up: list[Fault] = []
+    elsewhere: list[Unit] = []
+
+    def free() -> Iterator[Unit]:
         for unit in units:
-            if run.has_batch(section, unit.name):
+            if not claims.take(unit.name):
+                elsewhere.append(unit)
+            elif run.has_batch(section, unit.name):
+                claims.release(unit.name)
                 done(unit.steps)
             else:
                 yield unit
 
-    given_up: list[Fault] = []
-    for one in executor.run(missing(), done):
+    for one in executor.run(free(), done):
         if isinstance(one, Fault):
             _note(run, section, one)
             given_up += [one] if one.final else []
         else:
             run.save_batch(section, one.unit.name, one.tables, one.seconds)
-    if given_up:
-        first = given_up[0]
-        names = ", ".join(fault.unit.name for fault in given_up[:5]) + ", …" * (len(given_up) > 5)
-        where = "" if run.path is None else f"; the others are kept, more is in {run.path / FAULTS}.json"
-        raise WorkerError(
-            f"{section}: {len(given_up)} unit{'s' * (len(given_up) > 1)} failed {first.attempt} times ({names}), "
-            f"{first.unit.name} by {first.error}{where}; the same call tries again"
-        )
+        if not isinstance(one, Fault) or one.final:
+            claims.release(one.unit.name)
+    return given_up, elsewhere
+
+
+def _failed(run: Run, section: str, given_up: Sequence[Fault]) -> WorkerError:
+    first = given_up[0]
+    names = ", ".join(fault.unit.name for fault in given_up[:5]) + ", …" * (len(given_up) > 5)
+    where = "" if run.path is None else f"; the others are kept, more is in {run.path / FAULTS}.json"
+    return WorkerError(
+        f"{section}: {len(given_up)} unit{'s' * (len(given_up) > 1)} failed {first.attempt} times ({names}), "
+        f"{first.unit.name} by {first.error}{where}; the same call tries again"
+    )
 
 
 def _note(run: Run, section: str, fault: Fault) -> None:
     """Add a fault to the run's list."""
     said = {"section": section, "unit": fault.unit.name, "attempt": fault.attempt, "error": fault.error}
-    before = run.json(FAULTS) if run.has(FAULTS) else []
-    run.save(FAULTS, [*before, {**said, "trace": fault.trace}])
+    run.save(FAULTS, [*_noted(run), {**said, "trace": fault.trace}])
+
+
+def _forget_measured(run: Run, section: str) -> None:
+    """Take the units of a section that are measured by now off the list; it goes when it is empty."""
+    before = _noted(run)
+    there = {
+        unit
+        for unit in {f["unit"] for f in before if f["section"] == section}
+        if run.has_batch(section, unit)
+    }
+    after = [fault for fault in before if fault["section"] != section or fault["unit"] not in there]
+    if not after and before:
+        run.remove(FAULTS)
+    elif after != before:
+        run.save(FAULTS, after)
+
+
+def _noted(run: Run) -> list[dict[str, Any]]:
+    try:
+        return run.json(FAULTS)
+    except OutputError:  # there are none, or another process has just taken the last off
+        return []
 
 
 def numbered(number: int) -> str:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from executor_helpers import attempts_of, gone, units_of
+from executor_helpers import attempts_of, begun, driver, gone, units_of
 
 import gatelens as gl
 from gatelens.errors import GatelensError, InputError, InterventionError, ModelError, WorkerError
 from gatelens.executors import Pool, Processes, Unit, executing
+from gatelens.executors.pool import check_versions
 from gatelens.executors.processes import gpu_of
 from gatelens.runs import Run
-from gatelens.studies import narrow_gate
+from gatelens.runs.manifest import CODE, versions
+from gatelens.studies import STUDIES
+from gatelens.studies.runner import run_study
 from gatelens.units import measured
 
 pytestmark = pytest.mark.xdist_group(
@@ -89,14 +91,38 @@ def test_tables_are_those_of_one_process(
     pd.testing.assert_frame_equal(work(model, workers=2), here, check_exact=True)
 
 
+FEW: dict[str, dict[str, Any]] = {
+    "narrow-gate": {"sections": "knockouts,attention", "limit": 6},
+    "whats-in-the-image": {"limit": 2, "max_new_tokens": 4},
+    "find-gate": {"n": 20, "how": "zero", "sections": {"finder": {"n_pairs": 2, "refine": 1, "narrow": 1}}},
+    "gate-finetuning": {
+        "steps": 2, "n_train": 8, "batch_size": 4, "limit": 4,
+        "measured": {"sections": ["knockouts"], "n_vqa": 0, "n_caption": 0, "random_repeats": 1},
+    },
+}  # fmt: skip
+
+
 @pytest.mark.organism
-def test_a_study_is_that_of_one_process(model: Any, pool: Pool) -> None:
-    asked: dict[str, Any] = {"sections": "knockouts,attention", "limit": 6, "n_boot": 50, "progress": False}
-    here, there = narrow_gate(model, **asked), narrow_gate(model, **asked, executor=pool)
-    assert here.tables() == there.tables() and here.has("attention_positions")
+@pytest.mark.parametrize("study", FEW)
+def test_a_study_is_that_of_one_process(
+    study: str, model: Any, pool: Pool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: str, **where: Any) -> Run:
+        trains = study == "gate-finetuning"  # which needs a folder
+        asked = {**FEW[study], "n_boot": 20, "progress": trains, **where}
+        return run_study(
+            STUDIES[study], model, "emoji-scenes", tmp_path / folder if trains else None, **asked
+        )
+
+    here, there = run("here"), run("there", executor=pool)
+    assert here.tables() == there.tables() and here.settings == there.settings
     for name in here.tables():
-        pd.testing.assert_frame_equal(here.table(name), there.table(name), check_exact=True)
-    assert here.json("verdict") == there.json("verdict") and here.settings == there.settings
+        sides = [one.table(name) for one in (here, there)]
+        measured = [c for c in sides[0].columns if not c.startswith("seconds")]  # the clock differs
+        pd.testing.assert_frame_equal(sides[0][measured], sides[1][measured], check_exact=True)
+    assert here.json("verdict") == there.json("verdict")
+    told = "stages: one after the other in this process; the workers measure the studies within them"
+    assert capfd.readouterr().err.count(told) == (study == "gate-finetuning")
 
 
 def test_faults_are_tried_again_and_named_and_the_rest_is_kept(pool: Pool, tmp_path: Path) -> None:
@@ -109,11 +135,15 @@ def test_faults_are_tried_again_and_named_and_the_rest_is_kept(pool: Pool, tmp_p
     )
     assert attempts_of(log) == {0: 2, 1: 2, 2: 3, 3: 3, 4: 1, 5: 1}
     assert [run.has_batch("s", f"{i:02d}") for i in range(6)] == [True, True, False, False, True, True]
-    faults = {(f["unit"], f["attempt"]): f["error"] for f in run.json("faults")}
-    assert len(faults) == 8 and faults["02", 3] == "no square of 2" and "signal 9" in faults["03", 3]
+    faults = {
+        (f["unit"], f["attempt"]): f["error"] for f in sorted(run.json("faults"), key=itemgetter("attempt"))
+    }
+    assert list(faults) == [(unit, i) for i in (1, 2, 3) for unit in ("02", "03")]  # the others are measured
+    assert faults["02", 3] == "no square of 2" and "signal 9" in faults["03", 3]
     again = measured(run, "s", units_of(log), False, executor=pool)
     assert [tables["squares"].square.item() for tables in again] == [0, 1, 4, 9, 16, 25]
     assert attempts_of(log) == {0: 2, 1: 2, 2: 4, 3: 4, 4: 1, 5: 1}  # what was kept is not measured again
+    assert not run.has("faults")
 
 
 def test_an_error_of_a_user_is_the_same_and_not_tried_again(pool: Pool, tmp_path: Path) -> None:
@@ -124,7 +154,9 @@ def test_an_error_of_a_user_is_the_same_and_not_tried_again(pool: Pool, tmp_path
 
 
 @pytest.mark.organism
-def test_what_cannot_be_sent_is_refused(pool: Pool, model: Any, tiny_llava: Any) -> None:
+def test_what_cannot_be_sent_is_refused(
+    pool: Pool, model: Any, tiny_llava: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent = lambda what: list(pool.run([unit_about(what)], lambda steps: None))  # noqa: E731
     with pytest.raises(ModelError, match="wrapped by from_module or from_parts: save it by"):
         sent(tiny_llava)
@@ -135,6 +167,13 @@ def test_what_cannot_be_sent_is_refused(pool: Pool, model: Any, tiny_llava: Any)
     with pytest.raises(ModelError, match="the model holds hooks of add_hook"):
         sent(model)
     model.reset_hooks()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "loaded_from", ("/mnt/here/alone", {}))
+        with pytest.raises(
+            ModelError, match=r"a worker on .* cannot load the model \(.*'/mnt/here/alone'"
+        ) as failed:
+            sent(model)
+    assert "\n" not in str(failed.value)
     other = gl.HookedVLM.from_pretrained("organism:gated")
     next(other.hf.parameters()).data.add_(1)
     with pytest.raises(ModelError, match="gets other weights than the model has here"):
@@ -150,46 +189,17 @@ def holding(what: Any, done: Any) -> dict[str, pd.DataFrame]:
     return {"t": pd.DataFrame({"kind": [type(what).__name__]})}
 
 
-DRIVER = """
-from pathlib import Path
-from executor_helpers import units_of
-from gatelens.executors import executing
-from gatelens.runs import Run
-from gatelens.units import measured
-folder = Path({folder!r})
-run = Run.open(folder / "run", study="toy", settings={{}})
-with executing(workers=2) as executor:
-    measured(run, "s", units_of(folder / "log", {then}), False, executor=executor)
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_workers_end_with_their_driver(number: int, pool: Pool, tmp_path: Path) -> None:
     """Whatever ends it; the rest is measured by the next, and nothing twice but what was being measured."""
     log = tmp_path / "log"
-    program = DRIVER.format(folder=str(tmp_path), then={2: "slow", 3: "slow"})
-    path = os.pathsep.join(os.path.abspath(one) for one in sys.path)
-    driver = subprocess.Popen(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
-    )
-    wait_for(lambda: (log / "2-0").exists() and (log / "3-0").exists(), driver)
-    wait_for(lambda: all(file.read_text() for file in log.iterdir()), driver)
-    pids = {int(file.read_text()) for file in log.iterdir()}
-    driver.send_signal(number)
-    assert driver.wait(20) != 0 and len(pids) == 2 and gone(pids)
+    process = driver(tmp_path, "workers=2", {2: "slow", 3: "slow"})
+    pids = set(begun(log, range(4)).values())
+    process.send_signal(number)
+    assert process.wait(20) != 0 and len(pids) == 2 and gone(pids)
     run = Run.load(tmp_path / "run")
     measured(run, "s", units_of(log), False, executor=pool)
     assert attempts_of(log) == {0: 1, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1}
-
-
-def wait_for(there: Callable[[], bool], driver: Any) -> None:
-    event = threading.Event()
-    for _ in range(1200):
-        if there():
-            return
-        assert driver.poll() is None, "the driver ended by itself"
-        event.wait(0.05)
-    raise AssertionError("nothing came of the driver")
 
 
 def test_a_number_of_workers_is_one() -> None:
@@ -202,6 +212,14 @@ def test_each_worker_is_shown_its_gpu() -> None:
     assert gpu_of(1, 1, None) == gpu_of(0, 0, None) == {}
     assert [gpu_of(i, 2, None)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
     assert gpu_of(1, 2, "4,6") == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def test_other_versions_are_refused() -> None:
+    check_versions(dict(versions()))
+    with pytest.raises(WorkerError, match=r"other versions: torch 1.0 there, .* here; install the same"):
+        check_versions({**versions(), "torch": "1.0"})
+    with pytest.raises(WorkerError, match="gatelens' code 0123 there"):
+        check_versions({**versions(), CODE: "0123"})
 
 
 def test_workers_that_never_start_end_the_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from gatelens.errors import WorkerError
 from gatelens.executors.pool import Heard
 from gatelens.executors.worker import Worker
 from gatelens.hub_errors import one_line
-from gatelens.runs.manifest import versions
-
-CODE = "gatelens' code"
 
 
 @dataclass(eq=False)
 class Actor:
-    """A worker: the actor, what it is asked for, and whether it has answered."""
+    """A worker: the actor, and what it is asked for."""
 
     handle: Any
     pending: Any
-    ready: bool = field(default=False)
 
 
 class RayWorker:
@@ -37,9 +30,9 @@ class RayWorker:
     def __init__(self, threads: int) -> None:
         self._worker = Worker(threads)
 
-    def versions(self) -> dict[str, str]:
-        """Of what decides the numbers and of the code, on the node of this actor."""
-        return versions_here()
+    def ready(self) -> bytes:
+        """See :meth:`gatelens.executors.worker.Worker.ready`."""
+        return self._worker.ready()
 
     def reply(self, key: int, shared: list[Any], own: bytes) -> bytes:
         """See :meth:`gatelens.executors.worker.Worker.reply`; ``shared`` holds a reference, which Ray leaves alone."""
@@ -67,6 +60,8 @@ class OnRay:
         self._connected = not ray.is_initialized()
         if self._connected:
             self._connect(address)
+        else:
+            _check_session(address, ray.get_runtime_context().gcs_address)
         resources = ray.cluster_resources()
         self._needs = {"num_cpus": 1, "num_gpus": int(resources.get("GPU", 0) >= 1)}
         if not self.size:
@@ -97,7 +92,7 @@ class OnRay:
     def start(self) -> Actor:
         made = self._ray.remote(max_restarts=0, **self._needs)(RayWorker)
         handle = made.remote(self._needs["num_cpus"])
-        self._actors.append(Actor(handle, handle.versions.remote()))
+        self._actors.append(Actor(handle, handle.ready.remote()))
         return self._actors[-1]
 
     def begin(self, worker: Actor, key: int, shared: bytes, own: bytes) -> None:
@@ -113,14 +108,9 @@ class OnRay:
 
     def _heard(self, worker: Actor) -> Heard:
         try:
-            reply = self._ray.get(worker.pending)
+            return Heard(worker, self._ray.get(worker.pending))
         except Exception as error:  # the actor or its node is lost, or it could not be made there
             return Heard(worker, None, one_line(error))
-        if worker.ready:
-            return Heard(worker, reply)
-        check_versions(reply)
-        worker.ready = True
-        return Heard(worker, b"")
 
     def stop(self, worker: Actor) -> None:
         if worker in self._actors:
@@ -141,26 +131,14 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def check_versions(there: dict[str, str]) -> None:
-    """Raise WorkerError where a node would compute with something else than this process."""
-    here = versions_here()
-    other = [
-        f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]
-    ]
-    if other:
+def _check_session(address: str, connected: str) -> None:
+    """Raise WorkerError where the session is on another cluster. Ports tell: a host has many names."""
+    port = address.rpartition(":")[2]
+    if port.isdigit() and "/" not in address and port != connected.rpartition(":")[2]:
         raise WorkerError(
-            f"a node of the Ray cluster has other versions: {'; '.join(other)}; install the same there"
+            f"this process is connected to the Ray cluster at {connected}, not to {address!r}: give ray='auto' to use "
+            "it, or end it by ray.shutdown()"
         )
-
-
-@functools.cache
-def versions_here() -> dict[str, str]:
-    """Of Python, libraries and the code of gatelens, in this process."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return {**versions(), CODE: digest.hexdigest()[:12]}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from gatelens.errors import WorkerError
@@ -12,6 +12,7 @@ from gatelens.executors.sending import ModelSource, packed
 from gatelens.executors.unit import Done, Fault, Measured, Unit, shared_and_own
 from gatelens.executors.worker import ERROR, TABLES
 from gatelens.model import HookedVLM
+from gatelens.runs.manifest import versions
 
 ATTEMPTS = 3  # of a unit
 GIVEN_UP = 20  # units: as many more would end no better
@@ -19,7 +20,7 @@ STARTS = 5  # workers in a row that ended before they were ready
 
 
 class Heard(NamedTuple):
-    """What came of a worker: its reply (empty: it is ready), or why it is lost."""
+    """What came of a worker: its reply (the first is of :meth:`Worker.ready`), or why it is lost."""
 
     worker: Any
     reply: bytes | None
@@ -131,10 +132,12 @@ class Pool:
         if heard.reply is None:
             return self._lost(worker, heard.lost)
         self._ended_early = 0
-        self._idle.append(worker)
         if worker in self._starting:
+            check_versions(pickle.loads(heard.reply))
             self._starting.remove(worker)
+            self._idle.append(worker)
             return None
+        self._idle.append(worker)
         unit, number = self._busy.pop(worker)
         word, *said = pickle.loads(heard.reply)
         if word == TABLES:
@@ -153,6 +156,19 @@ class Pool:
         if self._ended_early >= STARTS:
             raise WorkerError(f"workers end before they are ready ({why}): see what they print above")
         return None
+
+
+def check_versions(there: Mapping[str, str]) -> None:
+    """Raise WorkerError where a worker would compute with something else than this process."""
+    here = versions()
+    other = [
+        f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]
+    ]
+    if other:
+        raise WorkerError(
+            f"a worker has other versions: {'; '.join(other)}; install the same there, or start again if gatelens was "
+            "changed meanwhile"
+        )
 
 
 class _Left:

@@ -21,7 +21,7 @@ def main(connection: Connection, threads: int) -> None:
     messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, messages), daemon=True).start()
     worker = Worker(threads)
-    connection.send_bytes(b"")  # ready
+    connection.send_bytes(worker.ready())
     while True:
         key, shared, own = messages.get()
         connection.send_bytes(worker.reply(key, partial(bytes, shared), own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,13 @@ class ModelSource:
 
     def load(self) -> HookedVLM:
         """The model, loaded here. Raises ModelError where it cannot be loaded, or is another."""
-        model = HookedVLM.from_pretrained(self.name, attention=self.attention, **dict(self.options))
+        try:
+            model = HookedVLM.from_pretrained(self.name, attention=self.attention, **dict(self.options))
+        except Exception as error:  # no such folder there, no memory left on its GPU
+            raise ModelError(
+                f"a worker on {socket.gethostname()} cannot load the model ({one_line(error)}): it must be there under "
+                "the name or folder that it was loaded from here, and fit into the worker's memory"
+            ) from error
         if model_fingerprint(model) != self.weights:
             raise ModelError(
                 f"a worker that loads '{self.name}' gets other weights than the model has here, which were changed "

@@ -14,6 +14,7 @@ from gatelens.errors import GatelensError
 from gatelens.executors.sending import ModelSource, unpacked
 from gatelens.hub_errors import one_line
 from gatelens.model import HookedVLM
+from gatelens.runs.manifest import versions
 
 MODELS = 2  # held at once: a map's own, and the one its activations come from
 # the first word of a reply: what follows are (tables, seconds), (error,), (line, traceback)
@@ -31,6 +32,10 @@ class Worker:
         torch.set_num_threads(threads)
         self._models: list[tuple[ModelSource, HookedVLM]] = []
         self._function: tuple[int, Any] | None = None
+
+    def ready(self) -> bytes:
+        """The first reply: the versions of what would measure here."""
+        return pickle.dumps(versions())
 
     def reply(self, key: int, shared: Callable[[], bytes], own: bytes) -> bytes:
         """Measure a unit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -16,6 +17,9 @@ from gatelens.errors import OutputError
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+CODE = "gatelens' code"
+# rooms and modules that draw, tell or serve: what they say changes no number that is measured
+_UNMEASURED = ("cli", "explore", "organisms", "plots", "views", "studies/report.py", "studies/compare.py")
 _VERSIONED = ("gatelens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 _KEYS = {
     int: ["format"],
@@ -39,7 +43,7 @@ def new_manifest(study: str, settings: Mapping[str, Any], info: Mapping[str, Any
         "fingerprint": fingerprint(asked),
         "info": _as_json(info),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": dict(versions()),
     }
 
 
@@ -111,12 +115,26 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(values), default=str))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that decide the numbers."""
+    """Of what decides the numbers: Python, libraries, and the code of gatelens that measures, as a hash.
+
+    Known from the first call in a process on: code that changes while it runs is not what it runs.
+    """
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return versions
+    return {**versions, CODE: code_of(Path(__file__).parent.parent)}
+
+
+def code_of(package: Path) -> str:
+    """Twelve hex digits that change when a Python file of a gatelens package does, unless it only draws or tells."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        place = file.relative_to(package)
+        if place.parts[0] not in _UNMEASURED and place.as_posix() not in _UNMEASURED:
+            digest.update(f"{place.as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -12,20 +12,30 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import quote
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 from gatelens import atomic_files
-from gatelens.atomic_files import as_path, check_writable, is_partial, is_whole, readable, write_atomic
+from gatelens.atomic_files import (
+    as_path,
+    check_writable,
+    is_partial,
+    is_whole,
+    listed,
+    readable,
+    writable,
+    write_atomic,
+)
 from gatelens.errors import OutputError
-from gatelens.runs.manifest import MANIFEST, differences, new_manifest, read_manifest
+from gatelens.runs.claims import Claims, folder_name
+from gatelens.runs.manifest import MANIFEST, differences, new_manifest, read_manifest, versions
 
 SHARDS = "shards"
+MIXED = "GATELENS_MIXED_CODE"  # of the environment: measure on, whatever measured the rest
 _SUFFIXES = (".parquet", ".json", ".html", ".png", ".safetensors")
 Read = TypeVar("Read")
 # in the metadata of each table of a batch: what it took, and the names of all its tables
@@ -44,6 +54,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self._memory: dict[str, bytes] = {}
+        self._places: dict[str, list[str]] = {}  # files in memory, by folder of a batch
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else str(self.path)
@@ -138,12 +149,48 @@ class Run:
 
     def withdraw(self) -> None:
         """Take back a run that holds nothing yet: its settings proved impossible, so it could not be continued."""
+        if self.path is None:
+            return
+        for empty in (*(self.path / SHARDS).glob("*"), self.path / SHARDS):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
         with contextlib.suppress(OSError):  # another process works there, or removed it too
-            if self.path and all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
+            if all(p.name == MANIFEST or is_partial(p) for p in self.path.iterdir()):
                 (self.path / MANIFEST).unlink(missing_ok=True)
                 self.path.rmdir()
 
     # -- what was measured of a batch
+
+    def check_versions(self) -> None:
+        """Asked before more is measured: numbers of other code or libraries must not come beside those of a run.
+
+        With ``GATELENS_MIXED_CODE=1`` they may, and the manifest says so.
+
+        Raises:
+            OutputError: the run was begun with other versions of what decides the numbers.
+        """
+        changed = differences(self.manifest["versions"], versions())
+        if not changed:
+            return
+        if os.environ.get(MIXED) != "1":
+            raise OutputError(
+                f"{self.label!r} was begun with other code ({changed}), so what is missing may not fit what is there; "
+                f"finish it with that code, choose another folder, or set {MIXED}=1 if the change alters no number"
+            )
+        known = self.manifest["info"].get("also_measured_with", [])
+        if versions() not in known:
+            self.note(also_measured_with=[*known, dict(versions())])
+
+    def claims(self, section: str) -> Claims:
+        """Claims on batches of a section, so that others in the same folder measure other ones."""
+        return Claims(None if self.path is None else self.path / SHARDS / section)
+
+    def missing(self, section: str, batches: Iterable[str]) -> set[str]:
+        """Those of these batches that are not measured; a listing of the folder tells most of them."""
+        there = self._measured(section)
+        return {
+            name for name in batches if folder_name(name) not in there or not self.has_batch(section, name)
+        }
 
     def has_batch(self, section: str, batch: str) -> bool:
         """Whether all tables of a batch are there."""
@@ -162,6 +209,7 @@ class Run:
         place = _batch_place(section, batch)
         if self.path is None:
             self._memory.update({f"{place}/{name}": data for name, data in files.items()})
+            self._places[place] = [f"{place}/{name}" for name in files]
         else:
             atomic_files.write_folder_atomic(self.path / place, files)
 
@@ -194,16 +242,15 @@ class Run:
     def _batch_files(self, section: str, batch: str) -> list[str]:
         place = _batch_place(section, batch)
         if self.path is None:
-            return [name for name in self._memory if name.startswith(f"{place}/")]
-        folder = self.path / place
-        with readable(folder):
-            for part in (folder.parent.parent, folder.parent, folder):
-                if part.exists() and not part.is_dir():
-                    raise OutputError(
-                        f"{str(part)!r} is a file where a folder should be; delete it and run again"
-                    )
-            inside = folder.iterdir() if folder.exists() else ()
-            return sorted(f"{place}/{p.name}" for p in inside if p.suffix == ".parquet")
+            return self._places.get(place, [])
+        return sorted(f"{place}/{name}" for name in listed(self.path / place) if name.endswith(".parquet"))
+
+    def _measured(self, section: str) -> set[str]:
+        """Names of the folders of a section's batches."""
+        if self.path is not None:
+            return set(listed(self.path / SHARDS / section))
+        places = (place.rsplit("/", 1) for place in self._places)
+        return {name for folder, name in places if folder == f"{SHARDS}/{section}"}
 
     # -- what was made of it
 
@@ -219,6 +266,14 @@ class Run:
             self._store(name, value)
         else:
             self._store(f"{name}.json", _json_bytes(value))
+
+    def remove(self, name: str) -> None:
+        """Delete a stored JSON value, if there is one."""
+        file = f"{name}.json"
+        self._memory.pop(file, None)
+        if self.path is not None:
+            with writable(self.path / file):
+                (self.path / file).unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table.
@@ -327,8 +382,7 @@ def _parquet_bytes(table: pd.DataFrame, noted: Mapping[str, Any] | None = None) 
 
 
 def _batch_place(section: str, batch: str) -> str:
-    """The folder of a batch; names of data sets in it may hold any character."""
-    return f"{SHARDS}/{section}/{quote(batch, safe=' (),')}"
+    return f"{SHARDS}/{section}/{folder_name(batch)}"
 
 
 def _json_bytes(value: Any) -> bytes:

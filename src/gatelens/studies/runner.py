@@ -7,6 +7,7 @@ there already is not measured again. Tables, evidence, verdict and report are ma
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -153,7 +154,12 @@ def _unmeasured(section: Section, setup: Setup, measured: Measured) -> list[Batc
         batches = section.batches(setup, measured)
     except Absent:
         return []
-    return [b for b in batches if not setup.run.has_batch(section.name, b.name)]
+    return _lacking(section, setup, batches)
+
+
+def _lacking(section: Section, setup: Setup, batches: Sequence[Batch]) -> list[Batch]:
+    missing = setup.run.missing(section.name, (b.name for b in batches))
+    return [b for b in batches if b.name in missing]
 
 
 def measure_section(section: Section, setup: Setup, bar: Progress | None = None) -> Measured:
@@ -164,6 +170,10 @@ def measure_section(section: Section, setup: Setup, bar: Progress | None = None)
     """
     run, measured, bar = setup.run, Measured(), bar or Progress(False)
     executor = InProcess() if section.here else setup.executor
+    if section.here and not isinstance(setup.executor, InProcess):
+        bar.tell(
+            f"{section.name}: one after the other in this process; the workers measure the studies within them"
+        )
     while True:
         batches = section.batches(setup, measured)
         new = [b for b in batches if b.name not in measured]
@@ -172,7 +182,7 @@ def measure_section(section: Section, setup: Setup, bar: Progress | None = None)
         twice = next((name for name, n in Counter(b.name for b in new).items() if n > 1), None)
         if twice is not None:
             raise ValueError(f"section {section.name!r} has two batches {twice!r}; their tables would be one")
-        missing = [b for b in new if not run.has_batch(section.name, b.name)]
+        missing = _lacking(section, setup, new)
         bar.expect(section.name, missing)
         bar.say(section.name)
         units = [
@@ -217,6 +227,11 @@ class Progress:
     def say(self, what: str) -> None:
         """What is being measured now."""
         self._bar.set_description_str(what.replace("_", " "), refresh=False)
+
+    def tell(self, line: str) -> None:
+        """A line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self
