@@ -41,12 +41,3 @@ def test_intervals() -> None:
     assert numbers.interval(0.88, 0.93) == "[0.88, 0.93]"
     assert numbers.cell(0.91, 0.88, 0.93) == "0.91 [0.88, 0.93]"
     assert numbers.percent_cell(0.91, 0.88, 0.93) == "91\u00a0% [88\u00a0%, 93\u00a0%]"
-
-
-def test_a_share_above_all_is_said_to_be_one() -> None:
-    assert numbers.removed_share(0.914) == numbers.percent(0.914)
-    assert numbers.removed_share(1.0) == numbers.removed_share(1.004) == "100\u00a0%"
-    assert numbers.removed_share(1.07) == "all and 7\u00a0% beyond"
-    assert numbers.removed_share(-0.03) == "−3\u00a0%"
-    assert numbers.removed_share(float("nan")) == "n/a"
-    assert numbers.removed_cell(1.56, 0.98, 2.1) == "all and 56\u00a0% beyond [98\u00a0%, 210\u00a0%]"

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 
 from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults, set_screen
+from gatelens.plots.page import draw_charts, render
 from gatelens.runs import Run
 from gatelens.studies.catalogue import study_of
-from gatelens.studies.report import render_report
+from gatelens.studies.report import page_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -22,11 +25,29 @@ MOST_WORDS, MOST_SHEETS, MOST_BYTES, SCREEN = 2000, 12, 3_000_000, 800
 
 
 def drawn(folder: Path, into: Path) -> Path:
-    """The report of one study, drawn from its stored tables."""
+    """The report of one study, drawn from its stored tables; each curve has an interval, or its caption says why."""
     run = Run.load(folder)
+    shown = page_of(study_of(run), run)
+    figures = draw_charts(shown)
     path = into / f"{run.study}.html"
-    path.write_text(render_report(study_of(run), run), encoding="utf-8")
+    path.write_text(render(shown, figures), encoding="utf-8")
+    for name, chart in shown.charts().items():
+        assert curves_without_interval(figures[name]) == 0 or re.search(
+            "No interval|quartiles", chart.caption
+        ), name
     return path
+
+
+def curves_without_interval(figure: Figure) -> int:
+    """How many of its curves have no band of their own."""
+    missing = 0
+    for axes in figure.axes:
+        curves = [
+            c for c in axes.lines if c.get_linestyle() != "None" and c.get_marker() not in ("None", "", "_")
+        ]
+        bands = [b for b in axes.collections if isinstance(b, PolyCollection)]
+        missing += max(0, len([c for c in curves if len(c.get_xdata()) > 1]) - len(bands))
+    return missing
 
 
 @pytest.fixture(scope="module", params=STUDIES)
@@ -136,7 +157,7 @@ def fits_one_screen(page: Page) -> None:
     """The answer is in sight at once; nothing is cut or out of reach on a narrow screen, opened."""
     every_number_links_to_its_table(page)
     set_screen(page, 1280, height=SCREEN)
-    for what in ("h1", ".sentence", ".diagram svg", ".bars table", "ul.evidence"):
+    for what in ("h1", ".sentence", ".planted .right", ".diagram svg", ".bars table", "ul.evidence"):
         box = page.locator(what).first.bounding_box()
         assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= SCREEN, what
     heights = page.evaluate("[...document.querySelectorAll('ul.evidence li')].map((e) => e.offsetHeight)")

@@ -49,15 +49,3 @@ def cell(mean: float, low: float, high: float, digits: int = 2) -> str:
 def percent_cell(mean: float, low: float, high: float, digits: int = 0) -> str:
     """``91 % [88 %, 93 %]``."""
     return f"{percent(mean, digits)} [{percent(low, digits)}, {percent(high, digits)}]"
-
-
-def removed_share(share: float) -> str:
-    """``91 %``; of a share that rounds to more than all, ``all and 7 % beyond``."""
-    beyond = percent(share - 1)
-    whole = math.isfinite(share) and share > 1 and beyond != percent(0)
-    return f"all and {beyond} beyond" if whole else percent(share)
-
-
-def removed_cell(share: float, low: float, high: float) -> str:
-    """``91 % [88 %, 93 %]``, or ``all and 7 % beyond [98 %, 117 %]``."""
-    return f"{removed_share(share)} [{percent(low)}, {percent(high)}]"

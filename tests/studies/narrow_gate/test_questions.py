@@ -260,7 +260,7 @@ def test_table_and_caption() -> None:
     # the floor of 0.1 is below the blind guess: (0.8 − 0.1) / (0.8 − 0.2)
     assert [cell[0] for cell in rows["relation"][6:8]] == [
         "0\u00a0%",
-        "all and 17\u00a0% beyond",
+        "117\u00a0%",
     ]
     assert rows["side"][6:] == ["–", "–", "inconclusive"]
     assert table.caption.startswith("Side: the unmodified VQA accuracy 0.30 is too near the floor")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.plots.numbers import percent, percent_cell
-from gatelens.plots.opening import BarTable, Diagram, Opening, Path
+from gatelens.plots.opening import BarTable, Diagram, Opening, Path, Planted
 from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.tables import GATE_MARK, heading
@@ -39,10 +41,9 @@ WORDS = {
         "that example’s. Overlap: Σ min(p, q) with its answer."
     ),
     "smallest set": (
-        "Positions are cut jointly, each time the one that leaves the lowest log-probability. One half of the examples "
-        "gives the order, the other half the share, size and intervals. The share is of the right answer’s probability "
-        "above the floor: the whole picture cut, or chance. The size is an upper bound, since another set may need "
-        "fewer positions. Its interval is over examples along that one order."
+        "Positions are cut jointly, each time the one that leaves the lowest log-probability, in an order found on one "
+        "half of the examples. The rest is measured on the other half. The share is of the right answer’s probability "
+        "above the floor. The size is an upper bound: another set may need fewer positions."
     ),
 }
 
@@ -64,10 +65,10 @@ def search_line(result: SearchResult) -> str:
     )
 
 
-def search_opening(result: SearchResult) -> Opening:
+def search_opening(result: SearchResult, planted: Planted | None = None) -> Opening:
     """The first screen: through the set found, and past it."""
     drawn, bars = ([_diagram(result)], _alone(result)) if result.gate else ([], _together(result))
-    return Opening(drawn, bars if bars.rows else None, words={"smallest set": WORDS["smallest set"]})
+    return Opening(drawn, bars if bars.rows else None, planted, {"smallest set": WORDS["smallest set"]})
 
 
 def _alone(result: SearchResult) -> BarTable:
@@ -141,7 +142,7 @@ def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
         "Below: what is lost when so many positions are cut together."
     )
     blocks: list[Block] = [
-        Chart(name, partial(gate_figure, result), shown, result.curves.drop(columns="added"))
+        Chart(name, partial(gate_figure, result), shown, _with_interval(result.curves.drop(columns="added")))
     ]
     if len(result.layers):
         who = (
@@ -153,6 +154,10 @@ def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
         blocks.append(Chart(f"{name}_layers", partial(gate_layers, result), who, result.layers))
     blocks.append(_strongest(result))
     return [Card(title, blocks, WORDS, short="Positions", finding=search_line(result))]
+
+
+def _with_interval(curves: pd.DataFrame) -> pd.DataFrame:
+    return curves.rename(columns={"low": "share_low", "high": "share_high"})
 
 
 def _strongest(result: SearchResult) -> Table:

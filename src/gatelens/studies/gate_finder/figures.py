@@ -46,6 +46,7 @@ def gate_figure(result: SearchResult, dark: bool = False) -> NotebookFigure:
         if len(hows) > 1:
             other = result.measures[result.measures.measure == f"{hows[1]} accuracy"]
             middle = other.place.map(cells.middle)
+            axes[2].vlines(middle, other.low, other.high, color=p.ink, linewidth=0.8)
             axes[2].plot(middle, other["mean"], "D", color=p.ink, markersize=2.5, markerfacecolor=p.ground)
         _strip(axes[4], result, cells, p)
         for one in axes[:5]:

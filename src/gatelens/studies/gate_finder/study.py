@@ -53,6 +53,7 @@ from gatelens.runs import Run
 from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder.cards import search_answer, search_opening
 from gatelens.studies.gate_finder.figures import gate_figure
+from gatelens.studies.gate_finder.planted import planted
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import why_not
 from gatelens.studies.gate_finder.tables import as_html, as_text, comparable
@@ -166,7 +167,7 @@ STUDY = Study(
     always=(search.NAME,),
     verdict=conclude,
     decides=search.NAME,
-    opening=lambda run, said: search_opening(GateSearch.from_run(run)),
+    opening=lambda run, said: search_opening(GateSearch.from_run(run), planted(run, said)),
     comparable=lambda run: comparable(GateSearch.from_run(run)),
     settings=lambda model, data, drawn, options: {"prompt": drawn["class"][0].prompt},
     summary=lambda run: [str(GateSearch.from_run(run))],

@@ -196,7 +196,8 @@ def page(run: Run) -> list[Card]:
     curve = Chart(
         "loss",
         partial(loss_curves, loss),
-        f"Cross-entropy of the answers’ tokens while training, the mean of every {AVERAGED} steps.",
+        f"Cross-entropy of the answers’ tokens while training, the mean of every {AVERAGED} steps. No interval: each "
+        "training ran once.",
         loss,
     )
     first = first.assign(cell=first.stage + " " + first.row)

@@ -1,4 +1,4 @@
-"""Train a model with its gate masked, and measure with the narrow-gate study what became of the gate."""
+"""Train a model with its gate masked; the narrow-gate study measures it before and after."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent
 from gatelens.plots.opening import BarTable, Diagram, Opening
 from gatelens.runs import Run
+from gatelens.studies.gate_finder.planted import planted
 from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, SHOWN, TITLES, shown_rows
 from gatelens.studies.narrow_gate.knockout_table import GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
@@ -193,7 +194,9 @@ def _opening(run: Run, said: Mapping[str, Any]) -> Opening:
         )
         for name in first.stage.unique()
     ]  # fmt: skip
-    return Opening(diagrams, _bars(run, first), words={term: METHOD[term] for term in SAID})
+    # what was planted is in the model as it was given
+    known = planted(run, next(stage for stage in said["stages"] if stage["name"] == BEFORE))
+    return Opening(diagrams, _bars(run, first), known, {term: METHOD[term] for term in SAID})
 
 
 def _bars(run: Run, shares: pd.DataFrame) -> BarTable:

@@ -296,19 +296,16 @@ def _finding(table: pd.DataFrame) -> str:
 def _caption(table: pd.DataFrame, k: int) -> str:
     overlap = table[table.measure == OVERLAP]
     text = (
-        f"Left: of the {k} nearest neighbours at each place, the share with the same class. Dotted: by chance. Dashed: "
-        "the most there can be with classes of these sizes."
+        f"Left: of the {k} nearest neighbours, the share with the same class. Dotted: by chance. Dashed: the most "
+        "possible."
     )
     for place, what in ((GATE, "the gate"), (LAST, "the last prompt position")):
         part = overlap[overlap.place == place]
         if len(part):
             top = part.loc[part["mean"].idxmax()]
-            numbers = f"{number(top['mean'])}, {interval(top.low, top.high)}, n = {int(top.n)}"
-            text += f" At {what} it is highest in layer {int(top.layer)} ({numbers})."
-    return (
-        f"{text} Where the class can be read is not where the model reads it, so the verdict ignores this. Bands: 95 % "
-        "intervals."
-    )
+            numbers = f"{number(top['mean'])} {interval(top.low, top.high)}"
+            text += f" Highest at {what}: layer {int(top.layer)} ({numbers})."
+    return f"{text} The verdict ignores it. Bands: 95 % intervals."
 
 
 def class_by_layer(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:

@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gatelens.plots.opening import BarTable, Diagram, Opening, Planted
+from gatelens.plots.opening import BarTable, Diagram, Opening
 from gatelens.runs import Run
+from gatelens.studies.gate_finder.planted import planted
 from gatelens.studies.narrow_gate import knockout_table as rows
-from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, paths_of
+from gatelens.studies.narrow_gate.verdict import paths_of
 from gatelens.studies.narrow_gate.words import first_words
 
-PLANTED = {
-    "organism:gated": (
-        NARROW,
-        "trained so that text can reach the picture only through the end-of-image token.",
-    ),
-    "organism:open": (
-        DISTRIBUTED,
-        "trained so that text reads the image tokens directly; nothing special at the gate.",
-    ),
-    "organism:llava": (
-        DISTRIBUTED,
-        "trained so that text reads the image tokens directly; it has no end-of-image token.",
-    ),
-}
 LINK = "#knockouts"
 
 
@@ -74,13 +61,3 @@ def bars(knockout: Any, tasks: Any) -> BarTable:
         chances=tasks.groupby("metric").chance.first().to_dict(), link=LINK,
         caption="Score with attention from text cut. Whiskers: 95 % interval. Dashed: without the picture.",
     )  # fmt: skip
-
-
-def planted(run: Run, said: Mapping[str, Any]) -> Planted | None:
-    """What is known of a shipped model; None of any other."""
-    known = PLANTED.get(str(run.settings["model"]))
-    if known is None:
-        return None
-    verdict, truth = known
-    found = None if said["verdict"] == INCONCLUSIVE else said["verdict"] == verdict
-    return Planted(truth, found)

@@ -244,9 +244,8 @@ def _caption(table: pd.DataFrame) -> str:
     width = _width(table)
     window = "one layer" if width == 1 else f"{width} layers"
     return (
-        "Left: the text cannot read the gate (orange) or the image tokens (blue) from layer l to the last. While the "
-        "curve is low, what it needs of the picture passes in layer l or later. Right: cut in "
-        f"{window} alone. Bands: 95 % intervals over examples."
+        "Left: text cannot read the gate (orange) or the image tokens (blue) from layer l to the last. Where a curve "
+        f"is low, what text needs is read in layer l or later. Right: cut in {window} alone. Bands: 95 % intervals."
     )
 
 

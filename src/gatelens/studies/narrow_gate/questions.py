@@ -23,7 +23,7 @@ from gatelens.measures.stats import summary
 from gatelens.model import HookedVLM
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Cell, Chart, Table, mean_cell
-from gatelens.plots.numbers import MISSING, number, percent, removed_share
+from gatelens.plots.numbers import MISSING, number, percent
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
@@ -189,9 +189,7 @@ def evidence(run: Run) -> list[Evidence]:
     first = table[table.how == table.how.iloc[0]]
     said = []
     for name, row in zip(_names(first), first.to_dict("records"), strict=True):
-        removed = (
-            f"gate → text removes {removed_share(row['gate'])}, image → text {removed_share(row['image'])}"
-        )
+        removed = f"gate → text removes {percent(row['gate'])}, image → text {percent(row['image'])}"
         known = row["verdict"] != INCONCLUSIVE
         number_of = f"(n = {row['n']})"
         said.append(
@@ -266,7 +264,7 @@ def shares_table(table: pd.DataFrame, shares: pd.DataFrame, title: str = "") -> 
         for cut in ("gate", "image"):
             low, high = percent(one[f"{cut}_low"]), percent(one[f"{cut}_high"])
             known = one["verdict"] != INCONCLUSIVE
-            cells.append((removed_share(one[cut]), f"{low} to {high}") if known else MISSING)
+            cells.append((percent(one[cut]), f"{low} to {high}") if known else MISSING)
         cells.append(one["verdict"])
         rows.append(cells)
         if one["verdict"] == INCONCLUSIVE:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gatelens.measures.stats import drawn_means, middle
-from gatelens.plots.numbers import percent, percent_cell, removed_cell, removed_share
+from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.opening import Path
 from gatelens.studies.gate_finder.verdict import FLIPS
 from gatelens.studies.narrow_gate.knockout_table import FLOOR, GATE, IMAGE, NONE, bounds_of, metric_of
@@ -29,10 +29,7 @@ APART = 0.25  # …and the two knockouts differ when the interval of their diffe
 LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a share of it to mean anything
 EITHER = "either path alone is enough"
 NEEDED = "both paths are needed"
-BEYOND = (
-    "“Beyond all” means that answers with the cut are worse than without any picture, as those of a guesser: the cut "
-    "does damage besides."
-)
+BEYOND = "Above 100 %, answers with the cut are worse than without any picture: the cut does damage besides."
 ATTENTION = "attention share"  # what its evidence is called
 FEWEST = 20  # examples of a task
 # attention: the gate stands out when in some layer it takes this much of what the image side gets, however many
@@ -261,11 +258,11 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
 def _removes(used: pd.DataFrame, gate: str) -> str:
     """What both cuts remove, by task."""
     numbers = ", ".join(
-        f"{removed_share(r.gate)} in {r.metric} (cutting the image tokens: {removed_share(r.image)})"
+        f"{percent(r.gate)} in {r.metric} (cutting the image tokens: {percent(r.image)})"
         for r in used.itertuples()
     )
     text = f"Of what the picture is worth to the answers, cutting {gate} off from the text removes {numbers}."
-    beyond = any("beyond" in removed_share(share) for share in [*used.gate, *used.image])
+    beyond = any(round(share, 2) > 1 for share in [*used.gate, *used.image])
     return f"{text} {BEYOND}" if beyond else text
 
 
@@ -275,7 +272,7 @@ def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
         return {"kind": kind, "says": INCONCLUSIVE, "text": row["why"], "line": row["why"]}
     shares = [percent_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image")]
     line = f"{GATE} loses {shares[0]}, {IMAGE} {shares[1]} (n = {row['n']})"
-    gate, image = (removed_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
+    gate, image = (percent_cell(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("gate", "image"))
     text = (
         f"unmodified {row['none']:.2f}, floor {row['floor']:.2f} (n = {row['n']}); of the difference "
         f"gate → text removes {gate}, image → text {image}: {row['why']}"

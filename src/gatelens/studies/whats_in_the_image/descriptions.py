@@ -182,10 +182,19 @@ def localisation_table(hits: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFra
     return table[[*BANDS, *numbers, "mass", "n"]]
 
 
+def with_interval(types: pd.DataFrame) -> pd.DataFrame:
+    """Shares with ``low, high``: 1.96 standard errors over pictures, between 0 and 1."""
+    half = 1.96 * types.se
+    return types.assign(low=(types.share - half).clip(lower=0), high=(types.share + half).clip(upper=1))
+
+
 def by_paper(types: pd.DataFrame) -> pd.DataFrame:
-    """The token-type table with the paper's three kinds: ``layer, kind (image, query, generated), share, even``."""
+    """The token-type table with the paper's three kinds: ``layer, kind (image, query, generated), share, even, se, low,
+    high``."""
     kinds = types.kind.where(~types.kind.isin(PROMPT_KINDS), "query")
-    return types.assign(kind=kinds).groupby(["layer", "kind"], as_index=False)[["share", "even"]].sum()
+    # the standard error of a sum is at most the sum of theirs
+    sums = types.assign(kind=kinds).groupby(["layer", "kind"], as_index=False)[["share", "even", "se"]].sum()
+    return with_interval(sums)
 
 
 def evidence(run: Run) -> list[Evidence]:
@@ -239,7 +248,10 @@ def page(run: Run) -> list[Card]:
             f"{percent(image.share.mean())}; an even share is {percent(image.even.mean())} (dotted). Bands: 95 % "
             f"intervals over {int(types.n.max())} pictures."
         )
-        chart = Chart(TOKEN_TYPES, lambda dark: token_types_figure(types, dark), caption, types)
+        numbers = with_interval(types).rename(columns={"low": "share_low", "high": "share_high"})
+        chart = Chart(
+            TOKEN_TYPES, lambda dark: token_types_figure(types, dark), caption, numbers.drop(columns="se")
+        )
         finding = f"the image gets {percent(image.share.mean())} of their attention"
         cards.append(
             Card("Where generated tokens look", [chart], name=TOKEN_TYPES, short="Attention", finding=finding)
@@ -283,8 +295,8 @@ def _looking_card(run: Run) -> Card:
 def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     """Where the generated tokens' attention goes, by layer (Fig. 1 of the paper)."""
     kinds = by_paper(types).rename(columns={"share": "mean"})
-    even = kinds.assign(kind=kinds.kind + ", even", mean=kinds.even)
-    parts = types[types.kind.isin(["system", "markers"])].rename(columns={"share": "mean"})
+    even = kinds.assign(kind=kinds.kind + ", even", mean=kinds.even, low=kinds.even, high=kinds.even)
+    parts = with_interval(types[types.kind.isin(["system", "markers"])]).rename(columns={"share": "mean"})
     parts = parts.groupby("kind").filter(lambda part: part["mean"].max() > VISIBLE)
     series = [
         SeriesStyle("image", "image tokens", "image", marker="o"),
@@ -326,11 +338,7 @@ def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFig
 
 def compared(run: Run) -> pd.DataFrame:
     """Attention by token type, and how often words look at their objects, by layer, for the comparison of two runs."""
-    types = run.table("token_types").query("even > 0")
-    half = 1.96 * types.se
-    types = types.assign(
-        mean=types.share, low=(types.share - half).clip(lower=0), high=(types.share + half).clip(upper=1)
-    )
+    types = with_interval(run.table("token_types").query("even > 0")).assign(mean=lambda t: t.share)
     parts = [cells(types, "attention of generated tokens", types.kind + ", layer " + types.layer.astype(str))]
     if run.has("localisation"):
         places = run.table("localisation")

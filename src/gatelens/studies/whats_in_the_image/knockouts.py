@@ -256,10 +256,12 @@ def _blocks(
     name, title = ("knockout", "") if only else (f"knockout_{how}", f"Knockout {how}")
     blocks: list[Block] = []
     if F1 in set(table.metric):
-        shaded = "" if window is None else f" Shaded: {window['reason']}."
+        shaded = (
+            "" if window is None else " Shaded: the window, where the curve of image → both changes most."
+        )
         caption = (
-            "Objects of the unmodified description that are still named when query rows, generated rows or both cannot "
-            f"see the image. A high curve: what it cuts is no longer needed.{shaded} Bands: 95 % intervals."
+            "Objects of the unmodified description still named when query rows, generated rows or both cannot see the "
+            f"image. Where a curve is high, what it cuts is not needed.{shaded} Bands: 95 % intervals."
         )
         blocks.append(Chart(name, lambda dark: knockout_curves(table, chance, window, how, dark), caption))
     if window is not None and table.scope.isin([WITHIN, OUTSIDE]).any():

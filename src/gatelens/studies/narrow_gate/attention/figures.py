@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from gatelens.plots.bars import stacked_bars
 from gatelens.plots.curve import layer_axis, reference
@@ -35,6 +36,8 @@ def attention_shares(
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         bands = [band for band in _bands(table, groups, p) if band[0] in by_kind]
         stacked_bars(upper, layers, [(by_kind[kind], label, color) for kind, label, color in bands])
+        if groups is not None:
+            _intervals(upper, groups, [kind for kind, _, _ in bands], p)
         upper.set_ylim(0, 1)
         upper.set_ylabel("share")
         upper.set_title("Where on the image side the text looks")
@@ -47,6 +50,16 @@ def attention_shares(
         lower.set_title("Part of all its attention that goes to the image side", fontsize=9.5)
         layer_axis(lower, layers)
     return figure
+
+
+def _intervals(axes: Axes, groups: pd.DataFrame, order: list[str], p: Palette) -> None:
+    """The interval of each group's share, at the upper end of its bar; the last bar ends at 1."""
+    for _, part in groups.groupby("layer"):
+        mine = part.set_index("group")
+        below = 0.0
+        for one in (mine.loc[name] for name in order[:-1] if name in mine.index):
+            axes.vlines(one.layer, below + one.low, below + one.high, color=p.ink, linewidth=1.4)
+            below += one.share
 
 
 def _bands(table: pd.DataFrame, groups: pd.DataFrame | None, p: Palette) -> list[tuple[str, str, str]]:
@@ -83,6 +96,9 @@ def attention_positions(
         axes.plot(each.order, each["mean"], ".", color=p.soft, markersize=3)
         for row in out.to_dict("records"):
             axes.vlines(row["order"], 0, row["highest"], color=color[row["kind"]], linewidth=2.2)
+            axes.plot(
+                [row["order"]] * 2, [row["low"], row["high"]], "_-", color=p.ink, linewidth=1, markersize=5
+            )
         top = max(float(each.highest.max()), even)
         for row in _apart(out.head(NAMED).to_dict("records"), float(each.order.max())):
             left = row["order"] > 0.5 * each.order.max()

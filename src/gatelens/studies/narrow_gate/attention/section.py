@@ -156,15 +156,23 @@ def page(run: Run) -> list[Card]:
     least, times = float(options["least"]), float(options["times"])
     each = (
         "Every position of the image side in prompt order: its share in its highest layer (line) and its mean over "
-        "layers (dot). Coloured positions stand out."
+        "layers (dot). Coloured positions stand out, with their 95 % intervals."
     )
+    with_interval = {"low": "share_low", "high": "share_high"}
+    listed_numbers = positions[["name", "mean", "highest", "low", "high", "layer", "even", "stands_out", "n"]]
+    listed_numbers = listed_numbers.rename(columns={"low": "highest_low", "high": "highest_high"})
     blocks: list[Block] = [
-        Chart("attention", lambda dark: attention_shares(table, dark, groups), _caption(table), groups),
+        Chart(
+            "attention",
+            lambda dark: attention_shares(table, dark, groups),
+            _caption(table),
+            groups.rename(columns=with_interval),
+        ),
         Chart(
             "attention_positions",
             partial(attention_positions, table, positions, least, times),
             each,
-            positions,
+            listed_numbers,
         ),
         _listed_positions(positions, least, times),
     ]
@@ -185,7 +193,7 @@ def _caption(table: pd.DataFrame) -> str:
     return (
         "How text after the gate divides its attention to the image side. Mean over layers: the gate "
         f"{percent(share.mean())}, the image tokens {percent(image)}; an even share is {percent(uniform, 1)} a "
-        "position. Attention shows where text looks, not what it uses."
+        "position. Lines: 95 % intervals over prompts. Attention shows where text looks, not what it uses."
     )
 
 

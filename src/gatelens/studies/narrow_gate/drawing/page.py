@@ -9,7 +9,7 @@ import pandas as pd
 
 from gatelens.plots.bars import bars
 from gatelens.plots.card import Block, Card, Chart, Pictures, Table, Text
-from gatelens.plots.numbers import percent, percent_cell
+from gatelens.plots.numbers import percent
 from gatelens.plots.style import NotebookFigure, ReferenceLine
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, chance
@@ -94,8 +94,7 @@ def in_words(table: pd.DataFrame) -> str:
     part = table[table.prompt == "colour asked"].set_index(["row", "measure"])
 
     def share(row: str, measure: str) -> str:
-        one = part.loc[(row, measure)]
-        return percent_cell(one["mean"], one.low, one.high)
+        return percent(part.loc[(row, measure)]["mean"])
 
     def apart(a: str, b: str, measure: str) -> bool:
         x, y = part.loc[(a, measure)], part.loc[(b, measure)]
@@ -103,15 +102,15 @@ def in_words(table: pd.DataFrame) -> str:
 
     text = (
         f"Asked in words alone, {share(NO_PICTURE, BROKEN)} of {int(part.n.max())} drawings show the class asked for. "
-        f"After a picture of something else, {share(NONE, BROKEN)} do"
+        f"After a picture of something else, {share(NONE, BROKEN)} show it"
     )
     text += ": the picture breaks drawing. " if apart(NONE, NO_PICTURE, BROKEN) else ". "
-    text += f"{share(NONE, FOLLOWS)} have that picture’s background"
+    text += f"That picture’s background is in {share(NONE, FOLLOWS)} of drawings"
     if not apart(NONE, NO_PICTURE, FOLLOWS):
         return f"{text}, as without it ({share(NO_PICTURE, FOLLOWS)}): no influence is seen."
     text += f" (without it {share(NO_PICTURE, FOLLOWS)})."
     for row, what in ((GATE_TEXT, "the gate"), (IMAGE_TEXT, "the image tokens")):
-        text += f" With {what} cut, {share(row, FOLLOWS)} do"
+        text += f" With {what} cut it is in {share(row, FOLLOWS)}"
         text += "." if apart(row, NONE, FOLLOWS) else ", no different."
     if apart(ALL_TEXT, NONE, BROKEN):
         text += f" With both cut, {share(ALL_TEXT, BROKEN)} show the class asked for again."

@@ -50,9 +50,8 @@ NEED = 17  # distinct points: the density estimate takes 16 neighbours
 WORDS = {
     "modality gap": (
         "One image token and one text token after the gate are drawn of every picture, with its caption where there is "
-        "one. The measure is |cos| between their residual streams, over all pairs. Layer l is the input of block l; "
-        "the last is "
-        "the output of the last block."
+        "one. The measure is |cos| between their residual streams, over all pairs. The last layer is the output of the "
+        "last block."
     ),
     "homogeneity": (
         "1 if every cluster holds tokens of one modality, 0 if clusters say nothing about it. Clusters are made by "
@@ -233,10 +232,9 @@ def _caption(table: pd.DataFrame) -> str:
     part = table[table.pair == "image-text"].set_index("layer")
     top = part["median"].idxmax()
     return (
-        f"How alike image and text tokens are, from {int(part.n.iloc[0]):,} pairs a layer. The median |cos| is highest "
-        f"in layer {int(top)} ({part['median'].max():.2f}). Where tokens lie does not show which path is used, so the "
-        "verdict ignores it. In the paper, medians stay near 0 in models trained on both modalities from the start. "
-        "In models built on a language model, the two come together in the middle layers."
+        f"How alike image and text tokens are: {int(part.n.iloc[0]):,} pairs a layer, all with their quartiles. The "
+        f"median |cos| is highest in layer {int(top)} ({part['median'].max():.2f}). The verdict ignores it: where "
+        "tokens lie does not show which path is used."
     )
 
 
@@ -249,7 +247,8 @@ def _clusters_caption(table: pd.DataFrame) -> str:
 
     return (
         f"Does each cluster of the {int(table.n.iloc[0]):,} tokens hold one modality? Most {say(top)}, least "
-        f"{say(least)}. Numbers in the figure count clusters."
+        f"{say(least)}. Written above: how many clusters. No interval: drawing tokens twice would make clusters of "
+        "their own."
     )
 
 

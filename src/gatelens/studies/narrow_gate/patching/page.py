@@ -17,9 +17,8 @@ from gatelens.studies.narrow_gate.patching.attributes import styles
 
 ANY = "any"  # in a table of classes: all of them together
 DEPTH_CAPTION = (
-    "The same by what is asked, for pairs that differ in it. A curve rises where the gate has read it, and falls where "
-    "the text no longer reads it there. Counted are pairs whose unpatched answers are both right. "
-    "Intervals: in the table."
+    "The same by what is asked, for pairs that differ in it and are answered rightly unpatched. A curve rises where "
+    "the gate has read it, and falls where the text no longer reads it there. Bands: 95 % intervals over pairs."
 )
 FEWEST_A_CELL = 10  # pairs of pictures of two classes, to colour a cell by them
 CUMULATIVE = "Patching what the attention reads at the gate, from a layer to the last"
@@ -82,14 +81,14 @@ def _finding(run: Run) -> str:
 def _caption(table: pd.DataFrame) -> str:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     text = (
-        "In one layer, the gate’s residual stream is replaced by that of a picture of another class. If the gate "
-        "carries the class, orange rises, blue falls and predictions flip."
+        "In one layer, the gate’s residual stream is that of a picture of another class. If the gate carries the "
+        "class, orange rises, blue falls and predictions flip."
     )
     if flips.empty:
         return text + " No pair had two different unpatched predictions, so none could flip."
     return (
         text
-        + f" Flips are over the {int(flips.n.iloc[0])} pairs whose unpatched predictions differ. Bands: 95 % intervals."
+        + f" Flips: of {int(flips.n.iloc[0])} pairs with different predictions. Bands: 95 % intervals over pairs."
     )
 
 
@@ -127,8 +126,8 @@ def _classes_caption(table: pd.DataFrame) -> str:
     each = f"{low}" if low == high else f"{low} to {high}"
     few = f" Two given classes have {each} pairs, too few to show." * (low < FEWEST_A_CELL)
     return (
-        f"Predictions of the target’s class in layer {int(table.layer.iloc[0])} ({best}). Base: the class of the "
-        f"picture asked about. Target: the class of the picture whose gate it gets.{few} Whiskers: 95 % intervals."
+        f"Predictions of the target’s class in layer {int(table.layer.iloc[0])} ({best}). Base: the picture asked "
+        f"about. Target: the picture whose gate it gets.{few} Whiskers: 95 % intervals."
     )
 
 
@@ -138,7 +137,7 @@ def attribute_curves(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     looks = styles(names)
     return curves(
         table,
-        [SeriesStyle(name, name, *looks[name], band=False) for name in names],
+        [SeriesStyle(name, name, *looks[name]) for name in names],
         by="attribute",
         title="The gate from another picture, in one layer: answers that become that picture’s",
         ylim=(-0.02, 1.04),

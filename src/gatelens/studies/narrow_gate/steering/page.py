@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gatelens.measures.stats import wilson_interval
 from gatelens.plots.card import Block, Card, Cell, Chart, Pictures, Table, mean_cell
 from gatelens.plots.curve import SHARE, curve, layer_axis
 from gatelens.plots.numbers import MISSING, percent
@@ -61,8 +63,8 @@ def cards(run: Run) -> list[Card]:
     if table.empty:  # no picture was answered rightly, and nothing else was asked
         return []
     caption = (
-        "Left: dose 1 on the half the directions come from; the ring marks the layer chosen. Right: the other half, in "
-        "that layer. Good steering is orange high, grey low, blue level. Bands: 95 % intervals over pictures."
+        "Left: dose 1 on the pictures the direction comes from; the ring marks the layer chosen. Right: on the others. "
+        "Good steering: orange high, grey low, blue level. Bands: 95 % intervals over pictures."
     )
     blocks: list[Block] = [
         Chart(
@@ -155,8 +157,8 @@ def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) ->
             mine = mine.sort_values("dose")
             if len(mine) < 2:
                 continue
-            band = (mine.low, mine.high) if direction == MEANS else (None, None)
-            curve(right, mine.dose, mine["mean"], *band, color=color, label=label, line=line, marker=marker)
+            looks = {"color": color, "label": label, "line": line, "marker": marker}
+            curve(right, mine.dose, mine["mean"], mine.low, mine.high, **looks)
         right.set_xlabel("dose: multiples of the difference of class means")
         right.set_title("On pictures the directions were not fitted on")
         for axes in (left, right):
@@ -169,7 +171,12 @@ def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) ->
 def _by_layer(axes: Axes, layers: pd.DataFrame, p: Palette) -> None:
     for place, color, label in (("last", p.faint, "at the last position"), ("gate", p.gate, "at the gate")):
         part = layers[layers.place == place].sort_values("layer")
-        curve(axes, part.layer, part.success, color=color, marker="o", label=label)
+        # of outcomes: how many of n were turned
+        turned = [
+            wilson_interval(round(r.success * r.n), r.n) if r.n else (np.nan,) * 2 for r in part.itertuples()
+        ]
+        low, high = zip(*turned, strict=True)
+        curve(axes, part.layer, part.success, low, high, color=color, marker="o", label=label)
         if place == "gate":
             best = part[part.chosen]
             axes.plot(best.layer, best.success, "o", markersize=11, markerfacecolor="none", color=p.ink)
