@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 
 from gatelens.errors import OutputError
-from gatelens.measures.stats import wilson_interval
+from gatelens.measures.stats import CHANGE, mean_interval, wilson_interval
 from gatelens.runs import Run
-from gatelens.studies.compare import compare, compare_html, compare_text
+from gatelens.studies.catalogue import study_of
+from gatelens.studies.compare import _part, compare, compare_html, compare_text
 from gatelens.studies.narrow_gate.knockout_table import summarise
+from gatelens.studies.narrow_gate.patching.section import summarise_patching
 from study_helpers import synthetic_run
 
 
@@ -104,8 +106,9 @@ def test_every_section_is_compared(stored_runs: dict[str, Path]) -> None:
     )
     assert (table.difference == 0).all() and not table.apart.any()
     # the same examples by id: a difference of nothing from itself has hardly a width
-    paired = table[table.section.isin(["knockouts", "progressive"])]
+    paired = table[table.section.isin(["knockouts", "progressive", "patching", "drawing"])]
     assert paired.paired.all()
+    assert "differences, which have no interval" in compare_html(run, run)  # the modality gap
     page = compare_html(run, run)
     assert page.count('class="part"') >= len(every) + 2
     text = compare_text(run, run)
@@ -125,4 +128,48 @@ def test_sections_of_whats_in_the_image_are_compared(stored_runs: dict[str, Path
     assert len(table[table.metric == "words that look hardest at their object"]) == len(
         run.table("localisation")
     )
-    assert "from the intervals of both means" in compare_html(run, run)
+    assert "unpaired, from the intervals of both means" in compare_html(run, run)
+
+
+def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path]) -> None:
+    """Every second pair turns the other way in one of the runs."""
+    run = Run.load(stored_runs["narrow-gate"])
+    pairs = run.table("patching_pairs")
+    other = pairs.assign(success=pairs.success ^ (pairs.pair % 2 == 0))
+    runs = []
+    for name, table in (("a", pairs), ("b", other)):
+        runs.append(made := Run.open(None, study="narrow-gate", settings={**run.settings, "model": name}))
+        classes = table[table.attribute == "class"]
+        made.save("patching_pairs", table)
+        made.save("patching", summarise_patching(classes[classes.site == "resid_pre"], 100, 0))
+        made.save("patching_attention", summarise_patching(classes[classes.site == "attn_in"], 100, 0))
+    section = study_of(run).section("patching")
+    both = _part(*runs, "patching", section.cells, section.values).set_index(["metric", "row"])
+    counted = pairs[
+        (pairs.attribute == "class") & (pairs.site == "resid_pre") & pairs.both_right & (pairs.layer == 2)
+    ]
+    change = np.where(counted.pair % 2 == 0, np.where(counted.success, -1.0, 1.0), 0.0)
+    row = both.loc[("gate patched", "success, layer 2")]
+    assert row.paired and row.difference == pytest.approx(change.mean())
+    assert (row.difference_low, row.difference_high) == mean_interval(change, CHANGE)
+
+
+def test_stages_of_a_fine_tuning_are_compared_section_by_section(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        run = Run.open(tmp_path / name, study="gate-finetuning", settings={"model": name})
+        inner = {"before": synthetic_run(tmp_path / name / "before", "narrow", 60)}
+        inner["masked"] = synthetic_run(
+            tmp_path / name / "masked" / "study", "open" if name == "b" else "narrow", 60
+        )
+        run.save("knockout", pd.concat([r.table("knockout").assign(stage=s) for s, r in inner.items()]))
+        run.save("stages", [{"name": stage} for stage in inner])
+        runs.append(run)
+    table = compare(*runs)
+    assert set(table.section) == {"stages"} | {
+        f"{stage}: {section}" for stage in ("before", "masked") for section in ("attention", "patching")
+    }
+    own = table[(table.section == "stages") & (table.metric == "class accuracy")].set_index("row")
+    assert own.loc["before: gate → text"].difference == 0 and not own.loc["before: gate → text"].apart
+    assert own.loc["masked: gate → text"].apart
+    assert not table.duplicated(["section", "how", "metric", "row"]).any()

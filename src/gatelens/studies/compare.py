@@ -40,16 +40,32 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
 
 def _joined(a: Run, b: Run) -> pd.DataFrame:
     study = study_of(a)
-    parts = [_part(a, b, study.decides or study.name, study.comparable, study.answers)]
-    of_b = {s.name for s in measured_sections(study, b)}
-    for section in measured_sections(study, a):
-        if section.name in of_b:
-            parts.append(_part(a, b, section.name, section.cells, section.values))
+    own, *others = _parts(a, b)
+    inner_b = study.inner(b)
+    for name, inner in study.inner(a).items():
+        if name in inner_b:
+            first, *further = _parts(inner, inner_b[name])
+            # what decides there stands in the place of this study's own, which knows no examples
+            mine = first.assign(section=study.decides, row=f"{name}: " + first.row)
+            own = pd.concat([own[~own.row.isin(mine.row)], mine], ignore_index=True)
+            others += [part.assign(section=f"{name}: " + part.section) for part in further]
+    parts = [own, *others]
     if all(part.empty for part in parts):
         raise OutputError(
             f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
         )
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def _parts(a: Run, b: Run) -> list[pd.DataFrame]:
+    """What two runs have in common: the study's own comparison, then a table a section."""
+    study = study_of(a)
+    parts = [_part(a, b, study.decides or study.name, study.comparable, study.answers)]
+    of_b = {s.name for s in measured_sections(study, b)}
+    for section in measured_sections(study, a):
+        if section.name in of_b:
+            parts.append(_part(a, b, section.name, section.cells, section.values))
+    return parts
 
 
 def _part(a: Run, b: Run, section: str, cells: Reader, values: Reader) -> pd.DataFrame:
@@ -154,7 +170,9 @@ def _card(section: str, part: pd.DataFrame) -> Card:
 
 
 def _finding(part: pd.DataFrame) -> str:
-    how = {(True,): "paired by example", (False,): "from the intervals of both means"}
+    if part.difference_low.isna().all():
+        return f"{len(part)} differences, which have no interval"
+    how = {(True,): "paired by example", (False,): "unpaired, from the intervals of both means"}
     said = how.get(tuple(part.paired.unique()), f"{int(part.paired.sum())} of them paired by example")
     return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0 ({said})"
 

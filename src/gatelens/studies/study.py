@@ -85,6 +85,8 @@ class Study:
         closing: cards after those of the sections.
         decides: the section whose tables the verdict is made of.
         opening: the drawings under the verdict, of the run and its verdict.
+        inner: the runs of other studies that a run holds, by name, such as those before and after a training; two
+            runs are compared in these too.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Study:
     closing: Callable[[Run], list[Card]] = lambda run: []
     decides: str = ""
     opening: Callable[[Run, Mapping[str, Any]], Opening] = lambda run, said: Opening()
+    inner: Callable[[Run], Mapping[str, Run]] = lambda run: {}
 
     def section(self, name: str) -> Section:
         """The section of that name."""

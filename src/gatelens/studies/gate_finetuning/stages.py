@@ -198,7 +198,7 @@ def page(run: Run) -> list[Card]:
         partial(loss_curves, loss),
         f"Cross-entropy of the answers’ tokens while training, the mean of every {AVERAGED} steps. No interval: each "
         "training ran once.",
-        loss,
+        loss.drop(columns="lr"),
     )
     first = first.assign(cell=first.stage + " " + first.row)
     names: dict[str, Cell] = {

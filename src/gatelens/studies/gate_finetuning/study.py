@@ -21,7 +21,15 @@ from gatelens.plots.numbers import percent
 from gatelens.plots.opening import BarTable, Diagram, Opening
 from gatelens.runs import Run
 from gatelens.studies.gate_finder.planted import planted
-from gatelens.studies.gate_finetuning.stages import BEFORE, CONTROL, SECTION, SHOWN, TITLES, shown_rows
+from gatelens.studies.gate_finetuning.stages import (
+    BEFORE,
+    CONTROL,
+    SECTION,
+    SHOWN,
+    TITLES,
+    report_of,
+    shown_rows,
+)
 from gatelens.studies.narrow_gate.knockout_table import GATE, IMAGE, NONE
 from gatelens.studies.narrow_gate.study import STUDY as NARROW_GATE
 from gatelens.studies.narrow_gate.verdict import EITHER, INCONCLUSIVE, MIXED, paths_of
@@ -199,6 +207,16 @@ def _opening(run: Run, said: Mapping[str, Any]) -> Opening:
     return Opening(diagrams, _bars(run, first), known, {term: METHOD[term] for term in SAID})
 
 
+def inner_runs(run: Run) -> dict[str, Run]:
+    """The narrow-gate runs of the stages, those that are still in the run's folder."""
+    if run.path is None:
+        return {}
+    folders = {stage["name"]: (run.path / report_of(stage["name"])).parent for stage in run.json("stages")}
+    return {
+        name: Run.load(folder) for name, folder in folders.items() if (folder / "manifest.json").is_file()
+    }
+
+
 def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
     """What is left when nothing, the gate or the image tokens are cut: the stages of each beside each other."""
     table = shown_rows(run.table("knockout"))
@@ -224,7 +242,7 @@ def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:
         "kind": TITLES[name],
         "says": stage["verdict"],
         "text": ended + stage["sentence"].removesuffix("."),
-        "line": f"{stage['verdict']}: {gate.name} loses {gate.said}, {image.name} {image.said}{flips}",
+        "line": f"{stage['verdict']}; {gate.name} loses {gate.said}, {image.name} {image.said}{flips}",
     }
 
 
@@ -237,6 +255,7 @@ STUDY = Study(
     always=(SECTION.name,),
     verdict=conclude,
     comparable=lambda run: run.table("knockout").assign(row=lambda t: t.stage + ": " + t.row),
+    inner=inner_runs,
     settings=_settings,
     tones=NARROW_GATE.tones,
     lead={"model": "model", "data": "data"},

@@ -47,7 +47,7 @@ from gatelens.studies.narrow_gate.verdict import (
     task_verdicts,
 )
 from gatelens.studies.options import Examples, Options, Says, kinds_of_knockout
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 SEED = 7919  # keeps the further questions apart from those every section shares
@@ -165,7 +165,7 @@ def shares(answers: pd.DataFrame, table: pd.DataFrame, n_boot: int, seed: int) -
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
-    """``question_kinds`` and ``question_kinds_shares``."""
+    """``question_kinds``, ``question_kinds_shares``, and the ``question_scores`` they are made of."""
     predictions, by = setup.run.table("predictions"), setup.section_options["questions"].by
     columns = ["how", "task", "row", "id", "score", "kind", "question", "answers"]
     tables = [measured.table("answers")]
@@ -180,7 +180,9 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
         answers.loc[mine.index, "blind"] = blind_scores(mine, others)
     n_boot, seed = setup.options.n_boot, setup.options.seed
     table = summarise(answers, n_boot, seed)
-    return {"question_kinds": table, "question_kinds_shares": shares(answers, table, n_boot, seed)}
+    scores = answers[["how", "task", "kind", "row", "id", "score"]]
+    judged = shares(answers, table, n_boot, seed)
+    return {"question_kinds": table, "question_kinds_shares": judged, "question_scores": scores}
 
 
 def evidence(run: Run) -> list[Evidence]:
@@ -317,7 +319,20 @@ def question_bars(table: pd.DataFrame, how: str | None = None, dark: bool = Fals
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     """Scores by kind of question, for the comparison of two runs."""
-    return cells(table, table.task.map(metric_of), table.kind.astype(str) + ": " + table.row)
+    return cells(table, table.task.map(metric_of), _cut(table))
+
+
+def compared_values(run: Run) -> pd.DataFrame:
+    """The score of every question; none of a run of before they were kept."""
+    if not run.has("question_scores"):
+        return pd.DataFrame(columns=VALUES)
+    table = run.table("question_scores")
+    named = {"metric": table.task.map(metric_of), "row": _cut(table), "value": table.score}
+    return table.assign(**named, bounded=True)[VALUES]
+
+
+def _cut(table: pd.DataFrame) -> pd.Series:
+    return table.kind.astype(str) + ": " + table.row
 
 
 SECTION = Section(
@@ -331,4 +346,5 @@ SECTION = Section(
     page,
     reads=("knockouts",),
     cells=lambda run: compared(run.table("question_kinds")),
+    values=compared_values,
 )

@@ -54,7 +54,7 @@ from gatelens.studies.whats_in_the_image.scores import (
 from gatelens.studies.whats_in_the_image.verdict import kept_shares, lost_share
 
 SERIES = (
-    SeriesStyle(GENERATED, color="third", marker="^"),
+    SeriesStyle(GENERATED, color="image", marker="^"),
     SeriesStyle(QUERY, color="gate", marker="s"),
     SeriesStyle(BOTH, color="neutral", marker="o"),
 )

@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 
+from gatelens.measures.stats import wilson_interval
 from gatelens.plots.card import Chart, Pictures, Table
 from gatelens.plots.style import palette, png
 from gatelens.runs import Run
@@ -34,7 +35,7 @@ def table() -> pd.DataFrame:
 
 def layers() -> pd.DataFrame:
     rows = [("gate", 0, 0.0, False), ("gate", 2, 0.9, True), ("last", 0, 0.0, False), ("last", 2, 0.6, True)]
-    return pd.DataFrame(rows, columns=["place", "layer", "success", "chosen"])
+    return pd.DataFrame(rows, columns=["place", "layer", "success", "chosen"]).assign(n=40)
 
 
 @pytest.fixture
@@ -55,6 +56,9 @@ def test_dose_curve_shows_the_table() -> None:
     assert list(cost.get_ydata()) == [0.8, 0.75, 0.5] and cost.get_color() == palette(False).image
     assert list(lines["the same, random direction"].get_ydata()) == [0.0, 0.01, 0.01]
     assert "rest of the caption kept" not in lines  # not measured
+    corners = left.collections[1].get_paths()[0].vertices  # the band at the gate
+    for layer, turned in ((0, 0), (2, 36)):
+        assert {y for x, y in corners.tolist() if x == layer} == set(wilson_interval(turned, 40))
     ring = left.lines[-1]
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.9])
     assert png(dose_curve(table(), layers(), dark=True)).startswith(b"\x89PNG")

@@ -39,9 +39,9 @@ from gatelens.studies.narrow_gate.drawing.cases import (
     with_directions,
 )
 from gatelens.studies.narrow_gate.drawing.page import cards
-from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, summarise
+from gatelens.studies.narrow_gate.drawing.table import NO_PICTURE, NONE, hits, summarise
 from gatelens.studies.options import Examples, Options
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, Setup, Tables, cells
 
 DRAWING, BOTH = "last | generated", "(query | last | generated) - gate"
 TEXT = "text - gate"
@@ -243,6 +243,13 @@ def compared(run: Run) -> pd.DataFrame:
     return cells(table, table.prompt + ": " + table.measure, table["row"])
 
 
+def compared_values(run: Run) -> pd.DataFrame:
+    """Whether each drawing shows it."""
+    table = hits(run.table("drawings"))
+    named = {"how": "", "metric": table.prompt + ": " + table.measure, "id": table.case.astype(str)}
+    return table.assign(**named, value=table.hit.astype(float), bounded=True)[VALUES]
+
+
 SECTION = Section(
     "drawing",
     "what the prompt's picture does to a picture drawn after it",
@@ -252,4 +259,5 @@ SECTION = Section(
     DrawingOptions,
     page=cards,
     cells=compared,
+    values=compared_values,
 )

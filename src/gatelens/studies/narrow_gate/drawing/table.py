@@ -27,20 +27,26 @@ ONLY_WHERE_ASKED = ("colour asked", "colour asked, read")
 
 
 def summarise(drawings: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
-    """``prompt, row, measure, mean, low, high, n`` of the lines of ``drawings``; shares with their 95 % intervals.
+    """``prompt, row, measure, mean, low, high, n`` of the lines of ``drawings``; shares with their 95 % intervals."""
+    return summary(hits(drawings), ["prompt", "row", "measure"], "hit", None, n_boot=n_boot, seed=seed)
+
+
+def hits(drawings: pd.DataFrame) -> pd.DataFrame:
+    """``prompt, row, case, measure, hit``: whether a drawing shows what a measure asks for.
 
     A measure is left out where it means nothing: the colour asked where none was, an answer where none was taken.
     """
-    hits = []
+    parts = []
     for (prompt, _), part in drawings.groupby(["prompt", "row"], sort=False):
         for measure, (left, right) in MEASURES.items():
             if measure in ONLY_WHERE_ASKED and prompt != "colour asked":
                 continue
             if measure.startswith("says") and not part[left].astype(bool).all():
                 continue
-            hits.append(part[["prompt", "row"]].assign(measure=measure, hit=part[left] == part[right]))
-    every = pd.concat(hits, ignore_index=True)
-    return summary(every, ["prompt", "row", "measure"], "hit", None, n_boot=n_boot, seed=seed)
+            parts.append(
+                part[["prompt", "row", "case"]].assign(measure=measure, hit=part[left] == part[right])
+            )
+    return pd.concat(parts, ignore_index=True)
 
 
 def chance(measure: str) -> float:

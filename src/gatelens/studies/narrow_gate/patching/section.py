@@ -47,7 +47,7 @@ from gatelens.studies.narrow_gate.patching.attributes import (
 from gatelens.studies.narrow_gate.patching.page import ANY, cards
 from gatelens.studies.narrow_gate.verdict import attention_input_evidence, patching_evidence
 from gatelens.studies.options import AtLeastTwo, Examples, Options
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
 
 PicturePair = tuple[Example, Example]  # base and target
 SITE: Literal["resid_pre"] = "resid_pre"  # of one layer
@@ -297,6 +297,23 @@ def compared(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def compared_values(run: Run) -> pd.DataFrame:
+    """What the curves are the means of, by pair of pictures."""
+    pairs = run.table("patching_pairs")
+    pairs = pairs[pairs.attribute == CLASS].assign(id=lambda t: t.base_id + " → " + t.target_id, how="")
+    counted = {"base": None, "target": None, "flipped": "flippable", "success": "both_right"}
+    parts = []
+    for site, what in ((SITE, "gate"), (INPUT, "attention input at the gate")):
+        mine = pairs[pairs.site == site]
+        for measure, where in counted.items():
+            part = mine if where is None else mine[mine[where]]
+            names = {"metric": f"{what} patched", "row": f"{measure}, layer " + part.layer.astype(str)}
+            parts.append(
+                part.assign(**names, value=part[measure].astype(float), bounded=where is not None)[VALUES]
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
 SECTION = Section(
     "patching",
     "the gate's activations taken from another picture, layer by layer",
@@ -307,4 +324,5 @@ SECTION = Section(
     evidence,
     cards,
     cells=compared,
+    values=compared_values,
 )
