@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -270,8 +272,33 @@ def test_print(opened: Page) -> None:
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert opened.locator(".part > details[open] svg").count() > 2  # sections are printed open
     assert overflow(opened) == []
+    # names of settings beside their values
+    tops = opened.evaluate("""[...document.querySelectorAll("#method dt")].map((e) =>
+        [e, e.nextElementSibling].map((one) => one.getBoundingClientRect().top))""")
+    assert len(tops) > 10 and all(abs(name - value) <= 4 for name, value in tops)
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
     assert opened.locator(".part > details[open]").count() == 0
+
+
+def test_print_with_both_kinds_of_knockout(page: Page, stored_runs: dict[str, Path], tmp_path: Path) -> None:
+    run = Run.load(shutil.copytree(stored_runs["narrow-gate"], tmp_path / "run"))
+    for name in (
+        "knockout",
+        "tasks",
+        "progressive",
+        "progressive_layers",
+        "question_kinds",
+        "question_kinds_shares",
+    ):
+        table = run.table(name)
+        run.save(name, pd.concat([table, table.assign(how="mask")], ignore_index=True))
+    page.goto(drawn(tmp_path / "run", tmp_path).as_uri())
+    assert page.locator("h3", has_text="Knockout mask").count() >= 2
+    assert pdf_pages(page) <= MOST_SHEETS
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert overflow(page) == []
 
 
 def test_one_figure_for_light_and_dark(opened: Page) -> None:
