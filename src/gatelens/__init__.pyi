@@ -58,5 +58,7 @@ from gatelens.sweeps import sweep as sweep
 from gatelens.tokens import Role as Role
 from gatelens.tokens import Selection as Selection
 from gatelens.tokens import TokenMap as TokenMap
+from gatelens.verification.result import Verification as Verification
+from gatelens.verification.verify import verify as verify
 
 __version__: str

@@ -1,4 +1,4 @@
-"""The command line: ``gatelens study | find-gate | sections | report | compare | explore | tokens | models``.
+"""The command line: ``gatelens study | find-gate | sections | report | compare | explore | tokens | models | verify``.
 
 ``studies`` runs experiments, ``runs`` reads what they left, ``models`` says what is there; ``options`` are what
 commands share, ``stopping`` is what a signal does. Heavy imports wait until a command runs, so that ``--help`` answers
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    from gatelens.cli import explore, models, runs, studies  # noqa: F401  (each adds its commands)
+    from gatelens.cli import explore, models, runs, studies, verify  # noqa: F401  (each adds its commands)
     from gatelens.cli.options import app
 
     return int(app(args=arguments, standalone_mode=False) or 0)
