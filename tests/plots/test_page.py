@@ -123,6 +123,16 @@ def test_the_verdict_with_its_evidence(html: str) -> None:
     assert 'through &lt;eoss&gt;: <a href="#knockouts">98\u00a0%</a> of it.' in html
 
 
+def test_nothing_speaks_for_a_verdict_that_cannot_be_told() -> None:
+    unsure = {
+        **SAID,
+        "verdict": "inconclusive",
+        "evidence": [{"kind": "a", "says": "inconclusive", "text": "few"}],
+    }
+    (one,) = Verdict.from_json(unsure, TONES).evidence
+    assert (one.mark, one.label) == ("open", "undecided")
+
+
 def test_every_kind_of_block_is_there(html: str) -> None:
     assert '<tr class="control"><th scope="row">floor</th>' in html
     assert "class accuracy<br>n = 20" in html

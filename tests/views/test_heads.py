@@ -463,6 +463,9 @@ def test_under_a_long_prompt_the_picture_stays_in_sight(
     assert stage["y"] < 900 / 2
 
 
+GROUND = "getComputedStyle(document.body).backgroundColor"
+
+
 def test_in_a_notebook_the_view_is_a_frame_as_tall_as_its_page(run: Any, page: Any, tmp_path: Path) -> None:
     inputs, cache = run
     inside = heads(cache, inputs, layer=1)._repr_html_()
@@ -478,3 +481,16 @@ def test_in_a_notebook_the_view_is_a_frame_as_tall_as_its_page(run: Any, page: A
     )  # painted
     tall = page.evaluate("document.querySelector('iframe').offsetHeight")
     assert abs(tall - frame.evaluate("document.documentElement.scrollHeight")) <= 12
+    # light or dark as the notebook is, whatever the system is, also when it changes; elsewhere as the system is
+    notebooks = [("data-jp-theme-light", "false", "true"), ("class", "vscode-dark", "vscode-light")]
+    notebooks.append(("data-vscode-theme-kind", "vscode-high-contrast", "vscode-high-contrast-light"))
+    light, dark = "rgb(255, 255, 255)", "rgb(18, 21, 27)"
+    for system, ground in (("light", light), ("dark", dark)):
+        page.emulate_media(color_scheme=system)
+        assert frame.evaluate(GROUND) == ground
+        for name, darkened, lightened in notebooks:
+            for value, wanted in ((darkened, dark), (lightened, light)):
+                page.evaluate("([name, value]) => document.body.setAttribute(name, value)", [name, value])
+                assert frame.evaluate(GROUND) == wanted, (name, value, system)
+            page.evaluate("(name) => document.body.removeAttribute(name)", name)
+    assert frame.evaluate(GROUND) == dark

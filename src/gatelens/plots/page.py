@@ -79,9 +79,14 @@ class Verdict:
             link: to the table of its numbers.
         """
         against = said.get("disagree", ())
+        undecided = said["verdict"] == "inconclusive"
         evidence = [
             Evidence(
-                AGAINST if one["kind"] in against else FOR if one["says"] == said["verdict"] else OPEN,
+                AGAINST
+                if one["kind"] in against
+                else FOR
+                if one["says"] == said["verdict"] and not undecided
+                else OPEN,
                 one["kind"],
                 one.get("line") or one["text"],
                 {"inconclusive": "undecided"}.get(one["says"], one["says"]),
