@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import threading
 from functools import partial
 from pathlib import Path
@@ -30,19 +31,20 @@ def squares(tables: list[dict[str, pd.DataFrame]]) -> list[int]:
     return [one["squares"].square.item() for one in tables]
 
 
-def test_the_same_call_several_times_at_once_measures_each_unit_once(tmp_path: Path) -> None:
-    found: list[list[int]] = []
+def call(folder: Path) -> None:
+    units = units_of(folder / "log", dict.fromkeys(range(6), "short"))
+    assert squares(measured(toy(folder / "run"), "s", units, False)) == SQUARES
 
-    def call() -> None:
-        units = units_of(tmp_path / "log", dict.fromkeys(range(6), "short"))
-        found.append(squares(measured(toy(tmp_path / "run"), "s", units, False)))
 
-    threads = [threading.Thread(target=call) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [SQUARES] * 3
+@pytest.mark.parametrize("kind", [threading.Thread, multiprocessing.get_context("fork").Process])
+def test_the_same_call_several_times_at_once_measures_each_unit_once(tmp_path: Path, kind: Any) -> None:
+    callers = [kind(target=call, args=(tmp_path,)) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+        assert getattr(caller, "exitcode", 0) == 0
+    call(tmp_path)
     assert attempts_of(tmp_path / "log") == dict.fromkeys(range(6), 1)
     assert not list((tmp_path / "run").rglob(".*"))
 

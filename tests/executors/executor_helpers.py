@@ -26,7 +26,13 @@ def square(log: Path, number: int, then: str, done: Any) -> dict[str, pd.DataFra
     until there is a file ``go``, a minute at most.
     """
     attempts = len(list(log.glob(f"{number}-*")))
-    (log / f"{number}-{attempts}").write_text(str(os.getpid()))
+    while True:
+        try:
+            with open(log / f"{number}-{attempts}", "x") as file:
+                file.write(str(os.getpid()))
+            break
+        except FileExistsError:  # another process has begun it at the same moment
+            attempts += 1
     if then == "killed" or (then == "once-killed" and not attempts):
         os.kill(os.getpid(), signal.SIGKILL)
     if then == "failing" or (then == "once-failing" and not attempts):

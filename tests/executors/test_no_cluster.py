@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from gatelens.errors import WorkerError
@@ -28,3 +31,23 @@ def test_no_cluster_is_one_line(address: str, why: str) -> None:
     ):
         pass
     assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b""])
+def test_another_server_is_one_line(answer: bytes) -> None:
+    """Such as the port of Ray's own dashboard."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as one:
+                one.recv(1)
+                one.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with (
+            pytest.raises(WorkerError, match=r"\((what listens there is not Ray|.*reset)"),
+            executing(ray=f"127.0.0.1:{server.getsockname()[1]}"),
+        ):
+            pass
+        thread.join()

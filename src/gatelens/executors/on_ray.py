@@ -15,6 +15,10 @@ from gatelens.executors.pool import Heard
 from gatelens.executors.worker import Worker
 from gatelens.hub_errors import one_line
 
+# HTTP/2, which gRPC speaks, begins with this line and a frame of settings, and is answered by such a frame
+SETTINGS = b"\x04"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)
+
 
 @dataclass(eq=False)
 class Actor:
@@ -125,10 +129,15 @@ class OnRay:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT; Ray itself tries for minutes."""
+    """Raise OSError where nothing listens at HOST:PORT, or what does speaks no gRPC; Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    with socket.create_connection((host, int(port)), timeout=10) as there:
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            there.sendall(GREETING)
+            if there.recv(9, socket.MSG_WAITALL)[3:4] != SETTINGS:
+                raise OSError("what listens there is not Ray")
 
 
 def _check_session(address: str, connected: str) -> None:

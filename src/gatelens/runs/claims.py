@@ -63,6 +63,7 @@ class Claims:
         if opened is not None:
             with contextlib.suppress(OSError):
                 self._file(name).unlink()  # before the lock goes, so that the next makes a new file
+            _unlock(opened)
             os.close(opened)
 
     def wait(self, name: str) -> None:
@@ -93,6 +94,12 @@ def _lock(opened: int, wait: bool) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
+
+
+def _unlock(opened: int) -> None:
+    """Also for a process that was forked meanwhile and has the file open too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(opened, fcntl.LOCK_UN)
 
 
 def _is(file: Path, opened: int) -> bool:
