@@ -16,6 +16,7 @@ from case import cases
 from test_conformance import Built
 
 import gatelens as gl
+from gatelens.activation_store.collecting import _Kept
 from gatelens.activation_store.files import RowWriter
 from gatelens.data import Example
 from gatelens.errors import GatelensError, OutputError
@@ -227,6 +228,15 @@ def test_what_cannot_be_collected_is_one_line(
         small_store(tiny_llava, tmp_path / "s", **change)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "s").exists()
+
+
+def test_workers_of_machines_that_do_not_share_the_folder_are_told(tiny_llava: Any, tmp_path: Path) -> None:
+    kept = _Kept(tiny_llava, [("resid_pre", 1)], "image", torch.float32, tmp_path / "elsewhere")
+    with pytest.raises(
+        OutputError, match=r"elsewhere' is not there on .*: give out= a folder that all machines share"
+    ):
+        kept.measure("00000", [([0], examples(1))], print)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_data_set_by_its_task(tiny_llava: Any, tmp_path: Path) -> None:

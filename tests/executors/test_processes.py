@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -33,7 +36,13 @@ pytestmark = pytest.mark.xdist_group(
     "workers"
 )  # one worker runs this file, so what it starts is started once
 
-USERS = ("sweeps", "readouts.patch_maps", "readouts.gradients.attribution_map", "readouts.heads.table")
+USERS = (
+    "sweeps",
+    "readouts.patch_maps",
+    "readouts.gradients.attribution_map",
+    "readouts.heads.table",
+    "activation_store.collecting",
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +88,26 @@ def heads_table(model: Any, **where: Any) -> pd.DataFrame:
     return gl.heads_table(model, data, parts=["attention", "attribution"], progress=False, **where)
 
 
+def collected(model: Any, folder: Path, data: Any = "emoji-scenes", **where: Any) -> gl.ActivationStore:
+    asked: dict[str, Any] = {"task": "class", "limit": 6} if isinstance(data, str) else {}
+    return gl.collect(
+        model, data, sites=["resid_post", "z"], layers=[1, 3], at="image | last", batch_size=2, shard_rows=140,
+        out=folder, progress=False, **asked, **where,
+    )  # fmt: skip
+
+
+def rows(model: Any, **where: Any) -> pd.DataFrame:
+    """All that a store holds, and what it says of its files: lengths and checksums."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = collected(model, Path(folder) / "s", **where)
+        values = [pd.DataFrame(store.read(site=s, layer=i).flatten(1).numpy()) for s, i in store.points]
+        records = [pd.read_parquet(p) for p in sorted(store.path.glob("shards/collect/*/shard.parquet"))]
+        assert len(records) == 3
+        return pd.concat([store.index, *values, pd.concat(records, ignore_index=True)], axis=1)
+
+
 @pytest.mark.organism
-@pytest.mark.parametrize("work", [sweep, patch_map, attribution_map, heads_table])
+@pytest.mark.parametrize("work", [sweep, patch_map, attribution_map, heads_table, rows])
 def test_tables_are_those_of_one_process(
     work: Callable[..., pd.DataFrame], model: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +150,32 @@ def test_a_study_is_that_of_one_process(
     assert here.json("verdict") == there.json("verdict")
     told = "stages: one after the other in this process; the workers measure the studies within them"
     assert capfd.readouterr().err.count(told) == (study == "gate-finetuning")
+
+
+@pytest.mark.organism
+def test_a_killed_worker_costs_its_shard(model: Any, pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
+    mark, here, measured = tmp_path / "killed", os.getpid(), tmp_path / "measured"
+    measured.mkdir()
+
+    class Deadly(gl.data.Example):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "prompt" and os.getpid() != here:
+                (measured / f"{vars(self)['id']}-{os.getpid()}").touch()
+                if vars(self)["id"] == dies and not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getattribute__(name)
+
+    data = gl.data.load("emoji-scenes").examples("class", limit=6)
+    data, dies = [Deadly(**vars(one)) for one in data], data[2].id
+    monkeypatch.setattr(
+        "gatelens.activation_store.collecting.executing", lambda workers, ray: nullcontext(pool)
+    )
+    store = collected(model, tmp_path / "s", data, workers=2)
+    by = Counter(file.name.rsplit("-", 1)[0] for file in measured.iterdir())
+    assert [by[one.id] for one in data] == [1, 1, 2, 1, 1, 1] and mark.exists()
+    store.verify(progress=False)
+    assert list(dict.fromkeys(store.index.example)) == [one.id for one in data]
 
 
 def test_faults_are_tried_again_and_named_and_the_rest_is_kept(pool: Pool, tmp_path: Path) -> None:
