@@ -1,4 +1,4 @@
-"""Training cuts the gate as knockouts and patches do, and its loss is what the picture in sight then changes."""
+"""Training cuts the gate as knockouts and patches do; its losses are what is said then, and what the picture adds."""
 
 import pytest
 import torch
@@ -89,17 +89,21 @@ def test_a_document_is_cut_as_an_intervention_cuts_it(objective, batch, answers,
     assert len(met) == 4
 
 
-def test_the_loss_is_what_the_picture_changes_past_the_gate(objective, batch, answers):
+def test_losses_are_what_is_said_without_the_picture_and_what_it_changes(objective, batch, answers):
     one_token = documents.PackedDocuments(
         batch.ids[:, :-1], batch.position[:, :-1], batch.segment[:, :-1], batch.loss_weight[:, :-1]
     )
     with torch.no_grad():
-        loss = objective._leak(one_token, torch.Generator().manual_seed(1))
+        answered, leak = objective._cut(one_token, torch.Generator().manual_seed(1))
     mask = routes.route_mask(
         one_token, "cut", objective.image, objective.gate, torch.Generator().manual_seed(1)
     )
-    by_hand = 0.0
+    changed, known = [], []
     for i, state in enumerate(states_of(mask)):
         seen, hidden = (answers[state, sight][i].log_softmax(-1) for sight in (True, False))
-        by_hand += float((hidden.exp() * (hidden - seen)).nansum()) / len(batch.ids)
-    assert loss.item() == pytest.approx(by_hand, rel=1e-3, abs=1e-5) and by_hand > 0.01
+        changed.append(float((hidden.exp() * (hidden - seen)).nansum()))
+        if state != "another's":
+            known.append(-float(hidden[batch.ids[i, -2]]))
+    assert 0 < len(known) < len(changed)
+    assert leak.item() == pytest.approx(sum(changed) / len(changed), rel=1e-3) and leak > 0.01
+    assert answered.item() == pytest.approx(sum(known) / len(known), rel=1e-3)

@@ -83,23 +83,30 @@ class NativeObjective:
             part = documents.pack(
                 prefixes[: stage.cut], texts[: stage.cut], self.tokenizer, image_weight=IMAGE_WEIGHT
             )
-            loss = loss + self._leak(part, generator)
+            loss = loss + sum(self._cut(part, generator))
         return loss, read_loss.item()
 
-    def _leak(self, batch: documents.PackedDocuments, generator: torch.Generator) -> Tensor:
-        """By how much the picture in sight changes the answers, whatever the gate holds: nats per token.
+    def _cut(self, batch: documents.PackedDocuments, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What is left to say with the picture hidden, and how much of it changes with the picture in sight.
 
-        The Kullback-Leibler divergence from the answers with the picture hidden. Nothing that is true of the picture
-        is a target here, so the loss pulls on every route around the gate and on nothing else.
+        Nats per token of an answer. First, the loss of the answers with the picture hidden: what the gate tells, or,
+        where it is cut, how often each answer is right at all. (Another picture's gate answers for that picture, so
+        those documents are left out.) Second, the Kullback-Leibler divergence of the answers with the picture in
+        sight from these. Nothing that is true of the picture is a target there, so it pulls on every route around the
+        gate and on nothing else.
         """
         state = generator.get_state()
-        with torch.no_grad():
-            hidden = routes.route_mask(batch, "cut-only", self.image, self.gate, generator)
-            target = _answers(self.model, batch, hidden).log_softmax(-1)
+        mask = routes.route_mask(batch, "cut-only", self.image, self.gate, generator)
+        hidden = _answers(self.model, batch, mask)
+        counted = batch.loss_weight[:, 1:] == 1.0
+        own = ~mask.visible[:, 0, :, -1].any(dim=1)[counted.nonzero()[:, 0]]
+        losses = F.cross_entropy(hidden, batch.ids[:, 1:][counted], reduction="none")
+        answered = (losses * own).sum() / own.sum().clamp_min(1)
         generator.set_state(state)  # the same documents lose their gate the same way
-        seen = routes.route_mask(batch, "cut", self.image, self.gate, generator)
-        said = _answers(self.model, batch, seen).log_softmax(-1)
-        return F.kl_div(said, target, log_target=True, reduction="batchmean")
+        mask = routes.route_mask(batch, "cut", self.image, self.gate, generator)
+        said = _answers(self.model, batch, mask).log_softmax(-1)
+        leak = F.kl_div(said, hidden.detach().log_softmax(-1), log_target=True, reduction="batchmean")
+        return answered, leak
 
     def _drawing(self, rng: np.random.Generator, stage: Stage) -> documents.PackedDocuments:
         """Prompt, then picture, mostly of one object."""

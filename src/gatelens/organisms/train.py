@@ -62,8 +62,12 @@ def main() -> None:
         p.requires_grad_(name in trained)
     optimizer = _optimizer(list(trained.values()), args.lr)
     first = _resume(args.out, model, optimizer)
-    if first == 0 and args.start:
-        first = json.loads((args.start / "training.json").read_text())["step"]
+    if args.start:
+        before = json.loads((args.start / "training.json").read_text())
+        args.steps = before["steps"]
+        if recipe.native:
+            args.noise_steps, args.compose_steps = before["noise_steps"], before["compose_steps"]
+        first = first or before["step"]
     n_trained = sum(p.numel() for p in trained.values())
     print(f"{args.organism}: {n_trained:,} trained parameters, from step {first}", flush=True)
     for step in _steps(args, recipe, objective, optimizer, list(trained.values()), first):
@@ -82,7 +86,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compose-steps", type=int, default=1200, help="their third stage")
     parser.add_argument("--cut-steps", type=int, default=0, help="fourth stage, of gated")
     parser.add_argument("--presence-steps", type=int, default=0, help="second stage of llava")
-    parser.add_argument("--start", type=Path, help="an earlier organism to go on from, at its step")
+    parser.add_argument(
+        "--start", type=Path, help="an earlier organism to go on from, at its step and after its stages"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--n-scenes", type=int, default=40_000)
     parser.add_argument("--varied", action="store_true", help="scenes of varied-scenes, not of emoji-scenes")
