@@ -21,7 +21,11 @@ from .plain import make_plain, run_plain
 from .sweep import knockouts, model_facts, words
 from .timing import Times, in_turn, ratio
 
-EXAMPLES, SAMPLE = 200, 8  # and how many of them the slow side computes
+EXAMPLES = 200
+SAMPLE, EACH = (
+    8,
+    2,
+)  # of how many of them the slow side computes how many runs; its time is extrapolated from these
 PIXELS = 512  # along a picture
 LIMIT = 40.0
 
@@ -80,7 +84,7 @@ class ExamplesBench:
     def prepared(self) -> list[tuple[str, Any, Any, dict[str, Any]]]:
         """Of some examples: id, token ids with the picture's codes, who is where, and the runs to make.
 
-        Each makes an eighth of the runs, all of them together every one: by plain hooks each run costs the same.
+        Each makes :data:`EACH` of the runs, others than the next: by plain hooks each run costs the same.
         """
         found = []
         for i, example in enumerate(self.examples[:SAMPLE]):
@@ -89,7 +93,7 @@ class ExamplesBench:
             with torch.no_grad():
                 codes = self.hf.model.get_image_tokens(inputs.tensors["pixel_values"])
             ids[inputs.tokens.mask("image")] = codes.flatten().to(ids)
-            chosen = dict(list(self.runs.items())[i::SAMPLE])
+            chosen = dict(list(self.runs.items())[i :: max(1, len(self.runs) // EACH)])
             found.append((example.id, ids, inputs.tokens, chosen))
         return found
 
@@ -129,6 +133,7 @@ def measure(size: Size = SMALL, hf: Any = None, n: int = EXAMPLES) -> dict[str, 
         "examples": n,
         "runs": len(bench.runs),
         "sampled_runs": len(sampled),
+        "sampled_examples": len({one for one, _ in sampled}),
         "times": {name: t.as_dict() for name, t in times.items()},
         "ratio": over,
         "limit": LIMIT,

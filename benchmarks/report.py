@@ -127,7 +127,8 @@ def _examples(found: dict[str, Any]) -> list[tuple[str, ...]]:
     t, worst = found["times"], found["max_metric_difference"]
     what = f"{found['examples']} pictures x {found['runs']} knockout runs"
     plain = (
-        f"plain TransformerLens hooks {_s(t['transformer_lens'])} (from {found['sampled_runs']} of its runs)"
+        f"plain TransformerLens hooks {_s(t['transformer_lens'])} (extrapolated from {found['sampled_runs']} runs of "
+        f"{found['sampled_examples']} pictures)"
     )
     limit = f"at least {found['limit']:g}x"
     return [
