@@ -133,9 +133,9 @@ TRIALS: dict[str, Callable[[Bench], Trial]] = {
     "edit": edited,
 }
 _WHAT = {
-    "knockout, mask": "text → picture cut in all layers, against transformers' 4-D mask",
-    "knockout, zero": "the same after the softmax, against transformers' attention weights",
-    "drop": "the picture's tokens gone from the middle layer on, against transformers' 4-D mask",
+    "knockout, mask": "text → picture cut in all layers, by transformers' 4-D mask",
+    "knockout, zero": "the same after the softmax, in transformers' attention weights",
+    "drop": "the picture gone from the middle layer on, by transformers' 4-D mask",
     "patch": "the last position's resid_pre of another picture, against a torch hook",
     "ablate": "resid_post of the picture set to zero, against a torch hook",
     "ablate a head": "the last head's z set to zero in every layer, against a torch hook",

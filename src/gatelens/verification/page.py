@@ -9,7 +9,7 @@ from gatelens.atomic_files import write_atomic
 from gatelens.plots.card import Block, Card, Cell, Table, Text
 from gatelens.plots.page import Page, Verdict, render
 from gatelens.verification.result import Verification
-from gatelens.verification.row import FAIL, NOT_APPLICABLE, Row
+from gatelens.verification.row import FAIL, NOT_APPLICABLE, PASS, Row
 from gatelens.verification.text import as_markdown, facts, numbers, value
 
 GROUPS = {
@@ -18,6 +18,8 @@ GROUPS = {
     "interventions": "Interventions against torch hooks",
     "traps": "What goes wrong in silence",
 }
+
+_MARKS = {PASS: "✓ pass", FAIL: "✗ fail", NOT_APPLICABLE: "– n/a"}
 
 
 def page_of(result: Verification) -> Page:
@@ -42,15 +44,18 @@ def page_of(result: Verification) -> Page:
         lead=lead,
         verdicts=[Verdict(_headline(result), _sentence(result), tone=_tone(result))],
         cards=cards,
-        method={"equal": f"{result.rule}."},
+        method={
+            "equal": f"{result.rule}.",
+            "effect": "What the edit does to the logits of plain transformers: the largest difference.",
+        },
         facts=list(facts(result)),
     )
 
 
 def _headline(result: Verification) -> str:
     if result.count(FAIL):
-        return "not the model that transformers loads"
-    return "the model that transformers loads" if result.finished else "not finished"
+        return "does not run as in transformers"
+    return "runs as in transformers" if result.finished else "not finished"
 
 
 def _sentence(result: Verification) -> str:
@@ -73,12 +78,10 @@ def _counted(rows: list[Row]) -> str:
 
 def _blocks(rows: list[Row]) -> list[Block]:
     lines: list[list[Cell]] = [
-        [r.name, r.status, (r.what, r.reason), numbers(r), value(r.effect), f"{r.seconds:.1f} s"]
-        for r in rows
+        [row.name, _MARKS[row.status], (row.what, row.reason), numbers(row), value(row.effect)]
+        for row in rows
     ]
-    return [
-        Table(["check", "", "what is compared", "measured and bound", "effect of the edit", "time"], lines)
-    ]
+    return [Table(["check", "", "what is compared", "measured, bound", "effect"], lines)]
 
 
 def _prompt(result: Verification) -> Card:
