@@ -199,7 +199,11 @@ def test_cells_with_nothing_to_cut_are_those_that_are_refused(
         ({"picture": "sample:99"}, "picture", "not on the page"),
         ({"second": "upload:0"}, "second", "upload it again"),
         ({"prompt": ""}, "prompt", "<image> 0 times: write it once"),
-        ({"prompt": "<image><image>"}, "prompt", "<image> 2 times: write it once"),
+        (
+            {"prompt": "<image><image>"},
+            "prompt",
+            "<image> 2 times: .* one picture a prompt, gl.views any number",
+        ),
         ({"prompt": "<image>" + "this is a " * 390}, "prompt", "has 512"),
         ({"cut": [["text", "region"]]}, "region", "drag a box"),
         ({"cut": [["text", "region"]], "region": [64, 0, 80, 9]}, "region", "outside the picture of 64 × 64"),

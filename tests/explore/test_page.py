@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from case import cases
 from PIL import Image
 
 import gatelens as gl
 from browser_kit import SCREENS, overflow, screenshot, serious_faults, set_screen, watched_page
 from gatelens.explore.explorer import Explorer
+from gatelens.explore.state import read_state
 
 pytestmark = pytest.mark.xdist_group("explorer")  # one worker runs this file, so the server is started once
 
@@ -327,22 +329,36 @@ def test_cells_with_nothing_to_cut_cannot_be_switched_on(page: Any) -> None:
     assert page.inner_text("#verdict") == "No intervention is on."
 
 
-def test_a_picture_shown_whole_and_in_tiles_shows_one_of_them(page: Any) -> None:
-    def in_tiles(route: Any) -> None:  # as a model of several resolutions answers
-        reply = route.fetch()
-        told = reply.json()
-        for token in told["result"]["tokens"]:
-            if "box" in token:
-                token["tile"] = int(token["box"][1] >= 32)
-        route.fulfill(response=reply, json=told)
+def test_a_picture_shown_whole_and_in_tiles_shows_one_of_them(page: Any, explorer: Explorer) -> None:
+    """A small random LLaVA-NeXT answers in the organism's place: 4 × 4 tokens of the whole picture, 8 × 8 of tiles."""
+    case = cases()["llava-next"]
+    model = gl.HookedVLM.from_module(case.model(), case.processor())
+    tiled = Explorer(model, explorer.shelf, gl.data.load("emoji-scenes"), "emoji-scenes", "tiled", '"tiled"')
+    asked = []
+
+    def answer(route: Any) -> None:
+        told = route.fetch().json()
+        sent = read_state({**route.request.post_data_json["state"], "look_layer": 1})
+        asked.append(sent)
+        route.fulfill(json={**told, "result": tiled.run(sent)})
 
     assert page.locator("#tiles").is_hidden()
-    page.route("**/run", in_tiles)
+    page.route("**/run", answer)
     change(page, lambda: page.select_option("#look_head", "1"))
-    positions = "all => all.map(one => Number(one.dataset.position))"
-    assert page.eval_on_selector_all("#overlay rect", positions) == list(range(2, 34))
-    page.select_option("#tiles", "tiles")
-    assert page.eval_on_selector_all("#overlay rect", positions) == list(range(34, 66))
+    boxes = "all => all.map(one => ['x', 'y', 'width', 'height'].map(name => Number(one.getAttribute(name))))"
+    for shown_as, side in (("whole", 16), ("tiles", 8)):
+        page.select_option("#tiles", shown_as)
+        grid = [[x, y, side, side] for y in range(0, 64, side) for x in range(0, 64, side)]
+        assert page.eval_on_selector_all("#overlay rect", boxes) == grid
+    # the overlay is as strong as the model's own attention to these tokens
+    (sent,) = asked
+    inputs = model.prepare(explorer.shelf[sent.picture].image, sent.prompt)
+    _, cache = model.run_with_cache(inputs)
+    in_tiles = (inputs.tokens.tile[0] > 0) & inputs.tokens.mask("image")[0]
+    row = cache["blocks.1.attn.hook_pattern"][0, sent.look_head, -1][in_tiles]
+    opacity = "all => all.map(one => Number(one.getAttribute('fill-opacity')))"
+    strength = page.eval_on_selector_all("#overlay rect", opacity)
+    assert strength == pytest.approx((0.72 * row / row.max()).tolist(), abs=2e-3)
 
 
 def test_what_changed_is_said_beside_the_answer(page: Any) -> None:

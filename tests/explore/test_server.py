@@ -204,7 +204,7 @@ VALUES = (
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from([*State.model_fields, "extra"]), value=VALUES)
 def test_whatever_a_control_sends_is_answered(client: TestClient, field: str, value: Any) -> None:
     sent = {"page": "any", "number": 1, "state": asked(**{field: value})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelens.errors import GatelensError, InputError
@@ -25,6 +25,7 @@ NEAR = {  # values that are almost right
 }
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_field_is_taken_as_it_is_or_refused_in_a_line(data: Any) -> None:
     field = data.draw(st.sampled_from([*State.model_fields, "extra"]))
@@ -41,6 +42,7 @@ def test_every_field_is_taken_as_it_is_or_refused_in_a_line(data: Any) -> None:
     assert type(taken[field]) is type(sent[field]) or isinstance(taken[field], float)
 
 
+@settings(max_examples=30, deadline=None)
 @given(JSON)
 def test_what_is_no_state_is_refused(sent: Any) -> None:
     with pytest.raises(ControlError):
