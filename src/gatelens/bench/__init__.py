@@ -2,21 +2,33 @@
 
 ``plants`` declares and makes a model from a seed, over ``pictures``, ``shells`` (the classes of transformers) and
 ``circuits`` (what is written into the decoder); ``checks`` measures its truth by ``truth``, plain passes of
-transformers, and refuses a plant that does not do what was declared.
+transformers, and refuses a plant that does not do what was declared. ``scoring`` runs methods on plants and compares
+what they find with the truth (``cases``); ``methods`` are those of the field.
 """
 
+from gatelens.bench.cases import Method, MethodError, Prediction, Rule, Task
 from gatelens.bench.checks import Refused, check, measure, plant
+from gatelens.bench.methods import METHODS
 from gatelens.bench.plants import KINDS, Declared, Plant, Question, declare, make
+from gatelens.bench.scoring import BenchResult, score
 
 __all__ = [
     "KINDS",
+    "METHODS",
+    "BenchResult",
     "Declared",
+    "Method",
+    "MethodError",
     "Plant",
+    "Prediction",
     "Question",
     "Refused",
+    "Rule",
+    "Task",
     "check",
     "declare",
     "make",
     "measure",
     "plant",
+    "score",
 ]

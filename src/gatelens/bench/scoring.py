@@ -1,0 +1,259 @@
+"""``gl.bench.score``: a method on many plants, compared with their truth; and the table of it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gatelens.bench.cases import Method, MethodError, Rule, Truth, compare, counted, read, set_f1, task_of
+from gatelens.bench.checks import N_PICTURES, SPLITS, plant
+from gatelens.bench.plants import KINDS
+from gatelens.bench.shells import N_LAYERS
+from gatelens.errors import DataError, InputError, shown, whole_number
+from gatelens.executors import executing
+from gatelens.identity import content_fingerprint
+from gatelens.measures.stats import SHARE, summary
+from gatelens.units import Done, Unit, measured, numbered, opened
+
+BENCH = "bench"  # what its folder calls the study, and the only section
+SHARES = ("f1", "exact", "covered", "precision", "on_decoy", "false_gate")
+AMOUNTS = ("size_error", "passes")
+ALL = "all"  # the row of the table for every kind together
+
+
+@dataclass(frozen=True, eq=False)
+class BenchResult:
+    """What methods found on plants.
+
+    Attributes:
+        split, n: the plants.
+        found: one row a method and question: ``method, plant, question, kind, family, layout, carriers, decoys,
+            candidates, scores, positions, low, high, passes, seconds``. ``positions`` is None where a rule makes the
+            set of the scores, ``low`` and ``high`` are NaN without an interval.
+        rules: by method, the rule.
+    """
+
+    split: str
+    n: int
+    found: pd.DataFrame
+    rules: Mapping[str, Rule]
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """One row a method and question, with the measures of :func:`gatelens.bench.cases.compare`."""
+        rows = []
+        for row in self.found.itertuples():
+            scores = np.asarray(row.scores, dtype=float)
+            positions = row.positions
+            if positions is None:
+                positions = self.rules[row.method].positions(scores, list(row.candidates))
+            size = None if np.isnan(row.low) else (row.low, row.high)
+            rows.append(compare(_truth(row), scores, list(positions), size))
+        kept = ["method", "plant", "question", "kind", "family", "layout", "passes", "seconds"]
+        sizes = self.found.carriers.map(len).rename("size")
+        return pd.concat([self.found[kept], sizes, pd.DataFrame(rows, index=self.found.index)], axis=1)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """``method, kind, measure, mean, low, high, n``: means over questions with 95 % intervals, and of all kinds."""
+        cases = self.cases
+        tables = []
+        for kind, part in [(ALL, cases), *cases.groupby("kind", sort=False)]:
+            for measure in (*SHARES, *AMOUNTS):
+                some = part[part[measure].notna()]
+                if len(some):
+                    bounds = SHARE if measure in SHARES else None
+                    one = summary(some, ["method"], measure, ["plant", "question"], bounds=bounds)
+                    tables.append(one.assign(kind=kind, measure=measure))
+        table = pd.concat(tables, ignore_index=True)
+        return table[["method", "kind", "measure", "mean", "low", "high", "n"]]
+
+    def wide(self, measure: str = "f1") -> pd.DataFrame:
+        """One measure, methods down and kinds across, as ``mean [low, high]``."""
+        part = self.table[self.table.measure == measure]
+        said = [f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in part.itertuples()]
+        kinds = [kind for kind in (ALL, *KINDS) if kind in set(part.kind)]
+        table = part.assign(said=said).pivot(index="method", columns="kind", values="said")
+        return table.reindex(index=list(dict.fromkeys(part.method)), columns=kinds).fillna("")
+
+    def overview(self) -> pd.DataFrame:
+        """One row a method: every measure over all kinds."""
+        part = self.table[self.table.kind == ALL]
+        digits = {"passes": 1, "size_error": 1}
+        said = [f"{r.mean:.{digits.get(r.measure, 2)}f}" for r in part.itertuples()]
+        table = part.assign(said=said).pivot(index="method", columns="measure", values="said")
+        columns = [name for name in (*SHARES, *AMOUNTS) if name in table]
+        return table.reindex(index=list(dict.fromkeys(part.method)), columns=columns).fillna("")
+
+    def __str__(self) -> str:
+        cases = self.found.drop_duplicates(["plant", "question"])
+        head = f"{cases['plant'].nunique()} plants of split {self.split}, {len(cases)} questions"
+        return f"{head}\n\n{self.overview().to_string()}\n\nF1 of the set by kind\n{self.wide().to_string()}"
+
+    __repr__ = __str__
+
+    def tuned(self) -> dict[str, Rule]:
+        """For each method that left its sets to a rule, the one with the highest mean F1 on these plants."""
+        rules = dict(self.rules)
+        for name, part in self.found[self.found.positions.isna()].groupby("method"):
+            tops = [float(np.max(scores)) for scores in part.scores]
+            floors = [
+                0.0,
+                *np.quantile([top for top in tops if top > 0] or [0.0], np.linspace(0.02, 0.5, 25)),
+            ]
+            options = [Rule(float(s), float(f)) for f in floors for s in np.linspace(0.05, 0.95, 19)]
+            rules[str(name)] = max(options, key=partial(_mean_f1, part))
+        return rules
+
+    def with_rules(self, rules: Mapping[str, Rule]) -> BenchResult:
+        """The same scores, read by other rules."""
+        return BenchResult(self.split, self.n, self.found, {**self.rules, **rules})
+
+
+def _truth(row: Any) -> Truth:
+    return Truth(list(row.carriers), list(row.decoys), list(row.candidates))
+
+
+def _mean_f1(part: pd.DataFrame, rule: Rule) -> float:
+    values = []
+    for row in part.itertuples():
+        chosen = rule.positions(np.asarray(row.scores), list(row.candidates))
+        values.append(set_f1(set(row.carriers), set(chosen)))
+    return float(np.mean(values))
+
+
+def score(
+    method: Method | Mapping[str, Method],
+    plants: int | Sequence[int] = 64,
+    split: str = "dev",
+    *,
+    rules: Mapping[str, Rule] | None = None,
+    pictures: int = N_PICTURES,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    workers: int | None = None,
+) -> BenchResult:
+    """Measure how well methods find the positions that carry the picture to the answer.
+
+    Args:
+        method: a function of a model and a :class:`~gatelens.bench.cases.Task` that gives a score for every position,
+            Float[pos], or by layer, Float[layer, pos]; or a :class:`~gatelens.bench.cases.Prediction`, which may name
+            the set and an interval of its size. Or several, by name.
+        plants: how many, or their numbers.
+        split: ``"dev"``, to develop and tune a method, or ``"heldout"``, to report it.
+        rules: by method, how scores become a set where it names none; by default those of at least half the highest.
+        pictures: of a question.
+        out: a folder that keeps what is measured; the same call goes on there.
+        workers: so many processes.
+
+    Raises:
+        MethodError: a method raised, or gave something that cannot be scored; names plant and method.
+        InputError: no such split or numbers.
+        OutputError: ``out`` can't be written or holds other methods or plants.
+    """
+    named = dict(method) if isinstance(method, Mapping) else {getattr(method, "__name__", "method"): method}
+    for name, one in named.items():
+        if not callable(one):
+            raise InputError(f"method {name!r} is {shown(one)}: give a function of a model and a task")
+    if not named:
+        raise InputError("there is no method: give at least one")
+    numbers = _numbers(plants)
+    if split not in SPLITS:
+        raise InputError(f"split={shown(split)}: give {' or '.join(map(repr, SPLITS))}")
+    settings = {
+        "split": split, "plants": list(numbers), "pictures": pictures,
+        "methods": {name: content_fingerprint(one) for name, one in named.items()},
+    }  # fmt: skip
+    units = [
+        Unit(numbered(number), len(named), partial(_measure, named, split, pictures, number))
+        for number in numbers
+    ]
+    with executing(workers) as executor, opened(out, BENCH, lambda: settings) as run:
+        tables = measured(run, BENCH, units, progress, (f"{split} plants", "method"), executor)
+        found = pd.concat([one["found"] for one in tables], ignore_index=True)
+        result = BenchResult(split, len(numbers), found, {name: Rule() for name in named} | dict(rules or {}))
+        run.save("cases", result.cases)
+        run.save("table", result.table)
+    return result
+
+
+def _numbers(plants: Any) -> list[int]:
+    whole = whole_number(plants)
+    numbers = list(range(whole)) if whole is not None else plants
+    if not isinstance(numbers, list | tuple | range) or not numbers:
+        raise InputError(f"plants={shown(plants)}: give how many, or a list of their numbers")
+    return list(numbers)
+
+
+def _measure(
+    methods: Mapping[str, Method], split: str, pictures: int, number: int, done: Done
+) -> dict[str, pd.DataFrame]:
+    """All methods on one plant: ``found``, see :class:`BenchResult`."""
+    made = plant(split, number, pictures)
+    declared = made.declared
+    rows = []
+    for question in made.questions:
+        task = task_of(made, question)
+        decoys = sorted({p for places in question.decoys.values() for p in places})
+        shared = {
+            "plant": made.name, "question": question.name, "kind": declared.kind, "family": declared.family,
+            "layout": declared.layout, "carriers": list(question.carriers), "decoys": decoys,
+            "candidates": list(question.candidates),
+        }  # fmt: skip
+        whole = len(task.held) * task.inputs.tokens.n_pos * N_LAYERS
+        for name, method in methods.items():
+            rows.append({"method": name, **shared, **_found(name, method, made, task, whole)})
+    done(len(methods))
+    return {"found": pd.DataFrame(rows)}
+
+
+def _found(name: str, method: Method, made: Any, task: Any, whole: int) -> dict[str, Any]:
+    """What one method found, and what it cost in passes over all examples."""
+    started = time.perf_counter()
+    with counted(made.shell.decoder.layers) as count:
+        try:
+            given = method(made.model, task)
+        except Exception as error:
+            line = " ".join(str(error).split())
+            raise MethodError(
+                f"method {name!r} on plant {task.name!r}: {type(error).__name__}: {line}"
+            ) from error
+    seconds = time.perf_counter() - started
+    try:
+        one = read(given, task, N_LAYERS)
+    except MethodError as error:
+        raise MethodError(f"method {name!r} on plant {task.name!r} {error}") from None
+    low, high = one.size or (float("nan"), float("nan"))
+    return {
+        "scores": list(one.scores), "positions": one.positions, "low": float(low), "high": float(high),
+        "passes": count["rows"] / whole, "seconds": seconds,
+    }  # fmt: skip
+
+
+def method_of(path: str | os.PathLike[str]) -> Method:
+    """The function ``method`` of a Python file.
+
+    Raises:
+        DataError: no such file, it cannot be run, or it has no such function.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(
+            f"there is no file {str(file)!r}; give a Python file with a function method(model, task)"
+        )
+    try:
+        found = runpy.run_path(str(file)).get("method")
+    except Exception as error:
+        raise DataError(f"{str(file)!r} cannot be run: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise DataError(f"{str(file)!r} has no function named method: define method(model, task)")
+    return found
