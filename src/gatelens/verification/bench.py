@@ -24,7 +24,7 @@ from gatelens.verification.row import FAIL, NOT_APPLICABLE, PASS
 SHORT = "<image> this is a"
 LONG = "this <image> is what color and left of the animal"
 TWO = "<image> and <image> left of"
-_PART = 1 << 24  # words summed at once
+_PART = 1 << 21  # words summed at once
 
 
 class NotApplicable(Exception):
