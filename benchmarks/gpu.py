@@ -59,7 +59,7 @@ def measure(size: Size = CHAMELEON_7B, repeats: int = 5, device: str = "cuda") -
         "max_logit_difference": max(found["engine"], found["prefix"]),
         "rounding_of_bfloat16": rounding,
         "largest_effect_on_a_logit": found["effect"],
-        "plan": str(gl.explain(bench.model, bench.inputs, {"run": bench.runs})).splitlines()[-1],
+        "plan": gl.explain(bench.model, bench.inputs, {"run": bench.runs}).summary,
     }
 
 

@@ -130,7 +130,7 @@ def measure(size: Size = SMALL, repeats: int = 5, hf: Any = None) -> dict[str, A
         "max_logit_difference": max(found["engine"], found["prefix"]),
         "max_metric_difference": difference,
         "largest_effect_on_a_logit": found["effect"],
-        "plan": str(gl.explain(bench.model, bench.inputs, {"run": bench.runs})).splitlines()[-1],
+        "plan": gl.explain(bench.model, bench.inputs, {"run": bench.runs}).summary,
     }
 
 

@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers import Cache, DynamicCache
 
 from gatelens.bridge import towers
-from gatelens.bridge.weights import unfetched
+from gatelens.bridge.weights import Quantisation, unfetched
 from gatelens.errors import InputError, InterventionError, ModelError, did_you_mean, shown
 from gatelens.families import Family, Layout
 from gatelens.inputs import VLMInputs
@@ -105,6 +105,10 @@ class HookedModel(Protocol):
     hook_points: HookPoints
     lock: ModelLock
     weight_names: tuple[str, ...]
+    quantisation: Quantisation | None
+
+    @property
+    def memory_limit(self) -> int | None: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -84,6 +84,20 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return tuple(getattr(getattr(value, "quant_state", None), "shape", None) or value.shape)
 
 
+def stored_bytes(root: nn.Module) -> int:
+    """Bytes of parameters and buffers, each once, as they are stored; also of those that are not in memory."""
+    held = {id(value): value for value in (*root.parameters(), *root.buffers())}
+    return sum(_bytes_of(value) for value in held.values())
+
+
+def _bytes_of(value: Any) -> int:
+    if hasattr(value, "__tensor_flatten__"):
+        parts = (getattr(value, name, None) for name in value.__tensor_flatten__()[0])
+        return sum(_bytes_of(part) for part in parts if isinstance(part, Tensor))
+    scale = sum(one.numel() * one.element_size() for one in scales(value))
+    return value.numel() * value.element_size() + scale
+
+
 def scales(value: Any) -> list[Tensor]:
     """What bitsandbytes multiplies the codes of a weight by; NaN where the weight it was made from was."""
     state = getattr(value, "quant_state", None)

@@ -1,8 +1,9 @@
 """The command line, ``gatelens COMMAND``: a module here for each group of commands.
 
-``studies`` runs experiments, ``runs`` reads what they left, ``models`` says what is there, ``bench`` scores methods; ``options`` are what
-commands share, ``stopping`` is what a signal does. Heavy imports wait until a command runs, so that ``--help`` answers
-at once. An error the user can fix is one line on stderr and exit code 2.
+``studies`` runs experiments, ``runs`` reads what they left, ``models`` says what is there, ``plan`` what it needs,
+``bench`` scores methods; ``options`` are what commands share, ``stopping`` is what a signal does. Heavy imports wait
+until a command runs, so that ``--help`` answers at once. An error the user can fix is one line on stderr and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    from gatelens.cli import bench, explore, models, runs, studies, verify  # noqa: F401  (each adds its commands)
+    from gatelens.cli import bench, explore, models, plan, runs, studies, verify  # noqa: F401
     from gatelens.cli.options import app
 
     return int(app(args=arguments, standalone_mode=False) or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gatelens.engine.clean_run import CleanRun
 from gatelens.engine.decoding import Chooser, Decoder, decode
+from gatelens.engine.footprint import fitted, inexact, zeroed_runs
 from gatelens.engine.full_run import full_decoder, full_logits
 from gatelens.engine.memory import halving
 from gatelens.engine.plan import Part, Plan, Specs, make_plan
@@ -50,7 +52,10 @@ class RunBatch:
         if max_new_tokens:
             check_room(model, inputs.tensors["position_ids"], max_new_tokens)
         self.tokens = inputs.tokens.extend(max_new_tokens) if max_new_tokens else inputs.tokens
-        self.plan: Plan = make_plan(model, inputs, self.runs, self.tokens, not every_position)
+        plan = make_plan(model, inputs, self.runs, self.tokens, not every_position)
+        self.plan: Plan = fitted(model, plan, every_position, max_new_tokens, zeroed=zeroed_runs(self.runs))
+        if self.plan.parts:
+            warn_if_inexact(model)
         self._clean: CleanRun | None = None
 
     @property
@@ -143,6 +148,14 @@ class RunBatch:
 
     def _replay(self, part: Part, numbers: tuple[int, ...], raw_logits: bool = False) -> Replay:
         return Replay(self.clean, part.some(numbers), self.runs, self.tokens, raw_logits)
+
+
+def warn_if_inexact(model: HookedModel) -> None:
+    """Say once of a model that runs which share a batch cannot equal the same runs alone."""
+    reason = inexact(model)
+    if reason and not model.bridge.__dict__.setdefault("_said_inexact", False):
+        model.bridge.__dict__["_said_inexact"] = True
+        warnings.warn(reason, stacklevel=4)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from gatelens.bridge.attention import attention_windows, install_attention, posi
 from gatelens.bridge.linear_layers import install_linear_layers
 from gatelens.bridge.norms import install_norms
 from gatelens.bridge.parts import Parts
-from gatelens.bridge.weights import named_tensors, refuse_state_dict
+from gatelens.bridge.weights import named_tensors, quantisation, refuse_state_dict
+from gatelens.engine.footprint import as_bytes
 from gatelens.errors import InputError, ModelError
 from gatelens.families import Family, Layout, adapted
 from gatelens.hooked_model import HookPoints
@@ -40,6 +41,7 @@ class HookedVLM(HookedBridge):
         hook_points: by TransformerLens' names.
         lock: held by every run, so that threads take turns; ``with model.lock:`` keeps it for several calls.
         weight_names: those of the state dict before wrapping.
+        quantisation: how the weights are quantised; None where they are not.
         loaded_from: name and keywords of ``from_pretrained``, by which a worker loads it too; None for any other model.
     """
 
@@ -69,6 +71,7 @@ class HookedVLM(HookedBridge):
         if layout.two_way:  # what TransformerLens' functions ask that rely on causality
             model.cfg.attention_dir = "bidirectional"
         refuse_state_dict(hf)
+        model.quantisation, model.memory_limit = quantisation(hf), None
         install_norms(model)
         install_linear_layers(model)
         model.attention = "fused"
@@ -207,6 +210,18 @@ class HookedVLM(HookedBridge):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.hf.dtype
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that runs side by side may take, weights among them: as many run at once as fit. Takes "80GB" too.
+
+        None, the default: what is free on the model's GPUs, and no limit elsewhere.
+        """
+        return self._memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, size: int | str | None) -> None:
+        self._memory_limit = None if size is None else as_bytes(size, "memory_limit")
 
     @property
     def attention(self) -> str:

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import (
     SUPPORTED_ARCHITECTURES,
@@ -129,6 +130,25 @@ def load(
     return _moved(model, device), _processor(where, name, hub)
 
 
+def without_weights(name: str | os.PathLike[str], dtype: str | torch.dtype | None, **hub: Any) -> Any:
+    """The model of a name on the device "meta": only its config is read, from a folder, the file itself or the hub.
+
+    Raises ModelError when there is none, or it is of no supported VLM.
+    """
+    name = os.fspath(name)
+    where = str(Path(name).parent) if Path(name).name == "config.json" else locate(name)
+    with _without_log(), _in_one_line(name, hub):
+        config = AutoConfig.from_pretrained(where, **hub)
+        architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+        family_of(architecture, config)
+        wanted = as_dtype(dtype)
+        if wanted == "auto":
+            held = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+            wanted = held or torch.float32
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, dtype=wanted)
+
+
 def _moved(model: Any, device: str | torch.device | None) -> Any:
     """The model on a device; None leaves it. Raises ModelError where the device cannot be used."""
     if device is None:
@@ -200,13 +220,16 @@ def _is_finite(value: Tensor) -> bool:
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Without the pages transformers logs beside the error it raises: ours is one line."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    """Without the pages transformers and the hub's client log beside the error they raise: ours is one line."""
+    loggers = (hf_logging, hub_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity(hf_logging.CRITICAL)
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
 
 
 @contextmanager
@@ -220,6 +243,12 @@ def without_progress_bar(hide: bool) -> Iterator[None]:
     finally:
         if hide and shown:
             hf_logging.enable_progress_bar()
+
+
+def processor_of(name: str) -> Any:
+    """The processor of a name; None, with a warning, where there is none. Raises ModelError without such a folder."""
+    where = str(Path(name).parent) if Path(name).name == "config.json" else locate(name)
+    return _processor(where, name, {})
 
 
 def _processor(where: str, name: str, hub: dict[str, Any]) -> Any:

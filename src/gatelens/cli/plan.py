@@ -1,0 +1,51 @@
+"""``gatelens plan``: what an experiment needs, before any weight is there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gatelens.cli.options import Dtype, app
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="A shipped organism, a hub name, a folder, or a config.json; no weight is read."
+        ),
+    ],
+    device_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of the device, such as 80GB or 24GiB; runs at once are chosen to fit."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Take the longest prompt of this data; the model needs its processor."),
+    ] = None,
+    image_tokens: Annotated[int | None, typer.Option(help="Tokens of the picture.")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the text after it. Default: 32.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Prompts at once.")] = 1,
+    study: Annotated[str | None, typer.Option(help="Plan the runs of a study: narrow-gate.")] = None,
+    dtype: Dtype = None,
+) -> None:
+    """Memory, passes and runs at once of an experiment, from the model's config alone."""
+    from gatelens import planning
+    from gatelens.errors import InputError
+
+    if data is not None and (image_tokens is not None or prompt_tokens is not None):
+        raise InputError("--data and --image-tokens or --prompt-tokens were both given: give one")
+    if data is None and image_tokens is None:
+        raise InputError("how long is a prompt? give --image-tokens and --prompt-tokens, or --data")
+    bare = planning.bare_model(model, dtype)
+    if data is not None:
+        image_tokens, prompt_tokens = planning.longest_prompt(bare, model, data)
+    assert image_tokens is not None
+    text = planning.GUESSED_TEXT if prompt_tokens is None else prompt_tokens
+    tokens = planning.prompt_of(image_tokens, text, batch)
+    for line in planning.report(bare, planning.planned(bare, tokens, study, device_memory), device_memory):
+        typer.echo(line)
