@@ -184,6 +184,7 @@ X = torch.zeros(2, 7)
         (lambda s: gl.SAE({}, s.weights), "no architecture"),
         (lambda s: made("standard", normalize_activations="expected_average_only_in"), "fold its factor"),
         (lambda s: made("standard", reshape_activations="conv"), "conv"),
+        (lambda s: made("standard", activation_fn_str="topk"), "'topk' of an older SAELens"),
         (lambda s: made("standard", finetuning_scaling_factor=True), "finetuning_scaling_factor"),
         (lambda s: made("topk", k=None), "needs k"),
         (lambda s: made("topk", k=100), "k=100"),
@@ -203,12 +204,61 @@ X = torch.zeros(2, 7)
         (lambda s: s.splice("image", "resid_past", ablate=[1]), "resid_past"),
         (lambda s: made("standard", hook_name="").splice("image", ablate=[1]), "give site= and layers="),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_what_cannot_be_read_or_spliced_is_one_line(call: Any, words: str) -> None:
     with pytest.raises(GatelensError) as error:
         call(made("standard"))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def sparse_coder(folder: Path, **config: Any) -> dict[str, torch.Tensor]:
+    """A SparseCoder as eai-sparsify 1.3.3 saves it."""
+    torch.manual_seed(4)
+    weights = {"encoder.weight": torch.randn(F, D), "encoder.bias": torch.randn(F) / 3}
+    weights |= {"W_dec": torch.randn(F, D) / 6, "b_dec": torch.randn(D) / 4}
+    said = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": F, "k": 5}
+    said |= {"multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D, **config}
+    folder.mkdir(exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(said))
+    save_file(weights, folder / "sae.safetensors")
+    return weights
+
+
+def test_a_folder_of_eai_sparsify(tmp_path: Path) -> None:
+    w = sparse_coder(tmp_path)
+    sae, x = gl.SAE.load(tmp_path), torch.randn(6, D)
+    features = torch.zeros(6, F)
+    for row, before in zip(
+        features, (x - w["b_dec"]) @ w["encoder.weight"].T + w["encoder.bias"], strict=True
+    ):
+        for i in sorted(range(F), key=lambda i: -before[i])[:5]:
+            row[i] = max(0.0, float(before[i]))
+    torch.testing.assert_close(sae.encode(x), features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae.reconstruct(x), features @ w["W_dec"] + w["b_dec"], atol=1e-5, rtol=1e-5)
+    assert sae.place is None
+    sae.save(tmp_path / "ours")
+    assert torch.equal(gl.SAE.load(tmp_path / "ours").encode(x), sae.encode(x))
+
+
+@pytest.mark.parametrize(
+    "config", [{"transcode": True}, {"skip_connection": True}, {"activation": "groupmax"}]
+)
+def test_what_eai_sparsify_computes_in_another_way_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    sparse_coder(tmp_path, **config)
+    with pytest.raises(GatelensError, match=rf"{next(iter(config))}.*: only autoencoders with topk") as error:
+        gl.SAE.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_leaves_a_question_is_refused(tmp_path: Path) -> None:
+    made("standard").save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "apply_b_dec_to_input"})
+    )
+    with pytest.raises(GatelensError, match="does not say apply_b_dec_to_input"):
+        gl.SAE.load(tmp_path)
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:

@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from gatelens.activation_store import ActivationStore
-from gatelens.atomic_files import as_path, check_writable, readable, write_atomic
+from gatelens.atomic_files import as_path, check_writable, write_atomic
 from gatelens.errors import InterventionError, ModelError, did_you_mean, shown, whole_number
 from gatelens.interventions.arguments import Layers, as_flag, as_indices, as_number
 from gatelens.interventions.sites import SITES, check_site, hook_name
 from gatelens.saes.features import FeatureHits, top_patches
 from gatelens.saes.formulas import ENCODERS, FURTHER, NORMALIZATIONS, decoded, normalized
+from gatelens.saes.layouts import CONFIG, WEIGHTS, read_folder
 from gatelens.saes.splicing import Splice
 from gatelens.tokens import SelectorLike
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SPLICED = (*SITES, "neuron")
 
 
@@ -81,26 +80,16 @@ class SAE:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAE:
-        """Read a folder with ``cfg.json`` and ``sae_weights.safetensors``, as float32.
+        """Read a folder of SAELens, or one in which eai-sparsify saved a ``SparseCoder``, as float32.
+
+        The first holds ``cfg.json`` and ``sae_weights.safetensors``, the second ``cfg.json`` and ``sae.safetensors``. The
+        second does not say where it was trained: say site= and layers= when it is spliced in.
 
         Raises:
             ModelError: a file is missing or damaged, or what the class raises.
             OutputError: a file cannot be read.
         """
-        folder = as_path(path)
-        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{str(folder)!r} has no {missing[0]}: give a folder in SAELens's layout")
-        try:
-            with readable(folder):
-                config = json.loads((folder / CONFIG).read_bytes())
-                weights = load((folder / WEIGHTS).read_bytes())
-        except (ValueError, SafetensorError, RecursionError) as error:
-            raise ModelError(
-                f"the SAE in {str(folder)!r} is damaged: {' '.join(str(error).split())}"
-            ) from error
-        if not isinstance(config, dict):
-            raise ModelError(f"{str(folder / CONFIG)!r} is no JSON object: give an SAE in SAELens's layout")
+        config, weights = read_folder(as_path(path))
         return cls(config, {name: one.to(device, torch.float32) for name, one in weights.items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -112,7 +101,8 @@ class SAE:
         folder = check_writable(path)
         given = {name: one.detach().cpu().contiguous() for name, one in self.weights.items()}
         write_atomic(folder / WEIGHTS, save(given))
-        config = {**self.config, "d_in": self.d_in, "d_sae": self.d_sae}
+        said = {"apply_b_dec_to_input": False, **self.config}  # what a reader would else have to guess
+        config = {**said, "d_in": self.d_in, "d_sae": self.d_sae}
         write_atomic(folder / CONFIG, json.dumps(config, indent=1).encode())
 
     def to(self, device: str | torch.device) -> SAE:
@@ -273,6 +263,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
         said = "no architecture" if architecture is None else f"architecture {architecture!r}"
         raise ModelError(
             f"cfg.json names {said}: one of {known} can be read{did_you_mean(str(architecture), ENCODERS)}"
+        )
+    function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    if function != "relu":
+        raise ModelError(
+            f"activation function {shown(function)} of an older SAELens is not read: save it again with SAELens 6"
         )
     how = config.get("normalize_activations") or "none"
     if how not in NORMALIZATIONS:
