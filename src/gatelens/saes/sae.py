@@ -82,8 +82,8 @@ class SAE:
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAE:
         """Read a folder of SAELens, or one in which eai-sparsify saved a ``SparseCoder``, as float32.
 
-        The first holds ``cfg.json`` and ``sae_weights.safetensors``, the second ``cfg.json`` and ``sae.safetensors``. The
-        second does not say where it was trained: say site= and layers= when it is spliced in.
+        The first holds ``cfg.json`` and ``sae_weights.safetensors``, the second ``cfg.json`` and ``sae.safetensors``.
+        The second does not say where it was trained: say site= and layers= when it is spliced in.
 
         Raises:
             ModelError: a file is missing or damaged, or what the class raises.
