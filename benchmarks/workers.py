@@ -56,13 +56,13 @@ def _sweeps(n: int, repeats: int) -> dict[str, Any]:
         }.items():
             start = time.perf_counter()
             pools[name] = stack.enter_context(opened())
-            sweep(model, 16, pools[name])  # starts them and has each load the model
+            sweep(model, 100, pools[name])  # units for all of them: each starts, and loads the model
             starts[name] = time.perf_counter() - start
 
         def work(name: str) -> Callable[[], None]:
             return lambda: tables.update({name: sweep(model, n, pools[name])})
 
-        times = in_turn({name: work(name) for name in pools}, repeats, warm_up=0)
+        times = in_turn({name: work(name) for name in pools}, repeats)
     over = {name: ratio(times["one"], times[name]) for name in ("two", "ray")}
     return {
         "times": {name: t.as_dict() for name, t in times.items()},
