@@ -203,6 +203,7 @@ def page(run: Run) -> list[Card]:
     for how in hows:
         blocks += _blocks(table[table.how == how], chance_of(run), window, how, only=len(hows) == 1)
     shares = run.table("shares")
+    shares = shares[shares.n > 0] if len(shares) else shares
     if len(shares):
         blocks.append(_shares_lost(shares))
     if not blocks:

@@ -96,7 +96,9 @@ def _kept(scores: pd.DataFrame, n_boot: int, seed: int) -> dict[str, Any]:
     if len(scores) < FEWEST:
         reason = f"only {len(scores)} unmodified descriptions name an object (at least {FEWEST} are needed)"
     if not len(scores):
-        return {"verdict": INCONCLUSIVE, "why": reason}
+        names = ("generated", "query")
+        numbers = ["floor", "worth", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+        return {**dict.fromkeys(numbers, float("nan")), "verdict": INCONCLUSIVE, "why": reason}
     columns = [scores[name].to_numpy(np.float64) for name in (GENERATED, QUERY, BOTH, "chance")]
     floor = max(columns[2].mean(), columns[3].mean())
     worth = 1 - floor
