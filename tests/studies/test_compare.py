@@ -15,6 +15,7 @@ from gatelens.studies.catalogue import study_of
 from gatelens.studies.compare import _part, compare, compare_html, compare_text
 from gatelens.studies.narrow_gate.knockout_table import summarise
 from gatelens.studies.narrow_gate.patching.section import summarise_patching
+from gatelens.studies.narrow_gate.steering.table import summarise as summarise_steering
 from study_helpers import synthetic_run
 
 
@@ -106,7 +107,7 @@ def test_every_section_is_compared(stored_runs: dict[str, Path]) -> None:
     )
     assert (table.difference == 0).all() and not table.apart.any()
     # the same examples by id: a difference of nothing from itself has hardly a width
-    paired = table[table.section.isin(["knockouts", "progressive", "patching", "drawing"])]
+    paired = table[table.section.isin(["knockouts", "progressive", "patching", "steering", "drawing"])]
     assert paired.paired.all()
     assert "differences, which have no interval" in compare_html(run, run)  # the modality gap
     page = compare_html(run, run)
@@ -128,7 +129,8 @@ def test_sections_of_whats_in_the_image_are_compared(stored_runs: dict[str, Path
     assert len(table[table.metric == "words that look hardest at their object"]) == len(
         run.table("localisation")
     )
-    assert "unpaired, from the intervals of both means" in compare_html(run, run)
+    page = compare_html(run, run)
+    assert "unpaired, from the intervals of both means: a run keeps no values of each example" in page
 
 
 def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path]) -> None:
@@ -144,7 +146,7 @@ def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path
         made.save("patching", summarise_patching(classes[classes.site == "resid_pre"], 100, 0))
         made.save("patching_attention", summarise_patching(classes[classes.site == "attn_in"], 100, 0))
     section = study_of(run).section("patching")
-    both = _part(*runs, "patching", section.cells, section.values).set_index(["metric", "row"])
+    both = _part(*runs, "patching", section.cells, section.values, {}).set_index(["metric", "row"])
     counted = pairs[
         (pairs.attribute == "class") & (pairs.site == "resid_pre") & pairs.both_right & (pairs.layer == 2)
     ]
@@ -152,6 +154,42 @@ def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path
     row = both.loc[("gate patched", "success, layer 2")]
     assert row.paired and row.difference == pytest.approx(change.mean())
     assert (row.difference_low, row.difference_high) == mean_interval(change, CHANGE)
+
+
+def test_steered_pictures_are_compared_picture_by_picture(stored_runs: dict[str, Path]) -> None:
+    """In one of the runs some pushes act otherwise, and the pictures stand in another order."""
+    run = Run.load(stored_runs["narrow-gate"])
+    pictures = run.table("steering_pictures")
+    unlike = pictures.id.rank(method="dense") % 3 == 0
+    other = pictures.assign(is_target=pictures.is_target ^ (unlike & (pictures.dose == 1)))
+    runs = []
+    for name, table in (("a", pictures), ("b", other.sample(frac=1, random_state=0))):
+        runs.append(made := Run.open(None, study="narrow-gate", settings={**run.settings, "model": name}))
+        made.save("steering_pictures", table)
+        nothing = pd.DataFrame()
+        made.save("steering", summarise_steering(table, nothing, nothing, {"gate": 1, "last": 2}, 100, 0))
+    section = study_of(run).section("steering")
+    both = _part(*runs, "steering", section.cells, section.values, {}).set_index(["metric", "row"])
+    assert both.paired.all() and (both.unpaired == "").all()
+    keys = ["id", "base", "target"]
+    right = [
+        table[table.right & (table.dose == 1)].set_index(keys).sort_index() for table in (pictures, other)
+    ]
+    plain = [table[table.direction == "class means"].is_target.astype(float) for table in right]
+    random = [
+        table[table.direction == "random"].is_target.astype(float).groupby(keys).mean() for table in right
+    ]
+    row = both.loc["success", "class means × 1"]
+    change = (plain[1] - plain[0]).to_numpy()
+    assert row.difference == pytest.approx(change.mean()) and change.any()
+    low, high = mean_interval(np.sort(change), CHANGE)
+    assert (row.difference_low, row.difference_high) == pytest.approx((low, high), abs=0.02)
+    above = both.loc["success above random", "class means × 1"]
+    change = ((plain[1] - random[1]) - (plain[0] - random[0])).to_numpy()
+    assert above.difference == pytest.approx(change.mean())
+    # a difference of differences: each lies between -1 and 1
+    low, high = mean_interval(np.sort(change), (-2.0, 2.0))
+    assert (above.difference_low, above.difference_high) == pytest.approx((low, high), abs=0.02)
 
 
 def test_stages_of_a_fine_tuning_are_compared_section_by_section(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from gatelens.errors import OutputError
-from gatelens.measures.stats import CHANGE, IN_WORDS, independent_difference, mean_interval
+from gatelens.measures.stats import IN_WORDS, independent_difference, mean_interval
 from gatelens.plots.card import Block, Card, Cell, Table, Text
 from gatelens.plots.numbers import cell, interval, number, signed, span
 from gatelens.plots.page import Page, Verdict, render
@@ -20,14 +21,22 @@ from gatelens.studies.study import verdict_of
 
 Reader = Callable[[Run], pd.DataFrame]
 
+SAME = 1e-6  # how far a mean of values kept in single precision may lie from that of the table
+# why a difference is not paired
+OTHERS = "the runs drew other examples"
+NOT_KEPT = "a run keeps no values of each example"
+NOT_THE_SAME = "an example counts in one run alone"
+WEIGHTED = "some examples count more than once"
+
 
 def compare(a: Run, b: Run) -> pd.DataFrame:
     """The tables of all sections joined: ``section, how, metric, row, mean_a, low_a, high_a, n_a, mean_b, …,
-    difference, difference_low, difference_high, paired, apart``. The study's own comparison (knockouts, compressed
-    contexts, sizes of gates) comes first.
+    difference, difference_low, difference_high, paired, apart, unpaired``. The study's own comparison (knockouts,
+    compressed contexts, sizes of gates) comes first.
 
     ``difference`` is b − a with its 95 % interval: over the differences of the same example where both runs scored
     the same examples (``paired``), else from the intervals of the two means. ``apart``: it does not reach 0.
+    ``unpaired``: why it is not paired, empty where it is.
 
     Raises:
         OutputError: the runs are of different studies, or have no finished table or no cell in common.
@@ -60,15 +69,17 @@ def _joined(a: Run, b: Run) -> pd.DataFrame:
 def _parts(a: Run, b: Run) -> list[pd.DataFrame]:
     """What two runs have in common: the study's own comparison, then a table a section."""
     study = study_of(a)
-    parts = [_part(a, b, study.decides or study.name, study.comparable, study.answers)]
+    parts = [_part(a, b, study.decides or study.name, study.comparable, study.answers, study.unpaired)]
     of_b = {s.name for s in measured_sections(study, b)}
     for section in measured_sections(study, a):
         if section.name in of_b:
-            parts.append(_part(a, b, section.name, section.cells, section.values))
+            parts.append(_part(a, b, section.name, section.cells, section.values, section.unpaired))
     return parts
 
 
-def _part(a: Run, b: Run, section: str, cells: Reader, values: Reader) -> pd.DataFrame:
+def _part(
+    a: Run, b: Run, section: str, cells: Reader, values: Reader, unpaired: Mapping[str, str]
+) -> pd.DataFrame:
     """What two runs have in common of one section."""
     keys = list(CELL)
     both = cells(a)[CELLS].merge(cells(b)[CELLS], on=keys, suffixes=("_a", "_b"))
@@ -77,33 +88,44 @@ def _part(a: Run, b: Run, section: str, cells: Reader, values: Reader) -> pd.Dat
         return both
     both["difference"] = both.mean_b - both.mean_a
     changes = _changes(a, b, values)
-    found = [_interval(row, changes.get(tuple(row[key] for key in keys))) for row in both.to_dict("records")]
-    both[["difference_low", "difference_high", "paired"]] = found
+    found = [_interval(row, changes, unpaired.get(row["metric"], "")) for row in both.to_dict("records")]
+    both[["difference_low", "difference_high", "unpaired"]] = found
+    both["paired"] = both.unpaired == ""
     both["apart"] = (both.difference_low > 0) | (both.difference_high < 0)
-    return both.astype({"paired": bool})
+    return both.astype({"difference_low": float, "difference_high": float})
 
 
-def _changes(a: Run, b: Run, values: Reader) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Of each cell the values of both runs by example; none where the runs drew other examples."""
+def _changes(a: Run, b: Run, values: Reader) -> dict[tuple[str, ...], pd.DataFrame] | None:
+    """Of each cell the values of both runs by example, NaN where one lacks it; None where the runs drew other
+    examples."""
     known = a.settings.get("examples")
     if known is None or known != b.settings.get("examples"):
-        return {}
-    by = [*CELL, "id", "bounded"]
+        return None
+    by = [*CELL, "id", "span"]
     first, second = (values(run).groupby(by, sort=False).value.mean() for run in (a, b))
     both = pd.concat([first, second], axis=1, keys=["a", "b"]).reset_index()
-    return {cell: part for cell, part in both.groupby(list(CELL), sort=False) if part.notna().all(axis=None)}
+    return dict(iter(both.groupby(list(CELL), sort=False)))
 
 
-def _interval(row: dict[str, Any], values: pd.DataFrame | None) -> tuple[float, float, bool]:
-    """``low, high, paired`` of one cell's difference."""
-    if values is not None:
+def _interval(
+    row: dict[str, Any], changes: dict[tuple[str, ...], pd.DataFrame] | None, never: str
+) -> tuple[float, float, str]:
+    """``low, high`` of one cell's difference, and why it is not paired; ``never``: why no values can be kept."""
+    values = None if changes is None else changes.get(tuple(row[key] for key in CELL))
+    if changes is None:
+        why = never or OTHERS
+    elif values is None or values.a.isna().all() or values.b.isna().all():
+        why = never or NOT_KEPT
+    elif values.isna().any(axis=None):
+        why = NOT_THE_SAME
+    else:
         change = values.b - values.a
-        # not so where examples count for more than one, as pictures with several questions
-        if abs(float(change.mean()) - row["difference"]) < 1e-9:
-            bounds = CHANGE if values.bounded.all() else None
-            return *mean_interval(change, bounds), True
+        if abs(float(change.mean()) - row["difference"]) < SAME:
+            span = float(values.span.max())
+            return *mean_interval(change, (-span, span) if math.isfinite(span) else None), ""
+        why = WEIGHTED
     a, b = ((row[f"mean_{side}"], row[f"low_{side}"], row[f"high_{side}"]) for side in "ab")
-    return *independent_difference(a, b), False
+    return *independent_difference(a, b), why
 
 
 def setting_differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
@@ -170,10 +192,14 @@ def _card(section: str, part: pd.DataFrame) -> Card:
 
 
 def _finding(part: pd.DataFrame) -> str:
+    why = "; ".join(part.unpaired[~part.paired].unique())
     if part.difference_low.isna().all():
-        return f"{len(part)} differences, which have no interval"
-    how = {(True,): "paired by example", (False,): "unpaired, from the intervals of both means"}
-    said = how.get(tuple(part.paired.unique()), f"{int(part.paired.sum())} of them paired by example")
+        return f"{len(part)} differences, which have no interval: {why}"
+    said = f"{int(part.paired.sum())} of them paired by example; the others not: {why}"
+    if part.paired.all():
+        said = "paired by example"
+    elif not part.paired.any():
+        said = f"unpaired, from the intervals of both means: {why}"
     return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0 ({said})"
 
 

@@ -7,6 +7,7 @@ machine; the runner alone saves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from gatelens.data.base import kind
 from gatelens.errors import GatelensError
 from gatelens.examples import by_length, consecutive
 from gatelens.executors import Executor, InProcess, Tables
+from gatelens.measures.stats import Bounds
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
@@ -29,7 +31,12 @@ Evidence = dict[str, str]
 
 CELL = ("how", "metric", "row")  # what names a cell that two runs are compared in
 CELLS = [*CELL, "mean", "low", "high", "n"]
-VALUES = [*CELL, "id", "value", "bounded"]
+VALUES = [*CELL, "id", "value", "span"]
+
+
+def span_of(bounds: Bounds | None) -> float:
+    """The most by which two scores between these bounds can differ; infinite without bounds."""
+    return math.inf if bounds is None else bounds[1] - bounds[0]
 
 
 def cells(table: pd.DataFrame, metric: pd.Series | str, row: pd.Series) -> pd.DataFrame:
@@ -127,8 +134,10 @@ class Section:
         cells: what two runs are compared in, ``how, metric, row, mean, low, high, n``; none where its study's own
             comparison has them.
         here: its batches are measured in the runner's own process, as they use the folder of the run.
-        values: what the cells are the means of, ``how, metric, row, id, value, bounded``, so that runs on the same
-            examples are compared example by example; of cells that it leaves out only the means are compared.
+        values: what the cells are the means of, ``how, metric, row, id, value, span`` (see :func:`span_of`), so that
+            runs on the same examples are compared example by example; of cells that it leaves out only the means
+            are compared. None of a run from before they were kept.
+        unpaired: by metric, why its cells can have no values by example.
     """
 
     name: str
@@ -143,3 +152,4 @@ class Section:
     here: bool = False
     cells: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=CELLS)
     values: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=VALUES)
+    unpaired: Mapping[str, str] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from gatelens.plots.card import Card
 from gatelens.plots.opening import Opening
 from gatelens.runs import Run
 from gatelens.studies.options import AtLeastOne, Options, Resamples, Seed, check_known, checked
-from gatelens.studies.section import CELL, Evidence, Section
+from gatelens.studies.section import VALUES, Evidence, Section
 
 Drawn = Mapping[str, Sequence[Example]]
 Chosen = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None
@@ -72,9 +72,8 @@ class Study:
         verdict: of the finished tables and the evidence of all sections: ``verdict, headline, sentence, evidence,
             disagree``, ``answer``, the sentence in at most 25 words for the report, and whatever else that shows.
         comparable: cells ``how, metric, row, mean, low, high, n`` for the comparison of two runs.
-        answers: what the cells are the means of, ``how, metric, row, id, value, bounded`` (whether values are between
-            0 and 1), so that runs on the same examples are compared example by example; of cells that it leaves out
-            only the means are compared.
+        answers: what the cells are the means of, as ``values`` of a :class:`~gatelens.studies.section.Section`.
+        unpaired: by metric, why its cells can have no values by example.
         always: sections that are measured whether or not they are asked for.
         ask: the drawn examples as this model is asked, such as in turns of a chat.
         settings: what the manifest says beside the options, of model, data, examples and options.
@@ -96,9 +95,8 @@ class Study:
     draw: Callable[[Dataset, Any], Drawn]
     verdict: Callable[[Run, list[Evidence]], Mapping[str, Any]]
     comparable: Callable[[Run], pd.DataFrame]
-    answers: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(
-        columns=[*CELL, "id", "value", "bounded"]
-    )
+    answers: Callable[[Run], pd.DataFrame] = lambda run: pd.DataFrame(columns=VALUES)
+    unpaired: Mapping[str, str] = field(default_factory=dict)
     always: tuple[str, ...] = ()
     ask: Callable[[HookedVLM, Drawn, Any], Drawn] = lambda model, drawn, options: drawn
     settings: Callable[[HookedVLM, Dataset, Drawn, Any], Mapping[str, Any]] = lambda *_: {}

@@ -16,6 +16,7 @@ from gatelens.studies.gate_finder.result import SearchResult
 
 GATE_MARK = "◆"
 SMALLEST = "positions of the smallest set found, an upper bound"
+UNPAIRED = {SMALLEST: "the size of a set is a statement on all examples at once"}
 
 
 def gate_table(result: SearchResult, most: int = 8) -> pd.DataFrame:

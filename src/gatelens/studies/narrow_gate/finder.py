@@ -21,7 +21,7 @@ from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
 from gatelens.studies.gate_finder.cards import search_cards, search_line
 from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
-from gatelens.studies.gate_finder.tables import comparable
+from gatelens.studies.gate_finder.tables import UNPAIRED, comparable
 from gatelens.studies.gate_finder.verdict import how_sure, named
 from gatelens.studies.narrow_gate.verdict import (
     ANOTHER,
@@ -132,5 +132,6 @@ def compared(run: Run) -> pd.DataFrame:
 
 
 SECTION = dataclasses.replace(
-    search.SECTION, conclude=conclude, options=FinderOptions, evidence=evidence, page=page, cells=compared
-)
+    search.SECTION, conclude=conclude, options=FinderOptions, evidence=evidence, page=page, cells=compared,
+    unpaired=UNPAIRED,
+)  # fmt: skip

@@ -20,6 +20,7 @@ from gatelens.measures.captions import cider_d
 from gatelens.measures.stats import SHARE, Bounds, mean_interval
 from gatelens.model import HookedVLM
 from gatelens.studies.options import How
+from gatelens.studies.section import span_of
 
 NONE, GATE, IMAGE = "none", "gate → text", "image → text"
 LAST, FLOOR = "last image → text", "gate + image → text"
@@ -119,21 +120,22 @@ def score_captions(
 
 
 def by_example(predictions: pd.DataFrame) -> pd.DataFrame:
-    """What the knockout table averages: ``how, row, task, metric, id, value, bounded, repeats``.
+    """What the knockout table averages: ``how, row, task, metric, id, value, span, repeats``.
 
-    The repeats of a random row are averaged within each example. ``bounded``: values are between 0 and 1.
+    The repeats of a random row are averaged within each example. ``span``: see
+    :func:`gatelens.studies.section.span_of`.
     """
     keys = ["how", "row", "task", "id"]
     means = predictions.groupby(keys, sort=False).agg(
         score=("score", "mean"), restricted=("restricted", "mean"), repeats=("repeat", "nunique")
     )
     means = means.reset_index()
-    means["bounded"] = [bounds_of(task) is not None for task in means.task]
+    means["span"] = [span_of(bounds_of(task)) for task in means.task]
     scores = means.assign(metric=means.task.map(metric_of), value=means.score)
     # only where class names are known, and then of every example
     restricted = means[means.restricted.notna()].assign(metric=RESTRICTED, value=means.restricted)
     order = pd.concat([scores, restricted], ignore_index=True)
-    return order[["how", "row", "task", "metric", "id", "value", "bounded", "repeats"]]
+    return order[["how", "row", "task", "metric", "id", "value", "span", "repeats"]]
 
 
 def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
@@ -141,8 +143,7 @@ def summarise(predictions: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame
     rows = []
     for (how, name, task), part in by_example(predictions).groupby(["how", "row", "task"], sort=False):
         for metric, values in part.groupby("metric", sort=False):
-            bounds = SHARE if values.bounded.all() else None
-            interval = mean_interval(values.value, bounds, n_boot=n_boot, seed=seed)
+            interval = mean_interval(values.value, bounds_of(task), n_boot=n_boot, seed=seed)
             numbers = (values.value.mean(), *interval, len(values))
             rows.append((how, name, task, metric, *numbers, part.repeats.max()))
     return pd.DataFrame(rows, columns=["how", "row", "task", "metric", "mean", "low", "high", "n", "repeats"])

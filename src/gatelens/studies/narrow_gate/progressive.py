@@ -33,7 +33,7 @@ from gatelens.plots.tidy import rows_with
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate import knockout_table as rows
 from gatelens.studies.options import AtLeastOne, Examples, How, Options, kinds_of_knockout
-from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, Setup, Tables, cells, span_of
 
 FROM, WINDOW, UNCUT = "from", "window", "none"
 KEYS = {"gate": "gate", "image": rows.IMAGE_SIDE}
@@ -318,7 +318,7 @@ def compared_values(run: Run) -> pd.DataFrame:
     """The scores of every example at each point."""
     table = run.table("progressive_scores")
     named = table.assign(metric=table.task.map(rows.metric_of), row=_point_names(table), value=table.score)
-    return named.assign(bounded=[rows.bounds_of(task) is not None for task in table.task])[VALUES]
+    return named.assign(span=[span_of(rows.bounds_of(task)) for task in table.task])[VALUES]
 
 
 def _point_names(table: pd.DataFrame) -> pd.Series:

@@ -328,7 +328,7 @@ def compared_values(run: Run) -> pd.DataFrame:
         return pd.DataFrame(columns=VALUES)
     table = run.table("question_scores")
     named = {"metric": table.task.map(metric_of), "row": _cut(table), "value": table.score}
-    return table.assign(**named, bounded=True)[VALUES]
+    return table.assign(**named, span=1.0)[VALUES]
 
 
 def _cut(table: pd.DataFrame) -> pd.Series:

@@ -22,8 +22,8 @@ from gatelens.runs import Run
 from gatelens.runs.manifest import fingerprint
 from gatelens.studies.options import MOST, AtLeastOne, CountsExamples, Says
 from gatelens.studies.runner import run_study
-from gatelens.studies.section import Evidence
-from gatelens.studies.study import CELL, Drawn, Study, StudyOptions
+from gatelens.studies.section import VALUES, Evidence
+from gatelens.studies.study import Drawn, Study, StudyOptions
 from gatelens.studies.whats_in_the_image import compressed_context, descriptions, knockouts
 from gatelens.studies.whats_in_the_image.configurations import ALL, BOTH, GENERATED, NONE, QUERY, FirstToken
 from gatelens.studies.whats_in_the_image.pictures import Segmenter, pictures, vocabulary_of
@@ -217,7 +217,7 @@ def answers(run: Run) -> pd.DataFrame:
     if run.has("trade_off"):
         asked = run.table("answers").rename(columns={"context": "row", "picture": "id", "score": "value"})
         tables.append(asked.assign(**CONTEXTS))
-    return pd.concat(tables, ignore_index=True)[[*CELL, "id", "value"]].assign(bounded=True)
+    return pd.concat(tables, ignore_index=True).assign(span=1.0)[VALUES]
 
 
 def summary(run: Run) -> list[str]:

@@ -73,8 +73,8 @@ def test_table_by_hand() -> None:
             )
     rows[4] = {**rows[4], "is_target": 0}  # the second picture's first random push fails after all
     questions = pd.DataFrame(
-        [("class means", 1.0, 0.5, 0.75), ("class means", 1.0, 1.0, 0.25)],
-        columns=["direction", "dose", "score", "overlap"],
+        [("q1", "class means", 1.0, 0.5, 0.75), ("q2", "class means", 1.0, 1.0, 0.25)],
+        columns=["id", "direction", "dose", "score", "overlap"],
     )
     table = summarise(pd.DataFrame(rows), pd.DataFrame(), questions, {"gate": 2, "last": 3}, 50, 0)
     means = table.set_index(["pair", "direction", "measure"])["mean"]

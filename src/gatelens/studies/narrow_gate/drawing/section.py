@@ -247,7 +247,7 @@ def compared_values(run: Run) -> pd.DataFrame:
     """Whether each drawing shows it."""
     table = hits(run.table("drawings"))
     named = {"how": "", "metric": table.prompt + ": " + table.measure, "id": table.case.astype(str)}
-    return table.assign(**named, value=table.hit.astype(float), bounded=True)[VALUES]
+    return table.assign(**named, value=table.hit.astype(float), span=1.0)[VALUES]
 
 
 SECTION = Section(

@@ -252,6 +252,12 @@ def _clusters_caption(table: pd.DataFrame) -> str:
     )
 
 
+UNPAIRED = {
+    "median |cos|": "a median over pairs of tokens is no mean over examples",
+    "homogeneity of clusters": "clusters are made of the tokens of all examples at once",
+}
+
+
 def compared(run: Run) -> pd.DataFrame:
     """Medians and homogeneity by layer, which have no intervals, for the comparison of two runs."""
     none = {"low": np.nan, "high": np.nan}
@@ -275,4 +281,5 @@ SECTION = Section(
     ModalityGapOptions,
     page=page,
     cells=compared,
+    unpaired=UNPAIRED,
 )

@@ -47,7 +47,18 @@ from gatelens.studies.narrow_gate.patching.attributes import (
 from gatelens.studies.narrow_gate.patching.page import ANY, cards
 from gatelens.studies.narrow_gate.verdict import attention_input_evidence, patching_evidence
 from gatelens.studies.options import AtLeastTwo, Examples, Options
-from gatelens.studies.section import VALUES, Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import (
+    VALUES,
+    Absent,
+    Batch,
+    Evidence,
+    Measured,
+    Section,
+    Setup,
+    Tables,
+    cells,
+    span_of,
+)
 
 PicturePair = tuple[Example, Example]  # base and target
 SITE: Literal["resid_pre"] = "resid_pre"  # of one layer
@@ -309,7 +320,9 @@ def compared_values(run: Run) -> pd.DataFrame:
             part = mine if where is None else mine[mine[where]]
             names = {"metric": f"{what} patched", "row": f"{measure}, layer " + part.layer.astype(str)}
             parts.append(
-                part.assign(**names, value=part[measure].astype(float), bounded=where is not None)[VALUES]
+                part.assign(
+                    **names, value=part[measure].astype(float), span=span_of(SHARE if where else None)
+                )[VALUES]
             )
     return pd.concat(parts, ignore_index=True)
 

@@ -23,6 +23,7 @@ from gatelens.directions import overlaps_with_first
 from gatelens.engine import generate_many, last_logits
 from gatelens.examples import Labels, prepare
 from gatelens.measures.answers import vqa_accuracy
+from gatelens.measures.stats import SHARE
 from gatelens.model import HookedVLM
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.pictures import picture_uri
@@ -55,12 +56,33 @@ from gatelens.studies.narrow_gate.steering.directions import (
     layer_scores,
 )
 from gatelens.studies.narrow_gate.steering.page import cards
-from gatelens.studies.narrow_gate.steering.table import ABOVE, ALL, SUCCESS, names, score_captions, summarise
+from gatelens.studies.narrow_gate.steering.table import (
+    ABOVE,
+    ALL,
+    BOUNDS,
+    SUCCESS,
+    by_example,
+    names,
+    score_captions,
+    summarise,
+)
 from gatelens.studies.narrow_gate.verdict import DISTRIBUTED, FEWEST, FLIPS, INCONCLUSIVE, MIXED, NARROW
 from gatelens.studies.options import Examples, Options, Repeats, Says
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import (
+    VALUES,
+    Absent,
+    Batch,
+    Evidence,
+    Measured,
+    Section,
+    Setup,
+    Tables,
+    cells,
+    span_of,
+)
 
 FIT = "fit"
+KINDS = ("pictures", "captions", "questions")  # what is steered; also the tables of the answers
 FEWEST_TO_FIT = 10  # pictures of a class, for a direction that turns little to mean anything
 SHOWN, SHOWN_DOSES = 4, (0.0, 0.5, 1.0, 2.0, 4.0)  # pictures on the page, and the doses of their captions
 
@@ -343,7 +365,23 @@ def compared(run: Run) -> pd.DataFrame:
     """Each measure by direction and dose, all pairs together, for the comparison of two runs."""
     table = run.table("steering")
     table = table[table.pair == ALL]
-    return cells(table, table.measure, table.direction + " × " + table.dose.map("{:g}".format))
+    return cells(table, table.measure, _pushes(table))
+
+
+def compared_values(run: Run) -> pd.DataFrame:
+    """What these are the means of, by picture, caption or question."""
+    kept = (
+        run.table(f"steering_{name}") if run.has(f"steering_{name}") else pd.DataFrame() for name in KINDS
+    )
+    table = by_example(*kept)
+    table = table[table.pair == ALL]
+    spans = [span_of(BOUNDS.get(measure, SHARE)) for measure in table.measure]
+    return table.assign(how="", metric=table.measure, row=_pushes(table), span=spans)[VALUES]
+
+
+def _pushes(table: pd.DataFrame) -> pd.Series:
+    """Direction and dose as the name of a row."""
+    return table.direction + " × " + table.dose.map("{:g}".format)
 
 
 SECTION = Section(
@@ -356,4 +394,5 @@ SECTION = Section(
     evidence,
     cards,
     cells=compared,
+    values=compared_values,
 )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pandas as pd
 
 from gatelens.measures.captions import caption_words
-from gatelens.measures.stats import CHANGE, SHARE, mean_interval
-from gatelens.studies.narrow_gate.class_pairs import pair_name
+from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval
 from gatelens.studies.narrow_gate.steering.directions import MEANS, NOTHING, RANDOM, REFERENCE
 
 ALL = "all"
@@ -22,7 +20,8 @@ VQA, VQA_OVERLAP = "VQA accuracy", "VQA overlap"
 COLUMNS = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
 WORDING = 0.9  # a word in this share of the unsteered captions is wording, not content
 FEWEST_FOR_WORDING = 10
-AddRow = Callable[[str, float, str, str, pd.Series], None]
+BOUNDS: dict[str, Bounds | None] = {ABOVE: CHANGE, ELSEWHERE: None, VQA_OVERLAP: None}  # of others SHARE
+BY = ["pair", "dose", "direction", "measure"]
 
 
 def names(text: str, name: str) -> bool:
@@ -85,38 +84,61 @@ def summarise(
     class), ``success above random`` (paired differences with the mean of the random directions). Repeats are averaged
     within a picture first.
     """
-    rows: list[tuple[object, ...]] = []
-
-    def add(pair: str, dose: float, direction: str, measure: str, values: pd.Series) -> None:
-        numbers = values.to_numpy(dtype=np.float64)
-        if len(numbers):
-            bounds = {ABOVE: CHANGE, ELSEWHERE: None, VQA_OVERLAP: None}.get(measure, SHARE)
-            low, high = mean_interval(numbers, bounds, n_boot=n_boot, seed=seed)
-            layer = layers["last" if direction == REFERENCE else "gate"]
-            rows.append((pair, layer, dose, direction, measure, numbers.mean(), low, high, len(numbers)))
-
-    _class_rows(pictures, add)
-    for (direction, dose), part in captions.groupby(["direction", "dose"]) if len(captions) else ():
-        add(ALL, dose, direction, CAPTION_SUCCESS, part[part.named_base].success)
-        add(ALL, dose, direction, CAPTION_KEPT, part.kept)
-    for (direction, dose), part in questions.groupby(["direction", "dose"]) if len(questions) else ():
-        add(ALL, dose, direction, VQA, part.score)
-        add(ALL, dose, direction, VQA_OVERLAP, part.overlap)
+    rows = []
+    for (pair, dose, direction, measure), part in by_example(pictures, captions, questions).groupby(
+        BY, sort=False
+    ):
+        numbers = part.value.to_numpy()
+        low, high = mean_interval(numbers, BOUNDS.get(measure, SHARE), n_boot=n_boot, seed=seed)
+        layer = layers["last" if direction == REFERENCE else "gate"]
+        rows.append((pair, layer, dose, direction, measure, numbers.mean(), low, high, len(numbers)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _class_rows(pictures: pd.DataFrame, add: AddRow) -> None:
+def by_example(pictures: pd.DataFrame, captions: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`summarise` averages: ``pair, dose, direction, measure, id, value``.
+
+    The ``id`` of a picture names the pair it is steered along, too.
+    """
+    parts = list(_classes_by_example(pictures))
+    for (direction, dose), part in captions.groupby(["direction", "dose"]) if len(captions) else ():
+        named = part.set_index(part.id + ": " + part.base + " → " + part.target)
+        parts.append((ALL, dose, direction, CAPTION_SUCCESS, named[named.named_base].success))
+        parts.append((ALL, dose, direction, CAPTION_KEPT, named.kept))
+    for (direction, dose), part in questions.groupby(["direction", "dose"]) if len(questions) else ():
+        asked = part.set_index("id")
+        parts += [
+            (ALL, dose, direction, VQA, asked.score),
+            (ALL, dose, direction, VQA_OVERLAP, asked.overlap),
+        ]
+    tables = [
+        pd.DataFrame(
+            {**dict(zip(BY, names, strict=True)), "id": values.index, "value": values.to_numpy(float)}
+        )
+        for *names, values in parts
+    ]
+    return pd.concat([pd.DataFrame(columns=[*BY, "id", "value"]), *tables], ignore_index=True).astype(
+        {"value": float, "dose": float}
+    )
+
+
+def _classes_by_example(pictures: pd.DataFrame) -> Iterator[tuple[str, float, str, str, pd.Series]]:
+    """``pair, dose, direction, measure`` and the values by picture."""
     right = pictures[pictures.right].copy()
     right[SUCCESS], right[KEPT] = right.is_target.astype(float), right.is_base.astype(float)
     right[ELSEWHERE] = (1 - right.p_base - right.p_target).clip(lower=0)
-    keys = ["direction", "dose", "base", "target", "id"]
-    means = right.groupby(keys)[[SUCCESS, KEPT, ELSEWHERE]].mean()  # over the repeats of a random direction
+    right["pair"] = right.base + "-" + right.target
+    right["id"] = right.id + ": " + right.base + " → " + right.target
+    # over the repeats of a random direction
+    means = right.groupby(["direction", "dose", "pair", "id"])[[SUCCESS, KEPT, ELSEWHERE]].mean()
+    means = means.reset_index("pair")
     for (direction, dose), part in means.groupby(level=["direction", "dose"]):
+        here = part.droplevel(["direction", "dose"])
         for measure in (SUCCESS, KEPT, ELSEWHERE):
-            add(ALL, dose, direction, measure, part[measure])
+            yield ALL, dose, direction, measure, here[measure]
         if direction == MEANS:
-            for pair, mine in part.groupby(level=["base", "target"]):
-                add(pair_name(pair), dose, direction, SUCCESS, mine[SUCCESS])
-            control = means.xs((RANDOM, dose))[SUCCESS] if (RANDOM, dose) in means.index else None
-            if control is not None:
-                add(ALL, dose, direction, ABOVE, part.loc[direction, dose][SUCCESS] - control)
+            for pair, mine in here.groupby("pair"):
+                yield str(pair), dose, direction, SUCCESS, mine[SUCCESS]
+            if (RANDOM, dose) in means.index:
+                control = means.xs((RANDOM, dose))[SUCCESS]
+                yield ALL, dose, direction, ABOVE, here[SUCCESS] - control
