@@ -14,9 +14,24 @@ from gatelens.measures.concentration import (
     naming_p_value,
     prune,
     set_sizes,
+    share_by_example,
     share_removed,
     smallest_carrying,
 )
+
+
+def test_a_share_by_example_averages_to_the_share_and_spreads_as_it_does():
+    rng = np.random.default_rng(3)
+    none, cut, floor = (np.clip(rng.normal(m, 0.1, 200), 0, 1) for m in (0.9, 0.5, 0.2))
+    for chance in (0.0, 0.4):  # the floor above chance, and below it
+        values = share_by_example(none, cut, floor, chance)
+        assert values.mean() == pytest.approx(float(share_removed(none, cut, floor, chance)))
+        # the jackknife leaves out one example after another
+        without = [np.delete(x, i) for i in range(200) for x in (none, cut, floor)]
+        jack = np.array([share_removed(*without[3 * i : 3 * i + 3], chance) for i in range(200)])
+        error = np.sqrt(199 / 200 * np.square(jack - jack.mean()).sum())
+        assert values.std() / 200**0.5 == pytest.approx(error, rel=0.02)
+    assert np.isnan(share_by_example(floor, cut, floor, 0.0)).all()
 
 
 def test_information_is_zero_when_all_answers_are_one_distribution():

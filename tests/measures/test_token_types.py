@@ -81,6 +81,9 @@ def test_against_a_plain_loop(first: bool) -> None:
                             sums[kind] += float(kept[layer, row][b, :, 0, key].mean())
                 rows.append([sums[k] for k in TOKEN_KINDS])
             pictures.append(np.mean(rows, axis=0))
+        each = share.by_picture()
+        each = each[each.layer == layer].pivot(index="picture", columns="kind", values="share")
+        np.testing.assert_allclose(each[list(TOKEN_KINDS)], pictures, atol=1e-6)
         mine = table[table.layer == layer]
         np.testing.assert_allclose(mine.share, np.mean(pictures, axis=0), atol=1e-6)
         np.testing.assert_allclose(mine.se, np.std(pictures, axis=0) / np.sqrt(2), atol=1e-6)
@@ -148,6 +151,7 @@ def test_batches_add_up() -> None:
         single.append(alone.table().share.to_numpy())
     np.testing.assert_allclose(both.table().share, np.mean(single, axis=0), atol=1e-12)
     assert set(both.table().n) == {4}
+    assert set(both.by_picture().picture) == {0, 1, 2, 3}
 
 
 def test_misuse_is_named() -> None:

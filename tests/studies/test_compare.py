@@ -16,6 +16,7 @@ from gatelens.studies.compare import _part, compare, compare_html, compare_text
 from gatelens.studies.narrow_gate.knockout_table import summarise
 from gatelens.studies.narrow_gate.patching.section import summarise_patching
 from gatelens.studies.narrow_gate.steering.table import summarise as summarise_steering
+from gatelens.studies.whats_in_the_image.descriptions import localisation_table
 from study_helpers import synthetic_run
 
 
@@ -154,6 +155,53 @@ def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path
     row = both.loc[("gate patched", "success, layer 2")]
     assert row.paired and row.difference == pytest.approx(change.mean())
     assert (row.difference_low, row.difference_high) == mean_interval(change, CHANGE)
+
+
+def test_pairs_are_by_id_and_not_by_row() -> None:
+    """The shares of attention of eight prompts, each a little higher in one run, which keeps them in another order."""
+    shares = pd.DataFrame(
+        {"layer": 0, "group": "gate", "id": [f"q{i}" for i in range(8)], "share": np.linspace(0.1, 0.8, 8)}
+    )
+    more = shares.assign(share=shares.share + 0.02 + 0.001 * np.arange(8) % 3)
+    runs = []
+    for table in (shares, more.iloc[::-1]):
+        runs.append(run := Run.open(None, study="narrow-gate", settings={"examples": "same"}))
+        kept = table.astype({"share": "float32"})
+        run.save("attention_by_example", kept)
+        low, high = mean_interval(table.share, None)
+        means = {"share": table.share.mean(), "low": low, "high": high, "positions": 1.0, "n": 8}
+        run.save("attention_groups", pd.DataFrame([{"layer": 0, "group": "gate", **means}]))
+    section = study_of(runs[0]).section("attention")
+    row = _part(*runs, "attention", section.cells, section.values, {}).iloc[0]
+    change = more.share - shares.share
+    assert row.paired and row.apart and row.difference == pytest.approx(change.mean())
+    assert (row.difference_low, row.difference_high) == pytest.approx(mean_interval(change, None), abs=3e-4)
+    # a run of before keeps the means alone
+    bare = Run.open(None, study="narrow-gate", settings={"examples": "same"})
+    bare.save("attention_groups", runs[1].table("attention_groups"))
+    row = _part(runs[0], bare, "attention", section.cells, section.values, {}).iloc[0]
+    assert row.unpaired == "a run keeps no values of each example" and not row.paired and not row.apart
+
+
+def test_words_are_compared_by_picture_and_object() -> None:
+    """An object is another one in another picture; the runs keep them in another order."""
+    named = [(f"p{i}", name) for i in range(10) for name in ("dog", "fox")]
+    hits = pd.DataFrame(named, columns=["id", "object"]).assign(first=0, last=3)
+    a = hits.assign(hit=[float(i % 3 == 0) for i in range(20)])
+    b = hits.assign(hit=[float(i % 3 == 0 or i % 5 == 1) for i in range(20)])
+    runs = []
+    for table in (a, b.sample(frac=1, random_state=1)):
+        runs.append(run := Run.open(None, study="whats-in-the-image", settings={"examples": "same"}))
+        run.save("token_types", pd.DataFrame(columns=["layer", "kind", "share", "se", "even", "n", "n_rows"]))
+        run.save("localisation_by_object", table)
+        full = table.assign(near=1.0, chance=0.2, chance_near=0.3, mass=0.5)
+        run.save("localisation", localisation_table(full, 50, 0))
+    section = study_of(runs[0]).section("descriptions")
+    row = _part(*runs, "descriptions", section.cells, section.values, {}).iloc[0]
+    change = (b.hit - a.hit).to_numpy()
+    assert row.row == "layers 0–3" and row.paired and row.difference == pytest.approx(change.mean())
+    low, high = mean_interval(np.sort(change), CHANGE)
+    assert (row.difference_low, row.difference_high) == pytest.approx((low, high), abs=0.02)
 
 
 def test_steered_pictures_are_compared_picture_by_picture(stored_runs: dict[str, Path]) -> None:

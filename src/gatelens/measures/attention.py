@@ -251,6 +251,17 @@ class AttentionShare:
         Raises:
             DataError: a layer whose hook never fired.
         """
+        keys, names = ["layer", "group", "positions"], ("share", "low", "high")
+        every = self.groups_by_example()
+        table = summary(every, keys, "share", unit=None, bounds=None, n_boot=n_boot, seed=seed, names=names)
+        return table[["layer", "group", *names, "positions", "n"]]
+
+    def groups_by_example(self) -> pd.DataFrame:
+        """What :meth:`groups` averages: ``layer, group, positions, example, share``; examples are numbered as added.
+
+        Raises:
+            DataError: a layer whose hook never fired.
+        """
         self._check_fired()
         parts = []
         for layer in self.layers:
@@ -259,11 +270,9 @@ class AttentionShare:
                 positions = int(self._positions[number]) / self.n_examples
                 if positions:
                     columns = {"layer": layer, "group": group, "positions": positions}
-                    parts.append(pd.DataFrame({**columns, "share": shares[:, number]}))
-        keys, names = ["layer", "group", "positions"], ("share", "low", "high")
-        every = pd.concat(parts)
-        table = summary(every, keys, "share", unit=None, bounds=None, n_boot=n_boot, seed=seed, names=names)
-        return table[["layer", "group", *names, "positions", "n"]]
+                    each = {"example": range(len(shares)), "share": shares[:, number]}
+                    parts.append(pd.DataFrame({**columns, **each}))
+        return pd.concat(parts, ignore_index=True)
 
     def _check_fired(self) -> None:
         missed = [layer for layer in self.layers if self._share.n[layer] == 0]

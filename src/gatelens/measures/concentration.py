@@ -74,6 +74,22 @@ def share_removed(
     return np.where(worth > 1e-9, drop / np.where(worth > 1e-9, worth, 1.0), np.nan)
 
 
+def share_by_example(
+    none: Float[np.ndarray, " example"],
+    cut: Float[np.ndarray, " example"],
+    floor: Float[np.ndarray, " example"],
+    chance: float = 0.0,
+) -> Float[np.ndarray, " example"]:
+    """:func:`share_removed`, a ratio of means, as a mean: its first-order expansion in each example (delta method).
+
+    The values average to the share itself, and their spread gives its standard error; nan where the share is.
+    """
+    share = share_removed(none, cut, floor, chance)
+    least = floor if floor.mean() > chance else np.full_like(none, chance)
+    worth = np.where(np.isnan(share), np.nan, np.mean(none - least))
+    return share + ((none - cut) - share * (none - least)) / worth
+
+
 def greedy_order(
     remains: Remains[Item],
     items: Sequence[Item],

@@ -44,6 +44,8 @@ class TokenTypeShare:
         self._share = LayerMeans(n_layers, len(TOKEN_KINDS))
         self._even = LayerMeans(n_layers, len(TOKEN_KINDS))
         self._mass = LayerMeans(n_layers, 1)
+        self._pictures: list[pd.DataFrame] = []
+        self._added = 0
         self._rows: dict[tuple[int, int], Float[Tensor, "batch kind"]] = {}
         self._tokens: TokenMap | None = None
 
@@ -88,6 +90,12 @@ class TokenTypeShare:
             ):
                 means.add(layer, torch.einsum("br,brk->bk", weight, numbers_of_rows[n > 0]))
             self.n_rows[layer] += int(counted.sum())
+            share = torch.einsum("br,brk->bk", weight, (values / total.clamp_min(1e-300))[n > 0])
+            numbers_there = (self._added + (n > 0).nonzero().flatten()).repeat_interleave(len(TOKEN_KINDS))
+            kinds = list(TOKEN_KINDS) * len(share)
+            columns = {"layer": layer, "kind": kinds, "picture": numbers_there, "share": share.flatten()}
+            self._pictures.append(pd.DataFrame(columns))
+        self._added += tokens.batch_size
 
     def _check_same_batch(self, tokens: TokenMap) -> int:
         """How many rows were seen of the batch that wrote ``tokens``."""
@@ -137,6 +145,12 @@ class TokenTypeShare:
             for layer in range(self.n_layers)
         ]
         return pd.concat(layers, ignore_index=True)
+
+    def by_picture(self) -> pd.DataFrame:
+        """What the shares of :meth:`table` average: ``layer, kind, picture, share``; pictures are numbered as added,
+        and one without a row is left out."""
+        empty = pd.DataFrame({"layer": [], "kind": [], "picture": [], "share": []})
+        return pd.concat(self._pictures, ignore_index=True) if self._pictures else empty
 
 
 def kind_of(tokens: TokenMap) -> Int[Tensor, "batch pos"]:

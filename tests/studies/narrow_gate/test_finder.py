@@ -61,6 +61,16 @@ def test_it_is_the_search_of_find_gate(finished: Run, tiny_llava: Any) -> None:
     )
 
 
+def test_values_by_example_average_to_what_two_runs_are_compared_in(finished: Run) -> None:
+    cells = SECTION.cells(finished).set_index(["how", "metric", "row"])["mean"]
+    means = SECTION.values(finished).groupby(["how", "metric", "row"]).value.mean()
+    lost = cells[cells.index.get_level_values("metric") == "accuracy lost"]
+    assert len(lost) and set(lost.index) <= set(means.index)
+    assert means.to_dict() == pytest.approx(cells[means.index].to_dict(), abs=1e-5)
+    other = finished.table("finder_by_example")
+    assert set(other.id) <= {e.id for e in CLASSES.examples("class")}
+
+
 def test_an_untrained_model_is_no_evidence(finished: Run) -> None:
     (said,) = evidence(finished)
     assert said["says"] == "inconclusive" and "no gate to look for" in said["text"]

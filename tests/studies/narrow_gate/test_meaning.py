@@ -16,6 +16,7 @@ from gatelens.model import HookedVLM
 from gatelens.plots.style import png
 from gatelens.runs import Run
 from gatelens.studies.narrow_gate import meaning
+from gatelens.studies.narrow_gate.readings import TOLERANCE, averaged, readings, untied
 from gatelens.studies.narrow_gate.study import STUDY
 from gatelens.studies.section import Absent, Measured
 from section_helpers import run_sections, setup_of
@@ -61,7 +62,7 @@ def planted(n: int = 80) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 def measured() -> pd.DataFrame:
     stream, labels = planted()
-    table = meaning.readable(stream, labels, k=30, folds=4, probed=[0, 1], n_boot=200, seed=0)
+    table = averaged(readings(stream, labels, k=30, folds=4, probed=[0, 1], seed=0), n_boot=200, seed=0)
     return table.set_index(["place", "layer", "measure"])
 
 
@@ -89,7 +90,7 @@ def test_equal_vectors_have_neighbours_by_chance() -> None:
     row = measured().loc[("constant", 1, "overlap")]
     assert row.chance == pytest.approx(19 / 79) and row["mean"] == pytest.approx(19 / 79, abs=0.06)
     assert measured().loc[("constant", 1, "overlap with the gate"), "mean"] < 0.2
-    x = meaning.untied(torch.randn(50, 6), 0)
+    x = untied(torch.randn(50, 6), 0)
     order = torch.cdist(x, x).argsort()
     plain = torch.cdist(x.float().double(), x.float().double()).argsort()
     assert (order[:, :10] == plain[:, :10]).float().mean() > 0.99
@@ -99,7 +100,7 @@ def test_overlap_is_brute_force_and_small_classes_cap_it() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0] * 30 + [1] * 3)
     x = torch.randn(33, 1, 5, generator=generator)
-    table = meaning.readable({"gate": x}, labels, k=30, folds=5, probed=[0], n_boot=20, seed=0)
+    table = averaged(readings({"gate": x}, labels, k=30, folds=5, probed=[0], seed=0), n_boot=20, seed=0)
     distance = torch.cdist(x[:, 0], x[:, 0]).fill_diagonal_(float("inf"))
     near = distance.argsort(-1)[:, :3]
     wanted = (labels[near] == labels[:, None]).float().mean()
@@ -124,7 +125,7 @@ def test_a_layer_is_a_batch_and_the_model_runs_on_a_few_examples(tiny_chameleon:
     stream = meaning.residual_stream(tiny_chameleon, examples, 0)
     labels = torch.tensor([sorted({e.label for e in examples}).index(e.label) for e in examples])
     k, n_boot = 30, setup.options.n_boot
-    at_once = meaning.readable(stream, labels, k, 2, [0, 3], n_boot, setup.options.seed)
+    at_once = averaged(readings(stream, labels, k, 2, [0, 3], setup.options.seed), n_boot, setup.options.seed)
     pd.testing.assert_frame_equal(tables[1], at_once)
 
 
@@ -145,6 +146,12 @@ def test_a_study_of_a_tiny_model(tiny_chameleon: Any) -> None:
     assert set(table[table.measure == "overlap"].layer) == {0, 1, 2, 3}
     assert ((table.low <= table["mean"] + 1e-12) & (table["mean"] <= table.high + 1e-12)).all()
     assert set(table.n) == {24}
+    each = run.table("meaning_by_example")
+    assert set(each.id) == {e.id for e in data.examples("class")}
+    section = STUDY.section("meaning")
+    means = section.values(run).groupby(["metric", "row"]).value.mean()
+    cells = section.cells(run).set_index(["metric", "row"])["mean"]
+    assert means.to_dict() == pytest.approx(cells.to_dict(), abs=1e-7)
     # the literal end-of-image token is the same in every prompt before it has read anything
     start = table[(table.place == "gate") & (table.layer == 0) & (table.measure == "overlap")].iloc[0]
     assert abs(start["mean"] - start.chance) < 0.2
@@ -191,9 +198,7 @@ def test_a_looser_probe_predicts_the_same_also_without_gradients() -> None:
     x = stream["gate"][:, 1]
     exact = linear_probe(x + 3 * stream["noise"][:, 1], labels)
     with torch.inference_mode():
-        loose = linear_probe(
-            (x + 3 * stream["noise"][:, 1]).clone(), labels.clone(), tolerance=meaning.TOLERANCE
-        )
+        loose = linear_probe((x + 3 * stream["noise"][:, 1]).clone(), labels.clone(), tolerance=TOLERANCE)
     assert torch.equal(exact.correct, loose.correct)
 
 
@@ -206,7 +211,7 @@ def by_place() -> pd.DataFrame:
         for place in [*meaning.PLACES, "image token 7", "row break 2"]
     }
     stream["gate"][:, 1:, :3] += 9 * torch.eye(3)[labels][:, None]
-    return meaning.readable(stream, labels, k=30, folds=3, probed=[0, 2], n_boot=20, seed=0)
+    return averaged(readings(stream, labels, k=30, folds=3, probed=[0, 2], seed=0), n_boot=20, seed=0)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -236,7 +241,7 @@ def test_the_card_says_where_it_is_highest(by_place: pd.DataFrame) -> None:
     (figure,) = card.blocks
     gate = table[(table.place == "gate") & (table.measure == "overlap")].set_index("layer")["mean"]
     assert gate.idxmax() in (1, 2)
-    assert f"At the gate it is highest in layer {gate.idxmax()} ({gate.max():.2f}" in figure.caption  # type: ignore[union-attr]
+    assert f"Highest at the gate: layer {gate.idxmax()} ({gate.max():.2f}" in figure.caption  # type: ignore[union-attr]
     assert "6 nearest neighbours" in card.words["neighbourhood overlap"]  # a tenth of 60
     assert "3-fold" in card.words["linear probe"]
 

@@ -62,6 +62,16 @@ def test_tables_and_files(finished: Run) -> None:
     assert not [n for n in names if n.endswith(".part")]
 
 
+def test_pictures_are_kept_by_their_id(finished: Run) -> None:
+    section = STUDY.section("descriptions")
+    cells = section.cells(finished).set_index(["metric", "row"])["mean"]
+    values = section.values(finished)
+    assert set(finished.table("token_types_by_picture").id) <= set(finished.table("descriptions").id)
+    means = values.groupby(["metric", "row"]).value.mean()
+    assert set(cells.index) <= set(means.index)
+    assert cells.to_dict() == pytest.approx(means[cells.index].to_dict(), abs=1e-6)
+
+
 def test_resuming_computes_only_the_rest(
     tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Run
 ) -> None:

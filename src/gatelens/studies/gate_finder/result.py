@@ -14,6 +14,8 @@ from gatelens.studies.gate_finder.places import Place
 from gatelens.studies.gate_finder.verdict import NARROW
 
 TABLES = ("measures", "blocks", "curves", "layers")
+BY_EXAMPLE = "by_example"  # the table of the values that two runs are compared in
+LOST, TAKEN = "accuracy lost", "share taken by a set"
 FACTS = "search"  # the JSON value that holds what is in no table
 
 

@@ -22,7 +22,7 @@ from gatelens.runs import Run
 from gatelens.studies.gate_finder import measurements
 from gatelens.studies.gate_finder.cards import search_cards
 from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts
-from gatelens.studies.gate_finder.result import SearchResult
+from gatelens.studies.gate_finder.result import BY_EXAMPLE, SearchResult
 from gatelens.studies.gate_finder.state import SearchState
 from gatelens.studies.gate_finder.verdict import gate_verdict
 from gatelens.studies.options import MOST, AtLeastOne, Count, CountsExamples, Examples, How, Options, Says
@@ -210,7 +210,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
         settings=settings,
         verdict=gate_verdict(layout.places, state.measures, sets, settings),
     )
-    return result.stored()
+    return {**result.stored(), BY_EXAMPLE: state.by_example}
 
 
 def page(run: Run) -> list[Card]:

@@ -11,11 +11,18 @@ import pandas as pd
 
 from gatelens.data import Example
 from gatelens.examples import Labels, labels_of
-from gatelens.measures.concentration import label_information, naming_p_value, set_sizes, smallest_carrying
+from gatelens.measures.concentration import (
+    label_information,
+    naming_p_value,
+    set_sizes,
+    share_by_example,
+    smallest_carrying,
+)
 from gatelens.measures.stats import CHANGE, SHARE, Bounds, mean_interval, summary
 from gatelens.studies.gate_finder.measurements import PART
 from gatelens.studies.gate_finder.order import OrderSearch
 from gatelens.studies.gate_finder.places import Layout, find_places
+from gatelens.studies.gate_finder.result import LOST, TAKEN
 from gatelens.studies.gate_finder.verdict import LEAST_WORTH
 from gatelens.studies.options import kinds_of_knockout
 from gatelens.studies.section import Absent, Measured, Setup
@@ -121,7 +128,7 @@ class SearchState:
         return max(float((self.answer("clean") - self.answer(f"floor-{how}")).mean()), 1e-9)
 
     def drops(self, step: str, sets: Sequence[Sequence[int]], all_examples: bool = False) -> pd.DataFrame:
-        """``place, measure, value, layer``: what is lost of accuracy and log-probability under each set.
+        """``place, measure, value, layer, example``: what is lost of accuracy and log-probability under each set.
 
         A set is named by its first place; without ``all_examples`` only those count that have it.
         """
@@ -132,7 +139,7 @@ class SearchState:
             kept = self.layout.has[cut.example, place] | all_examples
             for column, name in (("right", "accuracy"), ("log_prob", "log_prob")):
                 lost = self.answer("clean", column)[cut.example] - cut[column]
-                table = pd.DataFrame({"place": place, "value": lost, "layer": -1})
+                table = pd.DataFrame({"place": place, "value": lost, "layer": -1, "example": cut.example})
                 tables.append(table.assign(measure=f"{how} {name}")[kept])
         return pd.concat(tables, ignore_index=True)
 
@@ -276,6 +283,34 @@ class SearchState:
             places = self.order(how)[: smallest.size or 0]
             sets[how] = {**vars(smallest), "places": places, "damage": self._damage(how)}
         return pd.DataFrame(curves, columns=["how", "size", "share", "low", "high", "added"]), sets
+
+    @cached_property
+    def by_example(self) -> pd.DataFrame:
+        """``how, what, number, id, value``: accuracy lost with a place after the picture, and the share that a set of
+        1, 2, 4, … positions takes (:func:`~gatelens.measures.concentration.share_by_example`)."""
+        judge, parts = self.halves[1], []
+        drops = self.drops("singles", self.singles) if self.singles else pd.DataFrame()
+        for how in self.hows:
+            if len(drops):
+                lost = drops[(drops.measure == f"{how} accuracy") & drops.place.isin(self.layout.after)]
+                parts.append(lost.assign(how=how, what=LOST, number=lost.place))
+            none, floor = (self.probability(step)[judge] for step in ("clean", f"floor-{how}"))
+            answers = self.measured.table("answers", f"path-{how}-")
+            left = np.exp(answers.pivot(index="set", columns="example", values="log_prob").to_numpy())
+            for one, row in zip(self.growing(how), left, strict=True):
+                if len(one).bit_count() == 1:
+                    value = share_by_example(none, row, floor, self.chance)
+                    columns = {
+                        "how": how,
+                        "what": TAKEN,
+                        "number": len(one),
+                        "example": judge,
+                        "value": value,
+                    }
+                    parts.append(pd.DataFrame(columns))
+        table = pd.concat(parts, ignore_index=True)
+        table["id"] = [self.examples[i].id for i in table.example]
+        return table[["how", "what", "number", "id", "value"]].dropna().astype({"value": "float32"})
 
     def _damage(self, how: str) -> list[int]:
         """Places after the picture that carry nothing of it, and still hurt when they are cut."""

@@ -56,7 +56,7 @@ from gatelens.studies.gate_finder.figures import gate_figure
 from gatelens.studies.gate_finder.planted import planted
 from gatelens.studies.gate_finder.result import SearchResult
 from gatelens.studies.gate_finder.state import why_not
-from gatelens.studies.gate_finder.tables import UNPAIRED, as_html, as_text, comparable
+from gatelens.studies.gate_finder.tables import UNPAIRED, as_html, as_text, comparable, comparable_values
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, NOTHING
 from gatelens.studies.options import AtLeastOne, CountsExamples
 from gatelens.studies.report import read_from, write_report
@@ -169,6 +169,7 @@ STUDY = Study(
     decides=search.NAME,
     opening=lambda run, said: search_opening(GateSearch.from_run(run), planted(run, said)),
     comparable=lambda run: comparable(GateSearch.from_run(run)),
+    answers=lambda run: comparable_values(run, GateSearch.from_run(run).places),
     unpaired=UNPAIRED,
     settings=lambda model, data, drawn, options: {"prompt": drawn["class"][0].prompt},
     summary=lambda run: [str(GateSearch.from_run(run))],

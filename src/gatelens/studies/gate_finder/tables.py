@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from gatelens.measures.stats import CHANGE
 from gatelens.plots.card import Table
 from gatelens.plots.numbers import cell, percent
 from gatelens.plots.style import png
+from gatelens.runs import Run
 from gatelens.studies.gate_finder.figures import gate_figure
-from gatelens.studies.gate_finder.result import SearchResult
+from gatelens.studies.gate_finder.places import Place
+from gatelens.studies.gate_finder.result import BY_EXAMPLE, LOST, TAKEN, SearchResult
+from gatelens.studies.section import VALUES, span_of
 
 GATE_MARK = "◆"
 SMALLEST = "positions of the smallest set found, an upper bound"
@@ -65,15 +70,35 @@ def comparable(result: SearchResult) -> pd.DataFrame:
         curve = result.curves[result.curves.how == how].sort_values("size")
         for r in curve.itertuples():
             if int(r.size).bit_count() == 1:
-                name = f"{r.size} position{'s' if r.size > 1 else ''}"
-                rows.append((how, "share taken by a set", name, r.share, r.low, r.high, half))
+                name = _size_name(r.size)
+                rows.append((how, TAKEN, name, r.share, r.low, r.high, half))
         lost = result.measures[result.measures.measure == f"{how} accuracy"]
         for r in lost.itertuples():
             place = result.places[r.place]
             if not place.in_picture:
-                rows.append((how, "accuracy lost", place.name, r.mean, r.low, r.high, r.n))
+                rows.append((how, LOST, place.name, r.mean, r.low, r.high, r.n))
     table = pd.DataFrame(rows, columns=["how", "metric", "row", "mean", "low", "high", "n"])
     return table.drop_duplicates(["how", "metric", "row"])
+
+
+def comparable_values(run: Run, places: Sequence[Place], name: str = BY_EXAMPLE) -> pd.DataFrame:
+    """What the cells of :func:`comparable` are the means of, by example, as the table ``name`` of a run has them."""
+    table = run.table(name) if run.has(name) else pd.DataFrame()
+    if table.empty:
+        return pd.DataFrame(columns=VALUES)
+    after = {place.number: place.name for place in places if not place.in_picture}
+    first = {
+        name: number for number, name in sorted(after.items(), reverse=True)
+    }  # of equal names one is compared
+    table = table[(table.what == TAKEN) | table.number.isin(first.values())]
+    names = {TAKEN: _size_name, LOST: after.__getitem__}
+    rows = [names[what](number) for what, number in zip(table.what, table.number, strict=True)]
+    spans = table.what.map({TAKEN: span_of(None), LOST: span_of(CHANGE)})
+    return table.assign(metric=table.what, row=rows, value=table.value.astype(float), span=spans)[VALUES]
+
+
+def _size_name(size: int) -> str:
+    return f"{size} position{'s' if size > 1 else ''}"
 
 
 def as_text(result: SearchResult) -> str:

@@ -20,8 +20,8 @@ from gatelens.runs import Run
 from gatelens.studies.gate_finder import search
 from gatelens.studies.gate_finder import verdict as search_verdict
 from gatelens.studies.gate_finder.cards import search_cards, search_line
-from gatelens.studies.gate_finder.result import FACTS, TABLES, SearchResult
-from gatelens.studies.gate_finder.tables import UNPAIRED, comparable
+from gatelens.studies.gate_finder.result import BY_EXAMPLE, FACTS, TABLES, SearchResult
+from gatelens.studies.gate_finder.tables import UNPAIRED, comparable, comparable_values
 from gatelens.studies.gate_finder.verdict import how_sure, named
 from gatelens.studies.narrow_gate.verdict import (
     ANOTHER,
@@ -35,7 +35,9 @@ from gatelens.studies.options import Examples
 from gatelens.studies.section import CELLS, Evidence, Measured, Setup
 
 NAME = search.NAME
-CALLED = {name: f"{NAME}_{name}" for name in ("places", *TABLES)} | {FACTS: NAME}  # in a run of this study
+CALLED = {name: f"{NAME}_{name}" for name in ("places", BY_EXAMPLE, *TABLES)} | {
+    FACTS: NAME
+}  # in a run of this study
 
 
 class FinderOptions(search.FinderOptions):
@@ -131,7 +133,13 @@ def compared(run: Run) -> pd.DataFrame:
     return pd.DataFrame(columns=CELLS) if result is None else comparable(result)
 
 
+def compared_values(run: Run) -> pd.DataFrame:
+    """Accuracy lost and shares taken, by example."""
+    result = search_of(run)
+    return comparable_values(run, result.places if result else (), CALLED[BY_EXAMPLE])
+
+
 SECTION = dataclasses.replace(
     search.SECTION, conclude=conclude, options=FinderOptions, evidence=evidence, page=page, cells=compared,
-    unpaired=UNPAIRED,
+    values=compared_values, unpaired=UNPAIRED,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -31,23 +31,29 @@ from gatelens.data import Example
 from gatelens.examples import labels_of, prepare
 from gatelens.interventions import hook_name
 from gatelens.measures.attention import image_side_slots, slot_place
-from gatelens.measures.overlap import neighbourhood_overlap, overlap_by_chance, representation_overlap
-from gatelens.measures.probe import linear_probe
-from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card, Chart
 from gatelens.plots.curve import curves
 from gatelens.plots.numbers import interval, number
 from gatelens.plots.style import NotebookFigure, ReferenceLine, SeriesStyle
 from gatelens.runs import Run
+from gatelens.studies.narrow_gate.readings import (
+    BOUNDS,
+    GATE,
+    OVERLAP,
+    PROBE,
+    WITH_GATE,
+    averaged,
+    readings,
+)
 from gatelens.studies.options import AtLeastOne, AtLeastTwo, Count, Examples, Options
-from gatelens.studies.section import Absent, Batch, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, Setup, Tables, cells, span_of
 from gatelens.studies.vectors import as_table, at_layer, vectors_of
 from gatelens.tokens import TokenMap
 
 Further = tuple[str, str, int]  # a place that stands out in attention: its name, kind and index
 
-GATE, LAST, INTERNAL = "gate", "last prompt position", "internal image tokens, mean"
+LAST, INTERNAL = "last prompt position", "internal image tokens, mean"
 PLACES: Mapping[str, str] = {  # selectors
     GATE: "gate",
     "last image token": "last_image",
@@ -55,13 +61,11 @@ PLACES: Mapping[str, str] = {  # selectors
     "first image token": "first_image",
     LAST: "last",
 }
-OVERLAP, PROBE, WITH_GATE = "overlap", "probe", "overlap with the gate"
 PANELS = {
     OVERLAP: "Neighbours of the same class",
     PROBE: "Linear probe, accuracy",
     WITH_GATE: "Neighbours shared with the gate",
 }
-TOLERANCE = 1e-4  # of the probe's gradient: predictions do not change below it
 
 WORDS = {
     "neighbourhood overlap": (
@@ -114,8 +118,7 @@ class Readable(Batch):
 def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """The residual stream of some examples at a time; then what can be read of it, a layer at a time."""
     options: MeaningOptions = setup.section_options["meaning"]
-    tasks = setup.examples("class")
-    examples = tasks[0][1][: options.n] if tasks else []
+    examples = _examples(setup)
     names = [labels_of(e)[0] for e in examples]
     if len(set(names)) < 2 or len(set(names)) == len(names):
         raise Absent("it needs classes with several examples each")
@@ -138,14 +141,29 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     ]  # fmt: skip
 
 
+def _examples(setup: Setup) -> list[Example]:
+    """The examples of the task class that are looked at."""
+    return [
+        e for _, drawn in setup.examples("class")[:1] for e in drawn[: setup.section_options["meaning"].n]
+    ]
+
+
 def measure(model: HookedVLM, batch: Stream | Readable) -> Tables:
-    """``stream``: see :func:`~gatelens.studies.vectors.as_table`; or ``meaning`` of a layer: see :func:`readable`."""
+    """``stream``: see :func:`~gatelens.studies.vectors.as_table`; or ``meaning`` of a layer (:func:`averaged`) with
+    the ``readings`` of every example, ``place, layer, measure, example, value``."""
     if isinstance(batch, Stream):
         return {"stream": as_table(residual_stream(model, batch.examples, batch.start, batch.further))}
     stream = {place: x[:, None] for place, x in vectors_of(batch.rows).items()}
     k, folds, probed = batch.options.k, batch.options.folds, [0] if batch.probed else []
-    table = readable(stream, torch.tensor(batch.labels), k, folds, probed, batch.n_boot, batch.seed)
-    return {"meaning": table.assign(layer=batch.layer)}
+    found = readings(stream, torch.tensor(batch.labels), k, folds, probed, batch.seed)
+    each = [
+        pd.DataFrame({"place": r.place, "measure": r.measure, "example": r.examples, "value": r.values})
+        for r in found
+    ]
+    return {
+        "meaning": averaged(found, batch.n_boot, batch.seed).assign(layer=batch.layer),
+        "readings": pd.concat(each).assign(layer=batch.layer).astype({"value": "float32"}),
+    }
 
 
 def places(tokens: TokenMap, further: Sequence[Further] = ()) -> dict[str, Bool[Tensor, "batch pos"]]:
@@ -203,71 +221,18 @@ def residual_stream(
     return {place: torch.stack(layers, dim=1) for place, layers in kept.items()}
 
 
-def neighbours_at_most(n: int, k: int) -> int:
-    """k, or a tenth of the examples: with more neighbours than a class has examples no overlap comes near 1."""
-    return max(1, min(k, n // 10, n - 1))
-
-
-def untied(x: Float[Tensor, "example d_model"], seed: int) -> Float[Tensor, "example d_model"]:
-    """The points moved apart by a part in 10⁷ of their size, in float64: of equal ones (a token before it has read
-    anything) the nearest is then drawn, not the first in the list."""
-    x = x.double()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    size = x.square().mean().sqrt()
-    return x + 1e-7 * (size if float(size) > 0 else 1.0) * noise
-
-
-def readable(
-    stream: Mapping[str, Float[Tensor, "example layer d_model"]],
-    labels: Int[Tensor, " example"],
-    k: int,
-    folds: int,
-    probed: Sequence[int],
-    n_boot: int,
-    seed: int,
-) -> pd.DataFrame:
-    """``place, layer, measure, mean, low, high, n, chance, most, k``.
-
-    ``chance`` is the overlap of neighbours drawn at random, of the probe the share of the commonest class; ``most``
-    the highest value there can be (a class of fewer than k + 1 examples cannot fill a neighbourhood). Classes with
-    fewer examples than ``folds`` are left out of the probe, which is measured in the layers ``probed``.
-    """
-    rows = []
-    k = neighbours_at_most(len(labels), k)
-    chance = overlap_by_chance(labels)
-    count = labels.bincount()
-    most = float((count[labels] - 1).clamp(max=k).double().mean() / k)
-    usable = count[labels] >= folds
-    can_probe = int((count >= folds).sum()) >= 2
-    names = list(stream)
-    for layer in range(stream[names[0]].shape[1]):
-        points = {name: untied(x[:, layer], seed + i) for i, (name, x) in enumerate(stream.items())}
-        for name, x in points.items():
-            values = {OVERLAP: (neighbourhood_overlap(x, labels, k), chance, most)}
-            if name != GATE and GATE in points:
-                common = representation_overlap(x, points[GATE], k)
-                values[WITH_GATE] = (common, k / (len(labels) - 1), 1.0)
-            for what, (share, *yardsticks) in values.items():
-                numbers = share.double().numpy()
-                low, high = mean_interval(numbers, None, n_boot=n_boot, seed=seed)
-                rows.append((name, layer, what, numbers.mean(), low, high, len(numbers), *yardsticks, k))
-            if can_probe and layer in probed:
-                # as they are: scaled to one size, the differences that part ties would be features
-                x = stream[name][:, layer]
-                p = linear_probe(x[usable], labels[usable], folds, seed=seed, tolerance=TOLERANCE)
-                rows.append((name, layer, PROBE, p.accuracy, *p.interval, len(p.correct), p.majority, 1.0, 0))
-    columns = ["place", "layer", "measure", "mean", "low", "high", "n", "chance", "most", "k"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def evenly(n_layers: int, most: int) -> list[int]:
     """At most ``most`` of the layers 0 … n_layers, both ends among them."""
     return sorted({round(x) for x in np.linspace(0, n_layers, min(most, n_layers + 1))}) if most else []
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
-    """``meaning``."""
-    return {"meaning": measured.table("meaning", "layer-")}
+    """``meaning``, and ``meaning_by_example``: ``place, layer, measure, id, value``."""
+    each = measured.table("readings", "layer-")
+    if len(each):
+        ids = [e.id for e in _examples(setup)]
+        each = each.assign(id=[ids[i] for i in each.example]).drop(columns="example")
+    return {"meaning": measured.table("meaning", "layer-"), "meaning_by_example": each}
 
 
 def page(run: Run) -> list[Card]:
@@ -348,6 +313,16 @@ def compared(run: Run) -> pd.DataFrame:
     return cells(table, table.measure, table.place + ", layer " + table.layer.astype(str))
 
 
+def compared_values(run: Run) -> pd.DataFrame:
+    """What these are the means of, by example."""
+    table = run.table("meaning_by_example") if run.has("meaning_by_example") else pd.DataFrame()
+    if table.empty:
+        return pd.DataFrame(columns=VALUES)
+    named = table.assign(how="", metric=table.measure, row=table.place + ", layer " + table.layer.astype(str))
+    spans = table.measure.map({measure: span_of(bounds) for measure, bounds in BOUNDS.items()})
+    return named.assign(value=table.value.astype(float), span=spans)[VALUES]
+
+
 SECTION = Section(
     "meaning",
     "at which tokens and layers the class can be read",
@@ -358,4 +333,5 @@ SECTION = Section(
     page=page,
     reads=("attention",),
     cells=compared,
+    values=compared_values,
 )

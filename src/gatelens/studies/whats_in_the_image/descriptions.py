@@ -16,7 +16,7 @@ import pandas as pd
 from gatelens.data import Example
 from gatelens.examples import prepare
 from gatelens.measures.objects import Vocabulary
-from gatelens.measures.stats import summary
+from gatelens.measures.stats import SHARE, summary
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Block, Card, Chart, Html, Text
 from gatelens.plots.curve import curves
@@ -24,7 +24,7 @@ from gatelens.plots.numbers import number, percent, percent_cell
 from gatelens.plots.pictures import picture_uri
 from gatelens.plots.style import NotebookFigure, SeriesStyle
 from gatelens.runs import Run
-from gatelens.studies.section import Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import VALUES, Batch, Evidence, Measured, Section, Setup, Tables, cells, span_of
 from gatelens.studies.whats_in_the_image.pictures import (
     Masks,
     Segmenter,
@@ -43,6 +43,8 @@ SHOWN = 6  # pictures in the report, the first drawn
 PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image
 VISIBLE = 0.005  # a part of the query tokens has a curve of its own where it gets more attention than this
 EVEN = "if every position were looked at alike"
+# what two runs are compared in
+LOOKED, HIT = "attention of generated tokens", "words that look hardest at their object"
 BANDS = ["first", "last"]  # layers of a band, both included
 
 LOOKING = (
@@ -90,8 +92,8 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 
 
 def measure(model: HookedVLM, batch: PictureBatch) -> Tables:
-    """``texts``: ``id, text``; ``types``: attention by token type; ``hits``: localisation of every named object;
-    ``maps``: ``id, map`` (JSON) of the pictures in the report."""
+    """``texts``: ``id, text``; ``types``: attention by token type, and ``type_shares`` by picture; ``hits``:
+    localisation of every named object; ``maps``: ``id, map`` (JSON) of the pictures in the report."""
     written = describe(model, prepare(model, batch.examples, batch.start), batch.max_new_tokens)
     hits, maps = [], []
     for i, e in enumerate(batch.examples):
@@ -100,9 +102,14 @@ def measure(model: HookedVLM, batch: PictureBatch) -> Tables:
         if e.id in batch.shown:
             marks = {name: mask_box(mask) for name, mask in masks.items() if mask.any()}
             maps.append((e.id, json.dumps({**written.word_maps(i, batch.vocabulary), "marks": marks})))
+    each = written.type_shares
+    if len(each):
+        named = each.assign(id=[batch.examples[i].id for i in each.picture])
+        each = named.drop(columns="picture").astype({"share": "float32"})
     return {
         "texts": pd.DataFrame({"id": [e.id for e in batch.examples], "text": written.texts}),
         "types": written.types,
+        "type_shares": each,
         "hits": pd.concat(hits, ignore_index=True) if hits else pd.DataFrame(),
         "maps": pd.DataFrame(maps, columns=["id", "map"]),
     }
@@ -118,14 +125,15 @@ def _masks(batch: PictureBatch, example: Example, text: str) -> Masks:
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
-    """``descriptions``, ``token_types`` and, where a named object has a mask, ``localisation``; ``tokens`` and
-    ``examples`` of the report."""
+    """``descriptions``, ``token_types`` and, where a named object has a mask, ``localisation``, both with the values
+    of each example; ``tokens`` and ``examples`` of the report."""
     options, drawn = setup.options, setup.drawn["pictures"]
     tokens = prepare(setup.model, drawn[:1]).tokens.show()
     maps = measured.table("maps").set_index("id")["map"]
     tables: dict[str, Any] = {
         "descriptions": measured.table("texts"),
         "token_types": pooled_types(measured.table("types")),
+        "token_types_by_picture": measured.table("type_shares"),
         "tokens": {
             "header": list(tokens.header[1:]),
             "rows": [list(r[1:]) for r in tokens.rows],
@@ -136,6 +144,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     hits = measured.table("hits")
     if len(hits):
         tables["localisation"] = localisation_table(hits, options.n_boot, options.seed)
+        tables["localisation_by_object"] = hits[[*BANDS, "id", "object", "hit"]]
     return tables
 
 
@@ -339,12 +348,32 @@ def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFig
 def compared(run: Run) -> pd.DataFrame:
     """Attention by token type, and how often words look at their objects, by layer, for the comparison of two runs."""
     types = with_interval(run.table("token_types").query("even > 0")).assign(mean=lambda t: t.share)
-    parts = [cells(types, "attention of generated tokens", types.kind + ", layer " + types.layer.astype(str))]
+    parts = [cells(types, LOOKED, _type_names(types))]
     if run.has("localisation"):
         places = run.table("localisation")
         places = places.assign(mean=places.hit, low=places.hit_low, high=places.hit_high)
-        parts.append(cells(places, "words that look hardest at their object", places.apply(_band, axis=1)))
+        parts.append(cells(places, HIT, places.apply(_band, axis=1)))
     return pd.concat(parts, ignore_index=True)
+
+
+def compared_values(run: Run) -> pd.DataFrame:
+    """What these are the means of: shares by picture, and by object of a picture whether its word looks at it."""
+    types, hits = (
+        run.table(name) if run.has(name) else pd.DataFrame()
+        for name in ("token_types_by_picture", "localisation_by_object")
+    )
+    parts = [pd.DataFrame(columns=VALUES)]
+    if len(types):
+        named = types.assign(how="", metric=LOOKED, row=_type_names(types), span=span_of(None))
+        parts.append(named.assign(value=types.share.astype(float))[VALUES])
+    if len(hits):
+        named = hits.assign(how="", metric=HIT, row=hits.apply(_band, axis=1), span=span_of(SHARE))
+        parts.append(named.assign(id=hits.id + ": " + hits.object, value=hits.hit.astype(float))[VALUES])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _type_names(types: pd.DataFrame) -> pd.Series:
+    return types.kind + ", layer " + types.layer.astype(str)
 
 
 SECTION = Section(
@@ -355,5 +384,6 @@ SECTION = Section(
     conclude,
     evidence=evidence,
     cells=compared,
+    values=compared_values,
     page=page,
 )

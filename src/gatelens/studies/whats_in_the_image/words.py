@@ -43,6 +43,7 @@ class Descriptions:
         words: of each description.
         attention: of the rows that wrote each token, on the image tokens.
         types: the token-type table of the batch, empty when no description has a second token.
+        type_shares: what it averages, by picture (:meth:`~gatelens.measures.token_types.TokenTypeShare.by_picture`).
     """
 
     tokens: TokenMap
@@ -51,6 +52,7 @@ class Descriptions:
     words: list[Words]
     attention: ImageAttention
     types: pd.DataFrame
+    type_shares: pd.DataFrame
 
     def localised(
         self, i: int, vocabulary: Vocabulary, masks: Mapping[str, np.ndarray]
@@ -113,11 +115,12 @@ def describe(model: HookedVLM, inputs: VLMInputs, max_new_tokens: int) -> Descri
 
     out = generate(model, inputs, max_new_tokens=max_new_tokens, see=see)
     shares.add(out.tokens)
-    types = shares.table() if int(shares.n_pictures.min()) else pd.DataFrame()
+    seen = int(shares.n_pictures.min()) > 0
+    types, each = (shares.table(), shares.by_picture()) if seen else (pd.DataFrame(), pd.DataFrame())
     ends = set(eos_ids(model))
     ids = [list(takewhile(lambda token: token not in ends, row)) for row in out.token_ids.tolist()]
     words = [Words(one, lambda some: model.decode(some)[0]) for one in ids]
-    return Descriptions(inputs.tokens, out.texts, ids, words, attention, types)
+    return Descriptions(inputs.tokens, out.texts, ids, words, attention, types, each)
 
 
 def _bands(n_layers: int, n_bytes: int) -> dict[str, range]:

@@ -66,6 +66,21 @@ def by_hand(model: Any, examples: list[Any]) -> dict[tuple[int, str, int], float
     return shares
 
 
+def test_every_example_is_kept_by_its_id(pixtral: Any, rows: Any) -> None:
+    table = rows.table("attention_by_example").set_index(["layer", "group", "id"]).share
+    assert len(table) == 3 * 4 * 6  # layers, groups (there is no start of the image), examples
+    for example in Larger(n=6).examples("vqa"):
+        wanted = by_hand(pixtral, [example])
+        for layer in range(3):
+            assert table[layer, "gate", example.id] == pytest.approx(wanted[layer, "gate", -1], abs=1e-6)
+            last = wanted[layer, "image", 8]
+            assert table[layer, "last_image", example.id] == pytest.approx(last, abs=1e-6)
+    section = STUDY.section("attention")
+    means = section.values(rows).groupby(["metric", "row"]).value.mean()
+    cells = section.cells(rows).set_index(["metric", "row"])["mean"]
+    assert means.to_dict() == pytest.approx(cells.to_dict(), abs=1e-7)
+
+
 def test_every_row_break_has_a_row_of_its_own(pixtral: Any, rows: Any) -> None:
     table = rows.table("attention")
     wanted = by_hand(pixtral, Larger(n=6).examples("vqa"))

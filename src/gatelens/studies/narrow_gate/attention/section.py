@@ -28,10 +28,22 @@ from gatelens.studies.narrow_gate.attention.figures import attention_positions, 
 from gatelens.studies.narrow_gate.knockout_table import QUERIES
 from gatelens.studies.narrow_gate.verdict import attention_evidence
 from gatelens.studies.options import Examples, NonNegative, Options
-from gatelens.studies.section import Absent, Batch, Evidence, Measured, Section, Setup, Tables, cells
+from gatelens.studies.section import (
+    VALUES,
+    Absent,
+    Batch,
+    Evidence,
+    Measured,
+    Section,
+    Setup,
+    Tables,
+    cells,
+    span_of,
+)
 from gatelens.tokens import TokenMap
 
 WHERE = ["token", "row", "col", "tile", "order"]  # columns of a position's place
+GROUP_SHARE = "share of the attention to the image side"
 MOST_ROWS = 12  # of the table of positions on the page
 
 WORDS = {
@@ -79,7 +91,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 
 
 def measure(model: HookedVLM, batch: Shares) -> Tables:
-    """``shares`` of every position with its place, and ``groups``."""
+    """``shares`` of every position with its place, ``groups``, and ``group_shares`` of every example."""
     share = AttentionShare(int(model.cfg.n_layers))
     places: dict[int, Place] = {}
     for start, part in batch.parts:
@@ -87,7 +99,14 @@ def measure(model: HookedVLM, batch: Shares) -> Tables:
         note_places(places, inputs.tokens)
         with share.looking(inputs.tokens, QUERIES) as see:
             look(model, inputs, QUERIES, see)
-    return {"shares": with_places(share.table(), places), "groups": share.groups(batch.n_boot, batch.seed)}
+    each, ids = share.groups_by_example(), [e.id for _, part in batch.parts for e in part]
+    # single precision: a number an example, layer and group is most of what a run keeps of this section
+    each = each.assign(id=[ids[i] for i in each.example], share=each.share.astype("float32"))
+    return {
+        "shares": with_places(share.table(), places),
+        "groups": share.groups(batch.n_boot, batch.seed),
+        "group_shares": each[["layer", "group", "id", "share"]],
+    }
 
 
 def note_places(places: dict[int, Place], tokens: TokenMap) -> None:
@@ -129,11 +148,12 @@ def place_name(kind: str, index: int, place: Place) -> str:
 
 
 def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
-    """``attention``, ``attention_groups`` and ``attention_positions``."""
+    """``attention``, ``attention_groups`` with their ``attention_by_example``, and ``attention_positions``."""
     options, shares = setup.section_options["attention"], measured.table("shares")
     return {
         "attention": shares,
         "attention_groups": measured.table("groups"),
+        "attention_by_example": measured.table("group_shares"),
         "attention_positions": listed(shares, options.least, options.times),
     }
 
@@ -217,8 +237,22 @@ def _listed_positions(positions: pd.DataFrame, least: float, times: float) -> Ta
 def compared(run: Run) -> pd.DataFrame:
     """Shares by layer and group of positions, for the comparison of two runs."""
     table = run.table("attention_groups").rename(columns={"share": "mean"})
-    names = table.group.str.replace("_", " ") + ", layer " + table.layer.astype(str)
-    return cells(table, "share of the attention to the image side", names)
+    return cells(table, GROUP_SHARE, _group_names(table))
+
+
+def compared_values(run: Run) -> pd.DataFrame:
+    """The shares of every example."""
+    table = run.table("attention_by_example") if run.has("attention_by_example") else pd.DataFrame()
+    if table.empty:
+        return pd.DataFrame(columns=VALUES)
+    values = table.assign(
+        how="", metric=GROUP_SHARE, row=_group_names(table), value=table.share.astype(float)
+    )
+    return values.assign(span=span_of(None))[VALUES]
+
+
+def _group_names(table: pd.DataFrame) -> pd.Series:
+    return table.group.str.replace("_", " ") + ", layer " + table.layer.astype(str)
 
 
 SECTION = Section(
@@ -231,4 +265,5 @@ SECTION = Section(
     evidence,
     page,
     cells=compared,
+    values=compared_values,
 )
