@@ -92,3 +92,15 @@ def test_sections_that_are_absent_are_named_and_not_drawn(tmp_path: Path) -> Non
     page = render_report(STUDY, run)
     assert "patching (it needs pictures of two classes)" in page and "Another picture’s gate" not in page
     assert "Where the text looks" in page
+
+
+def test_numbers_name_the_run_that_changes_no_layer(stored_runs: dict[str, Path]) -> None:
+    run = Run.load(stored_runs["narrow-gate"])
+    for section, name, word in (
+        ("patching", "patching", "unpatched"),
+        ("progressive", "progressive", "uncut"),
+    ):
+        blocks = [block for card in study_of(run).section(section).page(run) for block in card.blocks]
+        numbers = next(block.numbers for block in blocks if getattr(block, "name", "") == name)
+        assert word in set(numbers.layer)
+        assert "-1" not in set(numbers.layer)

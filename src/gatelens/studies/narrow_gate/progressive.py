@@ -216,6 +216,12 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     return {"progressive_scores": answers, "progressive": curve, "progressive_layers": carriers(curve)}
 
 
+def _numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A curve's numbers, with a word for the run in which no layer is cut."""
+    named = {column: ["uncut" if n < 0 else str(n) for n in table[column]] for column in ("layer", "last")}
+    return table.assign(**named)
+
+
 def page(run: Run) -> list[Card]:
     """The curves of every kind of knockout."""
     table, layers = run.table("progressive"), run.table("progressive_layers")
@@ -223,7 +229,7 @@ def page(run: Run) -> list[Card]:
     for how, name, title in rows.kinds_shown(table, "progressive"):
         says = (f"{title}. " if title else "") + _caption(table[table.how == how])
         mine = table[table.how == how].drop(columns="how")
-        charts.append(Chart(name, partial(progressive_curves, table, how), says, mine))
+        charts.append(Chart(name, partial(progressive_curves, table, how), says, _numbers(mine)))
         charts.append(_layers_table(layers[layers.how == how]))
     return [Card("In which layers the path matters", charts, WORDS, short="Layers", finding=_finding(layers))]
 

@@ -35,17 +35,22 @@ WORDS = {
 }
 
 
+def _numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A curve's numbers, with a word for the run in which no layer is patched."""
+    return table.assign(layer=["unpatched" if n < 0 else str(n) for n in table.layer])
+
+
 def cards(run: Run) -> list[Card]:
     """The patching curves, and the map of classes where there are several pairs."""
     table, cumulative = run.table("patching"), run.table("patching_attention")
     charts = [
-        Chart("patching", lambda dark: patching_curve(table, dark), _caption(table), table),
+        Chart("patching", lambda dark: patching_curve(table, dark), _caption(table), _numbers(table)),
         Chart(
             "patching_attention",
             lambda dark: patching_curve(cumulative, dark, CUMULATIVE),
             "The same for what the attention reads at the gate, from a layer to the last. From layer 0 on, all that "
             "text reads there is the other picture’s. Where orange falls, later layers no longer bring the class over.",
-            cumulative,
+            _numbers(cumulative),
         ),
     ]
     blocks: list[Block] = [*charts]
