@@ -109,7 +109,7 @@ def test_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -
     [
         ([], "how long is a prompt"),
         (["--image-tokens", "4", "--data", "emoji-scenes"], "were both given"),
-        (["--image-tokens", "4", "--study", "else"], "--study else: the runs of narrow-gate are known"),
+        (["--image-tokens", "4", "--study", "else"], "--study else: only narrow-gate can be planned"),
         (["--image-tokens", "4", "--device-memory", "much"], "--device-memory='much': give bytes"),
     ],
 )

@@ -148,7 +148,7 @@ def planned(
             Planned("sweep over start layers", explained(model, inputs, start_layers(n_layers), limit, False))
         ]
     if study not in STUDIES:
-        raise InputError(f"--study {study}: the runs of {' or '.join(STUDIES)} are known before it starts")
+        raise InputError(f"--study {study}: only {' or '.join(STUDIES)} can be planned")
     options = NarrowGateOptions()
     rows = knockout_table.table_rows(options.random_tokens, REPEATS)
     table = [row.interventions(i, 0, "zero") for row in rows for i in range(row.repeats)]

@@ -109,7 +109,7 @@ def test_sizes(given: Any, due: int) -> None:
     assert as_bytes(given) == due
 
 
-@pytest.mark.parametrize("given", ["", "GB", "-1GB", 0, True, None, "80 PB", float("nan")])
+@pytest.mark.parametrize("given", ["", "GB", "-1GB", 0, True, None, "80 PB", 1.5, float("nan"), float("inf")])
 def test_what_is_no_size(given: Any) -> None:
     with pytest.raises(InputError, match="give bytes"):
         as_bytes(given)

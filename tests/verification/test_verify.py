@@ -144,6 +144,8 @@ def test_what_is_refused(tiny_llava: Any, capsys: pytest.CaptureFixture[str]) ->
     for arguments in (["verify"], ["verify", "organism:gated", "--show", "a.json"]):
         assert main(arguments) == 2
         assert "give a model to verify, or --show FILE" in capsys.readouterr().err
+    assert main(["verify", "organism:gated", "--data", "emoji-scenes"]) == 2
+    assert "give --paper N too" in capsys.readouterr().err
 
 
 def test_weights_are_held_once(hf_llava: Any) -> None:

@@ -61,7 +61,7 @@ def models() -> None:
         "the conformance suite (tests/families): a tiny random model of the real class with its real image "
         "processor, against plain transformers: logits, cached decoding, which tokens are the picture and which "
         "pixels each shows (by changing pixels), knockouts, heads, every site. Full-size configs are built "
-        "without weights. Published weights were not run.",
+        "without weights. Published weights: check them with `gatelens verify MODEL`.",
     )
     entry("trained", f"in the package, no download: {', '.join(f'organism:{n}' for n in organism_names())}")
 

@@ -46,6 +46,8 @@ def verify(
 
     if (model is None) == (show is None):
         raise InputError("give a model to verify, or --show FILE to print a result")
+    if data is not None and not paper:
+        raise InputError("--data is for the paper's table: give --paper N too")
     if show is not None:
         result = Verification.load(show)
         typer.echo(str(result))

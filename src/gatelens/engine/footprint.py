@@ -242,7 +242,7 @@ def inexact(model: HookedModel) -> str:
 
 def as_bytes(size: Any, name: str = "memory") -> int:
     """A number of bytes, or a size in words: "80GB" (10⁹ bytes each), "24GiB" (2³⁰). Raises InputError otherwise."""
-    if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0:
+    if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0 and size % 1 == 0:
         return int(size)
     found = (
         re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", size, re.I) if isinstance(size, str) else None

@@ -113,6 +113,10 @@ def _log_ratio(distances: Float[Tensor, "point neighbour"], k: int, who: str) ->
         raise DataError(
             f"{who}: ranks {k} and {2 * k} need {2 * k} neighbours, got shape {tuple(distances.shape)}"
         )
+    if bool((distances < 0).any()) or bool((distances.diff(dim=1) < 0).any()):
+        raise DataError(
+            f"{who}: these are no distances, nearest first; of activations give nearest(x, k={2 * k}).distances"
+        )
     near, far = distances[:, k - 1].double(), distances[:, 2 * k - 1].double()
     if bool((near <= 0).any()):
         count = int((near <= 0).sum())
