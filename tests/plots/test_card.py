@@ -102,3 +102,10 @@ def test_a_widget_escapes_what_is_put_into_it() -> None:
     assert "(nothing was written)" in widget.markup
     assert "<fox>" not in widget.markup and "<7>" not in widget.markup
     assert widget.styles == ("look.css",)
+
+
+def test_numbers_of_a_figure_in_words() -> None:
+    numbers = pd.DataFrame({"stands_out": [True, False], "n": [250_000, -3], "share": [0.5, float("nan")]})
+    table = Table.from_numbers(numbers)
+    assert table.header == ["stands out", "n", "share"]
+    assert table.rows == [["yes", "250,000", "0.50"], ["no", "−3", "–"]]

@@ -153,7 +153,7 @@ def test_sections_are_folded_and_in_the_contents(page: Page, html: str) -> None:
     assert page.cards[2].anchor == "where-words-looked"
     assert "<dt>window</dt><dd>Some layers.</dd>" in html
     assert '<dt>seed</dt><dd class="mono">0</dd>' in html
-    assert "lack what it takes: steering: no classes." in html
+    assert "</strong> with this model and data: steering: no classes." in html
 
 
 def test_a_term_is_explained_where_it_comes_first(page: Page, html: str) -> None:
@@ -226,3 +226,15 @@ def test_facts_of_a_run() -> None:
         ("compute", "4 s"),
         ("versions", "torch 2.6"),
     ]
+    nested = {
+        "sections": {"knockouts": {}, "steering": {"n": 8, "doses": [0.5, 1.0]}},
+        "chat": [],
+        "heads": [1, 2],
+    }
+    assert dict(facts({"settings": nested}, 0)) == {
+        "sections": "knockouts; steering n 8, doses [0.5, 1.0]",
+        "chat": "none",
+        "heads": "1, 2",
+        "compute": "0 s",
+        "versions": "",
+    }

@@ -216,6 +216,8 @@ class _Panel:
                     va="center" if self.horizontal else "bottom",
                     fontsize=8,
                     color=self.palette.soft,
+                    # no line runs through the figures
+                    bbox={"facecolor": self.palette.ground, "edgecolor": "none", "pad": 0.6},
                 )
 
     def reference(self, line: ReferenceLine, panel: str) -> None:

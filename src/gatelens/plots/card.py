@@ -329,6 +329,10 @@ def token_card(tokens: Mapping[str, Any], opening: str) -> Card:
 def _written(value: Any) -> Cell:
     if isinstance(value, tuple):
         return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
     if isinstance(value, float):
         return MISSING if pd.isna(value) else number(value)
     return MISSING if value is None else str(value)

@@ -178,9 +178,13 @@ def draw_charts(page: Page) -> dict[str, Figure]:
 def facts(manifest: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
     """Settings, machine, versions and seconds of compute of a run, in words; all but the last from its manifest."""
 
-    def words(value: Any) -> str:
+    def words(value: Any, inside: bool = False) -> str:
         if isinstance(value, Mapping):
-            return ", ".join(f"{key} {words(part)}" for key, part in value.items())
+            between = "; " if any(isinstance(part, Mapping) for part in value.values()) else ", "
+            return between.join(f"{key} {words(part, True)}".strip() for key, part in value.items())
+        if isinstance(value, (list, tuple)):
+            listed = ", ".join(map(str, value))
+            return f"[{listed}]" if inside else listed or "none"
         return str(value)
 
     named = {**manifest["settings"], **manifest.get("info", {})}

@@ -162,10 +162,15 @@ def compare_text(a: Run, b: Run) -> str:
 def compare_html(a: Run, b: Run) -> str:
     """The comparison as one HTML page that needs no network."""
     table = compare(a, b)
-    cards = [_card(section, part) for section, part in table.groupby("section", sort=False)]
+    about = {section.name: section.about for section in study_of(a).sections}
+    cards = [
+        _card(section, part, about.get(section, "")) for section, part in table.groupby("section", sort=False)
+    ]
     different = [[name, str(x), str(y)] for name, x, y in setting_differences(a, b)]
     settings: Block = Table(["setting", "A", "B"], different, code="AB") if different else Text("None.")
-    cards.append(Card("Settings that differ", [settings]))
+    cards.append(
+        Card("Settings that differ", [settings], finding=", ".join(row[0] for row in different) or "none")
+    )
     models = [run.settings.get("model", "?") for run in (a, b)]
     names = [f"{side} · {m} · {run.label}" for side, m, run in zip("AB", models, (a, b), strict=True)]
     verdicts = [
@@ -182,9 +187,13 @@ def _in_short(run: Run) -> dict[str, Any]:
     return {"answer": f"{said['sentence'].split('. ')[0].removesuffix('.')}.", **said, "evidence": ()}
 
 
-def _card(section: str, part: pd.DataFrame) -> Card:
+def _card(section: str, part: pd.DataFrame, about: str) -> Card:
     """One section, both runs side by side, a table a metric."""
-    blocks: list[Block] = [
+    marked = "B − A with its 95 % interval; * where that excludes 0."
+    if part.difference_low.isna().all():
+        marked = "B − A has no interval here."
+    blocks: list[Block] = [Text(f"{about[:1].upper()}{about[1:]}. {marked}" if about else marked)]
+    blocks += [
         _table(how, metric, mine) for (how, metric), mine in part.groupby(["how", "metric"], sort=False)
     ]
     title = section.replace("_", " ").capitalize()
@@ -200,12 +209,12 @@ def _finding(part: pd.DataFrame) -> str:
         said = "paired by example"
     elif not part.paired.any():
         said = f"unpaired, from the intervals of both means: {why}"
-    return f"{int(part.apart.sum())} of {len(part)} differences do not reach 0 ({said})"
+    return f"{int(part.apart.sum())} of {len(part)} intervals exclude 0 ({said})"
 
 
 def _table(how: str, metric: str, part: pd.DataFrame) -> Table:
     is_knockout = how in ("zero", "mask")
-    counts = [f"{side}\nn = {int(part[f'n_{side.lower()}'].max())}" for side in "AB"]
+    counts = [f"{side}\nn = {int(part[f'n_{side.lower()}'].max()):,}" for side in "AB"]
     rows: list[list[Cell]] = [
         [
             str(r.row),
@@ -234,7 +243,7 @@ def _star(table: pd.DataFrame) -> str:
         (True,): "of the same examples, paired",
         (False,): "of other examples or of means alone, from both intervals",
     }.get(tuple(table.paired.unique()), "paired where the examples are the same, else from both intervals")
-    return f"the 95 % interval of the difference ({how}) does not reach 0"
+    return f"the 95 % interval of the difference ({how}) excludes 0"
 
 
 def _headline(run: Run) -> str:

@@ -103,7 +103,7 @@ def test_the_layers_are_drawn_as_measured(dark: bool) -> None:
     flips, gain = axes.get_lines()[:2]
     assert list(flips.get_xdata()) == [0, 1, 2] and list(flips.get_ydata()) == [0.1, 0.9, 0.2]
     assert list(gain.get_ydata()) == [0.1, 0.9, 0.2]
-    assert axes.get_title(loc="left") == "Patching <eoss> (66), one layer at a time"
+    assert axes.get_title(loc="left") == "Patching <eoss> (position 66), one layer at a time"
     assert axes.get_lines()[2].get_ydata()[0] == found.settings["joint_mean"]
     found.layers = found.layers.iloc[:0]
     with pytest.raises(DataError, match="nothing was patched"):

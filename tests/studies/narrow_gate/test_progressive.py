@@ -116,6 +116,22 @@ def test_points_of_deep_and_shallow_models() -> None:
             progressive.points(6, **bad)
 
 
+def test_points_by_name() -> None:
+    points = [
+        ("none", "none", -1, -1),
+        ("gate", "from", 2, 5),
+        ("image", "window", 3, 3),
+        ("gate", "window", 0, 2),
+    ]
+    names = progressive._point_names(pd.DataFrame(points, columns=["keys", "way", "layer", "last"]))
+    assert list(names) == [
+        "none",
+        "gate → text, from layer 2 on",
+        "image → text, in layer 3 alone",
+        "gate → text, in layers 0–2 alone",
+    ]
+
+
 def made_up(means: dict[str, list[float]], starts: list[int], n_layers: int, n: int = 40) -> pd.DataFrame:
     """Scores whose first examples are right: each mean is met exactly."""
     out = []

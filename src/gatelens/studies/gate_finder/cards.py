@@ -146,11 +146,12 @@ def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
     ]
     if len(result.layers):
         who = (
-            "The gate’s residual stream entering one layer is another picture’s: in which layers it carries the "
-            "picture."
+            "The gate’s residual stream entering one layer comes from another picture. Where curves are high, it "
+            "carries the picture."
             if result.gate
-            else "There is no narrow gate. What comes nearest to one is patched, one layer at a time."
+            else "There is no narrow gate. The strongest position is patched, one layer at a time."
         )
+        who += " Bands: 95 % intervals over pairs."
         blocks.append(Chart(f"{name}_layers", partial(gate_layers, result), who, result.layers))
     blocks.append(_strongest(result))
     return [Card(title, blocks, WORDS, short="Positions", finding=search_line(result))]

@@ -26,12 +26,12 @@ def gate_figure(result: SearchResult, dark: bool = False) -> NotebookFigure:
     if not result.places:
         raise DataError("gate_figure: the search has no positions; run find_gate on a prompt with a picture")
     hows = result.settings["how"]
-    marked = f" (bars how={hows[0]}{f', diamonds how={hows[1]}' if len(hows) > 1 else ''}"
+    marked = f" (bars: {hows[0]}{f', diamonds: {hows[1]}' if len(hows) > 1 else ''}"
     panels = {
         "attention": "Attention it gets, share of all candidates (mean over layers)",
         "overlap": "Neighbours of the same class, best layer",
         f"{hows[0]} accuracy": f"Accuracy lost when nothing after it reads it{marked}; pale: the block as a whole)",
-        "flipped": "Answers that become another picture's when it is patched",
+        "flipped": "Answers that become another picture’s when it is patched",
     }
     cells = _cells(result)
     with styled(dark) as p:
@@ -120,7 +120,7 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
     for how, part in result.curves.groupby("how", sort=False):
         color, line = lines[str(how)]
         points = part["size"], part.share, part.low, part.high
-        curve(axes, *points, color=color, label=f"how={how}", line=line, marker=".")
+        curve(axes, *points, color=color, label=f"knockout {how}", line=line, marker=".")
     reference(axes, result.settings["part"], color=p.soft)
     ticks = [2**power for power in range(13) if 2**power <= result.curves["size"].max()]
     axes.set_xscale("log")
@@ -147,11 +147,11 @@ def gate_layers(result: SearchResult, dark: bool = False) -> NotebookFigure:
     if result.layers.empty:
         raise DataError("gate_layers: nothing was patched in this search; run find_gate with n_pairs above 0")
     patched = [result.places[p] for p in result.settings["patched"]]
-    who = ", ".join(f"{place.name} ({place.position})" for place in patched)
+    who = ", ".join(f"{place.name} (position {place.position})" for place in patched)
     joint = result.settings.get("joint_mean", float("nan"))
     color = "gate" if result.gate else "image"
     series = [
-        SeriesStyle("flipped", "answers that become the other picture's", color),
+        SeriesStyle("flipped", "answers that become the other picture’s", color),
         SeriesStyle("target overlap", "overlap gained with its answer", "third", line="--"),
     ]
     return curves(

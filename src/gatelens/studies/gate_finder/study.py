@@ -47,6 +47,7 @@ from pydantic import Field
 from gatelens.data import Dataset
 from gatelens.errors import DataError, OutputError
 from gatelens.examples import draw
+from gatelens.measures.stats import IN_WORDS
 from gatelens.model import HookedVLM
 from gatelens.plots.style import NotebookFigure
 from gatelens.runs import Run
@@ -166,6 +167,7 @@ STUDY = Study(
     draw=draw_examples,
     always=(search.NAME,),
     verdict=conclude,
+    words=lambda run: {"interval": IN_WORDS},
     decides=search.NAME,
     opening=lambda run, said: search_opening(GateSearch.from_run(run), planted(run, said)),
     comparable=lambda run: comparable(GateSearch.from_run(run)),

@@ -265,5 +265,5 @@ def _marked(example: Mapping[str, Any], row: Mapping[str, Any]) -> card.Answer:
 
 
 SECTION = Section(
-    "knockouts", "answers with a path cut, the paper's Table 1", batches, measure, conclude, page=page
+    "knockouts", "answers with a path cut, the paper’s Table 1", batches, measure, conclude, page=page
 )

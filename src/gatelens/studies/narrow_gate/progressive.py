@@ -328,12 +328,21 @@ def compared_values(run: Run) -> pd.DataFrame:
 
 
 def _point_names(table: pd.DataFrame) -> pd.Series:
-    return table["keys"] + ", " + table.way + " " + table.layer.astype(str)
+    """Such as ``gate → text, from layer 2 on``, ``gate → text, in layer 2 alone``, ``none``."""
+
+    def named(keys: str, way: str, layer: int, last: int) -> str:
+        if way == UNCUT:
+            return UNCUT
+        alone = f"in layer {layer} alone" if layer == last else f"in layers {layer}–{last} alone"
+        return f"{keys} → text, {f'from layer {layer} on' if way == FROM else alone}"
+
+    columns = (table[name] for name in ("keys", "way", "layer", "last"))
+    return pd.Series([named(*place) for place in zip(*columns, strict=True)], table.index, dtype=object)
 
 
 SECTION = Section(
     "progressive",
-    "the gate cut from one layer after another on, the paper's progressive knockout",
+    "each path cut from layer l to the last: the paper’s progressive knockout",
     batches,
     measure,
     conclude,

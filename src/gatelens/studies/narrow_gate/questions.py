@@ -337,7 +337,7 @@ def _cut(table: pd.DataFrame) -> pd.Series:
 
 SECTION = Section(
     "questions",
-    "the gate's part in each kind of question: relations, counts, colours…",
+    "the gate’s part in each kind of question: relations, counts, colours…",
     batches,
     measure,
     conclude,

@@ -338,7 +338,7 @@ def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     answer the target's class, distributed where it leaves the base's.
     """
     rows = table[(table.measure == "success") & (table.layer == 0)]
-    kind = "patching the gate's attention input"
+    kind = "patching the gate’s attention input"
     n = 0 if rows.empty else int(rows.n.iloc[0])
     if n < FEWEST:
         text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"

@@ -63,9 +63,9 @@ def test_curve_shows_the_table() -> None:
     axes = patching_curve(table(), title=CUMULATIVE).axes[0]
     assert axes.get_title(loc="left") == CUMULATIVE
     lines = {line.get_label(): line for line in axes.lines}
-    shown = lines["predictions of the target's class"]
+    shown = lines["predictions of the target’s class"]
     assert list(shown.get_xdata()) == [0, 4] and list(shown.get_ydata()) == [0.6, 0.5]
-    target = lines["overlap with the patched-in picture's answer"]
+    target = lines["overlap with the patched-in picture’s answer"]
     assert target.get_color() == palette(False).gate
     assert dict(mpl.rcParams) == before
 

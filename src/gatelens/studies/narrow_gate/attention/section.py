@@ -49,7 +49,8 @@ MOST_ROWS = 12  # of the table of positions on the page
 WORDS = {
     "cross-modal attention": (
         "The paper’s f_j of layer l: attention from text rows after the gate to position j of the image side. It is "
-        "summed over rows and heads and scaled to sum to 1 over the image side."
+        "summed over rows and heads and scaled to sum to 1 over the image side. It shows where text looks, not what it "
+        "uses."
     ),
     "stands out": (
         "In its highest layer, the position’s share exceeds {least} (the paper’s 1 %) and {times} times an even share. "
@@ -186,7 +187,7 @@ def page(run: Run) -> list[Card]:
             "attention",
             lambda dark: attention_shares(table, dark, groups),
             _caption(table),
-            groups.rename(columns=with_interval),
+            groups.assign(group=groups.group.str.replace("_", " ")).rename(columns=with_interval),
         ),
         Chart(
             "attention_positions",
@@ -213,7 +214,7 @@ def _caption(table: pd.DataFrame) -> str:
     return (
         "How text after the gate divides its attention to the image side. Mean over layers: the gate "
         f"{percent(share.mean())}, the image tokens {percent(image)}; an even share is {percent(uniform, 1)} a "
-        "position. Lines: 95 % intervals over prompts. Attention shows where text looks, not what it uses."
+        "position. Lines: 95 % intervals over prompts. The lower panel has none: only its sums were kept."
     )
 
 

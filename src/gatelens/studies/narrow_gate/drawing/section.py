@@ -252,7 +252,7 @@ def compared_values(run: Run) -> pd.DataFrame:
 
 SECTION = Section(
     "drawing",
-    "what the prompt's picture does to a picture drawn after it",
+    "what the prompt’s picture does to a picture drawn after it",
     batches,
     measure,
     conclude,

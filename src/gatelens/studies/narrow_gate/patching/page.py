@@ -181,7 +181,7 @@ def class_bars(table: pd.DataFrame, dark: bool = False) -> NotebookFigure:
 def patching_curve(
     table: pd.DataFrame,
     dark: bool = False,
-    title: str = "Patching the gate's residual stream, one layer at a time",
+    title: str = "Patching the gate’s residual stream, one layer at a time",
 ) -> NotebookFigure:
     """Overlap of the patched answer with base and target, and the shares of predictions that became the target's, by
     patched layer.
@@ -197,10 +197,10 @@ def patching_curve(
     return curves(
         table[table.layer >= 0],
         [
-            SeriesStyle("target", "overlap with the patched-in picture's answer", "gate"),
-            SeriesStyle("base", "overlap with the picture's own answer", "image"),
+            SeriesStyle("target", "overlap with the patched-in picture’s answer", "gate"),
+            SeriesStyle("base", "overlap with the picture’s own answer", "image"),
             SeriesStyle("flipped", "predictions flipped", "third", "--"),
-            SeriesStyle("success", "predictions of the target's class", "ink", ":", "x"),
+            SeriesStyle("success", "predictions of the target’s class", "ink", ":", "x"),
         ],
         by="measure",
         references=[ReferenceLine(level, "overlap of the two clean answers", "-.")],

@@ -329,7 +329,7 @@ def compared_values(run: Run) -> pd.DataFrame:
 
 SECTION = Section(
     "patching",
-    "the gate's activations taken from another picture, layer by layer",
+    "the gate’s activations taken from another picture, layer by layer",
     batches,
     measure,
     conclude,

@@ -354,10 +354,7 @@ def evidence(run: Run) -> list[Evidence]:
         f"than a random push of its length does; {most}{note}"
     )
     turned = percent_cell(once["mean"], once.low, once.high)
-    line = (
-        f"a class direction added there (layer {int(once.layer)}) turns {turned} more answers than a random "
-        f"one{note}"
-    )
+    line = f"a class direction (layer {int(once.layer)}) turns {turned} more answers than a random one{note}"
     return [{"kind": kind, "says": says, "text": text, "line": line}]
 
 
