@@ -82,7 +82,7 @@ def test_shares_by_hand() -> None:
     lines = pd.DataFrame(
         {"prompt": ["colour asked", "colour asked", "colour open", "colour open"], **columns}
     )
-    lines["row"] = "none"
+    lines["row"], lines["case"] = "none", range(4)
     lines["read_class"] = ["x", "y", "y", "y"]
     lines["said_color"] = ["", "x", "x", "y"]
     table = drawing_table.summarise(lines, 20, 0).set_index(["prompt", "measure"])
