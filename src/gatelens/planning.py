@@ -88,6 +88,16 @@ def prompt_of(image: int, text: int, batch: int = 1) -> TokenMap:
     )
 
 
+def check_length(model: HookedVLM, image: int, text: int) -> None:
+    """Raises InputError where a prompt of so many tokens is longer than the model's positions reach."""
+    limit = model.cfg.position_limit
+    if limit is not None and image + text > limit:
+        raise InputError(
+            f"a prompt of {image} image and {text} text tokens is beyond the {limit} positions of {model!r}: "
+            "give fewer --image-tokens or --prompt-tokens"
+        )
+
+
 def longest_prompt(model: HookedVLM, name: str, data: str) -> tuple[int, int]:
     """(image tokens, text tokens) of the longest prompt among the first examples of a data set.
 

@@ -46,6 +46,7 @@ def plan(
         image_tokens, prompt_tokens = planning.longest_prompt(bare, model, data)
     assert image_tokens is not None
     text = planning.GUESSED_TEXT if prompt_tokens is None else prompt_tokens
+    planning.check_length(bare, image_tokens, text)
     tokens = planning.prompt_of(image_tokens, text, batch)
     for line in planning.report(bare, planning.planned(bare, tokens, study, device_memory), device_memory):
         typer.echo(line)

@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     with readable(folder):
         if not file.exists():
             raise OutputError(
-                f"{str(folder)!r} holds no run ({MANIFEST} is missing); give a folder a study wrote"
+                f"{str(folder)!r} holds no run ({MANIFEST} is missing); give the folder of a study or of gl.collect"
             )
         written_text = file.read_bytes() if file.is_file() else b""
     try:
