@@ -179,7 +179,7 @@ def test_a_section_without_what_it_needs_is_named(tiny_llava: Any) -> None:
     settings = {**SMALL, "sections": {"patching": {}, "drawing": {}, "attention": {"n": 4}}}
     run = narrow_gate(tiny_llava, TinyData(tasks=("vqa",)), None, **settings)
     assert [name.split(" (")[0] for name in run.json("absent")] == ["patching", "drawing"]
-    assert "lack what it takes: patching (" in render_report(STUDY, run)
+    assert "with this model and data: patching (" in render_report(STUDY, run)
 
 
 LITTLE = {
