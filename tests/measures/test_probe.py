@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from gatelens.errors import DataError
-from gatelens.measures.probe import linear_probe
+from gatelens.measures.probe import linear_probe, probe_normal
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -78,3 +80,27 @@ def test_probe_refuses() -> None:
         linear_probe(x, labels[:3])
     with pytest.raises(DataError, match="no convergence in 2 steps"):
         linear_probe(100 * x, labels, folds=4, max_iter=2)
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_a_fit_gives_blas_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+    fit = LogisticRegression.fit
+
+    def watched(self: LogisticRegression, *args: object, **kwargs: object) -> LogisticRegression:
+        seen.append(blas_threads())
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    x = torch.randn(40, 3, generator=seeded(18))
+    with threadpool_limits(2, "blas"):
+        before = blas_threads()
+        linear_probe(x, (x[:, 0] > 0).long(), folds=2)
+        probe_normal(x, x[:, 0] > 0)
+        with pytest.raises(DataError, match="no convergence in 2 steps"):
+            probe_normal(100 * x, x[:, 0] > 0, max_iter=2)
+        assert blas_threads() == before
+    assert seen == [{1}] * 4
