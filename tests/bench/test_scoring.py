@@ -150,3 +150,10 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text("method = 3\n")
     with pytest.raises(gl.errors.DataError, match="has no function named method"):
         method_of(file)
+
+
+def test_the_finder_names_sets_that_cannot_be_spared_and_nothing_where_nothing_is_read() -> None:
+    found = score(METHODS["find_gate"], [BITS, BLIND], pictures=48, progress=False).cases.set_index("kind")
+    assert found.exact["bits"] == 1 and found.covered["bits"] == 1 and found.precision["bits"] == 1
+    assert found.false_gate["blind"] == 0 and found.covered["blind"] == 1
+    assert (found.passes < 8).all()

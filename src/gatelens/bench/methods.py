@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +18,9 @@ from gatelens.engine import last_logits, look
 from gatelens.interventions import knockout, patch
 from gatelens.model import HookedVLM
 from gatelens.readouts import logit_lens as read_by_lens
-from gatelens.studies import find_gate as search_for_gate
+from gatelens.studies.gate_finder.carriers import find_carriers
+from gatelens.studies.gate_finder.game import PositionGame
+from gatelens.studies.gate_finder.verdict import LEAST_WORTH
 
 STEPS = 8  # of integrated gradients
 # of direct effects: of the strongest effect, what carries; nats that all candidates are worth at least; standard errors
@@ -141,17 +144,36 @@ def direct_effects(model: HookedVLM, task: Task) -> Prediction:
 
 
 def find_gate(model: HookedVLM, task: Task) -> Prediction:
-    """The toolkit's search for a gate, :func:`gatelens.studies.find_gate`, with one kind of knockout."""
-    found = search_for_gate(model, task, n=len(task.held), how="zero", n_boot=200, progress=False)
-    ranked = found.ranking()
-    scores = torch.full((task.inputs.tokens.n_pos,), -1e3)
-    scores[ranked.position.tolist()] = torch.tensor(ranked["mean"].to_numpy(), dtype=torch.float32)
-    if found.verdict["verdict"] not in ("narrow", "distributed"):
+    """The toolkit's search for a gate, :func:`gatelens.studies.find_gate`, asked what the answering position reads.
+
+    Its game (:mod:`gatelens.studies.gate_finder.carriers`) with all candidates pinned to one of two pictures. Nothing
+    carries where the right name's probability hardly depends on whose picture it is.
+    """
+    n, n_pos = len(task.labels), task.inputs.tokens.n_pos
+    pairs = torch.stack([torch.arange(n), task.partners], 1)
+    others = _other_partners(task)
+    players = torch.eye(n_pos, dtype=torch.bool)[list(task.candidates)].expand(n, -1, -1)
+    game = PositionGame(
+        model, task.inputs, torch.cat([pairs, torch.stack([torch.arange(n), others], 1)]), task.labels, players,
+        n_pos - 1,
+    )  # fmt: skip
+    found = find_carriers((game.some(slice(n)), game.some(slice(n, None))), n, len(task.candidates))
+    scores = _scores(task, found.strength.tolist())
+    probability = game.clean.softmax(-1)
+    right, other = (probability[rows, task.labels].mean() for rows in (torch.arange(n), task.partners))
+    if float(right) - max(float(other), 1 / len(task.answers)) < LEAST_WORTH:
         return Prediction(scores, [], (0, 0))
-    one = found.verdict["sets"]["zero"]
-    places = [found.places[p].position for p in one["places"]]
-    high = one["high"] if one["high"] is not None else len(task.candidates)
-    return Prediction(scores, places, (int(one["low"]), int(high)))
+    return Prediction(scores, [task.candidates[p] for p in found.chosen], (found.low, found.high))
+
+
+def _other_partners(task: Task) -> Tensor:
+    """A second partner of each example, with another answer too; the first where there is none but it."""
+    rng = np.random.default_rng(0)
+    chosen = []
+    for label, first in zip(task.labels.tolist(), task.partners.tolist(), strict=True):
+        others = [i for i in (task.labels != label).nonzero()[:, 0].tolist() if i != first]
+        chosen.append(int(rng.choice(others)) if others else first)
+    return torch.tensor(chosen)
 
 
 METHODS: dict[str, Method] = {

@@ -1,0 +1,159 @@
+"""Which players of a game carry its value: shares of each, alone, last and on average over random orders.
+
+A game says what a set of players is worth, in each of several pairs of examples: here players are positions of a
+prompt, and a set is worth the log-odds of the answer against the other picture's when only the set keeps its own
+activations and all others have the other picture's. Each player is asked three questions, as a share of the way from
+nobody to everybody:
+
+- *alone*: what it adds to nobody. Players that stand in for each other are seen here;
+- *last*: what it adds to all others. Players that only work together are seen here;
+- *shared*: what it adds on average over random orders of the players, its Shapley value (Castro et al. 2009, by
+  permutations; each is also gone through backwards). Players of which some are enough are seen here.
+
+All are asked first, and those that seem to add anything again, in new pairs and orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Sets = Bool[Tensor, "run pair player"]
+
+KINDS = ("alone", "last", "shared")
+# standard errors from 0: to be asked again; of an interval; to carry
+AGAIN, SEEMS, SURE = 1.5, 2.0, 3.5
+LEAST, LEAST_BESIDE = (
+    0.02,
+    0.08,
+)  # what a player must add to carry: of the whole, and of what the strongest adds
+SCREEN = 2  # random orders, each second one the one before it backwards
+CONFIRM, MOST_ORDERS = 96, 16  # sets on the orders of those that are asked again; orders at most
+
+
+class Game(Protocol):
+    """Values of sets of players, by run and pair of examples."""
+
+    def keep(self, sets: Sets) -> Float[Tensor, "run pair"]:
+        """Of the sets alone."""
+
+    def take(self, sets: Sets) -> Float[Tensor, "run pair"]:
+        """Of all players without the sets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What players add in each pair: alone, last, and on average over orders; and what all do together."""
+
+    added: Float[Tensor, "3 player pair"]
+    whole: Float[Tensor, " pair"]
+    orders: int
+
+
+@dataclass(frozen=True, eq=False)
+class Carriers:
+    """What each player adds.
+
+    Attributes:
+        share: by question and player, of the whole, mean over examples; ``error`` is its standard error.
+        chosen: the players that carry.
+        low, high: an interval of their number.
+    """
+
+    share: Float[np.ndarray, "3 player"]
+    error: Float[np.ndarray, "3 player"]
+    chosen: tuple[int, ...]
+    low: int
+    high: int
+
+    @property
+    def strength(self) -> Float[np.ndarray, " player"]:
+        """The largest share of each player."""
+        return np.asarray(self.share.max(0))
+
+    @property
+    def redundant(self) -> list[int]:
+        """Chosen players that add clearly more alone than last: others stand in for them."""
+        return self._more(0, 1)
+
+    @property
+    def complementary(self) -> list[int]:
+        """Chosen players that add clearly more last than alone: they need others."""
+        return self._more(1, 0)
+
+    def _more(self, one: int, other: int) -> list[int]:
+        gap = self.share[one] - self.share[other]
+        sure = SEEMS * np.hypot(self.error[one], self.error[other])
+        return [p for p in self.chosen if gap[p] > max(LEAST, sure[p])]
+
+
+def find_carriers(games: tuple[Game, Game], n_examples: int, n_players: int, seed: int = 0) -> Carriers:
+    """Ask all players in a first game, and those that seem to carry in a second one: the same with other partners."""
+    first = ask(games[0], n_examples, n_players, range(n_players), SCREEN, seed)
+    players = likely(first)
+    again = ask(games[1], n_examples, n_players, players, n_orders(players), seed + 1) if players else None
+    return judge(first, players, again)
+
+
+def ask(game: Game, n_pairs: int, n_players: int, players: Sequence[int], orders: int, seed: int) -> Asked:
+    """Ask some of the players; in random orders the others are kept or not at random.
+
+    Args:
+        orders: how many, each second one the one before it backwards.
+        seed: draws the orders.
+    """
+    generator, n = torch.Generator().manual_seed(seed), len(players)
+    nobody = torch.zeros(1, n_pairs, n_players, dtype=torch.bool)
+    single = torch.eye(n_players, dtype=torch.bool)[list(players), None].expand(-1, n_pairs, -1)
+    walks, ranks = [], list[Int[Tensor, "pair some"]]()
+    for number in range(orders):
+        new = torch.rand(n_pairs, n, generator=generator).argsort(1) if number % 2 == 0 else n - 1 - ranks[-1]
+        ranks.append(new)
+        walk = (torch.rand(n_pairs, n_players, generator=generator) < 0.5).expand(n + 1, -1, -1).clone()
+        walk[:, :, list(players)] = torch.stack([new < size for size in range(n + 1)])
+        walks.append(walk)
+    kept, taken = game.keep(torch.cat([nobody, single, *walks])), game.take(torch.cat([nobody, single]))
+    walked = kept[1 + n :].unflatten(0, (orders, n + 1)).diff(dim=1)  # order, step, pair
+    shared = [step.gather(0, rank.T) for step, rank in zip(walked, ranks, strict=True)]
+    alone, last = kept[1 : 1 + n] - kept[0], taken[0] - taken[1:]
+    return Asked(torch.stack([alone, last, torch.stack(shared).mean(0)]), taken[0] - kept[0], orders)
+
+
+def likely(asked: Asked) -> list[int]:
+    """The players that seem to add something."""
+    share, error = _shares(asked)
+    return [int(p) for p in np.flatnonzero(((share > AGAIN * error) & (share > LEAST / 2)).any(0))]
+
+
+def n_orders(players: Sequence[int]) -> int:
+    """In which players are asked again: more where they are few."""
+    return 2 * max(2, min(MOST_ORDERS, CONFIRM // (len(players) + 1)) // 2)
+
+
+def judge(first: Asked, players: Sequence[int], again: Asked | None) -> Carriers:
+    """Which players carry, of those that were asked once and ``players`` that were asked again."""
+    asked = first
+    if again is not None:
+        added, new = first.added.clone(), again.orders / (first.orders + again.orders)
+        weight = torch.tensor([0.5, 0.5, new])[:, None, None]
+        added[:, list(players)] = (1 - weight) * added[:, list(players)] + weight * again.added
+        asked = Asked(added, (first.whole + again.whole) / 2, first.orders + again.orders)
+    share, error = _shares(asked)
+    sure, seems = share > SURE * error, share > SEEMS * error
+    least = np.maximum(LEAST, LEAST_BESIDE * share.max(1, keepdims=True))
+    chosen = tuple(np.flatnonzero((sure & (share >= least)).any(0)).tolist())
+    low = int((sure & (share - SEEMS * error >= least)).any(0).sum())
+    high = int((seems & (share + SEEMS * error >= least)).any(0).sum())
+    return Carriers(share, error, chosen, min(low, len(chosen)), max(high, len(chosen)))
+
+
+def _shares(asked: Asked) -> tuple[Float[np.ndarray, "3 player"], Float[np.ndarray, "3 player"]]:
+    """Mean over examples as a share of the whole, and its standard error."""
+    added, whole = asked.added.double().numpy(), max(float(asked.whole.double().mean()), 1e-9)
+    return added.mean(-1) / whole, added.std(-1, ddof=1) / added.shape[-1] ** 0.5 / whole + 1e-12
