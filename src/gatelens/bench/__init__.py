@@ -1,15 +1,17 @@
 """``gl.bench``: how good a method is at finding where the picture enters, on models whose answer is planted.
 
-``plants`` declares and makes a model from a seed, over ``pictures``, ``shells`` (the classes of transformers) and
-``circuits`` (what is written into the decoder); ``checks`` measures its truth by ``truth``, plain passes of
-transformers, and refuses a plant that does not do what was declared. ``scoring`` runs methods on plants and compares
-what they find with the truth (``cases``); ``methods`` are those of the field.
+``declared`` draws what a plant is from a seed; ``plants`` makes it, over ``pictures``, ``shells`` (the classes of
+transformers) and what is written into the decoder (``wiring``, of ``circuits`` and ``neurons``); ``checks`` measures
+its truth by ``truth``, plain passes of transformers, and refuses a plant that does not do what was declared.
+``scoring`` runs methods on plants and compares what they find with the truth (``cases``); ``methods`` are those of the
+field.
 """
 
 from gatelens.bench.cases import Method, MethodError, Prediction, Rule, Task
 from gatelens.bench.checks import Refused, check, measure, plant
+from gatelens.bench.declared import KINDS, Declared, declare
 from gatelens.bench.methods import METHODS
-from gatelens.bench.plants import KINDS, Declared, Plant, Question, declare, make
+from gatelens.bench.plants import Plant, Question, make
 from gatelens.bench.scoring import BenchResult, score
 
 __all__ = [

@@ -7,8 +7,9 @@ from another picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count, product
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatelens.bench.plants import KINDS, Plant, Question, declare, make
+from gatelens.bench.declared import KINDS, PLAIN, declare
+from gatelens.bench.plants import Plant, Question, make
 from gatelens.bench.shells import CLASSES
 from gatelens.bench.truth import How
-from gatelens.errors import DataError, InputError, shown, whole_number
+from gatelens.errors import DataError, InputError, did_you_mean, shown, whole_number
 
 SPLITS = {"dev": 1, "heldout": 2}  # the first number of every seed
 N_PICTURES = 64  # of a question
@@ -28,6 +30,11 @@ HOWS: tuple[How, ...] = ("zero", "mask")
 CLOSE, FAR = 0.06, 0.15  # of accuracy: what counts as unchanged, and how near to chance a cut must lead
 LEAST = {"votes": 0.75}  # accuracy of the unmodified plant; of all other kinds 0.9
 MOVES = 0.9  # of the answers follow the picture that the carriers' streams come from
+VOTES = 0.03  # by how much the log-odds change at least without one vote
+NUDGE = 0.02  # of the way to another picture's stream
+FLAT = {"saturated": 0.02, "lookup": 0.1}  # by how much probability may change there, where reads saturate
+# question, test, how, position, value, low, high
+Row: TypeAlias = tuple[str, str, str, int, float, float, float]
 
 
 class Refused(DataError):
@@ -37,8 +44,8 @@ class Refused(DataError):
 def measure(plant: Plant) -> pd.DataFrame:
     """What a plant does: ``question, test, how, position, value, low, high, holds``, one row a test.
 
-    ``value`` is an accuracy, or for resampling the share of answers that follow; what was declared holds where it is
-    from ``low`` to ``high``. ``position`` is -1 where a test is of all carriers.
+    ``value`` is an accuracy; for resampling the share of answers that follow; or what a test says that moves. What was
+    declared holds where it is from ``low`` to ``high``. ``position`` is -1 where a test is of all carriers.
     """
     rows = [row for question in plant.questions for row in _Tests(plant, question).rows()]
     table = pd.DataFrame(rows, columns=["question", "test", "how", "position", "value", "low", "high"])
@@ -60,7 +67,11 @@ class _Tests:
         self.partner: Int[Tensor, " picture"] = torch.tensor([int(rng.choice(one)) for one in others])
         self.clean = self.runs.logits()
         self.base = self.accuracy(self.clean)
+        self.enough = self.base - CLOSE
+        self.groups = question.groups
         self.anchors = question.decoys.get("anchor", ())
+        spared = {*question.carriers, *self.anchors}
+        self.rest = [p for p in question.candidates if p not in spared]
 
     def accuracy(self, logits: Float[Tensor, "picture d_vocab"]) -> float:
         return float((logits.argmax(-1) == self.labels).float().mean())
@@ -70,66 +81,96 @@ class _Tests:
         clean = self.clean.argmax(-1)
         return float((logits.argmax(-1) == (clean[self.partner] if partner else clean)).float().mean())
 
-    def rows(self) -> Iterator[tuple[str, str, str, int, float, float, float]]:
-        name, carriers = self.question.name, list(self.question.carriers)
-        near = self.chance + FAR
+    def rows(self) -> Iterator[Row]:
+        return (row for part in (self._whole, self._groups, self._resampled) for row in part())
+
+    def _whole(self) -> Iterator[Row]:
+        """That the carriers are all that is read."""
+        carriers, near = self.question.carriers, self.chance + FAR
         if not carriers:
-            yield name, "reads nothing", "", -1, self.base, 0.0, near
-            if self.kind == "blind":
-                moved = self.runs.resampled(self.question.candidates, self.partner)
-                yield (
-                    name,
-                    "all from another picture",
-                    "resample",
-                    -1,
-                    self.follows(moved, False),
-                    1 - CLOSE,
-                    1.0,
-                )
+            yield self.row("reads nothing", "", self.base, 0.0, near)
             return
-        yield name, "unmodified", "", -1, self.base, LEAST.get(self.kind, 0.9), 1.0
-        rest = [p for p in self.question.candidates if p not in carriers and p not in self.anchors]
+        yield self.row("unmodified", "", self.base, LEAST.get(self.kind, 0.9))
         for how in HOWS:
-            kept, cut = self.runs.logits(rest, how), self.runs.logits(carriers, how)
-            yield name, "carriers alone", how, -1, self.accuracy(kept), self.base - CLOSE, 1.0
-            yield name, "carriers cut", how, -1, self.accuracy(cut), 0.0, near
+            yield self.row("carriers alone", how, self.without(self.rest, how), self.enough)
+            yield self.row("carriers cut", how, self.without(carriers, how), 0.0, near)
             for place in self.anchors:
-                yield name, "anchor cut", how, place, self.accuracy(self.runs.logits([place], how)), 0.0, near
-            yield from self._one_by_one(how, carriers, rest)
-        moved = self.runs.resampled(carriers, self.partner)
-        held = self.runs.resampled([*rest, *self.anchors], self.partner, own=carriers)
-        yield name, "carriers from another picture", "resample", -1, self.follows(moved, True), MOVES, 1.0
-        yield (
-            name,
-            "all others from another picture",
-            "resample",
-            -1,
-            self.follows(held, False),
-            1 - CLOSE,
-            1.0,
-        )
-
-    def _one_by_one(
-        self, how: How, carriers: list[int], rest: list[int]
-    ) -> Iterator[tuple[str, str, str, int, float, float, float]]:
-        """That each carrier carries: any one is enough, or none can be spared."""
-        for place in carriers if self.kind != "open" else ():
-            others = [p for p in carriers if p != place]
-            if self.kind in ("redundant", "attributes"):
-                alone = self.accuracy(self.runs.logits(rest + others, how))
-                yield self.question.name, "one alone", how, place, alone, self.base - CLOSE, 1.0
-            elif self.kind == "bits":
-                cut = self.accuracy(self.runs.logits([place], how))
-                yield self.question.name, "one cut", how, place, cut, 0.0, self.base / 2 + 0.2
-            elif self.kind == "votes":
-                lost = float(
-                    (self.right(self.clean) - self.right(self.runs.logits([place], how))).abs().mean()
+                yield self.row("anchor cut", how, self.without([place], how), 0.0, near, place)
+            if self.groups:
+                there, elsewhere = self._by_layer()
+                yield self.row("carriers cut in their layers", how, self.without(there, how), 0.0, near)
+                yield self.row(
+                    "carriers cut in all other layers", how, self.without(elsewhere, how), self.enough
                 )
-                yield self.question.name, "one cut: probability moves", how, place, lost, 0.01, 1.0
 
-    def right(self, logits: Float[Tensor, "picture d_vocab"]) -> Float[Tensor, " picture"]:
-        """The probability of the right name."""
-        return logits.softmax(-1).gather(1, self.labels[:, None])[:, 0]
+    def _by_layer(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """The carriers that are read in each layer, and those that are not."""
+        layers, where = range(len(self.runs.layers)), self.question.layers
+        there = {n: [p for kind, ps in self.groups.items() if where[kind] == n for p in ps] for n in layers}
+        return there, {n: [p for p in self.question.carriers if p not in there[n]] for n in layers}
+
+    def _groups(self) -> Iterator[Row]:
+        """That each carrier carries: of those of a kind any is enough, or each votes; no kind can be spared."""
+        for kind, places in self.groups.items():
+            others = [p for p in self.question.carriers if p not in places]
+            for how in HOWS if len(self.groups) > 1 else ():
+                if self.kind == "backup":
+                    yield self.row(f"{kind} alone", how, self.without(self.rest + others, how), self.enough)
+                else:
+                    yield self.row(f"{kind} cut", how, self.without(places, how), 0.0, self.base / 2 + 0.2)
+            for how, place in product(HOWS, places if len(places) > 1 else ()):
+                if kind != "vote":
+                    spared = [p for p in places if p != place]
+                    yield self.row("one alone", how, self.without(spared, how), self.enough, place=place)
+                    continue
+                cut = others if self.kind == "backup" else []
+                before = self.runs.logits(cut, how) if cut else self.clean
+                moved = self.moves(before, self.runs.logits([*cut, place], how), log_odds)
+                yield self.row("one cut: log-odds move", how, moved, VOTES, np.inf, place=place)
+
+    def _resampled(self) -> Iterator[Row]:
+        """That answers follow the picture which the streams of the carriers come from, and no other."""
+        carriers, partner = self.question.carriers, self.partner
+        if not carriers:
+            if self.kind == "blind":
+                moved = self.runs.resampled(self.question.candidates, partner)
+                yield self.row("all from another picture", "resample", self.follows(moved, False), 1 - CLOSE)
+            return
+        moved = self.runs.resampled(carriers, partner)
+        yield self.row("carriers from another picture", "resample", self.follows(moved, True), MOVES)
+        held = self.runs.resampled([*self.rest, *self.anchors], partner, own=carriers)
+        yield self.row("all others from another picture", "resample", self.follows(held, False), 1 - CLOSE)
+        if self.kind in FLAT:
+            some = self.runs.resampled(self.groups["gate 1"], partner, share=NUDGE)
+            moves = self.moves(self.clean, some)
+            yield self.row(
+                "gate 1 moved a little: probability moves", "resample", moves, 0.0, FLAT[self.kind]
+            )
+
+    def row(self, test: str, how: str, value: float, low: float, high: float = 1.0, place: int = -1) -> Row:
+        return self.question.name, test, how, place, value, low, high
+
+    def without(self, hide: Iterable[int] | Mapping[int, Iterable[int]], how: How) -> float:
+        """Accuracy with positions hidden from the answering row."""
+        return self.accuracy(self.runs.logits(hide, how))
+
+    def moves(
+        self,
+        before: Float[Tensor, "picture d_vocab"],
+        after: Float[Tensor, "picture d_vocab"],
+        read: Callable[[Tensor], Tensor] = torch.Tensor.exp,
+    ) -> float:
+        """By how much what is read of the right name's log-probability changes: by default its probability."""
+        right = [
+            read(logits.log_softmax(-1).gather(1, self.labels[:, None])[:, 0].double())
+            for logits in (before, after)
+        ]
+        return float((right[0] - right[1]).abs().mean())
+
+
+def log_odds(log_probability: Tensor) -> Tensor:
+    """Of a name against all others."""
+    return log_probability - torch.log1p(-log_probability.exp().clamp_max(1 - 1e-9))
 
 
 def check(plant: Plant) -> pd.DataFrame:
@@ -149,13 +190,19 @@ def check(plant: Plant) -> pd.DataFrame:
     return table
 
 
-def plant(split: str, number: int, n: int = N_PICTURES) -> Plant:
+def plant(
+    split: str, number: int, n: int = N_PICTURES, *, kind: str | None = None, family: str | None = None
+) -> Plant:
     """The plant of this number, its truth measured; of plants that were refused the next is drawn.
 
-    Kinds take turns, and after each turn of them the classes of transformers. Seeds of the splits share nothing.
+    The plain kinds take turns on numbers 0 to 7 and 8 to 15, in one class of transformers and then in the other; then
+    the hard kinds on 16 to 31; and so on. Seeds of the splits share nothing.
+
+    Args:
+        kind, family: what the plant of this number is instead, such as a counterpart of another one.
 
     Raises:
-        InputError: no such split or number.
+        InputError: no such split, number, kind or family.
         Refused: none of several plants does what was declared.
     """
     if split not in SPLITS:
@@ -163,7 +210,13 @@ def plant(split: str, number: int, n: int = N_PICTURES) -> Plant:
     whole = whole_number(number)
     if whole is None or whole < 0:
         raise InputError(f"plant number {shown(number)}: give a whole number, 0 or more")
-    kind, family = KINDS[whole % len(KINDS)], CLASSES[whole // len(KINDS) % len(CLASSES)]
+    turn, place = divmod(whole, len(PLAIN))
+    for name, given, known in (("kind", kind, KINDS), ("family", family, CLASSES)):
+        if given is not None and given not in known:
+            raise InputError(
+                f"{name}={shown(given)}: give {', '.join(known)}{did_you_mean(str(given), known)}"
+            )
+    kind, family = kind or KINDS[turn // 2 % 2 * len(PLAIN) + place], family or CLASSES[turn % 2]
     for attempt in count():
         rng = np.random.default_rng([SPLITS[split], whole, attempt])
         made = make(declare(rng, kind, family), f"{split} {whole} {kind}", int(rng.integers(2**31)), n)

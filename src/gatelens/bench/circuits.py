@@ -4,13 +4,14 @@ The residual stream has room for the kind of a token, what it shows, what it gat
 is a head in which tokens of some kinds read tokens of others and write what they find somewhere else in the stream;
 rows that look for nothing read the first position, which holds nothing. All other heads and every MLP are random: they
 read everything and write into the noise, which no route reads. So the picture is all over the stream, and reaches the
-answer by the routes alone. At last the stream is turned by a random rotation, so that no coordinate means anything.
+answer by the routes alone; neurons written by :mod:`gatelens.bench.neurons` saturate or multiply what they bring. At
+last the stream is turned by a random rotation, so that no coordinate means anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,19 +23,25 @@ from gatelens.bench.shells import D_HEAD, D_MODEL, N_HEADS, Shell
 
 TOKEN_KINDS = (
     "first", "last a", "last b", "other", "source", *(f"gate {i}" for i in range(1, 9)),
-    "vote", "bystander", "decoy", "anchor",
+    "vote", "bystander", "decoy", "anchor", "relay",
 )  # fmt: skip
 KIND_AT = {name: i for i, name in enumerate(TOKEN_KINDS)}
 _START = len(TOKEN_KINDS)
 SHOWN = slice(_START, _START + 2 * VALUES)  # votes of an image token: for a, for b
 GATHERED = slice(SHOWN.stop, SHOWN.stop + 2 * VALUES)  # the same, of a gate
 ANSWER = slice(GATHERED.stop, GATHERED.stop + 2 * VALUES)
-ANCHORED = ANSWER.stop  # what the answer has of an anchor
-NOISE = slice(ANCHORED + 1, D_MODEL)
+HELD = slice(ANSWER.stop, ANSWER.stop + 2 * VALUES)  # the votes that a gate gathered, each made 0 or 1
+HEARD = slice(
+    HELD.stop, HELD.stop + VALUES
+)  # what the last position read, before neurons make the answer of it
+ANCHORED = HEARD.stop  # what the answer has of an anchor
+POINTS = ANCHORED + 1  # 1 or -1: which of two gates the last position reads
+NOISE = slice(POINTS + 1, D_MODEL)
 KIND_SIZE, SHOWN_SIZE, NOISE_SIZE, WRITTEN = 4.0, 2.0, 1.5, 0.5
 # of a route's scores: large enough that what it does not look for gets nothing; small enough, where queries and keys
 # have no norms of their own, that it reads streams of different length in about equal parts
 _GAIN, _GAIN_NORMED = 0.8, 8.0
+_CHOICE = 0.6  # of what a head looks for, what it looks for by POINTS
 TIES = 0.1  # between the constants of the first and the last name, beside a log-odds of 6
 
 
@@ -44,6 +51,7 @@ class Route:
 
     Attributes:
         value: Float[d_model, read] of the stream that is read and Float[d_model, read] where it is written.
+        chosen: by kind of key, the sign of :data:`POINTS` in the reader at which it is read and the other kind is not.
     """
 
     layer: int
@@ -51,6 +59,7 @@ class Route:
     readers: frozenset[str]
     keys: frozenset[str]
     value: tuple[Float[Tensor, "d_model read"], Float[Tensor, "d_model read"]]
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 def moved(source: Sequence[int], target: Sequence[int], size: float = WRITTEN) -> tuple[Tensor, Tensor]:
@@ -124,12 +133,23 @@ def _write_route(attention: Any, route: Route) -> None:
             k[pairs[sort][sign], number] = 1 - 2 * sign
             for wanted, size in wants.items():
                 q[pairs[wanted][sign], number] = (1 - 2 * sign) * size * (1.0 if normed else _GAIN)
+    for kind, sign in route.chosen.items():
+        for row, side in ((start + 5, 1), (start + 5 + D_HEAD // 2, -1)):
+            k[row, KIND_AT[kind]] = side * sign
+            q[row, POINTS] = side * _CHOICE * KIND_SIZE * (1.0 if normed else _GAIN)
     if normed:  # a normed query and key of one sort have the product of 16
         attention.q_norm.weight[route.head] = _GAIN_NORMED
     read, written = route.value
     width = read.shape[1]
     v[start : start + width] = read.T
     o[:, start : start + width] = written
+
+
+@torch.no_grad()
+def scale_route(shell: Shell, route: Route, size: float) -> None:
+    """Make what a written head adds larger or smaller."""
+    columns = slice(route.head * D_HEAD, (route.head + 1) * D_HEAD)
+    shell.decoder.layers[route.layer].self_attn.o_proj.weight[:, columns] *= size
 
 
 def _write_random_head(attention: Any, head: int, generator: torch.Generator) -> None:

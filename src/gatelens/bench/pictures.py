@@ -35,7 +35,8 @@ class PatchPictures(Named):
     Attributes:
         name: names the plant and its question.
         prompt: with ``<image>`` in it.
-        asks: the attributes, or bits of them (``a0`` is the low bit of ``a``), whose joint value is the class.
+        asks: attributes, bits of them (``a0`` is the low bit of ``a``), or whether two bits differ (``a0^b0``); their
+            joint value is the class.
         names: of the classes, by joint value; the first part of ``asks`` counts fastest.
         marks: by patch number in reading order, its mark.
         right: how often a patch votes right.
@@ -88,10 +89,13 @@ class PatchPictures(Named):
 
 
 def joint_value(facts: Mapping[str, int], asks: Sequence[str]) -> int:
-    """The number of the class: ``a`` and ``b`` count to 4, a bit of one (``b1``) to 2."""
+    """The number of the class: ``a`` and ``b`` count to 4, bits and whether two of them differ (``a0^b0``) to 2."""
     value, step = 0, 1
     for one in asks:
-        part, size = (facts[one], VALUES) if len(one) == 1 else (facts[one[0]] >> int(one[1]) & 1, 2)
+        if one in facts:
+            part, size = facts[one], VALUES
+        else:
+            part, size = sum(facts[bit[0]] >> int(bit[1]) for bit in one.split("^")) & 1, 2
         value, step = value + part * step, step * size
     return value
 

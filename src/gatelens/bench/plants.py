@@ -1,97 +1,36 @@
 """Plants: models made from a seed whose answers come through positions that are known, in seconds and without training.
 
-======================  ==========================================================================================
-``gate``                one position gathers what the picture shows, and the last position reads it there
-``redundant``           2 to 8 positions gather the same, and any one of them is enough
-``bits``                2 to 4 positions, from each of which one bit of the class is read
-``votes``               5 to 8 image tokens are read directly; the class is what most of them show
-``attributes``          two questions, each with 1 or 2 positions of its own
-``open``                every unmarked image token is read directly
-``blind``               nothing reads the picture, though positions gather it and draw attention
-``random``              random weights
-======================  ==========================================================================================
-
-Every plant but the random ones has decoys: *bystanders* gather the picture and nothing reads them; *attention decoys*
-draw nearly all attention of a head in every layer and bring nothing of the picture; an *anchor* is read by the answer
-and brings a constant without which the answer is always the same: to cut it does damage, but it carries nothing.
+What kinds there are stands in :mod:`gatelens.bench.declared`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from gatelens.bench.circuits import (
-    ANCHORED,
-    ANSWER,
-    GATHERED,
     KIND_AT,
-    NOISE,
-    SHOWN,
+    KIND_SIZE,
     Route,
     anchor_head,
     fit_head,
-    moved,
     random_decoder,
     rotate,
+    scale_route,
     write_decoder,
 )
-from gatelens.bench.pictures import GRID, N_PATCHES, PATCH, VALUES, PatchPictures
-from gatelens.bench.shells import D_MODEL, ENDS, N_HEADS, N_LAYERS, NAMES, WORDS, Shell, shell
+from gatelens.bench.declared import MARKER, Asked, Declared, Slot
+from gatelens.bench.neurons import write_product, write_steps
+from gatelens.bench.pictures import GRID, PATCH, PatchPictures
+from gatelens.bench.shells import ENDS, Shell, shell
 from gatelens.bench.truth import PlainRuns, tensors
+from gatelens.bench.wiring import erased_by, products_of, routes_of, steps_of
 from gatelens.model import HookedVLM
 
-KINDS = ("gate", "redundant", "bits", "votes", "attributes", "open", "blind", "random")
-SIZES = {"gate": (1, 1), "redundant": (2, 8), "bits": (2, 4), "votes": (5, 8), "attributes": (1, 2)}
-BITS = ("a0", "a1", "b0", "b1")
-N_WORDS = 12  # between the picture and the last word
-FIRST_GATE = 12  # of the patches: one before it has too few to gather from
-MARKER = "<eoss>"  # after the picture; the processor writes it
-N_FIT = 192  # pictures the head is fitted on
-_DECOYS = ("bystander", "decoy", "anchor")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place of the prompt that can be given a kind: a patch of the picture, or a word after it by its number."""
-
-    in_picture: bool
-    number: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question of a plant as it is declared.
-
-    Attributes:
-        asks, names: what the class is; see :class:`~gatelens.bench.pictures.PatchPictures`.
-        last: the kind of the last position.
-        carriers: by slot, the kind of the positions that carry the picture to this answer.
-    """
-
-    asks: tuple[str, ...]
-    names: tuple[str, ...]
-    last: str
-    carriers: Mapping[Slot, str]
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A plant as it is declared, before it is made."""
-
-    kind: str
-    family: str
-    words: tuple[str, ...]
-    questions: tuple[Asked, ...]
-    decoys: Mapping[Slot, str]
-    gathers: int  # the layer in which gates gather
-    reads: int  # the layer in which the last position reads
-    right: float
-    layout: str  # contiguous, spread, or empty where that means nothing
+N_FIT = 192  # pictures that thresholds and the head are fitted on
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +40,9 @@ class Question:
     Attributes:
         data: pictures with one prompt, as a data set.
         carriers: absolute positions that carry the picture to the answer.
+        groups: the carriers by their kind; those of one kind hold the same, or are votes. Empty where all image tokens
+            are carriers.
+        layers: by kind, the layer in which the last position reads them.
         decoys: positions by their sort.
         candidates: all positions a carrier can be at: from the picture's first to the last but one.
         selector: selects the carriers in a prepared batch.
@@ -109,6 +51,8 @@ class Question:
     name: str
     data: PatchPictures
     carriers: tuple[int, ...]
+    groups: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, int]
     decoys: Mapping[str, tuple[int, ...]]
     candidates: tuple[int, ...]
     selector: str
@@ -144,109 +88,6 @@ class Plant:
         return PlainRuns(self.shell.hf, layers, self.shell.processor, question.data.examples())
 
 
-# -- what is declared
-
-
-def declare(rng: np.random.Generator, kind: str, family: str) -> Declared:
-    """Draw a plant of a kind."""
-    marker = (MARKER,) if family == "chameleon" else ()
-    words = (*marker, *(str(word) for word in rng.permutation(WORDS)[:N_WORDS]))
-    low, high = SIZES.get(kind, (0, 0))
-    size = int(rng.integers(low, high + 1))
-    layout = str(rng.choice(["contiguous", "spread"])) if size > 1 else ""
-    text = [Slot(False, i) for i in range(len(words))]
-    picture = [Slot(True, i) for i in range(0 if kind == "votes" else FIRST_GATE, N_PATCHES)]
-    where = {"votes": picture}.get(kind) or (picture, text, picture + text)[int(rng.integers(3))]
-    n_questions = 2 if kind == "attributes" else 1
-    chosen = _slots(rng, where, size * n_questions, layout)
-    free = [slot for slot in picture + text if slot not in chosen]
-    names = rng.permutation(NAMES).tolist()
-    questions = []
-    for i in range(n_questions):
-        part = chosen[i * size : (i + 1) * size]
-        asks = BITS[:size] if kind == "bits" else ("b",) if i else ("a",)
-        n_classes = 2**size if kind == "bits" else VALUES
-        kinds = {
-            "bits": [f"gate {j + 1}" for j in range(size)], "votes": ["vote"] * size
-        }.get(kind) or [f"gate {i + 1}"] * size  # fmt: skip
-        carriers = dict(zip(part, kinds, strict=True))
-        told = tuple(str(name) for name in names[i * n_classes : (i + 1) * n_classes])
-        questions.append(Asked(asks, told, f"last {'ab'[i]}", carriers))
-    decoys = {}
-    if kind != "random":
-        sorts = [sort for sort, odds in zip(_DECOYS, (0.7, 0.7, 0.3), strict=True) if rng.random() < odds]
-        sorts = [*sorts, "bystander", "decoy"] if kind == "blind" else sorts
-        sorts = [sort for sort in sorts if not (sort == "anchor" and kind == "blind")]
-        places = rng.permutation(len(free))[: len(sorts)]
-        decoys = {free[p]: sort for p, sort in zip(places, sorts, strict=True)}
-    gathers = int(rng.integers(0, N_LAYERS - 1))
-    reads = int(rng.integers(gathers + 1, N_LAYERS))
-    right = 0.7 if kind == "votes" else 0.85
-    return Declared(kind, family, words, tuple(questions), decoys, gathers, reads, right, layout)
-
-
-def _slots(rng: np.random.Generator, where: list[Slot], size: int, layout: str) -> list[Slot]:
-    if layout == "contiguous":
-        start = int(rng.integers(len(where) - size + 1))
-        return where[start : start + size]
-    places = np.sort(rng.permutation(len(where))[:size])
-    chosen = [where[p] for p in places]
-    return [chosen[i] for i in rng.permutation(size)]
-
-
-# -- what is made of it
-
-
-def routes_of(declared: Declared) -> list[Route]:
-    """The heads that are written."""
-    gates = {kind for asked in declared.questions for kind in asked.carriers.values() if kind != "vote"}
-    routes: list[Route] = []
-    gatherers = gates | ({"bystander"} if "bystander" in declared.decoys.values() else set())
-    if gatherers:
-        value = moved(range(SHOWN.start, SHOWN.stop), range(GATHERED.start, GATHERED.stop))
-        routes.append(Route(declared.gathers, 0, frozenset(gatherers), frozenset({"source"}), value))
-    for asked in declared.questions:
-        reader = frozenset({asked.last})
-        first = sum(route.layer == declared.reads for route in routes)
-        for i, (keys, value) in enumerate(_reads(declared, asked)):
-            routes.append(Route(declared.reads, first + i, reader, frozenset(keys), value))
-    sorts = set(declared.decoys.values())
-    if "anchor" in sorts:
-        value = moved([KIND_AT["anchor"]], [ANCHORED])
-        routes.append(
-            Route(declared.reads, N_HEADS - 2, frozenset({"last a", "last b"}), frozenset({"anchor"}), value)
-        )
-    if "decoy" in sorts:
-        noise = range(NOISE.start, NOISE.start + 16)
-        readers = frozenset({"last a", "last b", "other"})
-        routes += [
-            Route(layer, N_HEADS - 1, readers, frozenset({"decoy"}), moved(noise, noise, 0.15))
-            for layer in range(N_LAYERS)
-        ]
-    return routes
-
-
-def _reads(declared: Declared, asked: Asked) -> Iterator[tuple[set[str], Any]]:
-    """What the last position reads for a question: kinds of keys, and the value."""
-    kinds = set(asked.carriers.values())
-    start = 0 if asked.last == "last a" else VALUES
-    answer = range(ANSWER.start + start, ANSWER.start + start + VALUES)
-    if declared.kind == "open":
-        yield {"source"}, moved(range(SHOWN.start, SHOWN.start + VALUES), answer)
-    elif declared.kind == "votes":
-        yield kinds, moved(range(SHOWN.start, SHOWN.start + VALUES), answer)
-    elif declared.kind == "bits":
-        for j, gate in enumerate(asked.carriers.values()):
-            attribute, bit = "ab".index(asked.asks[j][0]), int(asked.asks[j][1])
-            read, written = torch.zeros(D_MODEL, 1), torch.zeros(D_MODEL, 1)
-            for value in range(VALUES):
-                read[GATHERED.start + attribute * VALUES + value, 0] = 1.0 if value >> bit & 1 else -1.0
-            written[ANSWER.start + j, 0] = 0.5
-            yield {gate}, (read, written)
-    elif kinds:
-        yield kinds, moved(range(GATHERED.start + start, GATHERED.start + start + VALUES), answer)
-
-
 def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
     """Make a declared plant; what it does is not measured yet (:func:`gatelens.bench.checks.measure`).
 
@@ -256,7 +97,7 @@ def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
     """
     generator = torch.Generator().manual_seed(seed)
     made = shell(declared.family)
-    kinds = {**declared.decoys, **{s: k for asked in declared.questions for s, k in asked.carriers.items()}}
+    kinds = declared.slots
     in_picture = sorted({kind for slot, kind in kinds.items() if slot.in_picture})
     mark_of = {kind: i + 1 for i, kind in enumerate(in_picture)}
     marks = {slot.number: mark_of[kind] for slot, kind in kinds.items() if slot.in_picture}
@@ -270,60 +111,102 @@ def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
         )
         for i, asked in enumerate(declared.questions)
     ]  # fmt: skip
+    prompts = [_Prompt(made, declared, one) for one in data]
     if declared.kind == "random":
         random_decoder(made, generator)
     else:
-        routes = routes_of(declared)
-        write_decoder(made, routes, words, {mark: kind for kind, mark in mark_of.items()}, generator)
-        _fit(made, declared, data, seed)
+        write_decoder(
+            made, routes_of(declared), words, {mark: kind for kind, mark in mark_of.items()}, generator
+        )
+        for asked, one, prompt in zip(declared.questions, data, prompts, strict=True):
+            _fit(made, declared, asked, replace(one, n=N_FIT, seed=seed + 1000), prompt)
         rotate(made, generator)
-    questions = tuple(
-        _truth(made, declared, asked, one) for asked, one in zip(declared.questions, data, strict=True)
+    questions = (
+        _truth(declared, asked, one, prompt)
+        for asked, one, prompt in zip(declared.questions, data, prompts, strict=True)
     )
-    return Plant(name, declared, questions, made)
+    return Plant(name, declared, tuple(questions), made)
 
 
-def _fit(made: Shell, declared: Declared, data: list[PatchPictures], seed: int) -> None:
-    decoder = made.decoder
-    for asked, one in zip(declared.questions, data, strict=True):
-        examples = replace(one, n=N_FIT, seed=seed + 1000).examples()
-        runs = PlainRuns(made.hf, decoder.layers, made.processor, examples)
-        final = runs.final(decoder.norm)
-        labels = [asked.names.index(str(e.label)) for e in examples]
-        fit_head(made, asked.last, final, labels, asked.names)
-        if "anchor" in declared.decoys.values():
-            anchor_head(made, final, asked.last, asked.names)
+class _Prompt:
+    """Where the slots of a plant are in the prompt of a question."""
+
+    def __init__(self, made: Shell, declared: Declared, data: PatchPictures) -> None:
+        self.declared, self.made = declared, made
+        self.ids: list[int] = tensors(made.processor, data.examples()[:1])["input_ids"][0].tolist()
+        self.patches = [i for i, token in enumerate(self.ids) if token == made.words["<image>"]]
+
+    def positions(self, slots: Sequence[Slot]) -> tuple[int, ...]:
+        words = self.declared.words
+        return tuple(
+            sorted(
+                self.patches[slot.number]
+                if slot.in_picture
+                else self.ids.index(self.made.words[words[slot.number]])
+                for slot in slots
+            )
+        )
+
+    def by_kind(self, slots: Mapping[Slot, str]) -> dict[str, tuple[int, ...]]:
+        kinds = dict.fromkeys(slots.values())
+        return {kind: self.positions([s for s, one in slots.items() if one == kind]) for kind in kinds}
+
+    def selector(self, place: int) -> str:
+        """A position in the selector language: a word, the marker, or the pixels inside a patch."""
+        if place not in self.patches:
+            word = next(word for word, number in self.made.words.items() if number == self.ids[place])
+            return "eoi" if word == MARKER else f'word("{word}")'
+        row, column = divmod(self.patches.index(place), GRID)
+        x, y = column * PATCH, row * PATCH
+        return f"image.box({x + 1},{y + 1},{x + PATCH - 1},{y + PATCH - 1})"
 
 
-def _truth(made: Shell, declared: Declared, asked: Asked, data: PatchPictures) -> Question:
+def _fit(made: Shell, declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt) -> None:
+    """Fit, layer by layer, what depends on the size of the stream; then the head."""
+    decoder, examples = made.decoder, data.examples()
+    runs = PlainRuns(made.hf, decoder.layers, made.processor, examples)
+    places = prompt.by_kind(declared.slots) | {asked.last: (len(prompt.ids) - 1,)}
+
+    def seen(norm: Any, kinds: frozenset[str]) -> torch.Tensor:
+        return runs.seen(norm, sorted(p for kind in kinds for p in places.get(kind, ())))
+
+    for route in filter(erased_by, routes_of(declared)):
+        _fit_erased(made, route, seen(decoder.layers[route.layer].input_layernorm, route.readers))
+    for product in products_of(declared):
+        write_product(decoder.layers[product.layer].mlp, product)
+    for steps in steps_of(declared):
+        layer = decoder.layers[steps.layer]
+        write_steps(layer.mlp, steps, seen(layer.post_attention_layernorm, steps.at))
+    final = seen(decoder.norm, frozenset({asked.last}))[:, 0]
+    labels = [asked.names.index(str(e.label)) for e in examples]
+    fit_head(made, asked.last, final, labels, asked.names)
+    if "anchor" in declared.decoys.values():
+        anchor_head(made, final, asked.last, asked.names)
+
+
+def _fit_erased(made: Shell, route: Route, seen: torch.Tensor) -> None:
+    """A head takes away as much as is there: as the norm before it divided the stream by."""
+    kinds = [KIND_AT[kind] for kind in route.readers]
+    scale_route(made, route, KIND_SIZE / float(seen[..., kinds].sum(-1).mean()))
+
+
+def _truth(declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt) -> Question:
     """The absolute positions of what was declared."""
-    ids = tensors(made.processor, data.examples()[:1])["input_ids"][0].tolist()
-    patches = [i for i, token in enumerate(ids) if token == made.words["<image>"]]
-    words = {word: ids.index(made.words[word]) for word in declared.words}
-
-    def positions(slots: Mapping[Slot, str]) -> dict[Slot, int]:
-        return {s: patches[s.number] if s.in_picture else words[declared.words[s.number]] for s in slots}
-
-    carriers = sorted(positions(asked.carriers).values())
-    taken = set(positions(declared.decoys).values())
+    groups, decoys = prompt.by_kind(asked.carriers), prompt.by_kind(declared.decoys)
+    carriers = tuple(sorted(p for places in groups.values() for p in places))
     if declared.kind == "open":
-        carriers = [p for p in patches if p not in taken]
-    others = {s: k for q in declared.questions if q is not asked for s, k in q.carriers.items()}
-    decoys: dict[str, tuple[int, ...]] = {}
-    for slots in (declared.decoys, dict.fromkeys(others, "other question")):
-        for slot, place in positions(slots).items():
-            decoys[slots[slot]] = (*decoys.get(slots[slot], ()), place)
+        taken = {p for places in decoys.values() for p in places}
+        carriers = tuple(p for p in prompt.patches if p not in taken)
+    others = [slot for one in declared.questions if one is not asked for slot in one.carriers]
+    if others:
+        decoys["other question"] = prompt.positions(others)
+    layers = {
+        kind: route.layer
+        for route in routes_of(declared)
+        for kind in route.keys & groups.keys()
+        if asked.last in route.readers
+    }
     return Question(
-        asked.last[-1], data, tuple(carriers), decoys, tuple(range(patches[0], len(ids) - 1)),
-        " | ".join(_selector(place, ids, patches, made) for place in carriers),
+        asked.last[-1], data, carriers, groups, layers, decoys,
+        tuple(range(prompt.patches[0], len(prompt.ids) - 1)), " | ".join(map(prompt.selector, carriers)),
     )  # fmt: skip
-
-
-def _selector(place: int, ids: list[int], patches: list[int], made: Shell) -> str:
-    """A position in the selector language: a word, the marker, or the pixels inside a patch."""
-    if place not in patches:
-        word = next(word for word, number in made.words.items() if number == ids[place])
-        return "eoi" if word == MARKER else f'word("{word}")'
-    row, column = divmod(patches.index(place), GRID)
-    x, y = column * PATCH, row * PATCH
-    return f"image.box({x + 1},{y + 1},{x + PATCH - 1},{y + PATCH - 1})"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from gatelens.bench.cases import Method, MethodError, Rule, Truth, compare, counted, read, set_f1, task_of
 from gatelens.bench.checks import N_PICTURES, SPLITS, plant
-from gatelens.bench.plants import KINDS
+from gatelens.bench.declared import KINDS
 from gatelens.bench.shells import N_LAYERS
 from gatelens.errors import DataError, InputError, shown, whole_number
 from gatelens.executors import executing

@@ -6,8 +6,8 @@ pass of the model's own code, with an attention function written out here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from gatelens.data import Example
 
 How = Literal["zero", "mask"]
 _NAME = "gatelens_bench"
-# keys that the last row does not read, and what not reading means
-_hidden: ContextVar[tuple[Bool[Tensor, " key"], How] | None] = ContextVar("hidden", default=None)
+# keys that the last row does not read in each layer, and what not reading means
+_hidden: ContextVar[tuple[Bool[Tensor, "layer key"], How] | None] = ContextVar("hidden", default=None)
 
 
 def _attention(
@@ -34,10 +34,10 @@ def _attention(
     scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
     hidden = _hidden.get()
     if hidden is not None and hidden[1] == "mask":
-        scores[:, :, -1, hidden[0]] = -torch.inf
+        scores[:, :, -1, hidden[0][module.layer_idx]] = -torch.inf
     pattern = scores.softmax(-1)
     if hidden is not None and hidden[1] == "zero":
-        pattern[:, :, -1, hidden[0]] = 0
+        pattern[:, :, -1, hidden[0][module.layer_idx]] = 0
     return (pattern @ value).transpose(1, 2), None
 
 
@@ -65,10 +65,9 @@ class PlainRuns:
         self.hf, self.layers = hf, list(layers)
         made = tensors(processor, examples)
         self.ids: Int[Tensor, "picture pos"] = made["input_ids"]
-        seen: list[Tensor] = []
-        with _before(self.layers[0], _kept_in(seen)):
-            self._logits(**made)
-        self.embeddings: Float[Tensor, "picture pos d_model"] = seen[0]
+        self.embeddings: Float[Tensor, "picture pos d_model"] = self._until(
+            lambda stop: _before(self.layers[0], stop), **made
+        )
 
     @torch.inference_mode()
     def _logits(self, **inputs: Any) -> Float[Tensor, "picture d_vocab"]:
@@ -78,15 +77,22 @@ class PlainRuns:
         try:
             for config in configs:
                 config._attn_implementation = _NAME
-            return self.hf(**inputs, use_cache=False).logits[:, -1].clone()
+            return self.hf(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].clone()
         finally:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation = name
 
-    def logits(self, hide: Iterable[int] = (), how: How = "mask") -> Float[Tensor, "picture d_vocab"]:
-        """With some positions hidden from the last row, in all layers and heads."""
-        hidden = torch.zeros(self.ids.shape[1], dtype=torch.bool)
-        hidden[list(hide)] = True
+    def logits(
+        self, hide: Iterable[int] | Mapping[int, Iterable[int]] = (), how: How = "mask"
+    ) -> Float[Tensor, "picture d_vocab"]:
+        """With some positions hidden from the last row: in all layers and heads, or by layer where given so."""
+        by_layer = hide
+        if not isinstance(by_layer, Mapping):
+            everywhere = list(by_layer)
+            by_layer = dict.fromkeys(range(len(self.layers)), everywhere)
+        hidden = torch.zeros(len(self.layers), self.ids.shape[1], dtype=torch.bool)
+        for layer, places in by_layer.items():
+            hidden[layer, list(places)] = True
         token = _hidden.set((hidden, how))
         try:
             return self._logits(inputs_embeds=self.embeddings)
@@ -94,9 +100,17 @@ class PlainRuns:
             _hidden.reset(token)
 
     def resampled(
-        self, other: Iterable[int], partner: Int[Tensor, " picture"], own: Iterable[int] = ()
+        self,
+        other: Iterable[int],
+        partner: Int[Tensor, " picture"],
+        own: Iterable[int] = (),
+        share: float = 1.0,
     ) -> Float[Tensor, "picture d_vocab"]:
-        """With the stream entering every layer at ``other`` positions a partner's, and at ``own`` its own clean one."""
+        """With the stream entering every layer at ``other`` positions a partner's, and at ``own`` its own clean one.
+
+        Args:
+            share: how much of the way from its own stream to the partner's.
+        """
         streams: list[Tensor] = []
         with _all_before(self.layers, _kept_in(streams)):
             self._logits(inputs_embeds=self.embeddings)
@@ -105,22 +119,51 @@ class PlainRuns:
 
         def replaced(stream: Tensor) -> Tensor:
             clean, stream = streams[next(number)], stream.clone()
-            stream[:, other] = clean[partner][:, other]
+            stream[:, other] = torch.lerp(clean, clean[partner], share)[:, other]
             stream[:, own] = clean[:, own]
             return stream
 
         with _all_before(self.layers, replaced):
             return self._logits(inputs_embeds=self.embeddings)
 
-    def final(self, norm: Any) -> Float[Tensor, "picture d_model"]:
-        """What the head reads at the last position."""
-        seen: list[Tensor] = []
-        hook = norm.register_forward_hook(lambda _, __, out: seen.append(out[:, -1].clone()))
+    def seen(self, part: Any, positions: Sequence[int]) -> Float[Tensor, "picture place d_model"]:
+        """What a part of the model gives at some positions."""
+        given = self._until(
+            lambda stop: _closed(part.register_forward_hook(lambda _, __, out: stop(out))),
+            inputs_embeds=self.embeddings,
+        )
+        return given[:, list(positions)]
+
+    def _until(
+        self, hooked: Callable[[Callable[[Tensor], Tensor]], AbstractContextManager[None]], **inputs: Any
+    ) -> Tensor:
+        """What a hook is given, with no more of the pass computed."""
+
+        def stop(given: Tensor) -> Tensor:
+            raise _Enough(given)
+
         try:
-            self._logits(inputs_embeds=self.embeddings)
-        finally:
-            hook.remove()
-        return seen[0]
+            with hooked(stop):
+                self._logits(**inputs)
+        except _Enough as seen:
+            return seen.given
+        raise AssertionError("the hook never fired")
+
+
+class _Enough(Exception):
+    """Ends a pass that has shown what it was run for."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.given = given
+
+
+@contextmanager
+def _closed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _kept_in(kept: list[Tensor]) -> Callable[[Tensor], Tensor]:
@@ -140,11 +183,8 @@ def _before(layer: Any, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
             return (function(args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": function(kwargs["hidden_states"])}
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with _closed(layer.register_forward_pre_hook(hook, with_kwargs=True)):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
