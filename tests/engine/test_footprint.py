@@ -103,7 +103,8 @@ def test_explain_says_gigabytes_and_when_they_do_not_fit(tiny: Any, batch: Any) 
 
 
 @pytest.mark.parametrize(
-    ("given", "due"), [("80GB", 80 * 10**9), ("24 GiB", 24 * 2**30), ("1.5mb", 1_500_000), (7, 7), ("12", 12)]
+    ("given", "due"),
+    [("80GB", 80 * 10**9), ("24 GiB", 24 * 2**30), ("1.5mb", 1_500_000), (7, 7), ("12 B", 12)],
 )
 def test_sizes(given: Any, due: int) -> None:
     assert as_bytes(given) == due
@@ -113,6 +114,11 @@ def test_sizes(given: Any, due: int) -> None:
 def test_what_is_no_size(given: Any) -> None:
     with pytest.raises(InputError, match="give bytes"):
         as_bytes(given)
+
+
+def test_text_without_a_unit_may_mean_bytes_or_gigabytes() -> None:
+    with pytest.raises(InputError, match="memory_limit='24' has no unit: give '24GB' or '24B', or bytes as"):
+        as_bytes("24", "memory_limit")
 
 
 @pytest.mark.parametrize(

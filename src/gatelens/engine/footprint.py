@@ -23,7 +23,6 @@ from gatelens.interventions.knockouts import Knockout
 
 Zeroed = frozenset[int]
 _UNITS = {
-    "": 1,
     "B": 1,
     "KB": 1e3,
     "MB": 1e6,
@@ -241,13 +240,20 @@ def inexact(model: HookedModel) -> str:
 
 
 def as_bytes(size: Any, name: str = "memory") -> int:
-    """A number of bytes, or a size in words: "80GB" (10⁹ bytes each), "24GiB" (2³⁰). Raises InputError otherwise."""
+    """A number of bytes, or a size in words: "80GB" (10⁹ bytes each), "24GiB" (2³⁰). Raises InputError otherwise.
+
+    Text without a unit is refused: "24" may mean bytes or gigabytes.
+    """
     if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0 and size % 1 == 0:
         return int(size)
     found = (
         re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", size, re.I) if isinstance(size, str) else None
     )
     unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is not None and not found[2]:
+        raise InputError(
+            f"{name}={shown(size)} has no unit: give {found[1] + 'GB'!r} or '{found[1]}B', or bytes as a number"
+        )
     if found is None or unit is None or float(found[1]) <= 0:
         raise InputError(f"{name}={shown(size)}: give bytes, or a size such as '80GB' or '24GiB'")
     return int(float(found[1]) * unit)
