@@ -56,6 +56,12 @@ def test_gride_is_where_the_likelihood_is_highest() -> None:
 
 
 def test_dimensions_refuse() -> None:
+    near = nearest(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), 6)
+    for refuse in (two_nn, gride_by_scale, lambda given: gride(given, 1)):
+        with pytest.raises(DataError, match=r": got Neighbours; give their distances, nearest\(x, k\)"):
+            refuse(near)
+        with pytest.raises(DataError, match=r"give distances \[point, neighbour\]"):
+            refuse(near.distances[0])
     some = nearest(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), 6).distances
     with pytest.raises(DataError, match="need 8 neighbours"):
         gride(some, 4)

@@ -10,6 +10,7 @@ the dimension alone. The functions take ``Neighbours.distances``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
-from gatelens.errors import DataError
+from gatelens.errors import DataError, shown
+from gatelens.measures.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
 
 def gride_by_scale(distances: Float[Tensor, "point neighbour"]) -> dict[int, Dimension]:
     """Gride at every pair of ranks (k, 2k), k = 1, 2, 4…, that the neighbours allow: the key is k."""
+    _check_matrix(distances, "gride_by_scale")
     doublings = distances.shape[1].bit_length() - 1  # 2^doublings neighbours or more
     return {2**i: gride(distances, 2**i) for i in range(doublings)}
 
@@ -107,9 +110,19 @@ def _over_rise(ratio: Float[Tensor, " point"], d: float) -> Float[Tensor, " poin
     return torch.where(some, safe / -torch.expm1(-d * safe), torch.full_like(ratio, 1 / d))
 
 
+def _check_matrix(distances: Any, who: str) -> None:
+    if isinstance(distances, Neighbours):
+        raise DataError(f"{who}: got Neighbours; give their distances, nearest(x, k).distances")
+    if not isinstance(distances, Tensor) or distances.ndim != 2:
+        raise DataError(
+            f"{who}: got {shown(distances)}; give distances [point, neighbour], nearest(x, k).distances"
+        )
+
+
 def _log_ratio(distances: Float[Tensor, "point neighbour"], k: int, who: str) -> Float[Tensor, " point"]:
     """log(r_2k / r_k) of every point."""
-    if distances.ndim != 2 or distances.shape[1] < 2 * k:
+    _check_matrix(distances, who)
+    if distances.shape[1] < 2 * k:
         raise DataError(
             f"{who}: ranks {k} and {2 * k} need {2 * k} neighbours, got shape {tuple(distances.shape)}"
         )
