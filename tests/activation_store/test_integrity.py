@@ -70,6 +70,8 @@ def test_the_line_says_how_the_shard_is_collected_again(
         r"delete '([^']+)' and call gl\.collect again with the same arguments", str(error.value)
     )
     assert found is not None
+    with pytest.raises(OutputError, match=f"{POINT}' is damaged: its checksum differs"):
+        small_store(tiny_llava, store.path)  # nor is it called complete
     shutil.rmtree(found[1])
     passes: list[int] = []
     step = type(tiny_llava).forward_step

@@ -24,7 +24,7 @@ from torch import Tensor
 from gatelens.activation_store.files import DTYPES, RowWriter, write_table
 from gatelens.activation_store.indexing import index_of
 from gatelens.activation_store.layout import COLLECT, RECORD, activation_file, index_file, point_name
-from gatelens.activation_store.records import record_of
+from gatelens.activation_store.records import Records, record_of
 from gatelens.activation_store.store import ActivationStore
 from gatelens.atomic_files import as_path, is_partial, written_whole
 from gatelens.data import Example
@@ -92,8 +92,8 @@ def collect(
         DataError: no such data or task, or two examples of one id.
         InterventionError: an unknown site or layer; ``at`` selects nothing in an example; an activation that ``dtype``
             cannot hold.
-        OutputError: the folder can't be written, is full, or holds something else or other settings; or it is not
-            shared with a node.
+        OutputError: the folder can't be written, is full, or holds something else, other settings or a damaged shard;
+            or it is not shared with a node.
         WorkerError: shards that failed on workers again and again; the others are kept.
     """
     points = _points(model, sites, layers)
@@ -107,6 +107,7 @@ def collect(
     kept = _Kept(model, points, at, kept_as, folder.absolute())  # a worker may run in another folder
     with executing(workers, ray) as executor:
         _Collecting(kept, examples, size, parts, shard_rows).done(progress, executor)
+    Records(folder).check_every()  # also of shards that an earlier call wrote
     return ActivationStore(folder)
 
 
@@ -292,6 +293,6 @@ class _Collecting:
 def _sweep_up(folder: Path) -> None:
     """Delete parts of files that a killed writer left."""
     for part in folder.glob("*/*/.*"):
-        with contextlib.suppress(OSError):  # somebody else was quicker
+        with contextlib.suppress(OSError):  # another process was quicker
             if is_partial(part) and part.is_file() and time.time() - part.stat().st_mtime > LEFT_OVER:
                 part.unlink()

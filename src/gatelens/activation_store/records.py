@@ -76,6 +76,15 @@ class Records:
         self._files = {one.file: one for one in table.itertuples()}
         self._whole: set[str] = set()
 
+    def check_every(self) -> None:
+        """:meth:`check` of every file: a look at its times, and its checksum if it was touched since.
+
+        Raises:
+            OutputError: the first that is not whole, and how it is collected again.
+        """
+        for name in self._files:
+            self.check(self.folder / name)
+
     def check(self, file: Path) -> None:
         """Refuse a file that is not as it was written; asked again in a process, the first answer stands.
 
