@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from transformers.utils import logging as hf_logging
 
 import gatelens
 from gatelens import atomic_files
@@ -178,6 +179,21 @@ def test_the_manifest_says_what_loads_the_data_again(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gatelens.identity.resolve_data", lambda *_: Numbers())
     info = run_study(STUDY, MODEL, "emoji-scenes", batch_size=2, progress=False).manifest["info"]
     assert info["data_given"] == "emoji-scenes" and "model_given" not in info
+
+
+def test_a_model_loads_without_its_bar_where_no_progress_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[bool] = []
+
+    def loaded(*_: Any, **__: Any) -> Any:
+        shown.append(hf_logging.is_progress_bar_enabled())
+        return MODEL
+
+    monkeypatch.setattr("gatelens.model.HookedVLM.from_pretrained", loaded)
+    for progress in (True, False):
+        run_study(STUDY, "some-model", Numbers(), batch_size=2, progress=progress)
+    assert shown == [True, False] and hf_logging.is_progress_bar_enabled()
 
 
 def test_bad_folders_cost_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

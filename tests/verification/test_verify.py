@@ -81,7 +81,7 @@ def test_the_file_can_be_sent(out: Path, folder: Path) -> None:
 
 
 def test_the_same_call_goes_on_and_tries_again_what_failed(
-    out: Path, folder: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, folder: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     there, ran = Verification.load(out), []
     rows = [r for r in there.rows if r.name != "steer"]
@@ -92,6 +92,7 @@ def test_the_same_call_goes_on_and_tries_again_what_failed(
         running, "_run", lambda check, bench: (ran.append(check.name), real_run(check, bench))[1]
     )
     result = gl.verify(folder, images=pictures, out=tmp_path, progress=False)
+    assert "Loading weights" not in capsys.readouterr().err
     assert ran == ["drop", "steer"] and result.passed and result.created == there.created
     assert [r.key for r in result.rows] == [c.key for c in CHECKS]
     with pytest.raises(OutputError, match=r"holds the verification of another model \(prompts"):

@@ -17,6 +17,7 @@ from gatelens.errors import InputError, ModelError, WorkerError
 from gatelens.hub_errors import one_line
 from gatelens.identity import model_fingerprint
 from gatelens.model import HookedVLM
+from gatelens.model.loading import without_progress_bar
 
 _SAVE = "save it by model.save_pretrained(folder) and load that"
 
@@ -56,7 +57,8 @@ class ModelSource:
     def load(self) -> HookedVLM:
         """The model, loaded here. Raises ModelError where it cannot be loaded, or is another."""
         try:
-            model = HookedVLM.from_pretrained(self.name, attention=self.attention, **dict(self.options))
+            with without_progress_bar():  # the bars of several processes would run into each other
+                model = HookedVLM.from_pretrained(self.name, attention=self.attention, **dict(self.options))
         except Exception as error:  # no such folder there, no memory left on its GPU
             raise ModelError(
                 f"a worker on {socket.gethostname()} cannot load the model ({one_line(error)}): it must be there under "

@@ -116,6 +116,7 @@ def load(
     quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
     if quantised and device is not None:  # packed weights cannot be moved once they are loaded
         device_map, device = {"": device}, None
+    # of a model of a few megabytes it is noise
     with without_progress_bar(name.startswith(ORGANISM)), _in_one_line(name, hub):
         model, report = AutoModelForImageTextToText.from_pretrained(
             where,
@@ -233,8 +234,8 @@ def _without_log() -> Iterator[None]:
 
 
 @contextmanager
-def without_progress_bar(hide: bool) -> Iterator[None]:
-    """Without transformers' progress bar, which for a model of a few megabytes is noise."""
+def without_progress_bar(hide: bool = True) -> Iterator[None]:
+    """Without transformers' progress bar while a model loads."""
     shown = hf_logging.is_progress_bar_enabled()
     if hide:
         hf_logging.disable_progress_bar()

@@ -23,6 +23,7 @@ from gatelens.errors import GatelensError
 from gatelens.examples import auto_batch_size
 from gatelens.executors import Done, Executor, InProcess, Unit, executing
 from gatelens.model import HookedVLM
+from gatelens.model.loading import without_progress_bar
 from gatelens.runs import Run
 from gatelens.studies.options import Options, checked
 from gatelens.studies.report import write_report
@@ -75,8 +76,7 @@ def run_study(
         Run.check_folder(out, study.name)
     source = identity.resolve_data(data, skip_bad)  # bad data is found before a model takes its time to load
     drawn = study.draw(source, asked)
-    called, place = name or identity.model_name(model), {"device": device, "dtype": dtype}
-    vlm = identity.resolve_model(model, **{k: v for k, v in place.items() if v is not None})
+    called, vlm = name or identity.model_name(model), _loaded(model, progress, device=device, dtype=dtype)
     drawn = study.ask(vlm, drawn, asked)
     size = asked.batch_size or auto_batch_size(vlm, _longest(drawn))
     settings = {"model": called, **_settings(study, vlm, source, drawn, asked, chosen), "batch_size": size}
@@ -91,6 +91,12 @@ def run_study(
     if out is not None:
         write_report(study, run)
     return run
+
+
+def _loaded(model: HookedVLM | str, progress: bool, **place: str | None) -> HookedVLM:
+    """The model, loaded at its place if it is a name."""
+    with without_progress_bar(hide=not progress):
+        return identity.resolve_model(model, **{k: v for k, v in place.items() if v is not None})
 
 
 def _longest(drawn: Drawn) -> Example:

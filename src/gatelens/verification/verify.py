@@ -73,7 +73,8 @@ def verify(
         raise InputError(f"paper={paper!r}: give how many examples of each task to run, 0 for none")
     folder = None if out is None else check_writable(out)
     say = progress if callable(progress) else _to_stderr if progress else _silent
-    bench = opened(model, plain, images, **load)
+    with loading.without_progress_bar(hide=not progress):
+        bench = opened(model, plain, images, **load)
     result = _checked(bench, _begun(folder, _facts(bench, model)), folder, say)
     if paper:
         named = str(model) if isinstance(model, str | os.PathLike) else model_name(model)
@@ -135,7 +136,7 @@ def _plain_of(model: HookedVLM) -> Any:
         raise ModelError(
             "of a quantised or spread model no second one can be built: give its name to verify, with the same keywords"
         )
-    with loading.without_progress_bar(hide=True):
+    with loading.without_progress_bar():
         return rebuilt(type(model.hf), model.hf.config, checkpoints.weights(model))
 
 
