@@ -114,7 +114,7 @@ class _AddressSpace:
 
     A process has one address space, so all maps, wherever the system puts them, are rows of a tensor that begins at the
     lowest of them: rows of many files are gathered by one call, without a copy for each file. Between the maps lie
-    addresses that are nobody's; no number of a row leads there.
+    addresses that belong to no row; no number of a row leads there.
     """
 
     def __init__(self, starts: np.ndarray) -> None:

@@ -94,7 +94,7 @@ class Shelf:
         Raises:
             InputError: it is no readable picture.
         """
-        # a name from a browser has no folder, but anybody may send one, and it is written into a script
+        # a name from a browser has no folder, but any client may send one, and it is written into a script
         file = PurePath(name.replace("\\", "/")).name[-100:]
         file = file if file.strip(".") else "picture"
         image = load_image(content, f"'{file}'" if file.isprintable() else "picture")

@@ -11,7 +11,7 @@ from torch import Tensor
 from gatelens.errors import DataError
 
 SINK = 0.3  # the mean weight from which a position is a sink of a head (Gu et al. 2024, arXiv 2410.10781)
-ROWS_AFTER = 8  # rows that must follow a position before anybody can say what it draws
+ROWS_AFTER = 8  # rows that must follow a position before what it draws can be told
 LARGE = 3.0  # times the median norm: what counts as a large norm
 
 

@@ -22,7 +22,7 @@ from gatelens.studies.study import Study, evidence_of, verdict_of
 
 @contextmanager
 def read_from(*runs: Run) -> Iterator[None]:
-    """What is shown within the block was read from runs as they lie on disk, where anybody may have changed a file.
+    """What is shown within the block was read from runs as they lie on disk, where a file may have been changed.
 
     Raises:
         OutputError: tables do not hold what the study wrote there.

@@ -1,4 +1,4 @@
-"""What a verification found, as one JSON file that can be sent to anybody: no path, user or machine is in it."""
+"""What a verification found, as one JSON file made to be sent: no path, user or machine is in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gatelens.verification.text import as_markdown, as_text
 
 FORMAT, VERSION = "gatelens verification", 1
 FILE = "verify.json"
-_MOST = 1 << 20  # bytes that are read of a file somebody sent
+_MOST = 1 << 20  # bytes that are read of a file from elsewhere
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _row(one: Mapping[str, Any]) -> Row:
 
 
 def _cleaned(value: Any) -> Any:
-    """A value of a file somebody sent, without characters that move a terminal's cursor."""
+    """A value of a file from elsewhere, without characters that move a terminal's cursor."""
     if isinstance(value, str):
         return _printable(value)
     if isinstance(value, dict):
