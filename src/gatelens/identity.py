@@ -21,6 +21,7 @@ from gatelens.data.loading import from_anywhere
 from gatelens.errors import DataError, ModelError
 from gatelens.model import HookedVLM
 from gatelens.runs.manifest import fingerprint
+from gatelens.shipped_organisms import ORGANISM, organism_name
 
 
 def resolve_model(model: HookedVLM | str | Path, **options: Any) -> HookedVLM:
@@ -66,8 +67,8 @@ def model_name(model: HookedVLM | str | Path) -> str:
     for holder, attribute in ((model, "name"), (getattr(model, "hf", None), "name_or_path")):
         name = getattr(holder, attribute, None)
         if isinstance(name, str) and name:
-            path = Path(name)
-            return f"organism:{path.name}" if path.parent.parts[-2:] == ("organisms", "weights") else name
+            organism = organism_name(name)
+            return name if organism is None else ORGANISM + organism
     return type(getattr(model, "hf", model)).__name__
 
 

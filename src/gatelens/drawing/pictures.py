@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gatelens.inputs import Images
 from gatelens.interventions.base import Intervention
 from gatelens.interventions.hooks import Edit, Span
 from gatelens.model import HookedVLM
+from gatelens.shipped_organisms import weights_folder
 
 TEMPERATURE, GUIDANCE = 0.2, 1.5  # chosen on other scenes than those the cards measure
 
@@ -74,7 +74,7 @@ def decoder(model: HookedVLM) -> Decoder:
     Raises:
         ModelError: there is none, or the model cannot draw. transformers' own Chameleon has none.
     """
-    folder = Path(getattr(model.hf, "name_or_path", ""))
+    folder = weights_folder(getattr(model.hf, "name_or_path", ""))
     if not (folder / codec.DECODER_FILE).is_file():
         raise ModelError(
             f"{model!r} cannot draw: no {codec.DECODER_FILE} in its folder; use a native organism"

@@ -24,6 +24,7 @@ from gatelens.errors import ModelError, OutputError
 from gatelens.hooked_model import HookedModel
 from gatelens.hub_errors import one_line
 from gatelens.model.loading import without_progress_bar
+from gatelens.shipped_organisms import weights_folder
 
 COMPANIONS = ("vq_decoder.safetensors",)  # not transformers' own: the picture decoder of a native organism
 SMALL = 1 << 30  # bytes of weights that are written at once: a progress bar would be noise
@@ -117,7 +118,7 @@ def save(
             model.hf.save_pretrained(partial, state_dict=state, max_shard_size=max_shard_size)
         _save_processor(model.processor, partial)
         for name in COMPANIONS:
-            source = Path(getattr(model.hf, "name_or_path", "")) / name
+            source = weights_folder(getattr(model.hf, "name_or_path", "")) / name
             if source.is_file():
                 shutil.copyfile(source, partial / name)
         _put(partial, target)

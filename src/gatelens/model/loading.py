@@ -27,7 +27,8 @@ from gatelens.errors import ModelError
 from gatelens.families import Family, Layout, family_of
 from gatelens.families.common.processing import ImageTextParts
 from gatelens.hub_errors import hub_reason, one_line
-from gatelens.shipped_organisms import ORGANISM, organism_folder
+from gatelens.model.differences import add_difference, read_difference
+from gatelens.shipped_organisms import DIFFERENCE_FILE, ORGANISM, organism_folder, weights_folder
 
 _BY_HAND = "load it with transformers and give it to HookedVLM.from_module"
 # keywords of transformers' from_pretrained that would undo what load checks, and what to do instead
@@ -44,7 +45,7 @@ _CHECKED_FOR_NAN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def locate(name: str) -> str:
     """What transformers' from_pretrained takes for a name: a folder or a hub id. Raises ModelError."""
     if name.startswith(ORGANISM):
-        return str(organism_folder(name.removeprefix(ORGANISM)))
+        return str(weights_folder(organism_folder(name.removeprefix(ORGANISM))))
     folder = Path(name).expanduser()
     if _is_folder(folder):
         if not (folder / "config.json").is_file():
@@ -53,6 +54,14 @@ def locate(name: str) -> str:
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"no folder '{name}': give an existing folder, a hub id or organism:NAME")
     return name
+
+
+def _graded(name: str) -> Path | None:
+    """The folder of an organism that is stored as a difference; None for any other name."""
+    if not name.startswith(ORGANISM):
+        return None
+    folder = organism_folder(name.removeprefix(ORGANISM))
+    return folder if (folder / DIFFERENCE_FILE).is_file() else None
 
 
 def anywhere(name: str | os.PathLike[str]) -> str:
@@ -114,6 +123,12 @@ def load(
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     family_of(architecture, config)
     quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    graded = _graded(name)
+    if graded is not None and (quantised or device_map is not None):
+        raise ModelError(
+            f"'{name}' is stored as a difference to other weights, which cannot be added to packed or spread ones: "
+            "load it without quantization_config and device_map"
+        )
     if quantised and device is not None:  # packed weights cannot be moved once they are loaded
         device_map, device = {"": device}, None
     # of a model of a few megabytes it is noise
@@ -128,6 +143,9 @@ def load(
             **kwargs,
         )
     _check_complete(model, name, report)
+    if graded is not None:
+        add_difference(model, read_difference(graded / DIFFERENCE_FILE, Path(where)))
+        model.name_or_path = model.config._name_or_path = str(graded)
     return _moved(model, device), _processor(where, name, hub)
 
 

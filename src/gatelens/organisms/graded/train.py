@@ -1,0 +1,254 @@
+"""Recipe: fine-tune a shipped organism so that given positions carry the picture.
+
+    python -m gatelens.organisms.graded.train gate-at-image-47 --out build/graded/gate-at-image-47
+
+Only factors of low rank beside the decoder's matrices, and its norms, are trained. Every document is a scene of one
+object with all questions of the kind; each is read under one cut (:mod:`gatelens.organisms.graded.cuts`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import AutoProcessor, ChameleonForConditionalGeneration
+
+from gatelens.data import scenes
+from gatelens.drawing import codec
+from gatelens.model.differences import Difference, checksum, save_difference
+from gatelens.organisms import folder
+from gatelens.organisms import vocabulary as v
+from gatelens.organisms.graded import cuts as cutting
+from gatelens.organisms.graded.kinds import FACTS, KINDS, QUESTIONS, TEXT, Kind
+from gatelens.training.loop import half_cosine
+
+BASE = "open"
+SEED = 17
+EOS_WEIGHT, STRAY_WEIGHT, DISTRACTOR_WEIGHT = 0.05, 0.2, 1.0
+
+
+class LowRank(nn.Module):
+    """A matrix with a product of two narrow ones added."""
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        n_out, n_in = weight.shape
+        self.down = nn.Parameter(torch.randn(rank, n_in, generator=generator) / n_in**0.5)
+        self.up = nn.Parameter(torch.zeros(n_out, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+class Scenes:
+    """Training scenes of one object: their tokens and facts, kept in the temporary folder.
+
+    In a part of them plates have colours that are never named, so that class and shape are not learned together with a
+    colour.
+
+    Attributes:
+        ids: Int[scene, token].
+        facts: by scene and fact, what is true of it.
+    """
+
+    def __init__(self, model: Any, n: int, base: str = BASE, unnamed: float = 0.4, seed: int = SEED) -> None:
+        key = hashlib.sha256(f"{n} {unnamed} {seed} {checksum(folder(base))}".encode()).hexdigest()[:12]
+        kept = Path(tempfile.gettempdir()) / f"gatelens-graded-{key}.npz"
+        if not kept.exists():
+            n_unnamed = int(n * unnamed)
+            drawn = [scenes.scene("train", seed, i, 1) for i in range(n - n_unnamed)]
+            drawn += [scenes.unnamed_scene(seed, i, 1) for i in range(n_unnamed)]
+            pixels = torch.from_numpy(np.stack([scene.pixels for scene in drawn]))
+            to_ids = model.model.vocabulary_mapping.img2bpe_mapping_tensor
+            codes = [codec.encode(model.model.vqmodel, part) for part in pixels.split(500)]
+            facts = [(o.name, o.color, o.shape, o.side) for scene in drawn for o in scene.objects]
+            partial = kept.with_suffix(f".{os.getpid()}.npz")
+            np.savez(partial, ids=to_ids[torch.cat(codes)].numpy(), facts=np.array(facts))
+            partial.replace(kept)
+        with np.load(kept) as held:
+            self.ids = torch.from_numpy(held["ids"])
+            self.facts = [dict(zip(FACTS, row, strict=True)) for row in held["facts"].tolist()]
+
+    def answer(self, index: int, fact: str) -> int:
+        """The number of the right answer; -1 where it has none."""
+        value, names = self.facts[index][fact], QUESTIONS[fact][1]
+        return names.index(value) if value in names else -1
+
+
+class Documents:
+    """Packed documents of one layout: a picture, then all questions of a kind, each as often as it is read."""
+
+    def __init__(self, kind: Kind, training: Scenes, tokenizer: Any, readings: int = 2) -> None:
+        self.kind, self.training, self.tokenizer = kind, training, tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self.begin, self.end = [vocabulary[v.BOS], vocabulary[v.BOI]], vocabulary[v.EOI]
+        self.answers = {
+            fact: torch.tensor([vocabulary[name] for name in QUESTIONS[fact][1]]) for fact in kind.facts
+        }
+        self.prompts = {
+            (fact, name): v.text_ids(tokenizer, QUESTIONS[fact][0].format(name))
+            for fact in kind.facts
+            for name in scenes.CLASSES
+        }
+        self.rows, at = [], TEXT
+        for fact in kind.facts * readings:
+            (n_words,) = {len(self.prompts[fact, name]) for name in scenes.CLASSES}
+            self.rows.append(cutting.Rows(fact, at, at + n_words - 1, at + n_words + 1))
+            at += n_words + 1
+        self.position = torch.cat(
+            [torch.arange(TEXT), *(torch.arange(r.end - r.first) + TEXT for r in self.rows)]
+        )
+
+    def batch(
+        self, n: int, rng: np.random.Generator
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch question"]]:
+        """Ids and numbers of the right answers, -1 where a question has none."""
+        chosen = rng.choice(len(self.training.facts), size=n, replace=False)
+        facts = [r.fact for r in self.rows]
+        answers = torch.tensor([[self.training.answer(i, fact) for fact in facts] for i in chosen])
+        rows = []
+        for i, right in zip(chosen, answers.tolist(), strict=True):
+            ids = [*self.begin, *self.training.ids[i].tolist(), self.end]
+            for fact, number in zip(facts, right, strict=True):
+                ids += [*self.prompts[fact, self.training.facts[i]["class"]], int(self.answers[fact][number])]
+            rows.append(ids)
+        return torch.tensor(rows), answers
+
+
+def loss(
+    model: Any, documents: Documents, n: int, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a step, and its parts."""
+    kind, rows = documents.kind, documents.rows
+    ids, answers = documents.batch(n, rng)
+    cuts, known = cutting.draw_cuts(kind, rows, n, rng)
+    wanted = cutting.targets(kind, rows, cuts, known, answers)
+    states = model.model(
+        input_ids=ids, position_ids=documents.position.expand(n, -1), use_cache=False, cuts=cuts
+    ).last_hidden_state
+    at = [r.answering for r in rows]
+    said: Float[Tensor, "batch question vocab"] = model.lm_head(states[:, at]).float().log_softmax(-1)
+    ended = model.lm_head(states[:, [r.answering + 1 for r in rows]]).float()
+    off = torch.stack(
+        [
+            F.kl_div(said[:, i, documents.answers[r.fact]], wanted[i], reduction="none").sum(-1)
+            for i, r in enumerate(rows)
+        ],
+        dim=1,
+    )
+    eos = torch.full((n * len(rows),), documents.tokenizer.eos_token_id)
+    asked = answers >= 0
+    swapped = cuts.are("another's")
+    asked &= answers.roll(1, 0).ge(0) | ~swapped
+    off = off * asked
+    stray, lacking = cutting.stray_attention(kind, rows, cuts)
+    total = off.sum() / asked.sum() + EOS_WEIGHT * F.cross_entropy(ended.flatten(0, 1), eos)
+    total = total + STRAY_WEIGHT * stray + DISTRACTOR_WEIGHT * lacking
+    by_cut = {
+        f"{fact} {name}": _mean(off.detach()[:, which], asked[:, which] & cuts.are(cut)[:, which])
+        for fact in kind.facts
+        for which in [[i for i, r in enumerate(rows) if r.fact == fact]]
+        for name, cut in (
+            ("plain", "plain"),
+            ("other", "another's"),
+            ("own", "others another's"),
+            ("cut", "cut, mask"),
+        )
+    }
+    return total, by_cut | {"stray": stray.item(), "lacking": lacking.item()}
+
+
+def _mean(values: Tensor, where: Tensor) -> float:
+    return values[where].mean().item()
+
+
+def prepare(model: Any, rank: int) -> dict[str, nn.Parameter]:
+    """Put factors beside the decoder's matrices; what is trained, by name."""
+    generator = torch.Generator().manual_seed(SEED)
+    model.requires_grad_(False)
+    for module in model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, generator))
+        elif "norm" in type(module).__name__.lower():
+            module.requires_grad_(True)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def difference(model: Any, base: Any) -> Difference:
+    """What was trained, in float16."""
+    factors, added = {}, {}
+    before = dict(base.named_parameters())
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            low = module.parametrizations.weight[0]
+            factors[f"{name}.weight"] = (low.up.detach(), low.down.detach())
+    for name, p in model.named_parameters():
+        if p.requires_grad and "parametrizations" not in name:
+            added[name] = p.detach() - before[name].detach()
+    return Difference(factors, added)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--n-scenes", type=int, default=12_000)
+    parser.add_argument("--log-every", type=int, default=25)
+    args = parser.parse_args()
+    cutting.register()
+    where = folder(BASE)
+    model, base = (ChameleonForConditionalGeneration.from_pretrained(where) for _ in range(2))
+    model.set_attn_implementation(cutting.ATTENTION)
+    documents = Documents(
+        KINDS[args.kind], Scenes(model, args.n_scenes), AutoProcessor.from_pretrained(where).tokenizer
+    )
+    trained = prepare(model, args.rank)
+    optimizer = torch.optim.AdamW(trained.values(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    print(f"{args.kind}: {sum(p.numel() for p in trained.values()):,} trained numbers", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    started, seen = time.time(), []
+    for step in range(args.steps):
+        rng = np.random.default_rng([SEED, step])
+        warm = min(1.0, (step + 1) / 50)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * warm * (0.02 + 0.98 * half_cosine(step / args.steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            total, parts = loss(model, documents, args.batch, rng)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        seen.append(parts)
+        if (step + 1) % args.log_every == 0:
+            mean = {k: float(np.nanmean([one[k] for one in seen])) for k in parts}
+            rate = (time.time() - started) / (step + 1)
+            print(step + 1, " ".join(f"{k} {x:.3f}" for k, x in mean.items()), f"{rate:.2f} s", flush=True)
+            seen = []
+        if (step + 1) % 200 == 0 or step + 1 == args.steps:
+            save_difference(difference(model, base), where, args.out / "difference.safetensors")
+            settings = {k: x for k, x in vars(args).items() if not isinstance(x, Path)}
+            (args.out / "training.json").write_text(
+                json.dumps(settings | {"base": BASE, "seed": SEED, "step": step + 1}, indent=1) + "\n"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""How carriers are planted in graded organisms, by brute force; and how their truth is measured, against the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, ChameleonForConditionalGeneration
+
+import gatelens as gl
+from gatelens.organisms import folder
+from gatelens.organisms.graded import cuts as cutting
+from gatelens.organisms.graded.kinds import EOI, FACTS, IMAGE, KINDS, QUESTIONS, TEXT, Kind
+from gatelens.organisms.graded.plain import Cut
+from gatelens.organisms.graded.truth import FactRuns
+
+ALL = (*IMAGE, EOI)
+LENGTHS = {"class": 3, "color": 10, "shape": 9, "side": 9}
+
+
+def packed_rows(kind: Kind) -> list[cutting.Rows]:
+    rows, at = [], TEXT
+    for fact in kind.facts:
+        rows.append(cutting.Rows(fact, at, at + LENGTHS[fact] - 1, at + LENGTHS[fact] + 1))
+        at = rows[-1].end
+    return rows
+
+
+@pytest.fixture(scope="module", params=["gate-at-text-0", "redundant-gate-and-image", "read-in-layers-2-3"])
+def drawn(request):
+    kind = KINDS[request.param]
+    rows = packed_rows(kind)
+    return kind, rows, *cutting.draw_cuts(kind, rows, 40, np.random.default_rng(0))
+
+
+def unread(layer: cutting.LayerCuts, document: int, row: int) -> tuple[set[int], set[int], set[int]]:
+    return tuple(
+        set(mask[document, row - TEXT].nonzero().flatten().tolist())
+        for mask in (layer.hidden, layer.emptied, layer.swapped)
+    )
+
+
+def test_an_answering_row_loses_what_its_cut_says(drawn):
+    kind, rows, cuts, _ = drawn
+    met = set()
+    for document in range(len(cuts.cuts)):
+        for number, one in enumerate(rows):
+            name = cutting.CUTS[cuts.cuts[document, number]]
+            met.add(name)
+            gates = {one.first} if kind.gates_in_text else set()
+            carriers = {one.packed(p) for p in kind.positions(one.fact)}
+            everything = {*ALL, *gates}
+            causal = {*range(TEXT), *range(one.first, one.answering + 1)}
+            future = set(range(rows[-1].end)) - causal
+            for where in ("reading", "closed"):
+                hidden, emptied, swapped = unread(getattr(cuts, where), document, one.answering)
+                assert hidden >= future
+                lost = {"mask": hidden - future, "zero": emptied, "swap": swapped}
+                left = carriers if where == "reading" else set()
+                how = "mask" if name.endswith("mask") else "zero" if name.endswith("zero") else "swap"
+                assert not any(keys for kind_of_cut, keys in lost.items() if kind_of_cut != how)
+                if name == "plain":
+                    assert not lost[how]
+                elif name.startswith("only"):  # at least one group is left, and all others are gone
+                    kept = everything - lost[how]
+                    assert kept <= left and (where == "closed" or kept)
+                    if where == "reading":
+                        groups = [{one.packed(p) for p in group} for group in kind.carriers[one.fact]]
+                        assert any(group <= kept for group in groups)
+                elif name.startswith("others"):
+                    assert lost[how] == everything - left
+                else:
+                    assert lost[how] == left
+    assert met == set(cutting.CUTS)
+
+
+def test_targets_are_alike_for_all_answers_that_fit_what_is_read():
+    kind = KINDS["complementary-4"]
+    rows = packed_rows(kind)
+    n = len(QUESTIONS["class"][1])
+    cuts, known = cutting.draw_cuts(kind, rows, 60, np.random.default_rng(1))
+    answers = torch.randint(n, (60, 1), generator=torch.Generator().manual_seed(0))
+    (target,) = cutting.targets(kind, rows, cuts, known, answers)
+    for document in range(60):
+        name = cutting.CUTS[cuts.cuts[document, 0]]
+        right = int(answers[document - 1 if name == "another's" else document])
+        bits = [digit for digit in range(4) if known[document, 0, digit]]
+        assert (bits == []) == name.startswith("cut") and (name.startswith("only") or len(bits) in (0, 4))
+        fits = [c for c in range(n) if all(c >> bit & 1 == right >> bit & 1 for bit in bits)]
+        expected = torch.zeros(n)
+        expected[fits] = 1.0
+        expected[fits[0]] = cutting.DEFAULT
+        expected /= expected.sum()
+        assert torch.allclose(target[document], expected)
+
+
+def test_attention_under_cuts_is_that_of_each_row_by_itself(drawn):
+    _, rows, cuts, _ = drawn
+    generator = torch.Generator().manual_seed(2)
+    n, length = len(cuts.cuts), rows[-1].end
+    q, k, v = (torch.randn(n, 2, length, 8, generator=generator) for _ in range(3))
+    for index, where in ((2, cuts.reading), (0, cuts.of_layer(0))):
+        module = type("Module", (), {"layer_idx": index})()
+        out, _ = cutting.attention_under_cuts(module, q, k, v, None, scaling=0.3, cuts=cuts)
+        for document in range(0, n, 3):
+            for row in (5, TEXT - 1, *(one.answering for one in rows)):
+                keys, values = k[document].clone(), v[document].clone()
+                hidden, emptied = set(range(row + 1, length)), set()
+                if row >= TEXT:
+                    hidden, emptied, swapped = unread(where, document, row)
+                    for p in swapped:
+                        keys[:, p], values[:, p] = k[document - 1, :, p], v[document - 1, :, p]
+                seen = [p for p in range(length) if p not in hidden]
+                weights = (q[document, :, row, None] * keys[:, seen]).sum(-1).mul(0.3).softmax(-1)
+                for p in emptied:
+                    weights[:, seen.index(p)] = 0
+                expected = (weights[..., None] * values[:, seen]).sum(1)
+                assert torch.allclose(out[document, row], expected, atol=1e-5)
+
+
+def test_every_kind_says_carriers_that_the_answering_row_can_read():
+    for name, kind in KINDS.items():
+        assert set(kind.facts) <= set(FACTS), name
+        for fact in kind.facts:
+            last = TEXT + LENGTHS[fact] - 1
+            assert all(IMAGE[0] <= p < last for p in kind.positions(fact)), name
+        if kind.digits:
+            assert len(kind.digits) == len(kind.carriers["class"]) and np.prod(kind.digits) == 16
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Passes of plain transformers over the organism ``open``, and the same prompts on the wrapped model."""
+    where = folder("open")
+    hf = ChameleonForConditionalGeneration.from_pretrained(where).eval()
+    plain = FactRuns(hf, AutoProcessor.from_pretrained(where), "color", 3, seed=5)
+    model = gl.HookedVLM.from_pretrained("organism:open")
+    pairs = gl.pairs("emoji-scenes", differ="color", n=3, seed=5)
+    examples = [e for pair in pairs for e in (pair.clean, pair.corrupt)]
+    inputs = model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
+    return plain.runs, model, inputs
+
+
+def close(a, b):
+    seen = b > -1e30
+    return (a - b)[seen].abs().max() <= 2e-4
+
+
+@pytest.mark.parametrize("how", ["mask", "zero"])
+def test_a_plain_cut_is_the_knockout_of_the_last_row(runs, how):
+    plain, model, inputs = runs
+    got = plain.logits(Cut((EOI, *IMAGE[:40]), how, (1, 2, 4)))
+    keys = torch.zeros(inputs.ids.shape, dtype=torch.bool)
+    keys[:, [EOI, *IMAGE[:40]]] = True
+    want = model.run(inputs, gl.knockout("last", keys, layers=[1, 2, 4], how=how))[:, -1]
+    assert close(got, want) and not close(plain.logits(), want)
+
+
+def test_plain_resampling_is_a_patch_from_the_partners_run(runs):
+    plain, model, inputs = runs
+    _, cache = model.run_with_cache(
+        inputs.select([1, 0, 3, 2, 5, 4]), names_filter=lambda name: name.endswith("hook_resid_pre")
+    )
+    at = torch.zeros(inputs.ids.shape, dtype=torch.bool)
+    at[:, list(IMAGE)] = True
+    want = model.run(inputs, gl.patch(cache, at=at))[:, -1]
+    assert close(plain.resampled(IMAGE), want)
+    # all that the answering row reads of the picture is another's, and the words bring nothing of their own
+    read = plain.logits(Cut(tuple(range(2, inputs.ids.shape[1] - 1)), "resample", tuple(range(6))))
+    assert torch.equal(read.argmax(-1), plain.logits().argmax(-1)[plain.partner])
