@@ -98,3 +98,16 @@ def test_cells_far_below_the_rest_do_not_stretch_the_scale() -> None:
         assert bar.get_ylabel() == ("log p, down to −40.00" if clipped else "log p")
     signed = value_figure(unit="effect", signed=True, panels=panels(-40, 0, 1, 2))
     assert next(axes for axes in signed.axes if axes.get_label() == "<colorbar>").get_ylim() == (-40, 40)
+
+
+def test_long_names_of_rows_leave_the_cells_their_width() -> None:
+    cells = np.arange(12.0).reshape(2, 6)
+    short, long = (
+        value_figure(unit="share", signed=False, grid=Grid(cells, [name, "b"], [str(i) for i in range(6)]))
+        for name in ("a", "hidden state at other image tokens")
+    )
+    widths = []
+    for figure in (short, long):
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_window_extent().width / figure.dpi)
+    assert widths[1] > 0.9 * widths[0]

@@ -55,7 +55,10 @@ class Grid:
     @property
     def inches(self) -> tuple[float, float]:
         longest = max((len(word) for row in self.text or () for word in row), default=0)
-        across = min(WIDEST, 1.9 + len(self.columns) * max(CELL, 0.085 * longest + 0.15))
+        names = max(
+            1.9, 1.2 + 0.085 * max(map(len, self.rows), default=0)
+        )  # beside the cells: rows and scale
+        across = min(WIDEST, names + len(self.columns) * max(CELL, 0.085 * longest + 0.15))
         return max(3.2, across), min(HIGHEST, 1.5 + 0.34 * len(self.rows))
 
 
