@@ -1,5 +1,6 @@
 # make study   install into .venv, run the narrow-gate study on the three organisms, leave reports in runs/
 # make test    install into .venv, lint, types and tests
+# make docs    build the documentation site into site/, scripts and pages run
 # make lint    ruff and mypy alone
 # make bench   measure everything in benchmarks/, print the table, write benchmarks/README.md
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: study test lint format bench clean
+.PHONY: study test docs lint format bench clean
 .DELETE_ON_ERROR:
 
 study: $(VENV)/.installed
@@ -19,14 +20,17 @@ study: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/build.py
+
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -43,4 +47,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site build .pytest_cache .mypy_cache .ruff_cache

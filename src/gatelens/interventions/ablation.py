@@ -150,7 +150,8 @@ def ablate(
     of interventions standing earlier in the list; while decoding, the mean of the prompt pass is kept. With
     ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts.
 
-    ``with_="projection"`` takes out what lies along ``direction`` u: x − (x·u)u/|u|² (at sites with heads, in each).
+    ``with_="projection"`` takes out what lies along ``direction`` u: ``x − (x·u)u/|u|²`` (at sites with heads, in
+    each).
 
     At ``site="pattern"`` rows of attention are replaced: ``"zero"`` (the row reads nothing), ``"uniform"`` (the same
     weight for every key the row can read) or ``"random"`` (drawn evenly from all weights that sum to one over those

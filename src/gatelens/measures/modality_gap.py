@@ -46,7 +46,7 @@ def cosine_spread(
     bins: int = 64,
     cells: int = 8_000_000,
 ) -> CosineSpread:
-    """|cos(a_i, b_j)| over all pairs, or, without ``b``, over the pairs i < j within ``a``.
+    """``|cos(a_i, b_j)|`` over all pairs, or, without ``b``, over the pairs i < j within ``a``.
 
     NG's modality gap is the median with ``a`` the image tokens and ``b`` the text tokens of one layer. (Its code takes
     the pairs i > j there too, about half of them; here all count.) ``cells`` cosines are held at a time.

@@ -50,7 +50,7 @@ def linear_probe(
     """Accuracy of a logistic regression on points it was not fitted on, by stratified cross-validation.
 
     Fitted is scikit-learn's ``make_pipeline(StandardScaler(), LogisticRegression(C))`` in float64, with C such that
-    the mean cross-entropy of the softmax over classes + ``ridge``/2 · |weight|² is least; the bias is free. Folds
+    the mean cross-entropy of the softmax over classes + ``ridge/2 · |weight|²`` is least; the bias is free. Folds
     are those of ``StratifiedKFold(folds, shuffle=True, random_state=seed)``; features are scaled by a fold's own
     training points. The interval is Wilson's (1927) for a proportion, which takes the points as independent.
     ``tolerance`` bounds the gradient at which the solver stops.

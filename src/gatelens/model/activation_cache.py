@@ -209,7 +209,7 @@ class ActivationCache(transformer_lens.ActivationCache):
         """What embedding, attention and MLPs add to the stream that enters a layer; arguments as upstream's.
 
         Returns:
-            Float[component, *batch_and_pos, d_model], with ``return_labels`` also the labels. They sum to the
+            ``Float[component, *batch_and_pos, d_model]``, with ``return_labels`` also the labels. They sum to the
             stream, at image positions too.
         """
         if mode not in ("all", "mlp", "attn"):
@@ -245,7 +245,7 @@ class ActivationCache(transformer_lens.ActivationCache):
         pos_slice: Slice | SliceInput = None,
         project_output_onto: Tensor | None = None,
     ) -> Tensor:
-        """What each neuron of a layer adds to the stream: Float[*batch_and_pos, neuron, d_model].
+        """What each neuron of a layer adds to the stream: ``Float[*batch_and_pos, neuron, d_model]``.
 
         Args:
             project_output_onto: [d_model] or [d_model, n]: its products take the place of the last dimension.

@@ -148,7 +148,7 @@ def top_patches(
             same = (of == number) & (index["example"] == index["example"].iloc[row]).to_numpy()
             all_rows = np.flatnonzero(same & index["x0"].notna().to_numpy())
             values = encode(store.read(all_rows, site=site, layer=layer).float())[:, feature]
-            maps[feature, str(known[number])] = index.iloc[all_rows].assign(value=values.numpy())
+            maps[feature, str(known[number])] = index.iloc[all_rows].assign(value=values.numpy(force=True))
     table = pd.concat(parts, ignore_index=True)
     share = {feature: float(n / len(rows)) for feature, n in zip(features, active, strict=True)}
     return FeatureHits(table, share, maps, pictures)

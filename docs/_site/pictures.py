@@ -1,0 +1,174 @@
+"""What a script of the gallery ends in, on its page and as its thumbnail.
+
+A script ends in the thing it shows: a figure, axes, a table or a view. Tables and views are HTML, which sphinx-gallery
+puts on the page by itself; here figures are added, as SVG that follows light and dark ground, and a picture of each
+for the index.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm.std import tqdm
+
+from gatelens.plots.style import LIGHT, inline_svg, png, saved, styled
+from gatelens.views.page import View
+
+_STARTED = tqdm.__init__
+SIZE = (960, 672)  # pixels of a thumbnail, twice what it is shown at
+ROWS, COLUMNS = 7, 5  # of a table on a thumbnail
+ORDER = [
+    "lens_on_image_tokens",
+    "head_map",
+    "words_over_the_picture",
+    "direct_logit_attribution",
+    "heads_catalogue",
+    "window_knockout",
+    "zero_or_mask",
+    "object_mask",
+    "captions_under_a_knockout",
+    "dropped_tokens",
+    "resumable_sweep",
+    "patching_map",
+    "attribution_with_check",
+    "path_patching",
+    "circuit",
+    "different_lengths",
+    "two_models",
+    "transformer_lens_tools",
+    "head_ablation",
+    "steering_by_contrast",
+    "probe_from_a_store",
+    "sae_feature",
+]
+
+
+class Order:
+    """The order of scripts in the index: looking, cutting, patching, changing, reading."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str) -> tuple[int, str]:
+        stem = Path(name).stem
+        return (ORDER.index(stem) if stem in ORDER else len(ORDER)), stem
+
+
+def reset(conf: dict[str, Any], name: str) -> None:
+    """What every script starts with: no open figure, the house style, no progress bars."""
+    plt.close("all")
+    with styled(dark=False):
+        house = mpl.rcParams.copy()
+    mpl.rcParams.update(house)
+    mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=[LIGHT.image, LIGHT.gate, LIGHT.third, LIGHT.neutral])
+    tqdm.__init__ = _silent
+
+
+def _silent(bar: tqdm, *args: Any, **options: Any) -> None:
+    _STARTED(bar, *args, **{**options, "disable": True})
+
+
+def scrape(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
+    """The figure a block ends in as reStructuredText; its thumbnail beside it."""
+    value = variables["example_globals"].get("___")
+    if value is None:  # the set-up
+        return ""
+    value = value.figure if isinstance(value, Axes) else value
+    file = Path(next(variables["image_path_iterator"]))
+    thumbnail(value, file)
+    if not isinstance(value, Figure):
+        return ""
+    svg = inline_svg(saved(value, "svg"), file.stem)
+    return "\n\n.. raw:: html\n\n    " + f'<div class="figure">{svg}</div>'.replace("\n", "\n    ") + "\n\n"
+
+
+def thumbnail(value: Any, file: Path) -> None:
+    """A picture of a value, written to a PNG file.
+
+    Raises:
+        TypeError: a value that is neither a figure, a table nor a view.
+    """
+    if isinstance(value, Figure):
+        picture = Image.open(io.BytesIO(png(value)))
+    elif isinstance(value, View):
+        picture = photograph(value)
+    elif isinstance(value, pd.DataFrame):
+        picture = Image.open(io.BytesIO(png(drawn(value))))
+    else:
+        raise TypeError(
+            f"{file.stem}: the script ends in {type(value).__name__}, not in a figure, table or view"
+        )
+    framed(picture.convert("RGB")).save(file)
+
+
+def framed(picture: Image.Image) -> Image.Image:
+    """The picture within the frame of all thumbnails, on white; what is taller is cut off at the bottom."""
+    wide = picture.width / picture.height >= SIZE[0] / SIZE[1] * 0.8
+    scale = SIZE[0] / picture.width if wide else SIZE[1] / picture.height
+    scale = min(scale, SIZE[0] / picture.width, 2)
+    small = picture.resize(
+        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+    )
+    frame = Image.new("RGB", SIZE, "white")
+    frame.paste(small, ((SIZE[0] - small.width) // 2, max(0, (SIZE[1] - small.height) // 2)))
+    return frame
+
+
+def drawn(table: pd.DataFrame) -> Figure:
+    """The beginning of a table, drawn."""
+    table = table if table.index.equals(pd.RangeIndex(len(table))) is True else table.reset_index()
+    part = table.iloc[:ROWS, :COLUMNS]
+    cells = [[shown(cell) for cell in row] for row in part.itertuples(index=False)]
+    names = [shown(name) for name in part.columns]
+    with styled(dark=False) as colors:
+        figure = Figure(figsize=(6, 4.2))
+        axes = figure.add_axes((0.03, 0.03, 0.94, 0.94))
+        axes.axis("off")
+        widths = [max(map(len, column)) + 2 for column in zip(names, *cells, strict=True)]
+        drawing = axes.table(
+            cells, colLabels=names, loc="center", cellLoc="left", colWidths=[w / sum(widths) for w in widths]
+        )
+        drawing.auto_set_font_size(False)
+        drawing.set_fontsize(min(15, 620 / sum(widths)))
+        drawing.scale(1, 2)
+        for (row, _), cell in drawing.get_celld().items():
+            cell.visible_edges = "B"
+            cell.set_edgecolor(colors.grid)
+            cell.get_text().set_color(colors.soft if row == 0 else colors.ink)
+    return figure
+
+
+def shown(cell: Any) -> str:
+    text = f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+    return text if len(text) <= 22 else text[:21] + "…"
+
+
+def photograph(view: View) -> Image.Image:
+    """What a browser shows of a view.
+
+    Raises:
+        RuntimeError: there is no Chromium.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        raise RuntimeError("pictures of views need a browser: install chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        page, shot = Path(folder, "view.html"), Path(folder, "shot.png")
+        view.save(page)
+        size = f"--window-size={SIZE[0]},{SIZE[1]}"
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True, "timeout": 60}
+        subprocess.run([*command, f"--screenshot={shot}", page.as_uri()], **quiet)
+        with Image.open(shot) as picture:
+            return picture.convert("RGB")

@@ -1,0 +1,113 @@
+"""Build the documentation site.
+
+    python docs/build.py              run every script and page, build site/
+    python docs/build.py --no-run     the same pages without outputs, in seconds
+
+Sources are copied into a folder of their own, where the API reference is written beside them; ``docs/`` stays as it
+is. Warnings of Sphinx and links that lead nowhere are errors. Neither building nor reading needs a network. Pictures
+of interactive views are taken with Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(DOCS))
+
+from _site import api, links, llms  # noqa: E402
+
+from gatelens.plots.style import DARK, LIGHT  # noqa: E402
+
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def stage(folder: Path) -> None:
+    """Copy what the site is made of, and write what is made from the code."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        DOCS, folder, ignore=shutil.ignore_patterns("gallery", "papers", "__pycache__", "build.py")
+    )
+    for name in ("gallery", "papers"):
+        if any((DOCS / name).glob("*.py")):
+            shutil.copytree(
+                DOCS / name, folder / "_scripts" / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    shutil.copytree(
+        ROOT / "tutorials", folder / "tutorials", ignore=shutil.ignore_patterns("*.py", "__pycache__")
+    )
+    shutil.copy(ROOT / "CHANGELOG.md", folder / "changelog.md")
+    api.write(folder / "api")
+    (folder / "_static" / "figures.css").write_text(figure_colors(), encoding="utf-8")
+
+
+def figure_colors() -> str:
+    """The colours of figures as CSS variables, by the ground the reader has chosen."""
+    light, dark = (
+        ";".join(f"--{name}:{value}" for name, value in asdict(one).items()) for one in (LIGHT, DARK)
+    )
+    return (
+        f"body{{{light}}}\n"
+        f"@media (prefers-color-scheme:dark){{body:not([data-theme=light]){{{dark}}}}}\n"
+        f"body[data-theme=dark]{{{dark}}}\n"
+        f"@media print{{body{{{light}}}}}\n"
+    )
+
+
+def build(out: Path, work: Path, run: bool = True) -> int:
+    """Build the site into ``out``, with ``work`` for what lies between; the exit status.
+
+    Raises:
+        ValueError: a public name has no place in the reference.
+    """
+    os.environ.update(QUIET, GATELENS_DOCS_RUN=str(int(run)))
+    from sphinx.cmd.build import main as sphinx
+
+    stage(work / "source")
+    shutil.rmtree(out, ignore_errors=True)
+    status = sphinx(
+        [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-b",
+            "html",
+            "-d",
+            str(work / "doctrees"),
+            str(work / "source"),
+            str(out),
+        ]
+    )
+    if status:
+        return status
+    llms.write(out)
+    broken = links.broken(out)
+    for line in broken:
+        print(line, file=sys.stderr)
+    return int(bool(broken))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "site", help="folder of the site")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "docs", help="folder for files in between"
+    )
+    parser.add_argument("--no-run", action="store_true", help="build without running scripts and pages")
+    given = parser.parse_args()
+    status = build(given.out.resolve(), given.work.resolve(), not given.no_run)
+    if not status:
+        print(f"{given.out}/index.html")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""
+A circuit, by exact runs
+========================
+
+The smallest set of nodes that carries 80 % of a fact, found by gradients and tested by exact runs
+with everything else corrupt. Random sets of the same size stand beside it.
+"""
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:gated")
+pairs = gl.pairs("emoji-scenes", differ="class", n=1)
+
+# %%
+found = gl.circuit(model, pairs, scores="ig", by="role", share=0.8, random=1)
+print(found)
+found.show()

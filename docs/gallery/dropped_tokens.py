@@ -1,0 +1,25 @@
+"""
+From which layer on are image tokens needless?
+==============================================
+
+Image tokens are dropped from a layer on, for all that come after them. Where the answer stays, the
+model has read what it needs.
+"""
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:gated")
+scenes = gl.data.load("emoji-scenes").examples("class", limit=24)
+
+# %%
+table = gl.sweep(
+    model,
+    scenes,
+    {"layer": range(1, model.cfg.n_layers)},
+    gl.metrics.answer(),
+    make=lambda layer: gl.drop("image - last_image", layer),
+)
+by_layer = table.groupby("layer").value.mean()
+by_layer.plot(
+    marker="o", figsize=(5.5, 3.3), ylabel="log-probability of the answer", xlabel="dropped from layer"
+)

@@ -1,0 +1,28 @@
+"""
+Mean-ablate each head
+=====================
+
+Each head is replaced by its mean over the batch at the last token; how much does the right answer
+lose? One sweep over layers and heads.
+"""
+
+import matplotlib.pyplot as plt
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:gated")
+scenes = gl.data.load("emoji-scenes").examples("class", limit=24)
+
+# %%
+table = gl.sweep(
+    model,
+    scenes,
+    {"layer": range(model.cfg.n_layers), "head": range(model.cfg.n_heads)},
+    gl.metrics.answer(),
+    make=lambda layer, head: gl.ablate("last", site="z", layers=[layer], heads=[head], with_="mean"),
+)
+by_head = table.groupby(["layer", "head"]).value.mean().unstack()
+figure, axes = plt.subplots(figsize=(5.5, 3.3), layout="constrained")
+axes.set(xlabel="head", ylabel="layer")
+figure.colorbar(axes.imshow(by_head, cmap="viridis"), label="log-probability of the answer")
+figure

@@ -1,0 +1,18 @@
+"""
+Contrastive activation addition
+===============================
+
+A direction from two sets of pictures, added at the gate: what it turns at which dose. A random
+direction of the same length stands beside it.
+"""
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:gated")
+train = gl.data.load("emoji-scenes", split="train")
+fox = gl.direction(model, train, at="gate", positive="fox", negative="pig", layers=[2], limit=120)
+
+# %%
+pigs = [e for e in gl.data.load("emoji-scenes").examples("class", limit=60) if e.label == "pig"]
+curve = gl.dose_curve(model, fox, pigs, [0, 1, 2], gl.metrics.prob(model.to_single_token("fox")))
+curve.show()

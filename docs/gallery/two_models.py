@@ -1,0 +1,17 @@
+"""
+Between two models
+==================
+
+Activations of one model are patched into another of the same shape, for the same pictures. For a
+fine-tuned model and the one it came from, this is where the two differ.
+"""
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:gated")
+other = gl.HookedVLM.from_pretrained("organism:open")
+pairs = gl.pairs("emoji-scenes", differ="class", n=2)
+
+# %%
+cells = gl.patch_map(model, pairs, over=("layer", "role"), source=other)
+cells.show()

@@ -1,0 +1,17 @@
+"""
+Written words over the picture
+==============================
+
+Where each written word looked, and what hiding blocks of the picture does to its probability. Point
+at a word of the description.
+"""
+
+import gatelens as gl
+
+model = gl.HookedVLM.from_pretrained("organism:llava")
+scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
+inputs = model.prepare(scene.image, "<image>describe the image.")
+
+# %%
+written = model.generate(inputs, return_type="map", max_new_tokens=8)
+gl.views.words(gl.words_table(model, written))

@@ -1,0 +1,97 @@
+"""The site builds without a warning and holds what it promises; scripts and pages are run by the tests beside this."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("sphinx")
+pytest.importorskip("sphinx_gallery")
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from _site import api, links  # noqa: E402
+
+import gatelens  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    command = [
+        sys.executable,
+        "docs/build.py",
+        "--no-run",
+        "--out",
+        folder / "site",
+        "--work",
+        folder / "work",
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]  # Sphinx was given -W: a warning is an error
+    return folder / "site"
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    text = {page.stem: page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html")}
+    for room in api.ROOMS:
+        for entry in api.entries(room):
+            assert f'id="{entry.name}"' in text[room], entry.name
+    shown = "".join(text.values())
+    modules = {name for name in gatelens.__all__ if type(getattr(gatelens, name)).__name__ == "module"}
+    for name in {*gatelens.__all__} - modules - {"__version__"}:
+        assert f'id="gatelens.{name}"' in shown, name
+
+
+def test_shapes_are_shown_as_written(site: Path) -> None:
+    page = re.sub(r"<.*?>", "", (site / "api" / "metrics.html").read_text(encoding="utf-8"))
+    assert "batch pos d_vocab" in page.replace("&#39;", "'")
+
+
+def test_the_site_has_its_pages_and_llms_txt_lists_them(site: Path) -> None:
+    listed = (site / "llms.txt").read_text(encoding="utf-8")
+    for page in (
+        "index",
+        "quickstart",
+        "transformer-lens",
+        "gallery/index",
+        "reference",
+        "concepts/tokens",
+        "changelog",
+    ):
+        assert (site / f"{page}.html").is_file()
+        assert f"({page}.html)" in listed
+    for name in ("gl.HookedVLM", "gl.knockout", "gl.metrics.logit_diff", "gl.errors.GatelensError"):
+        assert f"`{name}`: " in listed
+
+
+def test_the_gallery_index_leads_to_every_script(site: Path) -> None:
+    index = links.Page((site / "gallery" / "index.html").read_text(encoding="utf-8"))
+    led = {urlsplit(link).path for link in index.links}
+    for script in (ROOT / "docs" / "gallery").glob("*.py"):
+        assert f"{script.stem}.html" in led
+
+
+def test_broken_and_foreign_links_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#x">b</a><a href="c.html">c</a><a href="https://arxiv.org">d</a>'
+    )
+    (tmp_path / "b.html").write_text('<p id="y"></p><script src="https://cdn.example/x.js"></script>')
+    assert set(links.broken(tmp_path)) == {
+        "a.html: b.html#x leads to no place of that page",
+        "a.html: c.html leads to no file",
+        "b.html: fetches https://cdn.example/x.js",
+    }
