@@ -11,7 +11,9 @@ of interactive views are taken with Chromium.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
+import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -36,15 +38,38 @@ def stage(folder: Path) -> None:
     )
     for name in ("gallery", "papers"):
         if any((DOCS / name).glob("*.py")):
-            shutil.copytree(
-                DOCS / name, folder / "_scripts" / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            scripts = folder / "_scripts" / name
+            shutil.copytree(DOCS / name, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+            for script in scripts.glob("[!_]*.py"):
+                script.write_text(titled(script.read_text(encoding="utf-8")), encoding="utf-8")
+            header = scripts / "GALLERY_HEADER.rst"
+            if not header.exists():
+                header.write_text(f"{name.title()}: pictures\n{'=' * 40}\n", encoding="utf-8")
     shutil.copytree(
         ROOT / "tutorials", folder / "tutorials", ignore=shutil.ignore_patterns("*.py", "__pycache__")
     )
     shutil.copy(ROOT / "CHANGELOG.md", folder / "changelog.md")
+    for page in folder.rglob("*.md"):
+        page.write_text(on_site(page.read_text(encoding="utf-8")), encoding="utf-8")
     api.write(folder / "api")
     (folder / "_static" / "figures.css").write_text(figure_colors(), encoding="utf-8")
+
+
+def on_site(text: str) -> str:
+    """A page whose links to scripts lead to their pages; files outside of ``docs`` are not on the site."""
+    text = re.sub(r"\]\(((?:gallery|papers)/\w+)\.py\)", r"](\1.rst)", text)
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)
+
+
+def titled(script: str) -> str:
+    """A script whose documentation begins with an underlined title, as sphinx-gallery wants it."""
+    said = ast.get_docstring(ast.parse(script)) or ""
+    first, _, rest = said.partition("\n\n")
+    if "\n==" in first:
+        return script
+    title = " ".join(first.split()).rstrip(".")
+    code = script[script.index('"""', 3) + 3 :]
+    return f'r"""\n{title}\n{"=" * len(title)}\n\n{rest}\n"""{code}'
 
 
 def figure_colors() -> str:

@@ -80,10 +80,17 @@ def _silent(bar: tqdm, *args: Any, **options: Any) -> None:
 
 
 def scrape(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
-    """The figure a block ends in as reStructuredText; its thumbnail beside it."""
-    value = variables["example_globals"].get("___")
-    if value is None:  # the set-up
-        return ""
+    """The figure a block ends in, or those its script has saved, as reStructuredText; thumbnails beside it."""
+    value, script = variables["example_globals"].get("___"), Path(variables["src_file"])
+    if value is None:  # the set-up, or a script that saves its pictures
+        lines = []
+        for made in sorted((script.parent / "papers").glob(f"{script.stem}*.png")):
+            file = Path(next(variables["image_path_iterator"]))
+            shutil.move(made, file)
+            lines.append(
+                f".. image:: /{file.relative_to(conf['src_dir']).as_posix()}\n   :alt: {script.stem}\n"
+            )
+        return "\n\n" + "\n".join(lines) + "\n"
     value = value.figure if isinstance(value, Axes) else value
     file = Path(next(variables["image_path_iterator"]))
     thumbnail(value, file)
