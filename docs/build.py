@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -24,8 +23,6 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
 from _site import api, links, llms  # noqa: E402
-
-from gatelens.plots.style import DARK, LIGHT  # noqa: E402
 
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -52,7 +49,6 @@ def stage(folder: Path) -> None:
     for page in folder.rglob("*.md"):
         page.write_text(on_site(page.read_text(encoding="utf-8")), encoding="utf-8")
     api.write(folder / "api")
-    (folder / "_static" / "figures.css").write_text(figure_colors(), encoding="utf-8")
 
 
 def on_site(text: str) -> str:
@@ -70,19 +66,6 @@ def titled(script: str) -> str:
     title = " ".join(first.split()).rstrip(".")
     code = script[script.index('"""', 3) + 3 :]
     return f'r"""\n{title}\n{"=" * len(title)}\n\n{rest}\n"""{code}'
-
-
-def figure_colors() -> str:
-    """The colours of figures as CSS variables, by the ground the reader has chosen."""
-    light, dark = (
-        ";".join(f"--{name}:{value}" for name, value in asdict(one).items()) for one in (LIGHT, DARK)
-    )
-    return (
-        f"body{{{light}}}\n"
-        f"@media (prefers-color-scheme:dark){{body:not([data-theme=light]){{{dark}}}}}\n"
-        f"body[data-theme=dark]{{{dark}}}\n"
-        f"@media print{{body{{{light}}}}}\n"
-    )
 
 
 def build(out: Path, work: Path, run: bool = True) -> int:

@@ -1,8 +1,7 @@
 """What a script of the gallery ends in, on its page and as its thumbnail.
 
 A script ends in the thing it shows: a figure, axes, a table or a view. Tables and views are HTML, which sphinx-gallery
-puts on the page by itself; here figures are added, as SVG that follows light and dark ground, and a picture of each
-for the index.
+puts on the page by itself; here figures are added, and a picture of each for the index.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.std import tqdm
 
-from gatelens.plots.style import LIGHT, inline_svg, png, saved, styled
+from gatelens.plots.style import LIGHT, PAGE_DPI, png, styled
 from gatelens.views.page import View
 
 _STARTED = tqdm.__init__
@@ -72,6 +71,7 @@ def reset(conf: dict[str, Any], name: str) -> None:
         house = mpl.rcParams.copy()
     mpl.rcParams.update(house)
     mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=[LIGHT.image, LIGHT.gate, LIGHT.third, LIGHT.neutral])
+    mpl.rcParams["figure.constrained_layout.use"] = True
     tqdm.__init__ = _silent
 
 
@@ -96,8 +96,15 @@ def scrape(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
     thumbnail(value, file)
     if not isinstance(value, Figure):
         return ""
-    svg = inline_svg(saved(value, "svg"), file.stem)
-    return "\n\n.. raw:: html\n\n    " + f'<div class="figure">{svg}</div>'.replace("\n", "\n    ") + "\n\n"
+    shown_file = file.with_name(f"{file.stem}_figure.png")
+    shown_file.write_bytes(png(value))
+    return image(shown_file, script.stem, conf, f"   :width: {round(value.get_figwidth() * PAGE_DPI)}px\n")
+
+
+def image(file: Path, alt: str, conf: dict[str, Any], more: str = "") -> str:
+    """A picture's lines of reStructuredText."""
+    place = file.relative_to(conf["src_dir"]).as_posix()
+    return f"\n\n.. image:: /{place}\n   :alt: {alt.replace('_', ' ')}\n   :class: figure\n{more}\n"
 
 
 def thumbnail(value: Any, file: Path) -> None:

@@ -20,5 +20,5 @@ _, cache = model.run_with_cache(long)
 rows = []
 for layer in range(model.cfg.n_layers):
     logits = model.run(short, gl.patch(cache, at="gate", layers=[layer]))
-    rows.append((layer, model.decode([int(logits[0, -1].argmax())])))
+    rows.append((layer, model.to_single_str_token(int(logits[0, -1].argmax()))))
 pd.DataFrame(rows, columns=["gate patched in layer", f"answer ({here.label} patched from {there.label})"])

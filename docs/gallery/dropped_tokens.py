@@ -21,5 +21,5 @@ table = gl.sweep(
 )
 by_layer = table.groupby("layer").value.mean()
 by_layer.plot(
-    marker="o", figsize=(5.5, 3.3), ylabel="log-probability of the answer", xlabel="dropped from layer"
+    xticks=by_layer.index, marker="o", figsize=(5.5, 3.3), ylabel="accuracy", xlabel="dropped from layer"
 )

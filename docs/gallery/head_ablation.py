@@ -24,5 +24,5 @@ table = gl.sweep(
 by_head = table.groupby(["layer", "head"]).value.mean().unstack()
 figure, axes = plt.subplots(figsize=(5.5, 3.3), layout="constrained")
 axes.set(xlabel="head", ylabel="layer")
-figure.colorbar(axes.imshow(by_head, cmap="viridis"), label="log-probability of the answer")
+figure.colorbar(axes.imshow(by_head, cmap="viridis"), label="accuracy")
 figure

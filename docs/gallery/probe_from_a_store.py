@@ -27,5 +27,10 @@ for layer in layers:
     scores[layer] = LogisticRegression(max_iter=100).fit(x[:140], y[:140]).score(x[140:], y[140:])
 series = pd.Series(scores)
 series.plot(
-    marker="o", figsize=(5.5, 3.3), ylim=(0, 1), xlabel="layer", ylabel="accuracy of the probe, held out"
+    xticks=series.index,
+    marker="o",
+    figsize=(5.5, 3.3),
+    ylim=(0, 1),
+    xlabel="layer",
+    ylabel="accuracy of the probe, held out",
 )

@@ -19,5 +19,11 @@ for _ in range(2):
     table = gl.sweep(model, "emoji-scenes", grid, gl.metrics.answer(), task="class", limit=24, out=folder)
 by_start = table.groupby("start").value.agg(["mean", "sem"])
 by_start.plot(
-    y="mean", yerr="sem", marker="o", figsize=(5.5, 3.3), ylabel="log-probability of the answer", legend=False
+    xticks=by_start.index,
+    y="mean",
+    yerr="sem",
+    marker="o",
+    figsize=(5.5, 3.3),
+    ylabel="accuracy",
+    legend=False,
 )

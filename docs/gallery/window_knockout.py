@@ -22,5 +22,5 @@ table = gl.sweep(
 )
 by_start = table.groupby("start").value.mean()
 by_start.plot(
-    marker="o", figsize=(5.5, 3.3), ylabel="log-probability of the answer", xlabel="first layer cut"
+    xticks=by_start.index, marker="o", figsize=(5.5, 3.3), ylabel="accuracy", xlabel="first layer cut"
 )

@@ -20,4 +20,4 @@ table = gl.sweep(
     make=lambda keys, how: gl.knockout("text - gate", keys, how=how),
 )
 means = table.groupby(["keys", "how"]).value.mean().unstack()
-means.plot.barh(figsize=(5.5, 3.3), xlabel="log-probability of the answer")
+means.plot.barh(figsize=(5.5, 3.3), xlabel="accuracy")
