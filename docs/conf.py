@@ -82,7 +82,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 # Gallery
-suppress_warnings = ["config.cache", "toc.empty_glob"]  # functions in the settings; a folder without scripts
+suppress_warnings = ["config.cache", "toc.not_readable"]  # functions in the settings; a folder without scripts
 if not RUN:
     suppress_warnings += ["myst-nb.lexer"]  # which language a page is in is known once it has run
 sphinx_gallery_conf = {
