@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def test_the_measures_by_hand() -> None:
 
 def test_known_methods_get_known_scores_and_a_run_goes_on(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
+    made = {str(number): gl.bench.plant("dev", number, 48) for number in (BITS, BLIND)}
+    truth = {q.data.name: q.carriers for one in made.values() for q in one.questions}
 
     def oracle(model: Any, task: Any) -> Prediction:
-        made = gl.bench.plant("dev", int(task.name.split()[1]), 48)
-        carriers = next(q.carriers for q in made.questions if q.data.name == task.name)
+        carriers = truth[task.name]
         scores = torch.zeros(task.inputs.tokens.n_pos)
         scores[list(carriers)] = 1
         return Prediction(scores, carriers, (len(carriers), len(carriers)))
@@ -54,8 +56,7 @@ def test_known_methods_get_known_scores_and_a_run_goes_on(tmp_path: Path) -> Non
         return torch.ones(task.inputs.tokens.n_pos)
 
     methods = {"oracle": oracle, "constant": constant}
-    out = tmp_path / "run"
-    result = score(methods, [BITS, BLIND], pictures=48, out=out, progress=False)
+    result = score(methods, {name: partial(made.get, name) for name in made}, progress=False)
     cases = result.cases.set_index(["method", "kind"])
     for kind in ("bits", "blind"):
         row = cases.loc[("oracle", kind)]
@@ -65,36 +66,49 @@ def test_known_methods_get_known_scores_and_a_run_goes_on(tmp_path: Path) -> Non
     n_candidates = len(result.found.candidates.iloc[1])
     assert row.precision == pytest.approx(row["size"] / n_candidates)
     assert row.f1 == pytest.approx(2 * row["size"] / (row["size"] + n_candidates))
-    assert (
-        math.isnan(row.covered)
-        and row.passes == pytest.approx(1.0)
-        and cases.loc[("oracle", "bits")].passes == 0
-    )
+    assert math.isnan(row.covered) and row.passes == pytest.approx(1.0)
+    assert cases.loc[("oracle", "bits")].passes == 0
     assert cases.loc[("constant", "blind")].false_gate == 1
     text = str(result)
-    assert text.startswith("2 plants of split dev, 2 questions") and "oracle" in text and "blind" in text
+    assert text.startswith("2 plants of split given, 2 questions") and "oracle" in text and "blind" in text
     rule = result.tuned()[
         "constant"
     ]  # a floor above 1 takes nothing, which is right on one of the two plants
     assert result.with_rules({"constant": rule}).cases.f1.mean() >= result.cases.f1.mean()
+    assert "oracle" not in result.tuned()  # it says its sets itself
+    out = tmp_path / "run"
+    first = score({"constant": constant}, [BLIND], pictures=48, out=out, progress=False)
     before = asked.read_text()
-    again = score(methods, [BITS, BLIND], pictures=48, out=out, progress=False)
-    assert asked.read_text() == before and again.cases.f1.tolist() == result.cases.f1.tolist()
+    again = score({"constant": constant}, [BLIND], pictures=48, out=out, progress=False)
+    assert asked.read_text() == before and again.cases.f1.tolist() == first.cases.f1.tolist()
     with pytest.raises(OutputError, match="other settings"):
-        score({"oracle": oracle}, [BITS, BLIND], pictures=48, out=out, progress=False)
+        score({"oracle": oracle}, [BLIND], pictures=48, out=out, progress=False)
 
 
 def test_bad_methods_are_named_in_a_line_with_their_plant() -> None:
-    def raises(model: Any, task: Any) -> Any:
-        raise RuntimeError("no\nluck")
-
-    with pytest.raises(
-        MethodError, match=r"^method 'raises' on plant 'dev 6 blind a': RuntimeError: no luck"
-    ):
-        score(raises, [BLIND], pictures=48, progress=False)
     made = gl.bench.make(gl.bench.declare(np.random.default_rng(0), "blind", "llava"), "x", 1, 8)
     task = task_of(made, made.questions[0])
     n_pos = task.inputs.tokens.n_pos
+
+    def raises(model: Any, task: Any) -> Any:
+        raise RuntimeError("no\nluck")
+
+    def hooks(model: Any, task: Any) -> Any:
+        model.add_hook("blocks.0.hook_resid_pre", lambda value, hook: value)
+        return torch.ones(n_pos)
+
+    def weights(model: Any, task: Any) -> Any:
+        model.hf.lm_head.weight[0, 0] += 1
+        return torch.ones(n_pos)
+
+    for method, words in (
+        (raises, "raised RuntimeError: no luck"),
+        (weights, "changed the model's weights: put them back"),
+        (hooks, "left 1 hook on the model: remove them"),
+    ):
+        with pytest.raises(MethodError, match=f"^method '{method.__name__}' on plant 'x a' {words}"):
+            score(method, {"x": lambda: made}, progress=False)
+    made.model.reset_hooks()
     wrong = {
         "gave scores of shape \\(3,\\): give one for each": torch.ones(3),
         "gave nan for position": torch.full((n_pos,), torch.nan),
@@ -137,8 +151,12 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "mine.py"
     page = (Path(__file__).parents[2] / "docs" / "gatebench.md").read_text()
     file.write_text(page.split("```python\n# mine.py\n")[1].split("```")[0])
-    assert main(["bench", str(file), "--n", "1", "--quiet"]) == 0
+    out = tmp_path / "run"
+    assert main(["bench", str(file), "--n", "1", "--quiet", "--tune", "--out", str(out)]) == 0
     assert "1 plants of split dev, 1 questions" in capsys.readouterr().out
+    assert set(gl.bench.read_rules(out / "rules.json")) == {"mine"}
+    written = {"dev.md", "dev-f1-by-kind.png", "dev-f1-by-passes.png"}
+    assert {one.name for one in (out / "results").iterdir()} == written
     for arguments, words in (
         ([str(tmp_path / "none.py")], "there is no file"),
         (["--baseline", "attention"], "--baseline 'attention': there are attention_share"),
@@ -147,9 +165,22 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert main(["bench", *arguments]) == 2
         assert words in capsys.readouterr().err
-    file.write_text("method = 3\n")
-    with pytest.raises(gl.errors.DataError, match="has no function named method"):
-        method_of(file)
+    for text, words in (
+        ("method = 3\n", "has no function named method"),
+        ("def method(model, task: return\n", "cannot be run: SyntaxError"),
+        ("import sys\nsys.exit(1)\n", "cannot be run: SystemExit"),
+    ):
+        file.write_text(text)
+        with pytest.raises(gl.errors.DataError, match=words):
+            method_of(file)
+    with pytest.raises(
+        gl.errors.DataError, match=r"holds no rules .* give the rules.json of a run with --tune"
+    ):
+        gl.bench.read_rules(file)
+
+
+def test_every_method_that_leaves_sets_to_a_rule_has_one_that_is_stored() -> None:
+    assert set(gl.bench.read_rules()) == set(METHODS) - {"direct_effects", "find_gate"}
 
 
 def test_the_finder_names_sets_that_cannot_be_spared_and_nothing_where_nothing_is_read() -> None:

@@ -4,20 +4,23 @@
 transformers) and what is written into the decoder (``wiring``, of ``circuits`` and ``neurons``); ``checks`` measures
 its truth by ``truth``, plain passes of transformers, and refuses a plant that does not do what was declared.
 ``scoring`` runs methods on plants and compares what they find with the truth (``cases``); ``methods`` are those of the
-field.
+field, ``rules`` make sets of their scores, and ``results`` are the page and figures of a run.
 """
 
-from gatelens.bench.cases import Method, MethodError, Prediction, Rule, Task
+from gatelens.bench.cases import Case, Method, MethodError, Prediction, Rule, Task
 from gatelens.bench.checks import Refused, check, measure, plant
 from gatelens.bench.declared import KINDS, Declared, declare
 from gatelens.bench.methods import METHODS
 from gatelens.bench.plants import Plant, Question, make
+from gatelens.bench.results import write_results
+from gatelens.bench.rules import read_rules
 from gatelens.bench.scoring import BenchResult, score
 
 __all__ = [
     "KINDS",
     "METHODS",
     "BenchResult",
+    "Case",
     "Declared",
     "Method",
     "MethodError",
@@ -32,5 +35,7 @@ __all__ = [
     "make",
     "measure",
     "plant",
+    "read_rules",
     "score",
+    "write_results",
 ]

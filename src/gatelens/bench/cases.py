@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatelens.bench.plants import Plant, Question
 from gatelens.data import Example
 from gatelens.data.base import Named
 from gatelens.errors import GatelensError, shown
-from gatelens.examples import prepare
+from gatelens.examples import Labels, prepare
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 
 
 class MethodError(GatelensError):
     """A method that raised, or gave something that cannot be scored."""
+
+
+class CaseQuestion(Protocol):
+    """A question whose carriers are known; a :class:`~gatelens.bench.plants.Question` is one.
+
+    Attributes:
+        name: tells the questions of a case apart.
+        data: a :class:`~gatelens.data.Dataset`, pictures with one prompt; all examples of one length.
+        carriers: absolute positions that carry the picture to the answer.
+        decoys: positions that are none, by their sort.
+        candidates: all positions a carrier can be at.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def carriers(self) -> Sequence[int]: ...
+    @property
+    def decoys(self) -> Mapping[str, Sequence[int]]: ...
+    @property
+    def candidates(self) -> Sequence[int]: ...
+
+
+class Case(Protocol):
+    """A model and its questions; a :class:`~gatelens.bench.plants.Plant` is one.
+
+    Attributes:
+        name, kind, family, layout: to sort it by.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def questions(self) -> Sequence[CaseQuestion]: ...
+    @property
+    def model(self) -> HookedVLM: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -66,17 +110,25 @@ class Task(Named):
         return mask
 
 
-def task_of(plant: Plant, question: Question) -> Task:
+def task_of(case: Case, question: CaseQuestion) -> Task:
     """A question for a method."""
-    examples = question.data.examples()
-    words = plant.shell.words
-    labels = torch.tensor([words[str(e.label)] for e in examples])
-    rng = np.random.default_rng([question.data.seed, 5])
+    data = question.data
+    examples = data.examples(data.tasks[0])
+    tokens = Labels(case.model)
+    names = tuple(data.classes)
+    token_of = {name: tokens.first_token(examples[0].prompt, name) for name in names}
+    labels = torch.tensor([token_of[str(e.label)] for e in examples])
+    rng = np.random.default_rng([content_seed(data.name), 5])
     partners = [int(rng.choice(np.flatnonzero((labels != one).numpy()))) for one in labels]
     return Task(
-        question.data.name, question.data.names, question.candidates, prepare(plant.model, examples), labels,
-        tuple(words[name] for name in question.data.names), torch.tensor(partners), examples,
+        data.name, names, tuple(question.candidates), prepare(case.model, examples), labels,
+        tuple(token_of.values()), torch.tensor(partners), examples,
     )  # fmt: skip
+
+
+def content_seed(name: str) -> int:
+    """A seed that is the same wherever it is computed."""
+    return zlib.crc32(name.encode())
 
 
 @dataclass(frozen=True, eq=False)

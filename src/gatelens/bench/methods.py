@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatelens.bench.cases import Method, Prediction, Rule, Task
+from gatelens.bench.cases import Method, Prediction, Task
 from gatelens.engine import last_logits, look
 from gatelens.interventions import knockout, patch
 from gatelens.model import HookedVLM
@@ -183,18 +183,6 @@ METHODS: dict[str, Method] = {
         zero_knockouts, mask_knockouts, resampling, direct_effects, find_gate,
     )
 }  # fmt: skip
-# how scores become sets, tuned on the first 21 plants of the split dev with 48 pictures (`gatelens bench --tune`)
-RULES = {
-    "attention_share": Rule(0.05, 0.05),
-    "rollout": Rule(0.15),
-    "gradient_x_input": Rule(0.5, 0.363),
-    "integrated_gradients": Rule(0.3, 0.313),
-    "attribution_patching": Rule(0.35, 0.346),
-    "logit_lens": Rule(0.45),
-    "zero_knockouts": Rule(0.1, 0.00078),
-    "mask_knockouts": Rule(0.05, 0.00013),
-    "resampling": Rule(0.25, 0.373),
-}
 
 
 # -- what they share

@@ -76,6 +76,21 @@ class Plant:
     _wrapped: list[HookedVLM] = field(default_factory=list, repr=False)
 
     @property
+    def kind(self) -> str:
+        """The kind that was declared."""
+        return self.declared.kind
+
+    @property
+    def family(self) -> str:
+        """The class of transformers, ``llava`` or ``chameleon``."""
+        return self.declared.family
+
+    @property
+    def layout(self) -> str:
+        """How the carriers stand: ``contiguous``, ``spread``, or empty."""
+        return self.declared.layout
+
+    @property
     def model(self) -> HookedVLM:
         """The model for interpretability."""
         if not self._wrapped:

@@ -5,29 +5,46 @@ from __future__ import annotations
 import os
 import runpy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
+from transformer_lens.hook_points import HookPoint
 
-from gatelens.bench.cases import Method, MethodError, Rule, Truth, compare, counted, read, set_f1, task_of
+from gatelens.bench.cases import (
+    Case,
+    Method,
+    MethodError,
+    Rule,
+    Task,
+    Truth,
+    compare,
+    counted,
+    read,
+    set_f1,
+    task_of,
+)
 from gatelens.bench.checks import N_PICTURES, SPLITS, plant
 from gatelens.bench.declared import KINDS
-from gatelens.bench.shells import N_LAYERS
 from gatelens.errors import DataError, InputError, shown, whole_number
 from gatelens.executors import executing
 from gatelens.identity import content_fingerprint
 from gatelens.measures.stats import SHARE, summary
+from gatelens.model import HookedVLM
 from gatelens.units import Done, Unit, measured, numbered, opened
 
 BENCH = "bench"  # what its folder calls the study, and the only section
 SHARES = ("f1", "exact", "covered", "precision", "on_decoy", "false_gate")
-AMOUNTS = ("size_error", "passes")
+AMOUNTS = ("size_error", "passes", "seconds")
 ALL = "all"  # the row of the table for every kind together
+GIVEN = "given"  # what a result calls the split where cases were given
+Makes: TypeAlias = Callable[[], Case]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +53,16 @@ class BenchResult:
 
     Attributes:
         split, n: the plants.
+        pictures: of a question; None where cases were given.
         found: one row a method and question: ``method, plant, question, kind, family, layout, carriers, decoys,
             candidates, scores, positions, low, high, passes, seconds``. ``positions`` is None where a rule makes the
-            set of the scores, ``low`` and ``high`` are NaN without an interval.
+            set of the scores, ``low`` and ``high`` are NaN without an interval; ``seconds`` are of CPU time.
         rules: by method, the rule.
     """
 
     split: str
     n: int
+    pictures: int | None
     found: pd.DataFrame
     rules: Mapping[str, Rule]
 
@@ -88,7 +107,7 @@ class BenchResult:
     def overview(self) -> pd.DataFrame:
         """One row a method: every measure over all kinds."""
         part = self.table[self.table.kind == ALL]
-        digits = {"passes": 1, "size_error": 1}
+        digits = {"passes": 1, "size_error": 1, "seconds": 1}
         said = [f"{r.mean:.{digits.get(r.measure, 2)}f}" for r in part.itertuples()]
         table = part.assign(said=said).pivot(index="method", columns="measure", values="said")
         columns = [name for name in (*SHARES, *AMOUNTS) if name in table]
@@ -103,7 +122,7 @@ class BenchResult:
 
     def tuned(self) -> dict[str, Rule]:
         """For each method that left its sets to a rule, the one with the highest mean F1 on these plants."""
-        rules = dict(self.rules)
+        rules: dict[str, Rule] = {}
         for name, part in self.found[self.found.positions.isna()].groupby("method"):
             tops = [float(np.max(scores)) for scores in part.scores]
             floors = [
@@ -116,7 +135,7 @@ class BenchResult:
 
     def with_rules(self, rules: Mapping[str, Rule]) -> BenchResult:
         """The same scores, read by other rules."""
-        return BenchResult(self.split, self.n, self.found, {**self.rules, **rules})
+        return BenchResult(self.split, self.n, self.pictures, self.found, {**self.rules, **rules})
 
 
 def _truth(row: Any) -> Truth:
@@ -133,7 +152,7 @@ def _mean_f1(part: pd.DataFrame, rule: Rule) -> float:
 
 def score(
     method: Method | Mapping[str, Method],
-    plants: int | Sequence[int] = 64,
+    plants: int | Sequence[int] | Mapping[str, Makes] = 64,
     split: str = "dev",
     *,
     rules: Mapping[str, Rule] | None = None,
@@ -148,7 +167,8 @@ def score(
         method: a function of a model and a :class:`~gatelens.bench.cases.Task` that gives a score for every position,
             Float[pos], or by layer, Float[layer, pos]; or a :class:`~gatelens.bench.cases.Prediction`, which may name
             the set and an interval of its size. Or several, by name.
-        plants: how many, or their numbers.
+        plants: how many, or their numbers; or cases of one's own: by name, functions that make a
+            :class:`~gatelens.bench.cases.Case` each.
         split: ``"dev"``, to develop and tune a method, or ``"heldout"``, to report it.
         rules: by method, how scores become a set where it names none; by default those of at least half the highest.
         pictures: of a question.
@@ -166,77 +186,121 @@ def score(
             raise InputError(f"method {name!r} is {shown(one)}: give a function of a model and a task")
     if not named:
         raise InputError("there is no method: give at least one")
-    numbers = _numbers(plants)
     if split not in SPLITS:
         raise InputError(f"split={shown(split)}: give {' or '.join(map(repr, SPLITS))}")
+    own = isinstance(plants, Mapping)
+    makes = _makes(plants, split, pictures)
     settings = {
-        "split": split, "plants": list(numbers), "pictures": pictures,
+        "split": GIVEN if own else split,
+        "plants": {k: content_fingerprint(v) for k, v in makes.items()} if own else [*map(int, makes)],
+        "pictures": None if own else pictures,
         "methods": {name: content_fingerprint(one) for name, one in named.items()},
-    }  # fmt: skip
-    units = [
-        Unit(numbered(number), len(named), partial(_measure, named, split, pictures, number))
-        for number in numbers
-    ]
+    }
+    units = [Unit(name, len(named), partial(_measure, named, make)) for name, make in makes.items()]
     with executing(workers) as executor, opened(out, BENCH, lambda: settings) as run:
         tables = measured(run, BENCH, units, progress, (f"{split} plants", "method"), executor)
         found = pd.concat([one["found"] for one in tables], ignore_index=True)
-        result = BenchResult(split, len(numbers), found, {name: Rule() for name in named} | dict(rules or {}))
+        own_rules = {name: Rule() for name in named} | {k: r for k, r in (rules or {}).items() if k in named}
+        result = BenchResult(GIVEN if own else split, len(makes), None if own else pictures, found, own_rules)
         run.save("cases", result.cases)
         run.save("table", result.table)
     return result
 
 
-def _numbers(plants: Any) -> list[int]:
+def _makes(plants: Any, split: str, pictures: int) -> dict[str, Makes]:
+    """What makes each case, by its name."""
+    if isinstance(plants, Mapping):
+        return dict(plants)
     whole = whole_number(plants)
     numbers = list(range(whole)) if whole is not None else plants
     if not isinstance(numbers, list | tuple | range) or not numbers:
         raise InputError(f"plants={shown(plants)}: give how many, or a list of their numbers")
-    return list(numbers)
+    makes: dict[str, Makes] = {}
+    for number in numbers:
+        makes[numbered(number)] = partial(plant, split, number, pictures)
+    return makes
 
 
-def _measure(
-    methods: Mapping[str, Method], split: str, pictures: int, number: int, done: Done
-) -> dict[str, pd.DataFrame]:
+def _measure(methods: Mapping[str, Method], make: Makes, done: Done) -> dict[str, pd.DataFrame]:
     """All methods on one plant: ``found``, see :class:`BenchResult`."""
-    made = plant(split, number, pictures)
-    declared = made.declared
+    case = make()
     rows = []
-    for question in made.questions:
-        task = task_of(made, question)
+    for question in case.questions:
+        task = task_of(case, question)
         decoys = sorted({p for places in question.decoys.values() for p in places})
         shared = {
-            "plant": made.name, "question": question.name, "kind": declared.kind, "family": declared.family,
-            "layout": declared.layout, "carriers": list(question.carriers), "decoys": decoys,
+            "plant": case.name, "question": question.name, "kind": case.kind, "family": case.family,
+            "layout": case.layout, "carriers": list(question.carriers), "decoys": decoys,
             "candidates": list(question.candidates),
         }  # fmt: skip
-        whole = len(task.held) * task.inputs.tokens.n_pos * N_LAYERS
         for name, method in methods.items():
-            rows.append({"method": name, **shared, **_found(name, method, made, task, whole)})
+            try:
+                rows.append({"method": name, **shared, **_found(method, case.model, task)})
+            except MethodError as error:
+                raise MethodError(f"method {name!r} on plant {task.name!r} {error}") from error.__cause__
     done(len(methods))
     return {"found": pd.DataFrame(rows)}
 
 
-def _found(name: str, method: Method, made: Any, task: Any, whole: int) -> dict[str, Any]:
+def _found(method: Method, model: HookedVLM, task: Task) -> dict[str, Any]:
     """What one method found, and what it cost in passes over all examples."""
-    started = time.perf_counter()
-    with counted(made.shell.decoder.layers) as count:
+    n_layers = int(model.cfg.n_layers)
+    started = time.process_time()
+    with _left_as_it_was(model), counted(model.hf.get_decoder().layers) as count:
         try:
-            given = method(made.model, task)
+            given = method(model, task)
         except Exception as error:
             line = " ".join(str(error).split())
-            raise MethodError(
-                f"method {name!r} on plant {task.name!r}: {type(error).__name__}: {line}"
-            ) from error
-    seconds = time.perf_counter() - started
-    try:
-        one = read(given, task, N_LAYERS)
-    except MethodError as error:
-        raise MethodError(f"method {name!r} on plant {task.name!r} {error}") from None
+            raise MethodError(f"raised {type(error).__name__}: {line}") from error
+    seconds = time.process_time() - started
+    one = read(given, task, n_layers)
     low, high = one.size or (float("nan"), float("nan"))
+    whole = len(task.held) * task.inputs.tokens.n_pos * n_layers
     return {
         "scores": list(one.scores), "positions": one.positions, "low": float(low), "high": float(high),
         "passes": count["rows"] / whole, "seconds": seconds,
     }  # fmt: skip
+
+
+@contextmanager
+def _left_as_it_was(model: HookedVLM) -> Iterator[None]:
+    """Refuse a method that leaves hooks or other weights: what comes after it would measure another model.
+
+    Raises:
+        MethodError: says which.
+    """
+    before = _hooks(model), _weights(model)
+    yield
+    left = _hooks(model) - before[0]
+    if left:
+        raise MethodError(
+            f"left {left} hook{'s' * (left > 1)} on the model: remove them, also when it raises"
+        )
+    if not torch.equal(before[1], _weights(model)):
+        raise MethodError("changed the model's weights: put them back, or work on a copy")
+
+
+def _hooks(model: HookedVLM) -> int:
+    """Hooks on hook points and, of others than the toolkit's own, on modules."""
+    count = 0
+    for module in model.modules():
+        count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
+        if not isinstance(module, HookPoint):
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            count += sum(not _ours(hook) for hook in hooks)
+    return count
+
+
+def _ours(hook: Any) -> bool:
+    name = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+    return name.partition(".")[0] in ("gatelens", "transformer_lens")
+
+
+@torch.no_grad()
+def _weights(model: HookedVLM) -> torch.Tensor:
+    """Numbers that are other ones for other weights."""
+    sums = [torch.stack([w.double().sum(), w.double().square().sum()]) for w in model.hf.parameters()]
+    return torch.stack(sums)
 
 
 def method_of(path: str | os.PathLike[str]) -> Method:
@@ -252,8 +316,9 @@ def method_of(path: str | os.PathLike[str]) -> Method:
         )
     try:
         found = runpy.run_path(str(file)).get("method")
-    except Exception as error:
-        raise DataError(f"{str(file)!r} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"{str(file)!r} cannot be run: {type(error).__name__}: {line}") from error
     if not callable(found):
         raise DataError(f"{str(file)!r} has no function named method: define method(model, task)")
     return found
