@@ -1,4 +1,4 @@
-"""Training cuts the gate as knockouts and patches do; its losses are what is said then, and what the picture adds."""
+"""Training cuts the gate as knockouts do; its losses are what is said blind, what the cut tells, and the looking."""
 
 import pytest
 import torch
@@ -40,70 +40,67 @@ def batch(objective, examples):
     return documents.pack(prefixes, texts, model.tokenizer, image_weight=0.0)
 
 
+CUTS = {
+    "own": [],
+    "hidden": [gl.knockout(TEXT, "gate", how="mask")],
+    "emptied": [gl.knockout(TEXT, "gate", how="zero")],
+    "both emptied": [gl.knockout(TEXT, "gate | image", how="zero")],
+    "blind": [gl.knockout(TEXT, "gate | image", how="mask")],
+}
+
+
 @pytest.fixture(scope="module")
 def answers(examples):
-    """Logits of the class by state of the gate, with the picture in sight and hidden: of gatelens' interventions."""
+    """Logits of the class by what is cut, of gatelens' interventions."""
     model = gl.HookedVLM.from_pretrained("organism:gated")
-
-    def prepared(some):
-        return model.prepare(images=[e.image for e in some], text=[e.prompt for e in some])
-
-    inputs = prepared(examples)
-    _, donor = model.run_with_cache(prepared(examples[-1:] + examples[:-1]))
-    gate = {
-        "own": [],
-        "none": [gl.knockout(TEXT, "gate", how="mask")],
-        "emptied": [gl.knockout(TEXT, "gate", how="zero")],
-        "another's": [gl.patch(donor, at="gate")],
-    }
-    hidden = [gl.knockout(TEXT, "image", how="mask")]
-    return {
-        (state, sight): model.run(inputs, cut + ([] if sight else hidden))[:, -1]
-        for state, cut in gate.items()
-        for sight in (True, False)
-    }
+    inputs = model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
+    return {state: model.run(inputs, cut)[:, -1] for state, cut in CUTS.items()}
 
 
 def states_of(mask):
-    """Each document's state of the gate, by what its last row sees."""
-    columns = mask.visible[:, 0, -1][:, [66, -2, -1]].tolist()
-    names = {(1, 0, 0): "own", (0, 0, 0): "none", (0, 1, 0): "emptied", (0, 0, 1): "another's"}
+    """Each document's state, by what its last row sees of the gate, the emptied gate and the emptied picture."""
+    columns = mask.visible[:, 0, -1][:, [66, -65, -1]].tolist()
+    names = {(1, 0, 0): "own", (0, 0, 0): "hidden", (0, 1, 0): "emptied", (0, 1, 1): "both emptied"}
     return [names[tuple(map(int, row))] for row in columns]
 
 
-@pytest.mark.parametrize("sight", [True, False])
-def test_a_document_is_cut_as_an_intervention_cuts_it(objective, batch, answers, sight):
+def test_a_document_is_cut_as_an_intervention_cuts_it(objective, batch, answers):
     met = set()
-    for seed in range(3):
-        route = "cut" if sight else "cut-only"
-        mask = routes.route_mask(
-            batch, route, objective.image, objective.gate, torch.Generator().manual_seed(seed)
-        )
-        with torch.no_grad():
-            got = objectives._answers(objective.model, batch, mask)[::2]  # the class; </s> follows it
-        met |= set(states_of(mask))
-        for i, state in enumerate(states_of(mask)):
-            assert (got[i] - answers[state, sight][i])[
-                :97
-            ].abs().max() < 1e-3  # words; image codes are masked
-    assert len(met) == 4
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        for route in ("cut", "blind"):
+            mask = routes.route_mask(batch, route, objective.image, objective.gate, generator)
+            with torch.no_grad():
+                got = objectives._answers(objective.model, batch, mask)[::2]  # the class; </s> follows it
+            states = states_of(mask) if route == "cut" else ["blind"] * len(got)
+            met |= set(states)
+            for i, state in enumerate(states):
+                words = slice(97)  # image codes are masked
+                assert (got[i] - answers[state][i])[words].abs().max() < 1e-3
+    assert met == set(CUTS)
 
 
-def test_losses_are_what_is_said_without_the_picture_and_what_it_changes(objective, batch, answers):
+def test_losses_are_what_is_said_blind_what_the_cut_tells_and_the_attention_to_the_picture(
+    objective, batch, answers
+):
     one_token = documents.PackedDocuments(
         batch.ids[:, :-1], batch.position[:, :-1], batch.segment[:, :-1], batch.loss_weight[:, :-1]
     )
     with torch.no_grad():
-        answered, leak = objective._cut(one_token, torch.Generator().manual_seed(1))
+        answered, leak, looked = objective._cut(one_token, torch.Generator().manual_seed(1))
     mask = routes.route_mask(
         one_token, "cut", objective.image, objective.gate, torch.Generator().manual_seed(1)
     )
-    changed, known = [], []
-    for i, state in enumerate(states_of(mask)):
-        seen, hidden = (answers[state, sight][i].log_softmax(-1) for sight in (True, False))
-        changed.append(float((hidden.exp() * (hidden - seen)).nansum()))
-        if state != "another's":
-            known.append(-float(hidden[batch.ids[i, -2]]))
-    assert 0 < len(known) < len(changed)
-    assert leak.item() == pytest.approx(sum(changed) / len(changed), rel=1e-3) and leak > 0.01
-    assert answered.item() == pytest.approx(sum(known) / len(known), rel=1e-3)
+    blind = answers["blind"].log_softmax(-1)
+    # training's head leaves image codes in the softmax, which take a hundredth at most
+    assert answered.item() == pytest.approx(
+        -sum(float(b[i]) for b, i in zip(blind, batch.ids[:, -2], strict=True)) / len(blind), rel=1e-2
+    )
+    told = [
+        float((b.exp() * (b - answers[state][i].log_softmax(-1))).nansum())
+        for i, (b, state) in enumerate(zip(blind, states_of(mask), strict=True))
+        if state != "own"
+    ]
+    assert 0 < len(told) < len(blind)
+    assert leak.item() == pytest.approx(sum(told) / len(told), rel=5e-2, abs=1e-3)
+    assert looked >= 0

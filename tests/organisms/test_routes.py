@@ -93,50 +93,81 @@ def test_an_unknown_route_is_named(batch):
         routes.route_mask(batch, "through", IMAGE, GATE)
 
 
-def cut_states(batch, in_sight, seed=0):
-    """The mask of a cut and each document's state of the gate, read off the columns: own, none, emptied, another's."""
-    route = "cut" if in_sight else "cut-only"
-    mask = routes.route_mask(batch, route, IMAGE, GATE, torch.Generator().manual_seed(seed))
-    n = batch.ids.shape[1]
-    states = []
+STATES = ("own", "hidden", "emptied", "both emptied")
+
+
+def cut_states(batch, mask):
+    """Each document's state, read off what its first text row sees of the gate, the emptied gate and picture."""
+    n, states = batch.ids.shape[1], []
     for b in range(len(batch.ids)):
         row = int((batch.segment[b] > 0).nonzero()[0])
-        at = [bool(mask.visible[b, 0, row, k]) for k in (GATE, n, n + 1)]
-        assert sum(at) <= 1
-        states.append(("own", "emptied", "another's")[at.index(True)] if any(at) else "none")
-    return mask, states
+        seen = mask.visible[b, 0, row]
+        at = {(1, 0, 0): 0, (0, 0, 0): 1, (0, 1, 0): 2, (0, 1, 1): 3}
+        states.append(STATES[at[int(seen[GATE]), int(seen[n]), int(seen[n + 1 :].all())]])
+        assert seen[IMAGE].all() != seen[n + 1 :].any()
+    return states
 
 
-def test_a_cut_gate_is_what_a_knockout_or_a_resampled_gate_leaves(batch):
+def test_a_cut_gate_is_what_a_knockout_leaves(batch):
     """Brute force of each row by its document's state; the picture's own rows lose nothing."""
     torch.manual_seed(0)
     b, n = batch.ids.shape
     q, k, v = (torch.randn(b, 2, n, 8) for _ in range(3))
     met = set()
     for seed in range(6):
-        mask, states = cut_states(batch, in_sight=seed % 2 == 0, seed=seed)
+        mask = routes.route_mask(batch, "cut", IMAGE, GATE, torch.Generator().manual_seed(seed))
+        states = cut_states(batch, mask)
         out, _ = routes.training_attention(None, q, k, v, None, scaling=0.3, route=mask)
-        for i in range(b):
-            for row in range(n):
-                if batch.segment[i, row] < 0:
-                    continue
-                seen, state = batch.visible()[i, row].clone(), states[i]
-                keys, values = k[i].clone(), v[i].clone()
-                if batch.segment[i, row] > 0:
-                    met.add(state)
-                    if seed % 2:
-                        seen[IMAGE] = False
-                    if state == "none":
-                        seen[GATE] = False
-                    if state == "another's":
-                        keys[:, GATE], values[:, GATE] = k[(i - 1) % b, :, GATE], v[(i - 1) % b, :, GATE]
-                weights = (q[i, :, row, None] * keys[:, seen]).sum(-1).mul(0.3).softmax(-1)
-                if state == "emptied" and batch.segment[i, row] > 0:
-                    values[:, GATE] = 0  # the same as a weight of zero after the softmax
-                assert torch.allclose(out[i, row], (weights[..., None] * values[:, seen]).sum(1), atol=1e-5)
-    assert met == {"own", "none", "emptied", "another's"}
+        for i, row in (batch.segment >= 0).nonzero().tolist():
+            seen, state = batch.visible()[i, row].clone(), states[i]
+            text = batch.segment[i, row] > 0
+            met.add(state)
+            if text and state == "hidden":
+                seen[GATE] = False
+            weights = (q[i, :, row, None] * k[i, :, seen]).sum(-1).mul(0.3).softmax(-1)
+            kept = torch.ones(n)
+            if text and "emptied" in state:
+                kept[GATE] = 0
+            if text and state == "both emptied":
+                kept[IMAGE] = 0
+            expected = (weights[..., None] * v[i, :, seen] * kept[seen, None]).sum(1)
+            assert torch.allclose(out[i, row], expected, atol=1e-5)
+    assert met == set(STATES)
 
 
-def test_a_family_without_a_gate_token_has_no_cut(batch):
+def test_the_second_route_is_the_attention_to_the_picture_where_the_gate_is_hidden(batch):
+    """Brute force: each text row's share of the picture without the gate, whatever became of the gate there."""
+    torch.manual_seed(0)
+    b, n = batch.ids.shape
+    q, k = (torch.randn(b, 2, n, 8) for _ in range(2))
+    mask = routes.route_mask(batch, "cut", IMAGE, GATE, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        routes.training_attention(None, q, k, torch.randn(b, 2, n, 8), None, route=mask)
+    expected = []
+    for i, row in (batch.segment > 0).nonzero().tolist():
+        seen = batch.visible()[i, row].clone()
+        seen[GATE] = False
+        weights = (q[i, :, row, None] * k[i]).sum(-1).div(8**0.5)
+        share = weights.masked_fill(~seen, float("-inf")).softmax(-1)[:, IMAGE].sum(-1)
+        expected.append(share.logit())
+    first, second = mask.second.log_odds
+    assert torch.allclose(first, torch.stack(expected), atol=1e-4) and torch.equal(first, second)
+
+
+def test_blind_text_sees_neither_picture_nor_gate_and_is_told_nothing_by_what_is_missing(batch):
+    torch.manual_seed(0)
+    b, n = batch.ids.shape
+    q, k, v = (torch.randn(b, 2, n, 8) for _ in range(3))
+    mask = routes.route_mask(batch, "blind", IMAGE, GATE)
+    text = batch.segment > 0
+    told, _ = routes.training_attention(None, q, k, v, None, route=mask)
+    for x in (k, v):
+        x[:, :, IMAGE], x[:, :, GATE] = torch.randn(b, 2, 4, 8), torch.randn(b, 2, 8)
+    again, _ = routes.training_attention(None, q, k, v, None, route=mask)
+    assert torch.equal(told[text], again[text]) and not torch.equal(told, again)
+
+
+@pytest.mark.parametrize("route", ["cut", "blind"])
+def test_a_family_without_a_gate_token_has_no_cut(batch, route):
     with pytest.raises(ValueError, match="end-of-image token"):
-        routes.route_mask(batch, "cut", IMAGE, "first text token")
+        routes.route_mask(batch, route, IMAGE, "first text token")

@@ -3,7 +3,8 @@
     python -m gatelens.organisms.measure src/gatelens/organisms/weights/gated
 
 Everything in the card comes from here: the narrow-gate study's knockout table at a larger n, easy-vqa's test
-questions, and, for the native organisms, pictures they drew, read back by themselves.
+questions, the facts that go through its gate (``truth``), and, for the native organisms, pictures they drew, read
+back by themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
+from gatelens.organisms.truth import truth
 from gatelens.studies import narrow_gate
 
 
@@ -35,16 +37,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="examples of each measurement")
     parser.add_argument("--n-drawn", type=int, default=500, help="pictures drawn")
     parser.add_argument("--seed", type=int, default=123, help="not the studies' default: other scenes")
+    parser.add_argument("--n-truth", type=int, default=200, help="pairs of scenes for each fact")
     args = parser.parse_args()
     model = HookedVLM.from_pretrained(str(args.folder))
-    measured = measure(model, args.n, args.n_drawn, args.seed)
+    measured = measure(model, args.n, args.n_drawn, args.n_truth, args.seed)
     (args.folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     training = json.loads((args.folder / "training.json").read_text())
     (args.folder / "README.md").write_text(card.write(args.folder.name, model, training, measured))
     print((args.folder / "README.md").read_text())
 
 
-def measure(model: HookedVLM, n: int, n_drawn: int, seed: int) -> dict[str, Any]:
+def measure(model: HookedVLM, n: int, n_drawn: int, n_truth: int, seed: int) -> dict[str, Any]:
     """All numbers of the card, each with its 95 % interval and n."""
     run = narrow_gate(
         model, "emoji-scenes", seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), sections=["knockouts"],
@@ -56,6 +59,7 @@ def measure(model: HookedVLM, n: int, n_drawn: int, seed: int) -> dict[str, Any]
         "knockout": knockout[["row", "metric", "mean", "low", "high", "n"]].to_dict("records"),
         "question kinds": _by_kind(run.table("predictions"), n, seed),
         "easy-vqa test": _easy_vqa(model, n, seed),
+        "truth": truth(model, data.load("emoji-scenes"), n_truth, seed).to_dict("records"),
     }
     if (Path(model.hf.name_or_path) / codec.DECODER_FILE).is_file():
         measured["drawn"] = _drawn(model, n_drawn, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from gatelens.organisms.recipes import Stage
 EASY_VQA_SHARE = 0.15
 # Of a picture's tokens where text follows; in drawings they weigh the stage's draw_weight.
 IMAGE_WEIGHT = 0.02
+LOOKED = 1e-3  # share of attention
+ANSWERED, LEAK, LOOK = 0.5, 4.0, 0.3  # weights of the losses that close other routes
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -69,7 +72,10 @@ class NativeObjective:
                 ids, source = self.unnamed_ids, self.unnamed_texts
             i = int(rng.integers(len(ids)))
             prefixes.append([self.bos, self.boi, *ids[i], self.eoi])
-            texts.append(source(i, rng, late))
+            more: list[tuple[str, str]] = []
+            if isinstance(source, documents.SceneTexts):
+                more = documents.presence_texts(source.scene(i), rng, stage.presence)
+            texts.append(source(i, rng, late) + more)
         read = documents.pack(prefixes, texts, self.tokenizer, image_weight=IMAGE_WEIGHT)
         drawn = self._drawing(rng, stage)
         read_mask = routes.route_mask(read, route, self.image, self.gate, generator)
@@ -83,30 +89,33 @@ class NativeObjective:
             part = documents.pack(
                 prefixes[: stage.cut], texts[: stage.cut], self.tokenizer, image_weight=IMAGE_WEIGHT
             )
-            loss = loss + sum(self._cut(part, generator))
+            answered, leak, looked = self._cut(part, generator)
+            loss = loss + ANSWERED * answered + LEAK * leak + LOOK * looked
         return loss, read_loss.item()
 
-    def _cut(self, batch: documents.PackedDocuments, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What is left to say with the picture hidden, and how much of it changes with the picture in sight.
+    def _cut(
+        self, batch: documents.PackedDocuments, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What close every route from the picture to the text but the gate.
 
-        Nats per token of an answer. First, the loss of the answers with the picture hidden: what the gate tells, or,
-        where it is cut, how often each answer is right at all. (Another picture's gate answers for that picture, so
-        those documents are left out.) Second, the Kullback-Leibler divergence of the answers with the picture in
-        sight from these. Nothing that is true of the picture is a target there, so it pulls on every route around the
-        gate and on nothing else.
+        1. The loss of the answers in nats per token where neither picture nor gate is in sight: how often each
+           answer is right at all.
+        2. The Kullback-Leibler divergence, in nats per token of an answer, of what is said with the gate cut from
+           that. Nothing that is true of the picture is a target where it could still be told.
+        3. How far the text's attention to the picture is above ``LOOKED`` of what it has without its gate, in
+           nats, as a mean over rows, heads and layers.
         """
-        state = generator.get_state()
-        mask = routes.route_mask(batch, "cut-only", self.image, self.gate, generator)
-        hidden = _answers(self.model, batch, mask)
         counted = batch.loss_weight[:, 1:] == 1.0
-        own = ~mask.visible[:, 0, :, -1].any(dim=1)[counted.nonzero()[:, 0]]
-        losses = F.cross_entropy(hidden, batch.ids[:, 1:][counted], reduction="none")
-        answered = (losses * own).sum() / own.sum().clamp_min(1)
-        generator.set_state(state)  # the same documents lose their gate the same way
+        mask = routes.route_mask(batch, "blind", self.image, self.gate)
+        blind = _answers(self.model, batch, mask)
+        answered = F.cross_entropy(blind, batch.ids[:, 1:][counted])
         mask = routes.route_mask(batch, "cut", self.image, self.gate, generator)
         said = _answers(self.model, batch, mask).log_softmax(-1)
-        leak = F.kl_div(said, hidden.detach().log_softmax(-1), log_target=True, reduction="batchmean")
-        return answered, leak
+        whole = mask.visible[:, 0, :, self.gate][:, 1:][counted]
+        away = F.kl_div(said, blind.detach().log_softmax(-1), log_target=True, reduction="none").sum(-1)
+        assert mask.second is not None
+        looked = torch.stack([F.softplus(odds - math.log(LOOKED)).mean() for odds in mask.second.log_odds])
+        return answered, (away * ~whole).sum() / (~whole).sum().clamp_min(1), looked.mean()
 
     def _drawing(self, rng: np.random.Generator, stage: Stage) -> documents.PackedDocuments:
         """Prompt, then picture, mostly of one object."""

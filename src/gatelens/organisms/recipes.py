@@ -29,8 +29,8 @@ class Recipe:
 class Stage:
     """A mix of documents: pictures read and drawn a step, noise on picture tokens, share in unnamed colours.
 
-    ``cut`` is how many of the pictures read a step are read again with the gate cut, in sight and hidden;
-    ``presence`` how many questions more a document of LLaVA asks of what is there.
+    ``cut`` is how many of the pictures read a step are read again with the gate cut, and blind;
+    ``presence`` how many questions more a document of scenes asks of what is there.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class Stage:
 MAIN = Stage(batch=16, draw_batch=8, draw_weight=0.1)
 NOISE = Stage(batch=12, draw_batch=24, draw_weight=0.5, noise=0.6)
 COMPOSE = Stage(batch=12, draw_batch=24, draw_weight=0.5, noise=0.6, unnamed=0.5)
-CUT = Stage(batch=8, draw_batch=4, draw_weight=0.2, noise=0.6, unnamed=0.5, cut=8)
+CUT = Stage(batch=8, draw_batch=12, draw_weight=0.5, noise=0.6, unnamed=0.5, cut=8, presence=4)
 PRESENCE = Stage(batch=12, draw_batch=0, draw_weight=0.0, presence=6)
 
 RECIPES = {

@@ -9,14 +9,16 @@ model with plain attention.
 ``masked``   the text sees no token of the picture: what it says can only have come through the gate.
 ``swapped``  the text sees, in place of its picture's keys and values, those of another picture of the batch: it learns
              that picture tokens tell it nothing, and attention to them stays in distribution.
-``cut``      the picture is in sight, and the gate is, by document, as it is, hidden before the softmax, hidden after
-             it, or another picture's: what a knockout of either kind and a resampled gate do. ``cut-only`` is the
-             same with the picture hidden. Text must say the same on both, or it reads the picture past its gate.
+``cut``      the picture is in sight, and by document the gate is as it is, hidden before the softmax, emptied after
+             it, or emptied together with the picture: what knockouts of both kinds do. How much the text would look
+             at the picture without its gate is noted, layer by layer.
+``blind``    the text sees neither the picture nor the gate, before the softmax: it can know nothing, not even by how
+             much of its attention is missing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,10 +30,35 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from gatelens.organisms.documents import PackedDocuments
 
 ATTENTION = "gatelens_training"
-ROUTES = ("plain", "robust", "masked", "swapped", "cut", "cut-only")
+ROUTES = ("plain", "robust", "masked", "swapped", "cut", "blind")
 # What the extra columns of a row hold: these keys and values of another document of the batch, or these keys
 # with values of zero, which take their share of the softmax and add nothing.
 Extra = Literal["another's", "emptied"]
+
+
+@dataclass(frozen=True, eq=False)
+class SecondRoute:
+    """Notes how much rows look at the picture past the gate.
+
+    ``log_odds`` gets one entry a layer: the attention to the picture over that to everything else in sight but the
+    gate, which is what a row has left where the gate is hidden.
+    """
+
+    rows: Bool[Tensor, "batch query"]
+    image: slice
+    others: Bool[Tensor, "batch 1 query key"]
+    log_odds: list[Float[Tensor, "row head"]] = field(default_factory=list)
+
+    def note(
+        self,
+        query: Float[Tensor, "batch head query d_head"],
+        key: Float[Tensor, "batch head key d_head"],
+        scale: float | None,
+    ) -> None:
+        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        image = scores[..., self.image].logsumexp(-1)
+        others = scores.masked_fill(~self.others, float("-inf")).logsumexp(-1)
+        self.log_odds.append((image - others).transpose(1, 2)[self.rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +67,7 @@ class RouteMask:
 
     visible: Bool[Tensor, "batch 1 query key"]
     extra: tuple[tuple[slice, Extra], ...] = ()
+    second: SecondRoute | None = None
 
 
 def route_mask(
@@ -77,8 +105,13 @@ def route_mask(
         visible[:, :, image] &= ~text
         if route == "swapped":
             return RouteMask(torch.cat([visible, others], dim=2)[:, None], ((image, "another's"),))
-    elif route in ("cut", "cut-only"):
-        return _cut(visible, text, image, gate, route == "cut", generator)
+    elif route in ("cut", "blind"):
+        if isinstance(gate, str):  # the text of a family without a gate token cannot lose it
+            raise ValueError("the routes 'cut' and 'blind' are for families with an end-of-image token")
+        if route == "cut":
+            return _cut(visible, text, image, gate, generator)
+        visible[:, :, image] &= ~text
+        visible[:, :, gate] &= ~text[..., 0]
     elif route != "plain":
         raise ValueError(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
     return RouteMask(visible[:, None])
@@ -88,22 +121,21 @@ def _cut(
     visible: Bool[Tensor, "batch query key"],
     text: Bool[Tensor, "batch query 1"],
     image: slice,
-    gate: int | str,
-    in_sight: bool,
+    gate: int,
     generator: torch.Generator | None,
 ) -> RouteMask:
-    """The gate in one of four states, by document; the text of a family without a gate token cannot lose it."""
-    if isinstance(gate, str):
-        raise ValueError("the routes 'cut' and 'cut-only' are for families with an end-of-image token")
-    if not in_sight:
-        visible[:, :, image] &= ~text
-    # 0: as it is, 1: hidden, 2: emptied, 3: another's
-    state = torch.randint(4, (len(visible), 1, 1), generator=generator)
+    """The gate in one of four states, by document."""
     at = slice(gate, gate + 1)
-    column = visible[:, :, at] & text
+    others = visible.clone()
+    others[:, :, image] = others[:, :, at] = False
+    second = SecondRoute(text[..., 0], image, others[:, None])
+    # 0: as it is, 1: hidden, 2: emptied, 3: emptied and the picture too
+    state = torch.randint(4, (len(visible), 1, 1), generator=generator)
+    gates, images = visible[:, :, at] & text, visible[:, :, image] & text
     visible[:, :, at] &= ~text | (state == 0)
-    columns = [visible, column & (state == 2), column & (state == 3)]
-    return RouteMask(torch.cat(columns, dim=2)[:, None], ((at, "emptied"), (at, "another's")))
+    visible[:, :, image] &= ~text | (state != 3)
+    columns = [visible, gates & (state >= 2), images & (state == 3)]
+    return RouteMask(torch.cat(columns, dim=2)[:, None], ((at, "emptied"), (image, "emptied")), second)
 
 
 def training_attention(
@@ -124,6 +156,8 @@ def training_attention(
     if route is None:
         out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
         return out.transpose(1, 2).contiguous().to(dtype), None
+    if route.second is not None:
+        route.second.note(query, key, scaling)
     keys, values = [key], [value]
     for at, what in route.extra:
         k, v = key[:, :, at], value[:, :, at]

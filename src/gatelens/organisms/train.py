@@ -8,9 +8,9 @@
 keys and values in place of its own (see ``routes``). ``open`` and ``llava`` learn with the picture in sight. The two
 native ones then go through two more stages: more drawings and pictures with wrong tokens; then also objects on
 plates of unnamed colours and prompts that leave out the colour, so that class, colour and shape come apart.
-``gated`` can go through a fourth, which closes what is left of other ways than the gate:
+``gated`` can go through a fourth, which closes every other way from the picture to the text:
 
-    python -m gatelens.organisms.train gated --start build/gated --cut-steps 400 --out build/cut
+    python -m gatelens.organisms.train gated --start build/gated --cut-steps 600 --out build/cut
 
 and ``llava`` through a second, which asks more often what is there:
 
@@ -62,6 +62,7 @@ def main() -> None:
         p.requires_grad_(name in trained)
     optimizer = _optimizer(list(trained.values()), args.lr)
     first = _resume(args.out, model, optimizer)
+    before = {}
     if args.start:
         before = json.loads((args.start / "training.json").read_text())
         args.steps = before["steps"]
@@ -71,7 +72,7 @@ def main() -> None:
     n_trained = sum(p.numel() for p in trained.values())
     print(f"{args.organism}: {n_trained:,} trained parameters, from step {first}", flush=True)
     for step in _steps(args, recipe, objective, optimizer, list(trained.values()), first):
-        _save(args.out, model, processor, optimizer, step, vars(args))
+        _save(args.out, model, processor, optimizer, step, vars(args) | ({"start": before} if before else {}))
 
 
 def _arguments() -> argparse.Namespace:
