@@ -90,6 +90,34 @@ def test_the_shipped_card_is_the_one_its_numbers_give(name):
     assert written == (folder / "README.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def truth():
+    """What was measured of the gated organism: rows by what is cut, and fact; the own answers."""
+    measured = json.loads((organisms.folder("gated") / "measured.json").read_text())
+    table = {}
+    for row in measured["truth"]:
+        if row["answer"] == "own":
+            table.setdefault(row["row"], {})[row["fact"]] = row
+    return table
+
+
+def test_every_fact_was_measured_to_go_through_the_gate_alone(truth):
+    assert card.past_the_gate(truth) == []
+    for fact in ("class", "color", "shape", "side", "count"):
+        assert truth["none"][fact]["mean"] >= 0.95
+    for fact, row in truth["none"].items():
+        assert row["n"] >= 200 and truth["image, mask"][fact]["mean"] >= row["mean"] - 0.05
+
+
+def test_a_fact_that_comes_past_the_gate_is_named(truth):
+    """Where the whole interval is above what a constant and the blind model say, and for no other reason."""
+    shape = {"mean": 0.6, "low": 0.53, "high": 0.67, "n": 200}
+    leaky = truth | {"gate, mask": truth["gate, mask"] | {"shape": shape}}
+    assert [text.split(":")[0] for text in card.past_the_gate(leaky)] == ["shape (gate, mask)"]
+    blind = truth["gate and image, mask"] | {"shape": shape}
+    assert card.past_the_gate(leaky | {"gate and image, mask": blind}) == []
+
+
 def test_weights_stay_small():
     for name in NAMES:
         assert sum(f.stat().st_size for f in organisms.folder(name).iterdir()) <= 16 * 2**20

@@ -43,3 +43,18 @@ def test_what_is_resampled_answers_for_the_picture_it_comes_from(table):
     assert table.loc[("image, resample", "own"), "mean"] >= 0.7
     assert table.loc[("constant", "own"), "mean"] <= 0.5
     assert (table.low <= table["mean"]).all() and (table["mean"] <= table.high).all() and (table.n == N).all()
+
+
+@pytest.mark.parametrize("how", ["mask", "zero"])
+def test_no_colour_comes_past_the_gate(model, how):
+    """The colours of the same scenes, of which one in five is right by chance."""
+    pairs = gl.pairs("emoji-scenes", differ="color", n=24, seed=5)
+    shown = [side for p in pairs for side in (p.clean, p.corrupt)]
+    inputs = model.prepare(images=[e.image for e in shown], text=[e.prompt for e in shown])
+    right = []
+    for cut in ([], [gl.knockout("text - gate", "gate", how=how)]):
+        said = model.decode(model.run(inputs, cut)[:, -1].argmax(-1, keepdim=True).tolist())
+        right.append(
+            sum(word.strip() == e.answers[0] for word, e in zip(said, shown, strict=True)) / len(shown)
+        )
+    assert right[0] >= 0.9 and right[1] <= 0.45

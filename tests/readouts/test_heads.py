@@ -323,7 +323,7 @@ def test_the_sinks_of_an_organism_stay_whatever_is_asked(name: str, sinks: dict[
     other = [dataclasses.replace(e, prompt="<image>What is in this picture? It is a") for e in asked]
     for of in (asked, other):
         found = gl.heads_table(model, of, "sinks", progress=False).sinks
-        common = found[found["role"] != "query"].groupby("position").filter(lambda one: len(one) >= 6)
+        common = found[found["role"] != "query"].groupby("position").filter(lambda one: len(one) >= 5)
         assert common.groupby("position")["origin"].unique().map(list).to_dict() == {
             position: [origin] for position, origin in sinks.items()
         }
@@ -336,7 +336,7 @@ def test_the_heads_of_an_organism() -> None:
     heads = gl.heads_table(
         model, "emoji-scenes", ["attention", "knockout"], n=6, ablate_at="last", progress=False
     )
-    reading = heads[(heads["gate"] > 0.9) & (heads["image"] < 0.1)]
+    reading = heads[(heads["gate"] > 0.7) & (heads["image"] < 0.1)]
     assert [1, 0] in reading[["layer", "head"]].to_numpy().tolist()
     others = heads[(heads["gate"] < 0.5)]
     assert reading["knockout"].max() > 1 and reading["knockout"].max() > 3 * others["knockout"].max()
