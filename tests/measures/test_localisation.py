@@ -305,7 +305,7 @@ def test_words_of_the_organisms(organism: str, sees: bool) -> None:
     inputs = model.prepare([e.image for e in examples], [e.prompt for e in examples])
     seen = ImageAttention(inputs.tokens, int(model.cfg.n_layers))
     generation = generate(model, inputs, max_new_tokens=40, see=seen)
-    vocabulary, tables = Vocabulary(CLASSES), []
+    vocabulary, tables, shares = Vocabulary(CLASSES), [], []
     for b, example in enumerate(examples):
         live = generation.tokens.roles[b, inputs.tokens.n_pos :] == Role.GENERATED
         ids = generation.token_ids[b][live].tolist()
@@ -314,8 +314,12 @@ def test_words_of_the_organisms(organism: str, sees: bool) -> None:
             if mention.name in masks:
                 rows = word_rows(ids, lambda part: model.decode(part)[0], mention.start, mention.stop)
                 tables.append(localise(seen.of(b, rows), inputs.tokens, masks[mention.name], b))
-    table = mean_by_layer(tables)
+                shares.append(seen.of(b, rows).sum(-1))
+    table, share = mean_by_layer(tables), torch.stack(shares).mean(0)
     assert table["n"].min() >= 8
     best = table.loc[table["hit"].idxmax()]
     assert best["chance"] < 0.2
-    assert (best["hit"] > 0.7) if sees else (table["hit"].mean() < 1.5 * best["chance"])
+    if sees:
+        assert best["hit"] > 0.7 and share.max() > 0.2
+    else:
+        assert best["hit"] < 0.7 and share.max() < 0.1

@@ -87,7 +87,7 @@ def attribute(
         >>> inputs = model.prepare(scene.image, scene.prompt)
         >>> parts = gl.attribute(model, inputs, ("sunflower", "crown"), by="position")
         >>> parts
-        Attribution(row 1 × part 1687: logit difference 4.562, error ...)
+        Attribution(row 1 × part 1687: logit difference 7.864, error ...)
         >>> parts.table.groupby("role")["value"].sum().idxmax()  # of what attention brings: the gate
         'eoi'
     """

@@ -74,7 +74,7 @@ def logit_lens(
         >>> lens.sel(target="top 0").table["word"].tolist()
         ['next', 'guitar', 'sunflower', 'sunflower', 'sunflower', 'sunflower', 'sunflower']
         >>> [int(rank) for rank in lens.sel(kind="target").table["rank"]]
-        [19, 2, 0, 0, 0, 0, 0]
+        [20, 1, 0, 0, 0, 0, 0]
     """
     inputs = model.batch(inputs)
     chosen = _layers(layers, int(model.cfg.n_layers))

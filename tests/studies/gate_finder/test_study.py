@@ -58,17 +58,16 @@ def test_the_verdict_is_the_one_planted(searches: dict[str, GateSearch], name: s
     if name != "gated":
         assert found.gate == ()
         assert found.verdict["sets"]["zero"]["low"] > 8
-    # In the open models the word after the picture draws attention and says nothing: named, not believed.
-    assert set(found.verdict["disagree"]) <= ({"overlap"} if name == "gated" else {"attention", "overlap"})
+    # The word after the picture draws attention and says nothing: named, not believed.
+    assert set(found.verdict["disagree"]) <= {"attention", "overlap"}
     assert all(one in found.verdict["sentence"] for one in found.verdict["disagree"])
 
 
 @pytest.mark.organism
 @pytest.mark.parametrize(
-    "measure",
-    ["attention", "overlap", "zero accuracy", "zero log_prob", "mask log_prob", "flipped", "target overlap"],
+    "measure", ["zero accuracy", "zero log_prob", "mask log_prob", "flipped", "target overlap"]
 )
-def test_every_measure_ranks_the_gate_first(searches: dict[str, GateSearch], measure: str) -> None:
+def test_every_effect_ranks_the_gate_first(searches: dict[str, GateSearch], measure: str) -> None:
     first, second = searches["gated"].ranking(measure).head(2).itertuples()
     assert (first.name, first.position) == ("<eoss>", 66)
     assert first.low > second.high

@@ -80,7 +80,7 @@ def heads_table(
         >>> model = gl.HookedVLM.from_pretrained("organism:gated")
         >>> heads = gl.heads_table(model, "emoji-scenes", parts=["attention"], n=8, progress=False)
         >>> heads.sort_values("gate", ascending=False).head(3)[["layer", "head"]].to_numpy().tolist()
-        [[1, 0], [1, 2], [4, 2]]
+        [[4, 2], [3, 3], [2, 0]]
     """
     given = {**locals()}
     _check(ablate_with, ridge)
