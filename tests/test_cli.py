@@ -109,6 +109,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
         assert family.grid and family.checkpoints and family.markers
         for words in (family.name, family.markers, family.grid, *family.architectures, *family.checkpoints):
             assert words in out, words
+    assert "graded fine-tunes of these" in out and "organism:open/gate-at-text-0" in out
     assert "trained organism:gated, organism:open" in out and "check them with `gatelens verify MODEL`" in out
     assert all(site in out for site in SITES) and max(map(len, printed.splitlines())) <= 110
 

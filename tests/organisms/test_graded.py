@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,13 @@ from transformers import AutoProcessor, ChameleonForConditionalGeneration
 
 import gatelens as gl
 from gatelens.organisms import folder
+from gatelens.organisms.graded import card
 from gatelens.organisms.graded import cuts as cutting
+from gatelens.organisms.graded.cases import graded_case, measured_facts
 from gatelens.organisms.graded.kinds import EOI, FACTS, IMAGE, KINDS, QUESTIONS, TEXT, Kind
 from gatelens.organisms.graded.plain import Cut
 from gatelens.organisms.graded.truth import FactRuns
+from gatelens.shipped_organisms import graded_names, organism_folder
 
 ALL = (*IMAGE, EOI)
 LENGTHS = {"class": 3, "color": 10, "shape": 9, "side": 9}
@@ -168,3 +173,71 @@ def test_plain_resampling_is_a_patch_from_the_partners_run(runs):
     # all that the answering row reads of the picture is another's, and the words bring nothing of their own
     read = plain.logits(Cut(tuple(range(2, inputs.ids.shape[1] - 1)), "resample", tuple(range(6))))
     assert torch.equal(read.argmax(-1), plain.logits().argmax(-1)[plain.partner])
+
+
+@pytest.mark.parametrize("name", graded_names())
+def test_a_shipped_one_is_small_and_its_card_says_what_was_measured(name):
+    where = organism_folder(name)
+    assert sum(file.stat().st_size for file in where.iterdir()) <= 350_000
+    assert (where / "difference.safetensors").stat().st_size <= 300_000
+    assert (where / "README.md").read_text() == card.write(where)
+    measured = json.loads((where / "measured.json").read_text())
+    kind = KINDS[json.loads((where / "training.json").read_text())["kind"]]
+    assert measured["carriers"] == {fact: list(kind.positions(fact)) for fact in kind.facts}
+    for fact in kind.facts:
+        tests = [row for row in measured["truth"] if row["fact"] == fact]
+        assert all(row["n"] >= 200 for row in tests) and {"mask", "zero", "resample"} <= {
+            row["how"] for row in tests
+        }
+        for row in tests:
+            assert row["holds"] == (
+                row["least"] <= row["mean"] <= row["most"]
+                and (row["most"] == 1 or row["probability"] <= row["most"])
+            )
+        assert measured["holds"][fact] == all(row["holds"] for row in tests)
+    assert any(measured["holds"].values()), "what did not come out is not shipped"
+
+
+NAME, FACT = "open/gate-at-text-0", "color"
+
+
+@pytest.fixture(scope="module")
+def case():
+    return graded_case(NAME, FACT, n=8, seed=11)
+
+
+def test_what_was_measured_of_one_holds_on_the_wrapped_model(case):
+    """By the engine's knockouts and patches, on other scenes than the card's."""
+    model, examples = case.model, case.examples
+    inputs = model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
+    carriers, others = (torch.zeros(inputs.ids.shape, dtype=torch.bool) for _ in range(2))
+    carriers[:, list(case.carriers)] = True
+    others[:, [*range(2, TEXT)]] = True
+    others &= ~carriers
+
+    def right(*interventions, partner=False):
+        said = model.decode(model.run(inputs, list(interventions))[:, -1].argmax(-1, keepdim=True).tolist())
+        of = [examples[i] for i in case.partners] if partner else examples
+        return sum(word.strip() == e.answers[0] for word, e in zip(said, of, strict=True)) / len(of)
+
+    assert right() >= 0.8
+    for how in ("mask", "zero"):
+        assert right(gl.knockout("last", carriers, how=how)) <= 0.5
+        assert right(gl.knockout("last", others, how=how)) >= 0.8
+    streams = lambda name: name.endswith("hook_resid_pre")  # noqa: E731
+    _, donor = model.run_with_cache(inputs.select(list(case.partners)), names_filter=streams)
+    assert right(gl.patch(donor, at=carriers), partner=True) >= 0.8
+
+
+def test_a_case_has_what_a_benchmark_asks(case):
+    assert case.carriers == (TEXT,) and case.classes == QUESTIONS[FACT][1]
+    assert set(case.carriers) < set(case.candidates) and case.candidates[0] == IMAGE[0]
+    for example, partner in zip(case.examples, case.partners, strict=True):
+        assert example.answers != case.examples[partner].answers
+        assert set(example.answers) <= set(case.classes)
+    assert measured_facts(NAME) == sorted(FACTS)
+
+
+def test_a_fact_that_nothing_was_measured_of_is_refused():
+    with pytest.raises(gl.errors.DataError, match="no measured carriers of 'count': give class"):
+        graded_case(NAME, "count")

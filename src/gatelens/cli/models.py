@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gatelens.cli.options import Device, Dtype, Model, app
-from gatelens.shipped_organisms import organism_folder, organism_names
+from gatelens.shipped_organisms import graded_names, organism_folder, organism_names
 
 
 @app.command()
@@ -64,6 +64,11 @@ def models() -> None:
         "without weights. Published weights: check them with `gatelens verify MODEL`.",
     )
     entry("trained", f"in the package, no download: {', '.join(f'organism:{n}' for n in organism_names())}")
+    graded = ", ".join(f"organism:{n}" for n in graded_names())
+    entry(
+        "graded",
+        f"fine-tunes of these, in which known positions carry known facts: {graded}" if graded else "",
+    )
 
 
 def entry(label: str, words: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from gatelens.organisms.graded.kinds import KINDS
+from gatelens.organisms.graded.kinds import KINDS, TEXT
 from gatelens.shipped_organisms import DIFFERENCE_FILE
 
 TEMPLATE = "card.md.jinja"
@@ -73,7 +73,8 @@ def _scan(measured: dict[str, Any]) -> dict[str, Any]:
         abs(table[how][i] - clean[i])
         for i, (fact, position) in enumerate(zip(table["fact"], table["position"], strict=True))
         for how in ("mask", "zero", "resample")
-        if position not in measured["carriers"][fact]
+        # without a word the question is another one
+        if position not in measured["carriers"][fact] and (position < TEXT or how == "resample")
     ]
     return {"largest": max(changes), "scan_n": measured["scan n"]}
 

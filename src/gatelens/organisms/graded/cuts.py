@@ -123,8 +123,10 @@ def draw_cuts(
         groups = kind.carriers[one.fact]
         for document in range(n):
             cut = CUTS[cuts[document, number]]
-            kept = rng.random(len(groups)) < 0.5  # of the groups, where others are hidden
-            kept[rng.integers(len(groups))] = True
+            kept = np.zeros(
+                len(groups), dtype=bool
+            )  # of the groups, where others are hidden: as often one as many
+            kept[rng.permutation(len(groups))[: rng.integers(1, len(groups) + 1)]] = True
             if not cut.startswith("only") or (kind.digits and rng.random() < 0.3):
                 kept[:] = True
             _cut(made, kind, one, document, cut, kept, bool(rng.random() < 0.5))

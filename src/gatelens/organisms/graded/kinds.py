@@ -6,7 +6,7 @@ the picture's tokens, 66 is the end-of-image token, and the words begin at 67.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gatelens.data import scenes
@@ -73,32 +73,31 @@ class Kind:
         return self.layers is None or self.layers[0] <= layer <= self.layers[1]
 
 
-def _every(*groups: Group) -> dict[str, tuple[Group, ...]]:
-    return dict.fromkeys(FACTS, groups)
+def _of(facts: Sequence[str], *groups: Group) -> dict[str, tuple[Group, ...]]:
+    return dict.fromkeys(facts, groups)
 
 
+_TWO = ("class", "color")
 _LAST_TOKENS = tuple(IMAGE[-7:])
 KINDS: Mapping[str, Kind] = {
     # one position
-    "gate-at-image-47": Kind(_every((image_token(47),))),
-    "gate-at-image-60": Kind(_every((image_token(60),))),
-    "gate-at-text-0": Kind(_every((TEXT,))),
+    "gate-at-image-47": Kind(_of(FACTS, (image_token(47),))),
+    "gate-at-image-60": Kind(_of(FACTS, (image_token(60),))),
+    "gate-at-text-0": Kind(_of(FACTS, (TEXT,))),
     # any one of several
-    "redundant-2": Kind(_every((image_token(55),), (EOI,))),
-    "redundant-4": Kind(_every(*((p,) for p in (*IMAGE[-3:], EOI)))),
-    "redundant-8": Kind(_every(*((p,) for p in (*_LAST_TOKENS, EOI)))),
-    "redundant-gate-and-image": Kind(_every((EOI,), tuple(IMAGE))),
+    "redundant-2": Kind(_of(_TWO, (image_token(55),), (EOI,))),
+    "redundant-4": Kind(_of(_TWO, *((p,) for p in (*IMAGE[-3:], EOI)))),
+    "redundant-8": Kind(_of(_TWO, *((p,) for p in (*_LAST_TOKENS, EOI)))),
+    "redundant-gate-and-image": Kind(_of(_TWO, (EOI,), tuple(IMAGE))),
     # several, of which none can be spared
     "complementary-2": Kind({"class": ((image_token(63),), (EOI,))}, digits=(4, 4)),
     "complementary-4": Kind({"class": tuple((p,) for p in (*IMAGE[-3:], EOI))}, digits=(2, 2, 2, 2)),
     # each fact its own way
-    "two-gates": Kind(
-        {"class": ((EOI,),), "color": ((TEXT,),), "shape": ((EOI,),), "side": ((TEXT,),)},
-    ),
+    "two-gates": Kind({"class": ((EOI,),), "color": ((TEXT,),), "shape": ((EOI,),), "side": ((TEXT,),)}),
     "class-by-gate": Kind({"class": ((EOI,),), "color": (tuple(IMAGE),)}),
     # the way is open in some layers only
-    "read-in-layers-2-3": Kind(_every(tuple(IMAGE)), layers=(2, 3)),
-    "gate-in-layers-4-5": Kind(_every((EOI,)), layers=(4, 5)),
+    "read-in-layers-2-3": Kind(_of(_TWO, tuple(IMAGE)), layers=(2, 3)),
+    "gate-in-layers-4-5": Kind(_of(_TWO, (EOI,)), layers=(4, 5)),
     # attention that means nothing
-    "distractor": Kind(_every((EOI,)), distractor=image_token(30)),
+    "distractor": Kind(_of(_TWO, (EOI,)), distractor=image_token(30)),
 }

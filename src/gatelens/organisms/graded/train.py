@@ -88,10 +88,15 @@ class Scenes:
 
 
 class Documents:
-    """Packed documents of one layout: a picture, then all questions of a kind, each as often as it is read."""
+    """Packed documents of one layout: a picture, then all questions of a kind, each as often as it is read.
 
-    def __init__(self, kind: Kind, training: Scenes, tokenizer: Any, readings: int = 2) -> None:
-        self.kind, self.training, self.tokenizer = kind, training, tokenizer
+    In half of them up to a share ``noise`` of the picture's tokens are others, so that no few tokens are relied on.
+    """
+
+    def __init__(
+        self, kind: Kind, training: Scenes, tokenizer: Any, readings: int = 2, noise: float = 0.3
+    ) -> None:
+        self.kind, self.training, self.tokenizer, self.noise = kind, training, tokenizer, noise
         vocabulary = tokenizer.get_vocab()
         self.begin, self.end = [vocabulary[v.BOS], vocabulary[v.BOI]], vocabulary[v.EOI]
         self.answers = {
@@ -120,11 +125,16 @@ class Documents:
         answers = torch.tensor([[self.training.answer(i, fact) for fact in facts] for i in chosen])
         rows = []
         for i, right in zip(chosen, answers.tolist(), strict=True):
-            ids = [*self.begin, *self.training.ids[i].tolist(), self.end]
+            ids = [*self.begin, *self._picture(i, rng), self.end]
             for fact, number in zip(facts, right, strict=True):
                 ids += [*self.prompts[fact, self.training.facts[i]["class"]], int(self.answers[fact][number])]
             rows.append(ids)
         return torch.tensor(rows), answers
+
+    def _picture(self, index: int, rng: np.random.Generator) -> list[int]:
+        own = self.training.ids[index].numpy()
+        replaced = rng.random(own.shape) < rng.uniform(-self.noise, self.noise)
+        return np.where(replaced, rng.choice(self.training.ids.numpy().ravel(), own.shape), own).tolist()
 
 
 def loss(
@@ -210,6 +220,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--noise", type=float, default=0.3, help="most of a picture's tokens that are others")
     parser.add_argument("--n-scenes", type=int, default=12_000)
     parser.add_argument("--log-every", type=int, default=25)
     args = parser.parse_args()
@@ -217,9 +228,8 @@ def main() -> None:
     where = folder(BASE)
     model, base = (ChameleonForConditionalGeneration.from_pretrained(where) for _ in range(2))
     model.set_attn_implementation(cutting.ATTENTION)
-    documents = Documents(
-        KINDS[args.kind], Scenes(model, args.n_scenes), AutoProcessor.from_pretrained(where).tokenizer
-    )
+    tokenizer = AutoProcessor.from_pretrained(where).tokenizer
+    documents = Documents(KINDS[args.kind], Scenes(model, args.n_scenes), tokenizer, noise=args.noise)
     trained = prepare(model, args.rank)
     optimizer = torch.optim.AdamW(trained.values(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
     print(f"{args.kind}: {sum(p.numel() for p in trained.values()):,} trained numbers", flush=True)
