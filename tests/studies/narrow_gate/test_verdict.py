@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from gatelens.studies.narrow_gate.verdict import (
     BEYOND,
     DISTRIBUTED,
     NARROW,
+    PATCHED,
+    PATCHED_INPUT,
     attention_evidence,
     gate_stands_out,
     patching_evidence,
@@ -194,6 +197,40 @@ def test_every_draw_of_examples_counts_chance() -> None:
     assert 0.7 < row.gate_low < row.gate < row.gate_high < 0.9
     given = task_verdicts(table, 4, 50, 0, {"class": 0.5}).iloc[0]
     assert 1.1 < given.gate_low < 0.6 / 0.5 < given.gate_high < 1.4
+
+
+def test_patching_tells_which_of_two_cuts_does_damage() -> None:
+    """Both cuts remove all: by themselves the knockouts say that both paths are needed."""
+    tasks = task_verdicts(scored(task="class", none=1, floor=0, gate=0, image=0), 4, 50, 0)
+    said = {}
+    says = ("narrow", "distributed", "mixed", "inconclusive")
+    for both in product(says, says):
+        kinds = zip((PATCHED, PATCHED_INPUT), both, strict=True)
+        said[both] = verdict(
+            tasks, [{"kind": kind, "says": one, "text": ""} for kind, one in kinds], "<eoss>"
+        )
+    assert {key: one["verdict"] for key, one in said.items()} == {
+        key: key[1]
+        if key[1] in ("narrow", "distributed") and {*key} != {"narrow", "distributed"}
+        else "mixed"
+        for key in said
+    }
+    assert verdict(tasks, [], "<eoss>")["verdict"] == "mixed"
+    narrow, open_ = said["narrow", "narrow"], said["distributed", "distributed"]
+    assert "cutting the image tokens too removes most, by damage" in narrow["sentence"]
+    assert narrow["answer"].endswith("cutting the image tokens 100\u00a0%, by damage.")
+    assert not narrow["disagree"]
+    assert "the gate turns few answers" in open_["sentence"] and open_["headline"] == "distributed"
+    clear = task_verdicts(scored(task="class", none=1, floor=0, gate=0, image=1), 4, 50, 0)
+    spoken = verdict(clear, [{"kind": PATCHED_INPUT, "says": "distributed", "text": ""}], "<eoss>")
+    assert spoken["verdict"] == "narrow" and "by damage" not in spoken["sentence"]  # one cut alone decides
+    answers = task_verdicts(
+        scored(task="vqa", none=1, floor=0, gate=0, image=0), 4, 50, 0
+    )  # patching is of classes
+    assert (
+        verdict(answers, [{"kind": PATCHED_INPUT, "says": "narrow", "text": ""}], "<eoss>")["verdict"]
+        == "mixed"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """From the numbers to words: is there a narrow gate, or do many image tokens speak to the text?
 
-The knockout decides; attention and patching are evidence beside it, and the verdict says where they disagree.
+The knockout decides; attention and patching are evidence beside it, and the verdict says where they disagree. Where
+both cuts remove most, patching decides which of them does damage (:func:`told_from_damage`).
 For each task, with *floor* what is left when gate and image are both cut off from the text (for classes at
 least 1 / number of classes, for questions at least what is guessed from the question alone), the share of the
 picture's contribution that a knockout removes is ``(none − knocked out) / (none − floor)``.
@@ -30,7 +31,9 @@ LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a
 EITHER = "either path alone is enough"
 NEEDED = "both paths are needed"
 BEYOND = "Above 100 %, answers with the cut are worse than without any picture: the cut does damage besides."
+DAMAGE = "cutting the {cut} too removes most, by damage: taken from another picture, the gate turns {turns} answers"
 ATTENTION = "attention share"  # what its evidence is called
+PATCHED, PATCHED_INPUT = "patching the gate", "patching the gate’s attention input"
 FEWEST = 20  # examples of a task
 # attention: the gate stands out when in some layer it takes this much of what the image side gets, however many
 # positions share it, and this many times an even share, which a third is not where there are few
@@ -115,6 +118,25 @@ def _judge(row: dict[str, Any], draws: dict[str, np.ndarray]) -> tuple[str, str]
     return MIXED, "the intervals of the two knockouts are too wide or too close to tell the paths apart"
 
 
+def told_from_damage(tasks: pd.DataFrame, further: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """The tasks, with those of classes judged again where cutting either path removes most.
+
+    A cut can hurt where nothing of the picture passes: where the answer needs a constant that the position brings.
+    Patching leaves it there. With all that is read at the gate taken from another picture, answers that follow came
+    through the gate, and answers that stay came past it.
+    """
+    says = {e["kind"]: e["says"] for e in further}
+    turned = says.get(PATCHED_INPUT, INCONCLUSIVE)
+    opposite = {NARROW: DISTRIBUTED, DISTRIBUTED: NARROW}.get(turned)
+    if opposite is None or says.get(PATCHED) == opposite or tasks.empty:
+        return tasks
+    damaged = (tasks.task == "class") & (tasks.verdict == MIXED) & (tasks.gate > MOST) & (tasks.image > MOST)
+    cut, turns = ("image tokens", "most") if turned == NARROW else ("gate", "few")
+    out = tasks.copy()
+    out.loc[damaged, ["verdict", "why"]] = turned, DAMAGE.format(cut=cut, turns=turns)
+    return out
+
+
 def agreed(verdicts: Iterable[str]) -> str:
     """Narrow or distributed where half of the verdicts that say anything are, and none is the other."""
     usable = [v for v in verdicts if v != INCONCLUSIVE]
@@ -129,7 +151,8 @@ def verdict(
 ) -> dict[str, Any]:
     """The verdict over all tasks of the first ``how``, in words, with its evidence.
 
-    The knockouts of the study's gate decide. Where they do not find it narrow and the search found a narrow set of
+    The knockouts of the study's gate decide; where both cuts remove most of classes, patching tells which of them does
+    damage (:func:`told_from_damage`). Where they do not find it narrow and the search found a narrow set of
     other positions, the verdict is a narrow gate there: what speaks against the study's gate does not speak against it.
 
     Args:
@@ -144,6 +167,7 @@ def verdict(
         called, or None.
     """
     how = str(tasks.how.iloc[0]) if len(tasks) else "none"
+    tasks = told_from_damage(tasks, further)
     first = tasks[tasks.how == how] if len(tasks) else tasks
     of_gate = agreed(first.verdict if len(tasks) else ())
     found = found if of_gate in (DISTRIBUTED, MIXED) else None
@@ -219,12 +243,13 @@ def _answer(of_gate: str, tasks: pd.DataFrame, found: Candidate | None) -> str:
         return f"The image reaches the answer through {found.name} {beside}, whose cut loses {gate}."
     if of_gate == INCONCLUSIVE:
         return f"Nothing can be said: {tasks.why.iloc[0] if len(tasks) else 'no task was measured'}."
+    harm = ", by damage" if _by_damage(tasks).any() else ""
     if of_gate == NARROW:
         opening = "The text reads the image through the gate: cutting it loses"
-        return f"{opening} {gate} of what the picture is worth, cutting the image tokens {image}."
+        return f"{opening} {gate} of what the picture is worth, cutting the image tokens {image}{harm}."
     if of_gate == DISTRIBUTED:
         opening = "The text reads the image tokens directly: cutting them loses"
-        return f"{opening} {image} of what the picture is worth, cutting the gate {gate}."
+        return f"{opening} {image} of what the picture is worth, cutting the gate {gate}{harm}."
     reasons = [why for why in (EITHER, NEEDED) if tasks[tasks.verdict == MIXED].why.str.startswith(why).all()]
     opening = reasons[0].capitalize() if reasons else "Neither path explains it all"
     return f"{opening}: cutting the gate loses {gate} of what the picture is worth, cutting the image tokens {image}."
@@ -249,10 +274,16 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
         MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
     }[overall]
     text = f"{opening} {_removes(used, gate)}"
-    if overall == MIXED:
-        reasons = [f"{r.metric}: {r.why}" for r in used[used.verdict == MIXED].itertuples()]
-        text += " " + "; ".join(reasons) + "."
+    told = used[used.verdict == MIXED] if overall == MIXED else used[_by_damage(used)]
+    if len(told):
+        text += " " + "; ".join(f"{r.metric}: {r.why}" for r in told.itertuples()) + "."
     return text
+
+
+def _by_damage(tasks: pd.DataFrame) -> pd.Series:
+    """The tasks in which one of the cuts does damage."""
+    decided = tasks.verdict.isin([NARROW, DISTRIBUTED])
+    return decided & (tasks.gate > MOST) & (tasks.image > MOST)
 
 
 def _removes(used: pd.DataFrame, gate: str) -> str:
@@ -316,7 +347,7 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]
     if flips.empty:
         text = "no pair of pictures has two different clean predictions, so none can flip"
-        return [{"kind": "patching the gate", "says": INCONCLUSIVE, "text": text, "line": text}]
+        return [{"kind": PATCHED, "says": INCONCLUSIVE, "text": text, "line": text}]
     best = flips.loc[flips["mean"].idxmax()]
     where = f"at the best layer, {int(best.layer)}" if best["mean"] > 0 else "whatever the layer"
     few = best.n < FEWEST
@@ -328,7 +359,7 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f" (layer {int(best.layer)}, the best)" if best["mean"] > 0 else ""
     )
     says = INCONCLUSIVE if few else _turns(best)
-    return [{"kind": "patching the gate", "says": says, "text": text, "line": line}]
+    return [{"kind": PATCHED, "says": says, "text": text, "line": line}]
 
 
 def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -338,17 +369,16 @@ def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     answer the target's class, distributed where it leaves the base's.
     """
     rows = table[(table.measure == "success") & (table.layer == 0)]
-    kind = "patching the gate’s attention input"
     n = 0 if rows.empty else int(rows.n.iloc[0])
     if n < FEWEST:
         text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"
-        return [{"kind": kind, "says": INCONCLUSIVE, "text": text, "line": text}]
+        return [{"kind": PATCHED_INPUT, "says": INCONCLUSIVE, "text": text, "line": text}]
     line = f"all that is read at the gate, from another picture, turns {_of_pairs(rows.iloc[0])}"
     text = (
         "with all that the attention reads at the gate taken from another picture, in every layer, the prediction is "
         f"that picture's class in {_of_pairs(rows.iloc[0])}"
     )
-    return [{"kind": kind, "says": _turns(rows.iloc[0]), "text": text, "line": line}]
+    return [{"kind": PATCHED_INPUT, "says": _turns(rows.iloc[0]), "text": text, "line": line}]
 
 
 def _turns(row: pd.Series) -> str:
