@@ -1,6 +1,6 @@
 """Causal Tracing of Object Representations in Large Vision Language Models (FCCT).
 
-Li, Ye, Feng, Zhong, Ma and Feng, AAAI 2026, arXiv 2511.05923.
+Li, Ye, Feng, Zhong, Ma and Feng, 2025, arXiv 2511.05923.
 
 The paper asks which tokens, layers and modules carry an object from the picture to the answer. It runs the picture
 clean, runs it with Gaussian noise on its pixels, and in the noisy run restores the clean output of attention, of the

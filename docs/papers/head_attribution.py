@@ -1,6 +1,6 @@
 """Interpreting Attention Heads for Image-to-Text Information Flow in Large Vision-Language Models (head attribution).
 
-Kim, Kang, Park, Kim and Hwang, NeurIPS 2025, arXiv 2509.17588.
+Kim, Kang, Park, Kim and Hwang, 2025, arXiv 2509.17588.
 
 The paper asks which attention heads bring the picture into the answer. Ablating one head at a time misses heads that
 stand in for each other, so it ablates random subsets of heads, fits a linear model of the answer's logit on which heads

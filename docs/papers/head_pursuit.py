@@ -59,4 +59,5 @@ table = pd.concat(tables)
 means = table.groupby(["task", "heads", "count"], sort=False).value.mean().unstack()
 print(means.round(2).to_string(), "\naccuracy with the sign of so many heads turned")
 save(curves(table, "heads", "accuracy", x="count", columns="task", xlabel="heads turned"), args)
-print("Reading: turning three heads costs in accuracy", (means[0] - means[3]).round(2).to_dict(), end=".\n")
+cost = [f"{lost:.2f} on {task} (heads {heads})" for (task, heads), lost in (means[0] - means[3]).items()]
+print("Reading: turning three heads costs in accuracy", ", ".join(cost), end=".\n")

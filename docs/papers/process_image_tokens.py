@@ -57,5 +57,7 @@ means = scores.groupby(["task", "image tokens", "layer"]).value.mean().unstack()
 print(means.round(2).to_string(), "\nshare of the words kept, held or removed from a layer on")
 save(curves(scores, "image tokens", "words kept", columns="task", xlabel="from layer"), args)
 save(curves(spread, "tokens", "matrix entropy (share of its most)", xlabel="leaving layer"), args, "_entropy")
-said = means.mean(axis=1).round(2).unstack().to_dict("index")
-print(f"Reading: words kept, mean over layers: of answers {said['vqa']}, of captions {said['caption']}.")
+said = [f"{share:.0%} of {task} with them {how}" for (task, how), share in means.mean(axis=1).items()]
+print(
+    "Reading: where image tokens are no longer processed, these words are kept:", ", ".join(said), end=".\n"
+)

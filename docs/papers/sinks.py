@@ -58,5 +58,5 @@ table = pd.concat(tables)
 means = table.groupby(["task", "scaled", "layer"], sort=False).value.mean().unstack()
 print(means.round(2).to_string(), "\nchange of P(answer) with attention of the text scaled in one layer")
 save(curves(table, "scaled", "change of P(answer)", columns="task"), args)
-most = means.abs().max(axis=1).round(2).unstack().to_dict("index")
-print("Reading: the largest change of P(answer) in any layer:", most, end=".\n")
+most = [f"{change:.2f} for {how} on {task}" for (task, how), change in means.abs().max(axis=1).items()]
+print("Reading: P(answer) changes in some layer by", ", ".join(most), end=".\n")

@@ -54,5 +54,5 @@ save(heat(table, "accuracy, or share restored"), args)
 probe, restored = table.loc["probe of object's tokens"], table.loc["attn_out of last token, restored"]
 formed = (probe >= 0.9 * probe.max()).idxmax()
 print(
-    f"Reading: its tokens hold the entity from layer {formed}; the last token reads most in {restored.idxmax()}."
+    f"Reading: image tokens hold the entity from layer {formed}; the last token reads it in {restored.idxmax()}."
 )
