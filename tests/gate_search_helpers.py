@@ -11,16 +11,18 @@ from gatelens.engine import last_logits
 from gatelens.examples import Labels, labels_of, prepare
 from gatelens.studies.gate_finder.measurements import CutAnswers, PatchedAnswers
 from gatelens.studies.gate_finder.places import Place, find_places, varying_inputs
+from gatelens.studies.gate_finder.spliced import SplicedAnswers
 from gatelens.studies.gate_finder.study import GateSearch
 from gatelens.studies.gate_finder.verdict import gate_verdict
 
 HOWS = ("zero", "mask")
+GONE = ("resample", *HOWS)
 FACTS: dict[str, Any] = {
     "n": 96, "n_pairs": 48, "seed": 0,
     "how": list(HOWS), "narrow": 4, "chance": 0.1, "accuracy": 0.9, "probability": 0.88, "floor": 0.1, "worth": 0.78,
     "worth_low": 0.7, "worth_high": 0.85, "information": 5.0, "information_low": 4.0, "information_high": 6.0,
     "naming_p": 0.001, "joint_mean": 0.95, "joint_low": 0.9, "joint_high": 1.0, "around": 0.0, "around_low": -0.01,
-    "around_high": 0.02, "overlap_by_chance": 0.07, "part": 0.9,
+    "around_high": 0.02, "overlap_by_chance": 0.07, "part": 0.9, "redundant": [], "complementary": [],
 }  # fmt: skip
 
 
@@ -58,19 +60,19 @@ def made_up(
     measures = pd.DataFrame(rows, columns=["place", "measure", "mean", "low", "high", "n", "layer"])
     blocks = measures[
         measures.place.isin(range(0, n_picture, 8)) & (measures.measure == "zero accuracy")
-    ].copy()
+    ].assign(measure="shared")
     blocks["last"] = (blocks.place + 7).clip(upper=n_picture - 1)
     one = {
         "size": 1, "low": 1, "high": 1, "share": 0.99, "share_low": 0.95, "share_high": 1.02, "places": [chosen],
         "damage": [n_picture + 1],
     }  # fmt: skip
-    sets = {how: dict(one) for how in HOWS}
+    sets = {how: dict(one) for how in GONE}
     settings = FACTS | {"n_picture": n_picture, "n_after": len(words), "patched": [chosen]} | facts
     sizes = [1, 2, 4, n_picture]
     curves = pd.concat(
         [
             pd.DataFrame({"how": h, "size": sizes, "share": 0.99, "low": 0.9, "high": 1.0, "added": 0})
-            for h in HOWS
+            for h in GONE
         ]
     )
     layers = pd.DataFrame(
@@ -127,6 +129,13 @@ class Measurements:
         return PatchedAnswers("0", **self.placed(pairs), sources=sources, sets=sets).measure(self.model)[
             "moved"
         ]
+
+    def spliced(self, pairs: dict[int, int], sets: Any) -> pd.DataFrame:
+        """Answers with sets of places kept, and taken."""
+        sources = [self.examples[i] for i in pairs.values()]
+        labels = tuple(self.labels[i] for i in pairs.values())
+        batch = SplicedAnswers("0", **self.placed(pairs), sources=sources, source_labels=labels, sets=sets)
+        return batch.measure(self.model)["spliced"]
 
     def answers(self) -> torch.Tensor:
         """The unmodified answers' distributions."""

@@ -152,10 +152,10 @@ def find_gate(model: HookedVLM, task: Task) -> Prediction:
     n, n_pos = len(task.labels), task.inputs.tokens.n_pos
     pairs = torch.stack([torch.arange(n), task.partners], 1)
     others = _other_partners(task)
-    players = torch.eye(n_pos, dtype=torch.bool)[list(task.candidates)].expand(n, -1, -1)
+    columns = torch.tensor(task.candidates)
     game = PositionGame(
-        model, task.inputs, torch.cat([pairs, torch.stack([torch.arange(n), others], 1)]), task.labels, players,
-        n_pos - 1,
+        model, task.inputs, torch.cat([pairs, torch.stack([torch.arange(n), others], 1)]), task.labels,
+        columns.expand(n, -1), torch.arange(len(columns)), n_pos - 1,
     )  # fmt: skip
     found = find_carriers((game.some(slice(n)), game.some(slice(n, None))), n, len(task.candidates))
     scores = _scores(task, found.strength.tolist())

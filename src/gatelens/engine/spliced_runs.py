@@ -54,16 +54,15 @@ class SplicedRuns:
     def can_mix(self) -> bool:
         """Whether rows can be put after mixed caches; else every run is computed from its first patched position on."""
         model, tokens = self.model, self.inputs.tokens
-        pictures = (tokens.roles == Role.IMAGE).any(dim=0).nonzero()
+        pictures = self.inputs.tensors["input_ids"][:, self.first :] == model.layout.placeholder_id
         return (
             can_apply_cuts(model)
             and not hooks_stand(model)
             and not bool((tokens.two_way >= 0).any())
             and not any(model.cfg.attention_windows)
-            and (not len(pictures) or int(pictures[-1]) < self.first)
+            and not bool(pictures.any())
         )
 
-    @torch.no_grad()
     def logits(
         self, pairs: Int[Tensor, "pair 2"], own: Masks, other: Masks
     ) -> Float[Tensor, "run pair d_vocab"]:
@@ -77,18 +76,24 @@ class SplicedRuns:
         Raises:
             InterventionError: the prompts of a pair differ in what stands at a position.
         """
+        return torch.cat(list(self.each(pairs, own, other)))
+
+    def each(
+        self, pairs: Int[Tensor, "pair 2"], own: Masks, other: Masks
+    ) -> Iterator[Float[Tensor, "run pair d_vocab"]]:
+        """The same of some runs at a time, in order."""
         roles = self.inputs.tokens.roles.cpu()
         differ = (roles[pairs[:, 0]] != roles[pairs[:, 1]]).any(1).nonzero()
         if len(differ):
             raise InterventionError(
                 f"pair {int(differ[0])}: the prompts differ in what stands at a position; pair prompts of one layout"
             )
-        with self.model.lock:
-            if not self.can_mix:
-                return self._patched(pairs, own, other)
-            layers = [[_both(x, pairs, self.first) for x in layer] for layer in self._run.shared]
-            parts = self._parts(len(own), len(pairs))
-            return torch.cat([self._mixed(pairs, layers, own[part], other[part]) for part in parts])
+        if not self.can_mix:
+            yield self._patched(pairs, own, other)
+            return
+        layers = [[_both(x, pairs, self.first) for x in layer] for layer in self._run.shared]
+        for part in self._parts(len(own), len(pairs)):
+            yield self._mixed(pairs, layers, own[part], other[part])
 
     def _parts(self, runs: int, pairs: int) -> Iterator[slice]:
         """Runs that are computed at once."""
@@ -96,6 +101,7 @@ class SplicedRuns:
         size = max(1, rows // (self.inputs.tokens.n_pos - self.first))
         return (slice(i, i + size) for i in range(0, runs, size))
 
+    @torch.no_grad()
     def _mixed(
         self, pairs: Int[Tensor, "pair 2"], layers: list[list[Tensor]], own: Masks, other: Masks
     ) -> Float[Tensor, "run pair d_vocab"]:
@@ -124,9 +130,11 @@ class SplicedRuns:
             for layer in range(len(clean.shared)):
                 stream = clean.resid_pre(layer, first).repeat(1, runs, 1)
                 hooks.append((f"blocks.{layer}.hook_resid_pre", _pin(stream, (mine, theirs), pinned)))
-        logits, _ = self.model.forward_step(tensors, hooks, past=past)
+        with self.model.lock:
+            logits, _ = self.model.forward_step(tensors, hooks, past=past)
         return logits.transpose(0, 1)
 
+    @torch.no_grad()
     def _patched(
         self, pairs: Int[Tensor, "pair 2"], own: Masks, other: Masks
     ) -> Float[Tensor, "run pair d_vocab"]:

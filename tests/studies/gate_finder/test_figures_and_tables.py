@@ -38,7 +38,7 @@ def test_html_is_escaped_and_whole() -> None:
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("<tr") == 9
     assert "data:image/png;base64," in page and "http" not in page
-    assert as_html(made_up()).count("<li>") == 5
+    assert as_html(made_up()).count("<li>") == 6
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -140,10 +140,10 @@ def test_two_searches_can_be_compared() -> None:
     second.curves.loc[second.curves["size"] == 2, ["share", "low", "high"]] = [0.4, 0.3, 0.5]
     second.verdict["sets"]["zero"]["size"] = None
     a, b = (comparable(one).set_index(["how", "metric", "row"]) for one in (first, second))
-    size = ("mask", "positions of the smallest set found, an upper bound", "that takes 90\u00a0%")
+    size = ("mask", "positions of the smallest set found, an upper bound", "that carries 90\u00a0%")
     assert (a.loc[size, "mean"], b.loc[size, "mean"], b.loc[size, "high"]) == (1, 7, 9)
     assert ("zero", *size[1:]) in a.index and ("zero", *size[1:]) not in b.index  # one has no such set
-    share = b.loc["zero", "share taken by a set", "2 positions"]
+    share = b.loc["zero", "share carried by a set", "2 positions"]
     assert (share["mean"], share.low, share.high, share.n) == (0.4, 0.3, 0.5, 48)
     assert a.loc["zero", "accuracy lost", "<eoss>"]["mean"] == 0.8
     assert {name for _, metric, name in a.index if metric == "accuracy lost"} == {"<eoss>", "this", "is"}

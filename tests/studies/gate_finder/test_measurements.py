@@ -77,6 +77,34 @@ def test_patching_every_candidate_gives_the_other_answer(tiny: Any) -> None:
     assert not (gain[2] == gain[0]).all()
 
 
+def test_kept_and_taken_sets_are_the_two_pictures_and_all_between(tiny: Any) -> None:
+    """Between nothing and everything; a single set, against the patch that the engine makes of the same places."""
+    search = Measurements(tiny, examples(), 8)
+    every = [p.number for p in search.layout.places]
+    pairs = {i: (i + 5) % 24 for i in range(6)}
+    table = search.spliced(pairs, [(), every, search.layout.picture])
+    logits = search.answers().log()
+    tokens = torch.tensor(search.tokens)[torch.tensor(search.labels)]
+    here, there = (torch.tensor(list(side)) for side in (pairs, pairs.values()))
+
+    def score(rows: torch.Tensor) -> list[float]:
+        own, other = (logits[rows, tokens[side]] for side in (here, there))
+        return (own - other).sigmoid().tolist()
+
+    def of(kept: bool, number: int, column: str = "score") -> list[float]:
+        part = table[(table.kept == kept) & (table.set == number)].sort_values("example")
+        return part[column].tolist()
+
+    for kept, number, rows in ((True, 1, here), (False, 0, here), (True, 0, there), (False, 1, there)):
+        assert of(kept, number) == pytest.approx(score(rows), abs=1e-4)
+    # the picture alone: what stands after it is computed from it
+    assert of(True, 2) == pytest.approx(score(here), abs=1e-4)
+    assert of(False, 2) == pytest.approx(score(there), abs=1e-4)
+    moved = search.patched(pairs, [every])
+    assert of(False, 1, "gain") == pytest.approx(moved.gain.tolist(), abs=1e-4)
+    assert of(False, 1, "flipped") == moved.flipped.tolist()
+
+
 def test_sets_that_do_not_fit_into_memory_together_change_nothing(
     tiny_chameleon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,10 @@ def test_agreement_with_the_studys_gate() -> None:
     same.settings["gate"] = [64]
     said = finder_evidence(same)
     assert said["says"] == "narrow"
-    assert "1 [1, 1] is enough: <eoss> (position 66) cut" in said["text"] and "99\u00a0%" in said["text"]
+    assert (
+        "1 [1, 1] is enough: <eoss> (position 66), kept alone and taken away, carries" in said["text"]
+        and "99\u00a0%" in said["text"]
+    )
     other = made_up(gate=1)
     other.settings["gate"] = [64]
     said = finder_evidence(other)

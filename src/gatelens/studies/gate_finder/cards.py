@@ -36,14 +36,16 @@ WORDS = {
         "Nothing after the picture reads it, in any layer or head; positions of the picture still read each other. "
         "Lost: accuracy, and log-probability of the right answer in nats."
     ),
-    "a position patched": (
-        "Its residual stream entering every layer comes from an example of another class. Flips: answers that become "
-        "that example’s. Overlap: Σ min(p, q) with its answer."
+    "a position taken or kept": (
+        "Taken: its residual stream in every layer is that of a picture of another class. Flips: answers that become "
+        "that picture’s. Overlap: Σ min(p, q) with its answer. Kept: all others have the other picture’s; how much of "
+        "the own answer, against that picture’s, is there with it alone."
     ),
     "smallest set": (
-        "Positions are cut jointly, each time the one that leaves the lowest log-probability, in an order found on one "
-        "half of the examples. The rest is measured on the other half. The share is of the right answer’s probability "
-        "above the floor. The size is an upper bound: another set may need fewer positions."
+        "Positions are ranked by what they add alone, to all others and in random orders, and all sets of the "
+        "strongest are tried, on one half of the examples. The rest is measured on the other half. The share is the "
+        "mean of what the set carries when it alone keeps its own picture and of what is lost when it alone has "
+        "another’s. The size is an upper bound: another set may need fewer positions."
     ),
 }
 
@@ -51,7 +53,7 @@ WORDS = {
 def search_line(result: SearchResult) -> str:
     """What was found, in a line."""
     said = result.verdict
-    one = said["sets"][result.settings["how"][0]]
+    one = result.smallest
     if said["verdict"] not in (NARROW, DISTRIBUTED):
         return "the search cannot tell" if said["verdict"] == INCONCLUSIVE else str(said["verdict"])
     bound = "" if one["size"] == 1 else "at most "
@@ -83,22 +85,22 @@ def _alone(result: SearchResult) -> BarTable:
 
 
 def _together(result: SearchResult) -> BarTable:
-    """What cutting so many positions together loses: how many it takes."""
-    curve = result.curves[result.curves.how == result.settings["how"][0]]
+    """What so many positions carry together: how many it takes."""
+    curve = result.curves[result.curves.how == result.decides]
     doubled = [2**i for i in range(int(curve["size"].max()).bit_length())]
     part = curve[curve["size"].isin([*doubled, curve["size"].max()])]
     n = result.settings["n"] - result.settings["n"] // 2
     part = part.assign(
-        metric="share lost", n=n, mean=part["share"], row=part["size"].astype(str) + " cut together"
+        metric="share carried", n=n, mean=part["share"], row=part["size"].astype(str) + " together"
     )
     caption = "Share of what the picture is worth, the strongest positions first. Whiskers: 95 % interval."
     colors = dict.fromkeys(part.row, "image")
-    return BarTable.from_means(part, colors, tops={"share lost": 1.0}, caption=caption, link=f"#{NAME}")
+    return BarTable.from_means(part, colors, tops={"share carried": 1.0}, caption=caption, link=f"#{NAME}")
 
 
 def _diagram(result: SearchResult) -> Diagram:
     """Through the gate found, and past it: accuracy above chance that is lost when all other positions are cut."""
-    one, settings = result.verdict["sets"][result.settings["how"][0]], result.settings
+    one, settings = result.smallest, result.settings
     above = settings["accuracy"] - settings["chance"]
     past = [settings["around"] / above] if settings.get("around") is not None and above > 0 else []
     name = result.gate[0].name if len(result.gate) == 1 else f"{len(result.gate)} positions"
@@ -111,7 +113,7 @@ def _diagram(result: SearchResult) -> Diagram:
 
 def search_answer(result: SearchResult) -> str:
     """The sentence the report opens with."""
-    said, one = result.verdict, result.verdict["sets"][result.settings["how"][0]]
+    said, one = result.verdict, result.smallest
     if one["size"] and said["verdict"] in (NARROW, DISTRIBUTED):
         bound = "" if one["size"] == 1 else "At most "
         share = percent_cell(*(min(one[name], 1.0) for name in ("share", "share_low", "share_high")))
@@ -139,7 +141,7 @@ def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
     """Figures, named from ``name`` on, and the strongest positions."""
     shown = (
         "Above: every candidate’s measures in prompt order, with 95 % intervals over examples. Orange: a narrow gate. "
-        "Below: what is lost when so many positions are cut together."
+        "Below: what so many positions carry together."
     )
     blocks: list[Block] = [
         Chart(name, partial(gate_figure, result), shown, _with_interval(result.curves.drop(columns="added")))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 Sets = Bool[Tensor, "run pair player"]
 
-KINDS = ("alone", "last", "shared")
+QUESTIONS = ("alone", "last", "shared")
 # standard errors from 0: to be asked again; of an interval; to carry
 AGAIN, SEEMS, SURE = 1.5, 2.0, 3.5
 LEAST, LEAST_BESIDE = (

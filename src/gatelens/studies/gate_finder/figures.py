@@ -12,7 +12,7 @@ from gatelens.plots.curve import curve, curves, reference
 from gatelens.plots.numbers import percent
 from gatelens.plots.style import NotebookFigure, Palette, ReferenceLine, SeriesStyle, styled
 from gatelens.studies.gate_finder.result import SearchResult
-from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW
+from gatelens.studies.gate_finder.verdict import DISTRIBUTED, NARROW, RESAMPLE
 
 # of the picture: with more, bars are the strongest of as many neighbours as fit in one cell
 _MOST_CELLS = 160
@@ -21,17 +21,17 @@ _MOST_CELLS = 160
 def gate_figure(result: SearchResult, dark: bool = False) -> NotebookFigure:
     """Four panels over the prompt's tokens (attention, overlap, knockout, patching), and the share sets carry.
 
-    Bars are means, whiskers 95 % intervals; a pale band is a block that was measured as a whole only.
+    Bars are means, whiskers 95 % intervals; a pale band is what a block adds on average over random orders of blocks.
     """
     if not result.places:
         raise DataError("gate_figure: the search has no positions; run find_gate on a prompt with a picture")
     hows = result.settings["how"]
-    marked = f" (bars: {hows[0]}{f', diamonds: {hows[1]}' if len(hows) > 1 else ''}"
+    marked = f" (bars: {hows[0]}{f', diamonds: {hows[1]}' if len(hows) > 1 else ''})"
     panels = {
         "attention": "Attention it gets, share of all candidates (mean over layers)",
         "overlap": "Neighbours of the same class, best layer",
-        f"{hows[0]} accuracy": f"Accuracy lost when nothing after it reads it{marked}; pale: the block as a whole)",
-        "flipped": "Answers that become another picture’s when it is patched",
+        f"{hows[0]} accuracy": f"Accuracy lost when nothing after it reads it{marked}",
+        "flipped": "Answers that become another picture’s when it is taken from there; pale: the share of a block",
     }
     cells = _cells(result)
     with styled(dark) as p:
@@ -85,7 +85,9 @@ def _bars(axes: Axes, result: SearchResult, cells: pd.DataFrame, measure: str, p
     part = result.measures[result.measures.measure == measure]
     part = part.join(cells, on="place").sort_values("mean")
     part = part.groupby("left", as_index=False).last()  # the strongest of a cell
-    blocks = result.blocks[result.blocks.measure == measure]
+    # a share of what the picture is worth means nothing where it is worth nothing
+    means = measure == "flipped" and result.verdict["verdict"] in (NARROW, DISTRIBUTED)
+    blocks = result.blocks[(result.blocks.measure == "shared") & means]
     for row in blocks.itertuples():
         span = [cells.left[row.place], cells.left[row.last] + cells.width[row.last]]
         axes.fill_between(span, 0, row.mean, color=p.faint, alpha=0.45, linewidth=0, zorder=0)
@@ -116,11 +118,18 @@ def _strip(axes: Axes, result: SearchResult, cells: pd.DataFrame, p: Palette) ->
 
 
 def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
-    lines = {"zero": (p.ink, "-"), "mask": (p.neutral, "--")}
+    lines = {RESAMPLE: (p.ink, "-"), "zero": (p.neutral, "-"), "mask": (p.neutral, "--")}
     for how, part in result.curves.groupby("how", sort=False):
         color, line = lines[str(how)]
         points = part["size"], part.share, part.low, part.high
-        curve(axes, *points, color=color, label=f"knockout {how}", line=line, marker=".")
+        curve(
+            axes,
+            *points,
+            color=color,
+            label="kept and taken" if how == RESAMPLE else f"knockout {how}",
+            line=line,
+            marker=".",
+        )
     reference(axes, result.settings["part"], color=p.soft)
     ticks = [2**power for power in range(13) if 2**power <= result.curves["size"].max()]
     axes.set_xscale("log")
@@ -128,9 +137,9 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
     axes.minorticks_off()
     if result.verdict["verdict"] in (NARROW, DISTRIBUTED):  # else shares mean nothing
         axes.set_ylim(min(-0.05, result.curves.low.min()), max(1.1, 1.03 * result.curves.high.max()))
-    axes.set_xlabel("positions cut jointly, in the one order found (the least number is an upper bound)")
+    axes.set_xlabel("positions of the set, in the one order found (the least number is an upper bound)")
     part = percent(result.settings["part"])
-    axes.set_title(f"Share of what the picture is worth that the set takes (dotted: {part})", fontsize=9.5)
+    axes.set_title(f"Share of what the picture is worth that the set carries (dotted: {part})", fontsize=9.5)
     axes.grid(axis="y")
     axes.legend(loc="lower right", fontsize=8)
 

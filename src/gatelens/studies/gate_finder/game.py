@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,12 +14,13 @@ from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 
 Sets = Bool[Tensor, "run pair player"]
+Read = Callable[[Float[Tensor, "run pair d_vocab"]], Tensor]  # of logits, numbers [..., run, pair]
 
 
 class PositionGame:
-    """Players are positions or blocks of them; values are log-odds of a prompt's answer against that of its partner.
+    """Players are places of a prompt or blocks of them; values are log-odds of its answer against its partner's.
 
-    Positions before ``first`` have the residual stream of one of the two clean runs in every layer. Later ones are
+    Places before ``first`` have the residual stream of one of the two clean runs in every layer. Later ones are
     computed, except where a set pins them. With ``first`` at the last position, values tell what the answering row
     reads; at the first one after the picture, what all rows from there on read.
 
@@ -27,8 +28,12 @@ class PositionGame:
         inputs: prompts of one template.
         pairs: row numbers of prompts and partners, Int[pair, 2].
         answers: tokens of the right answer by prompt.
-        players: by prompt and player its positions, Bool[prompt, player, pos].
+        columns: by prompt and place its position, −1 where a prompt lacks it.
+        players: the number of the player that each place belongs to.
         first: see above.
+
+    Attributes:
+        clean: logits of each prompt, unmodified.
     """
 
     def __init__(
@@ -37,41 +42,43 @@ class PositionGame:
         inputs: VLMInputs,
         pairs: Int[Tensor, "pair 2"],
         answers: Int[Tensor, " prompt"],
-        players: Bool[Tensor, "prompt player pos"],
+        columns: Int[Tensor, "prompt place"],
+        players: Int[Tensor, " place"],
         first: int,
     ) -> None:
-        self.runs = SplicedRuns(model, inputs, first)
-        self.pairs, self.answers, self.first = pairs, answers, first
-        self.players = players[pairs[:, 0]].float()
-        self.before = torch.arange(inputs.tokens.n_pos) < first
+        self.runs, self.n_pos = SplicedRuns(model, inputs, first), inputs.tokens.n_pos
+        self.pairs, self.answers, self.columns, self.players = pairs, answers, columns, players
+        self.before = torch.arange(self.n_pos) < first
+        self.clean: Float[Tensor, "prompt d_vocab"] = self.runs.clean.float().cpu()
 
-    @cached_property
-    def clean(self) -> Float[Tensor, "prompt d_vocab"]:
-        """Logits of each prompt, unmodified."""
-        return self.runs.clean.float().cpu()
-
-    def some(self, pairs: Sequence[int] | slice) -> PositionGame:
+    def some(self, pairs: slice) -> PositionGame:
         """The game in some of the pairs; nothing is run again."""
-        part = object.__new__(type(self))
-        part.__dict__ |= self.__dict__
-        part.pairs, part.players = self.pairs[pairs], self.players[pairs]
+        part: Any = object.__new__(type(self))
+        part.__dict__ |= self.__dict__ | {"pairs": self.pairs[pairs]}
         return part
 
-    def keep(self, sets: Sets) -> Float[Tensor, "run pair"]:
+    def keep(self, sets: Sets, read: Read | None = None) -> Float[Tensor, "... run pair"]:
         """The sets keep their own; all other players before ``first`` are the partner's, later ones are computed."""
-        return self._log_odds(
-            own=self._positions(sets) & ~self.before, other=self._positions(~sets) & self.before
-        )
+        return self._read(self._positions(sets) & ~self.before, self._positions(~sets) & self.before, read)
 
-    def take(self, sets: Sets) -> Float[Tensor, "run pair"]:
+    def take(self, sets: Sets, read: Read | None = None) -> Float[Tensor, "... run pair"]:
         """The sets are the partner's; all other players before ``first`` keep their own, later ones are computed."""
-        return self._log_odds(own=torch.zeros_like(sets[..., :1]), other=self._positions(sets))
+        taken = self._positions(sets)
+        return self._read(torch.zeros_like(taken), taken, read)
 
-    def _positions(self, sets: Sets) -> Bool[Tensor, "run pair pos"]:
-        return torch.einsum("rpk,pkc->rpc", sets.float(), self.players) > 0
-
-    def _log_odds(self, own: Tensor, other: Tensor) -> Float[Tensor, "run pair"]:
-        logits = self.runs.logits(self.pairs, own.expand_as(other), other).float().cpu()
+    def log_odds(self, logits: Float[Tensor, "run pair d_vocab"]) -> Float[Tensor, "run pair"]:
+        """Of the own answer against the partner's."""
         rows = torch.arange(len(self.pairs))
         mine, theirs = (self.answers[self.pairs[:, side]] for side in (0, 1))
         return logits[:, rows, mine] - logits[:, rows, theirs]
+
+    def _positions(self, sets: Sets) -> Bool[Tensor, "run pair pos"]:
+        columns = self.columns[self.pairs[:, 0]]
+        columns = torch.where(columns < 0, self.n_pos, columns).expand(len(sets), -1, -1)
+        positions = torch.zeros(*sets.shape[:2], self.n_pos + 1, dtype=torch.bool)
+        return positions.scatter_(2, columns, sets[..., self.players])[..., : self.n_pos]
+
+    def _read(self, own: Tensor, other: Tensor, read: Read | None) -> Float[Tensor, "... run pair"]:
+        read = read or self.log_odds
+        parts = self.runs.each(self.pairs, own, other)
+        return torch.cat([read(logits.float().cpu()) for logits in parts], dim=-2)

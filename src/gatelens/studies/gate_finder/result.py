@@ -15,7 +15,7 @@ from gatelens.studies.gate_finder.verdict import NARROW
 
 TABLES = ("measures", "blocks", "curves", "layers")
 BY_EXAMPLE = "by_example"  # the table of the values that two runs are compared in
-LOST, TAKEN = "accuracy lost", "share taken by a set"
+LOST, TAKEN = "accuracy lost", "share carried by a set"
 FACTS = "search"  # the JSON value that holds what is in no table
 
 
@@ -27,17 +27,18 @@ class SearchResult:
         model, prompt: what was searched.
         places: every candidate, in prompt order.
         measures: one row a place and measure: ``place, measure, mean, low, high, n, layer``. Measures are
-            ``attention``, ``overlap``, ``flipped``, ``target overlap``, and for each kind of knockout
+            ``attention``, ``overlap``, ``flipped``, ``target overlap``, ``kept``, and for each kind of knockout
             ``zero accuracy`` (drop, paired), ``zero log_prob`` (drop in nats), and so for ``mask``; ``layer``
-            is the best layer where a measure has one. Places of blocks not taken apart have no knockout and
-            patching rows.
-        blocks: the same columns for blocks of the picture; ``place`` is the first, ``last`` the last place.
-        curves: one row a knockout and size of set: ``how, size, share, low, high, added``.
+            is the best layer where a measure has one. Places of blocks not taken apart have attention and overlap only.
+        blocks: the same columns for blocks of the picture; ``place`` is the first, ``last`` the last place. Measures
+            are shares of the whole: ``alone``, ``last``, ``shared`` (:mod:`gatelens.studies.gate_finder.carriers`).
+        curves: one row a way to be gone (``resample``, then kinds of knockout) and size of set: ``how, size, share,
+            low, high, added``.
         layers: the chosen set (else the best place) patched in one layer alone: ``measure`` (``flipped``, ``target
             overlap``), ``layer, mean, low, high, n``.
         settings: numbers the search went by, ``chance``, ``k`` of the overlap and its ``overlap_by_chance`` among
             them.
-        verdict: ``verdict, headline, sentence, evidence, disagree``, and by kind of knockout ``sets``.
+        verdict: ``verdict, headline, sentence, evidence, disagree``, and by way to be gone ``sets``; the first decides.
     """
 
     model: str
@@ -49,6 +50,16 @@ class SearchResult:
     layers: pd.DataFrame
     settings: dict[str, Any]
     verdict: dict[str, Any]
+
+    @property
+    def decides(self) -> str:
+        """Which of the sets decides."""
+        return str(next(iter(self.verdict["sets"])))
+
+    @property
+    def smallest(self) -> Mapping[str, Any]:
+        """The set that decides: ``size, low, high, share, share_low, share_high, places, damage``."""
+        return self.verdict["sets"][self.decides]
 
     @property
     def gate(self) -> tuple[Place, ...]:

@@ -1,8 +1,8 @@
-"""The search for a gate, a section of two studies: four measures, blocks before single positions, then growing sets.
+"""The search for a gate, a section of two studies: blocks before single positions, then sets.
 
-The section proceeds in rounds: where the input varies; the unmodified model, and blocks of the picture; single
-positions of the blocks that matter; the order in which they are cut jointly; the share that sets of growing size
-take; and the chosen set layer by layer. :func:`gatelens.studies.find_gate` says what each step is.
+The section proceeds in rounds: where the input varies; the unmodified model, and what blocks of the picture add; single
+positions of the blocks that matter; the sets that the strongest of them make; the share that sets of growing size
+carry; and the chosen set layer by layer. :func:`gatelens.studies.find_gate` says what each step is.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from gatelens.measures.overlap import overlap_by_chance
 from gatelens.model import HookedVLM
 from gatelens.plots.card import Card
 from gatelens.runs import Run
-from gatelens.studies.gate_finder import measurements
+from gatelens.studies.gate_finder import measurements, spliced
 from gatelens.studies.gate_finder.cards import search_cards
+from gatelens.studies.gate_finder.carriers import SCREEN, n_orders
 from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts
 from gatelens.studies.gate_finder.result import BY_EXAMPLE, SearchResult
-from gatelens.studies.gate_finder.state import SearchState
+from gatelens.studies.gate_finder.sets import SearchState
 from gatelens.studies.gate_finder.verdict import gate_verdict
 from gatelens.studies.options import MOST, AtLeastOne, Count, CountsExamples, Examples, How, Options, Says
 from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
@@ -41,7 +42,7 @@ class FinderOptions(Options):
         Says("a whole number, 0 or more"),
         CountsExamples(),
     ] = None
-    n_pairs: Annotated[Examples, Field(description="Pairs of examples for patching.")] = 48
+    n_pairs: Annotated[Examples, Field(description="Pairs of examples for patching by layer.")] = 48
     refine: Annotated[Count, Field(description="Blocks of the picture taken apart, at most.")] = 16
     block: Annotated[
         AtLeastOne | None,
@@ -62,7 +63,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     """
     state = SearchState(NAME, setup, measured)
     work: list[Batch] = []
-    for plan in (varying_inputs, first_look, single_places, orders, growing_sets, chosen_set):
+    for plan in (varying_inputs, first_look, single_places, small_sets, growing_sets, chosen_set):
         if all(batch.name in measured for batch in work):
             work += plan(state)
     return work
@@ -85,13 +86,12 @@ def varying_inputs(state: SearchState) -> Iterator[Batch]:
 
 
 def first_look(state: SearchState) -> Iterator[Batch]:
-    """The unmodified model, the whole picture cut, and blocks of it."""
+    """The unmodified model, the whole picture cut, and what blocks of it and the words after it add."""
     setup, n_places = state.setup, len(state.layout.places)
     yield from _cut(state, "clean", state.hows[0], [()])
     for how in state.hows:
         yield from _cut(state, f"floor-{how}", how, [state.layout.picture])
-        yield from _cut(state, f"blocks-{how}", how, state.blocks)
-    yield from _patched(state, "blocks", state.blocks)
+    yield from _asked(state, "blocks", state.blocks_and_words, range(len(state.blocks_and_words)), SCREEN)
     for i, numbers in _parts(state):
         yield measurements.AttentionReceived(f"attention-{i:02d}", **_placed(state, numbers))
     steps = np.linspace(0, setup.n_layers - 1, min(setup.n_layers, OVERLAP_LAYERS))
@@ -106,20 +106,22 @@ def single_places(state: SearchState) -> Iterator[Batch]:
     if state.singles:
         for how in state.hows:
             yield from _cut(state, f"singles-{how}", how, state.singles)
-        yield from _patched(state, "singles", state.singles)
+        yield from _spliced(state, "singles", [(), *state.singles])
+        players, some = state.single_players
+        yield from _asked(state, "again", players, some, n_orders(some), again=True)
 
 
-def orders(state: SearchState) -> Iterator[Batch]:
-    """The order in which places are cut jointly, on one half of the examples: what was asked, and what is next."""
-    for how in state.hows:
-        for number, sets in enumerate(state.questions(how)):
-            yield from _cut(state, state.question(how, number), how, sets, half=0)
+def small_sets(state: SearchState) -> Iterator[Batch]:
+    """All sets of the strongest places, on one half of the examples."""
+    if state.small_sets:
+        yield from _spliced(state, "small", [(), *state.small_sets], half=0)
 
 
 def growing_sets(state: SearchState) -> Iterator[Batch]:
-    """What sets of growing size leave, on the other half of the examples."""
+    """What sets of growing size carry, and leave when they are cut, on the other half of the examples."""
+    yield from _spliced(state, "path", [(), *state.growing], half=1)
     for how in state.hows:
-        yield from _cut(state, f"path-{how}", how, state.growing(how), half=1)
+        yield from _cut(state, f"path-{how}", how, state.growing, half=1)
 
 
 def chosen_set(state: SearchState) -> Iterator[Batch]:
@@ -172,15 +174,58 @@ def _cut(
 def _patched(
     state: SearchState, step: str, sets: Sequence[Sequence[int]], layers: Iterable[int | None] = ()
 ) -> Iterator[Batch]:
-    """Sets of places patched, in every pair of examples."""
+    """Sets of places patched, in the first pairs of examples."""
+    few = [n for n in range(len(state.examples)) if n in state.partners][: state.options.n_pairs]
     for i, numbers in _parts(state):
-        paired = [number for number in numbers if number in state.pairs]
-        if paired:
-            held = _placed(state, paired)
-            sources = [state.examples[state.pairs[number]] for number in paired]
+        held = _paired(state, [number for number in numbers if number in few])
+        if held["numbers"]:
+            del held["source_labels"]
             yield measurements.PatchedAnswers(
-                f"{step}-patched-{i:02d}", **held, sources=sources, sets=sets, layers=tuple(layers), units=len(sets)
-            )  # fmt: skip
+                f"{step}-patched-{i:02d}", **held, sets=sets, layers=tuple(layers), units=len(sets)
+            )
+
+
+def _asked(
+    state: SearchState,
+    step: str,
+    players: Sequence[Sequence[int]],
+    some: Sequence[int],
+    orders: int,
+    again: bool = False,
+) -> Iterator[Batch]:
+    """What players add, in pairs of one half of the examples."""
+    for i, numbers in _parts(state, 0):
+        held = _paired(state, numbers, again)
+        if held["numbers"]:
+            asked = {
+                "players": players,
+                "some": tuple(some),
+                "orders": orders,
+                "seed": state.setup.options.seed,
+            }
+            yield spliced.AskedPlayers(
+                f"{step}-asked-{i:02d}", **held, **asked, units=(2 + orders) * len(some)
+            )
+
+
+def _spliced(
+    state: SearchState, step: str, sets: Sequence[Sequence[int]], half: int | None = None
+) -> Iterator[Batch]:
+    """Sets of places kept and taken, in pairs of a half of the examples, or of all."""
+    for i, numbers in _parts(state, half):
+        held = _paired(state, numbers)
+        if held["numbers"]:
+            yield spliced.SplicedAnswers(f"{step}-spliced-{i:02d}", **held, sets=sets, units=2 * len(sets))
+
+
+def _paired(state: SearchState, numbers: Sequence[int], again: bool = False) -> dict[str, Any]:
+    """What every batch of pairs holds: of the examples that have a partner."""
+    partners = state.second_partners if again else state.partners
+    numbers = [number for number in numbers if number in partners]
+    held = _placed(state, numbers)
+    held["sources"] = [state.examples[partners[number]] for number in numbers]
+    held["source_labels"] = tuple(state.labels[[partners[number] for number in numbers]].tolist())
+    return held
 
 
 # -- what is made of it
@@ -193,11 +238,12 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     told = setup.run.settings
     settings: dict[str, Any] = {
         **{name: told[name] for name in ("data", "weights", "examples", "n_boot") if name in told},
-        "n": len(state.examples), "n_pairs": state.options.n_pairs, "how": list(state.hows),
+        "n": len(state.examples), "n_pairs": min(state.options.n_pairs, len(state.partners)), "how": list(state.hows),
         "seed": setup.options.seed, "narrow": state.limit, "k": state.k,
         "overlap_by_chance": overlap_by_chance(torch.tensor(state.labels)), "n_picture": len(layout.picture),
         "n_after": len(layout.after), "block": len(state.blocks[0]), "taken_apart": len(state.strongest),
-        "part": PART, **state.worth, **confirmed, "gate": list(layout.gate),
+        "part": PART, "asked": len(state.partners), **state.together(), **state.worth, **confirmed,
+        "gate": list(layout.gate),
     }  # fmt: skip
     result = SearchResult(
         model=told["model"],

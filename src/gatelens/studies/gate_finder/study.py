@@ -1,39 +1,38 @@
 """Find the gate: which positions carry the picture to the answer, a few or many, wherever they stand.
 
-:func:`find_gate` ranks every position of the picture and every position between it and the answer by four
-measures, and looks for a small set whose reading, cut, takes 90 % of what the picture is worth.
+:func:`find_gate` says what every position of the picture and every position between it and the answer adds, and looks
+for a small set that carries 90 % of what the picture is worth.
 
-Nothing relies on what a token is called: the picture is where the input differs between pictures under one
-prompt, and the candidates are its positions (image tokens, row breaks, whatever stands among them) and all
-between it and the answering last position (end markers, words). Each is measured by
+Nothing relies on what a token is called: the picture is where the input differs between pictures under one prompt, and
+the candidates are its positions (image tokens, row breaks, whatever stands among them) and all between it and the
+answering last position (end markers, words).
 
-- *attention*: the mean attention it gets from the positions after the picture that come after it, all
-  heads, as a share of what all candidates get (NG's f_j, with rows of its own for each key), mean over
-  layers;
-- *overlap*: χ of its residual stream entering a layer with the labels (``k`` nearest neighbours), at its
-  best layer of at most eight. It says that the class can be read there, not that anything reads it;
-- *knockout*: nothing after the picture and after the position reads it, in any layer or head (positions
-  of the picture still read each other): the drop of accuracy and of the right label's log-probability;
-- *patching*: its residual stream entering every layer comes from an example of another class: the share
-  of predictions that become that example's, and the gain in Σ min(p, q) with it.
+Sets of positions are *kept* or *taken*. Each example is paired with one of another class, its picture of the same size.
+A set that is kept has its own activations (the residual stream entering every layer) and all other positions of the
+picture have the partner's; a set that is taken has the partner's and all others keep their own. Rows after the picture
+that are in no set are computed from what they then read. What is measured is the log-odds of the own answer against
+the partner's, or its probability between these two. Nothing is damaged: a position that carries a constant does not
+count.
 
-The picture is searched from coarse to fine. It is cut into ``block`` positions in a row (by default the
-square root of their number), each block is knocked out and patched as a whole, and only the positions of
-blocks that matter are knocked out and patched one by one: blocks whose knockout lowers the log-probability,
-or whose patching raises the overlap, by a mean of at least 2 % of the largest possible with an interval
-above 0; the strongest ``refine`` of them if there are more. Positions of the other blocks have no number of
-their own for these two measures, and are cut last, block by block, when sets grow. So what a position does
-only together with positions of other blocks can be missed among single positions, not in the sets.
+- First the picture is cut into ``block`` positions in a row (by default the square root of their number). What blocks
+  and the positions after the picture add is asked alone (kept against nothing), last (taken against everything) and on
+  average over random orders (their Shapley values). So parts that stand in for each other are seen, parts that only
+  work together, and parts of which some are enough.
+- Then the same is asked of single positions of the blocks that seem to add anything (the strongest ``refine`` of them)
+  and of those after the picture, in new pairs. Positions of the other blocks have no number of their own.
+- All sets of the six strongest are tried; the smallest that is enough comes first in the order, then the others as they
+  rank. A set carries the mean of the share that is there with it kept and of the share that is lost with it taken.
+- All this is done on one half of the examples. The share of sets of growing size along the order, the smallest that
+  carries enough and its intervals come from the other half. The size is an upper bound: the search follows one order,
+  and another set of fewer positions may carry as much.
 
-The set: a position is added that, cut jointly with those before it, leaves the lowest log-probability
-(asked anew of all at each of the first ``narrow`` steps, then in the order last measured). Should the
-candidates after the picture together be enough while no small set was, they are thinned out one by one
-(this finds positions that stand in for each other). The order is chosen on one half of the examples;
-shares (of the right label's probability, from what it is unmodified down to what it is with the whole
-picture cut off, at least chance), size and intervals come from the other half. The size is an upper
-bound: the search follows one order, another set of fewer positions may carry as much, and the interval
-is over examples along that order. Positions after the picture whose patching moves nothing carry
-nothing of the picture: cutting them can only do damage, and they are left out of the sets and named.
+Beside this, as evidence, every single position and every growing set is cut: nothing after the picture and after the
+position reads it, in any layer or head (positions of the picture still read each other). Shares are of the right
+answer's probability, from what it is unmodified down to what it is with the whole picture cut off, at least chance.
+Each position has its mean attention from the positions after the picture that come after it, as a share of what all
+candidates get (NG's f_j, with rows of its own for each key), and the overlap χ of its residual stream with the labels
+(``k`` nearest neighbours) at its best layer of at most eight. Positions after the picture that move nothing when they
+are taken carry nothing of the picture: cutting them can only do damage, and they are left out of the sets and named.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class GateSearch(SearchResult):
         return as_html(self)
 
     def figure(self, dark: bool = False) -> NotebookFigure:
-        """The four measures over the prompt's tokens, and how many tokens carry the effect."""
+        """The measures over the prompt's tokens, and how many of them carry the effect."""
         return gate_figure(self, dark)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -118,7 +117,7 @@ class FindGateOptions(StudyOptions):
 
     how: Annotated[
         Literal["zero", "mask", "both"],
-        Field(description="Knockout: zero (after the softmax), mask (before it) or both; the first decides."),
+        Field(description="Knockout: zero (after the softmax), mask (before it) or both."),
     ] = "both"
     n: Annotated[AtLeastOne, Field(description="Examples."), CountsExamples()] = 96
     prompt: Annotated[
@@ -205,8 +204,8 @@ def find_gate(
         model: the model, or its name.
         data: a data set with the task ``class``, or its name; all prompts must be alike.
         n: examples.
-        how: ``"zero"``, ``"mask"`` or ``"both"``; the first decides, the other is evidence.
-        n_pairs: pairs of examples for patching.
+        how: kinds of knockout, as evidence: ``"zero"``, ``"mask"`` or ``"both"``.
+        n_pairs: pairs of examples in which the chosen set is patched layer by layer.
         prompt: asked instead of the data's own, with ``<image>`` in it; the class name must be what follows.
         block: positions of the picture in a block.
         refine: blocks taken apart at most.

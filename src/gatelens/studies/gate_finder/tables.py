@@ -44,14 +44,18 @@ def heading(measure: str) -> str:
     how, _, what = measure.partition(" ")
     if how in ("zero", "mask"):
         return f"{how}: {'accuracy' if what == 'accuracy' else 'nats'} lost"
-    return {"flipped": "patched: flips", "target overlap": "patched: overlap gained"}.get(measure, measure)
+    return {
+        "flipped": "taken: flips",
+        "target overlap": "taken: overlap gained",
+        "kept": "kept: own answer",
+    }.get(measure, measure)
 
 
 def comparable(result: SearchResult) -> pd.DataFrame:
     """What two searches can be compared in: ``how, metric, row, mean, low, high, n``.
 
     The size of the smallest set found to carry enough (an upper bound), the share that sets of 1, 2, 4, … positions
-    take, and the accuracy lost with each position after the picture, by its token.
+    carry, and the accuracy lost with each position after the picture, by its token.
     """
     share, half = percent(result.settings["part"]), result.settings["n"] - result.settings["n"] // 2
     rows: list[tuple[Any, ...]] = []
@@ -62,7 +66,7 @@ def comparable(result: SearchResult) -> pd.DataFrame:
                 (
                     how,
                     SMALLEST,
-                    f"that takes {share}",
+                    f"that carries {share}",
                     *size,
                     half,
                 )

@@ -1,7 +1,8 @@
 """What a gate search says, in words: narrow, distributed or nothing found, and which measures agree.
 
-The joint knockouts decide. Attention, overlap and patching are evidence beside them: each is asked what it would
-have said alone, and is named where that is something else.
+What sets of positions carry decides, with another picture's activations in place of theirs. Knockouts, attention,
+overlap and patching are evidence beside it: each is asked what it would have said alone, and is named where that is
+something else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gatelens.studies.section import Evidence
 
 Facts = Mapping[str, Any]
 NARROW, DISTRIBUTED = "narrow", "distributed"
+RESAMPLE = "resample"  # what it is called that a set has another picture's activations
 NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
 # probability of the right answer the picture must be worth for a share of it to mean anything
 LEAST_WORTH = 0.1
@@ -24,7 +26,7 @@ CHANCE = 0.05  # answers name the right classes when shuffled names fit as well 
 FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
 # positions stand out when the low ends of their intervals are so many times the high ends of all others
 STANDS_OUT = 1.5
-ALONG = "interval is over examples, along the one order in which positions were cut"
+ALONG = "interval is over examples, along the one order in which positions were added"
 
 
 def gate_verdict(
@@ -35,8 +37,8 @@ def gate_verdict(
     Args:
         places: the candidates.
         measures: one row a place and measure, as :class:`~gatelens.studies.gate_finder.study.GateSearch` has them.
-        sets: by kind of knockout the smallest set that carries the effect: ``size, low, high, share …, places,
-            damage``; the first kind decides.
+        sets: by what being gone means (``resample``, or a kind of knockout) the smallest set that carries the effect:
+            ``size, low, high, share …, places, damage``; the first decides.
         facts: what the picture is worth, what patching the set did, the limit of a narrow set.
 
     Returns:
@@ -117,10 +119,11 @@ def _sentence(says: str, gate: str, first: Facts, facts: Facts) -> str:
     if says == NARROW:
         around = percent_cell(facts["around"], facts["around_low"], facts["around_high"])
         return (
-            f"The picture reaches the answer through {gate}: cut from all that comes after, {size} take"
-            f"{'s' * (first['size'] == 1)} {percent(min(first['share'], 1.0))} of {worth}. {how_sure(first)}. With "
-            "that left reading the picture, cutting the picture's other positions from everything else lowers accuracy "
-            f"by {around}."
+            f"The picture reaches the answer through {gate}: kept alone and taken away, {size} "
+            f"{'carries' if first['size'] == 1 else 'carry'} {percent(min(first['share'], 1.0))} of {worth}. "
+            f"{how_sure(first)}. "
+            "With that left reading the picture, cutting the picture's other positions from everything else lowers "
+            f"accuracy by {around}."
         )
     smallest = f"The smallest set found to carry {percent(facts['part'])} of {worth} holds {size}"
     if says == DISTRIBUTED:
@@ -134,14 +137,20 @@ def _knockout(places: Sequence[Place], how: str, one: Facts, facts: Facts) -> Ev
     if size is not None:
         shown = f" ({named(places, one['places'])})" if size <= facts["narrow"] else ""
         share = percent_cell(*(min(one[name], 1.0) for name in ("share", "share_low", "share_high")))
-        text = f"{_size(one)}{shown} cut jointly take{'s' * (size == 1)} {share}"
+        does = "kept alone and taken away carr" if how == RESAMPLE else "cut jointly take"
+        ends = ("ies", "y") if how == RESAMPLE else ("s", "")
+        text = f"{_size(one)}{shown} {does}{ends[size != 1]} {share}"
+        for kind, does in (("redundant", "stand in for each other"), ("complementary", "need each other")):
+            if how == RESAMPLE and facts.get(kind):
+                text += f" ({named(places, facts[kind])} {does})"
     if one["damage"]:
         text += (
             f"; cutting {named(places, one['damage'])} also hurts, but patching it carries nothing of the picture: "
             "damage, not communication"
         )
     line = text.split(";")[0]
-    return {"kind": f"knockout {how}", "says": _size_says(one, facts["narrow"]), "text": text, "line": line}
+    kind = "resampling" if how == RESAMPLE else f"knockout {how}"
+    return {"kind": kind, "says": _size_says(one, facts["narrow"]), "text": text, "line": line}
 
 
 def _patching(places: Sequence[Place], facts: Facts) -> Evidence:

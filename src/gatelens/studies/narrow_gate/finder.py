@@ -100,7 +100,7 @@ def finder_evidence(result: SearchResult) -> Evidence:
 def _text(result: SearchResult) -> str:
     """What was found, and how sure its size is."""
     said, settings = result.verdict, result.settings
-    one = said["sets"][settings["how"][0]]
+    one = result.smallest
     opening = f"of {len(result.places)} positions, ranked by what they do and not by name,"
     number = f"{'at most ' if one['size'] != 1 else ''}{one['size']} [{one['low']}, {one['high']}]"
     size = number if one["size"] else "more than were cut"
@@ -109,9 +109,9 @@ def _text(result: SearchResult) -> str:
     if said["verdict"] == search_verdict.NARROW:
         several = one["size"] > 1
         return (
-            f"{opening} {size} {'are' if several else 'is'} enough: {named(result.places, one['places'])} cut from "
-            f"all that comes after take{'' if several else 's'} {percent(min(one['share'], 1.0))} of what the "
-            f"picture is worth ({bound})"
+            f"{opening} {size} {'are' if several else 'is'} enough: {named(result.places, one['places'])}, kept alone "
+            f"and taken away, carr{'y' if several else 'ies'} {percent(min(one['share'], 1.0))} of what the picture is "
+            f"worth ({bound})"
         )
     if said["verdict"] == search_verdict.DISTRIBUTED:
         return (
