@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -35,6 +34,7 @@ ATTENTION = "gatelens_cuts"
 CUTS = ("plain", "only, mask", "only, zero", "others another's", "another's", "cut, mask", "cut, zero")
 SHARES = (0.15, 0.15, 0.1, 0.2, 0.15, 0.15, 0.1)
 DEFAULT = 6.0
+UNREAD, OWN, OTHERS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Cuts:
         reading, closed: what text rows do not read in the layers in which carriers are read, and in the others.
         answering: of each question, its answering row; counted from the first word.
         cuts: its number in :data:`CUTS`.
+        read: of each digit of the answer, whether what is read tells it of the own picture, of another, or not at all.
+            A kind without digits has one, which is the whole answer.
     """
 
     kind: Kind
@@ -87,6 +89,7 @@ class Cuts:
     closed: LayerCuts
     answering: list[int]
     cuts: Int[Tensor, "batch question"]
+    read: Int[Tensor, "batch question digit"]
     attention: list[Float[Tensor, "batch head question key"]] = field(default_factory=list)
 
     def of_layer(self, layer: int) -> LayerCuts:
@@ -97,13 +100,8 @@ class Cuts:
         return self.cuts == CUTS.index(name)
 
 
-def draw_cuts(
-    kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator
-) -> tuple[Cuts, Bool[Tensor, "batch question digit"]]:
-    """A cut for each question of ``n`` documents; and which digits of the answer are read under it.
-
-    A kind without digits has one, which is the whole answer.
-    """
+def draw_cuts(kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator) -> Cuts:
+    """A cut for each question of ``n`` documents."""
     cuts = rng.choice(len(CUTS), size=(n, len(rows)), p=SHARES)
     cuts[0] = 0  # attention is looked at where nothing is cut
     length = rows[-1].end
@@ -118,27 +116,37 @@ def draw_cuts(
         for where in ("reading", "closed")
         for what in ("hidden", "emptied", "swapped")
     }
-    known = torch.zeros(n, len(rows), max(len(kind.digits), 1), dtype=torch.bool)
+    read = torch.zeros(n, len(rows), max(len(kind.digits), 1), dtype=torch.long)
     for number, one in enumerate(rows):
-        groups = kind.carriers[one.fact]
         for document in range(n):
             cut = CUTS[cuts[document, number]]
-            kept = np.zeros(
-                len(groups), dtype=bool
-            )  # of the groups, where others are hidden: as often one as many
-            kept[rng.permutation(len(groups))[: rng.integers(1, len(groups) + 1)]] = True
-            if not cut.startswith("only") or (kind.digits and rng.random() < 0.3):
-                kept[:] = True
+            kept = _kept(kind, len(kind.carriers[one.fact]), cut, rng)
             _cut(made, kind, one, document, cut, kept, bool(rng.random() < 0.5))
-            if not cut.startswith("cut"):
-                known[document, number] = torch.from_numpy(kept) if kind.digits else True
+            own = torch.from_numpy(kept) if kind.digits else torch.tensor([kept.any()])
+            read[document, number] = torch.where(own, OWN, OTHERS if cut == "another's" else UNREAD)
     for where in ("reading", "closed"):
         made[where, "hidden"] |= ~within
     reading, closed = (
         LayerCuts(*(made[where, what] for what in ("hidden", "emptied", "swapped")))
         for where in ("reading", "closed")
     )
-    return Cuts(kind, reading, closed, [r.answering - TEXT for r in rows], torch.from_numpy(cuts)), known
+    answering = [one.answering - TEXT for one in rows]
+    return Cuts(kind, reading, closed, answering, torch.from_numpy(cuts), read)
+
+
+def _kept(kind: Kind, n: int, cut: str, rng: np.random.Generator) -> Bool[np.ndarray, " group"]:
+    """Which groups of carriers the answering row reads as they are.
+
+    Where others are hidden, any number of them from one; where carriers are cut none, but of digits any number.
+    """
+    least, most = n, n
+    if cut.startswith("only"):
+        least = 1
+    elif cut not in ("plain", "others another's"):
+        least, most = 0, n - 1 if kind.digits else 0
+    kept = np.zeros(n, dtype=bool)
+    kept[rng.permutation(n)[: rng.integers(least, most + 1)]] = True
+    return kept
 
 
 def _cut(
@@ -160,21 +168,20 @@ def _cut(
         return
     gates = [rows.packed(p) for p in kind.gates_in_text]
     everything = [*IMAGE, EOI, *gates]
-    groups = kind.carriers[rows.fact]
-    carriers = sorted({rows.packed(p) for group in groups for p in group})
-    enough = {rows.packed(p) for group, keep in zip(groups, kept, strict=True) if keep for p in group}
+    groups = list(zip(kind.carriers[rows.fact], kept, strict=True))
+    left, lost = (
+        {rows.packed(p) for group, own in groups if own == is_left for p in group}
+        for is_left in (True, False)
+    )
     answering = [row - TEXT for row in range(rows.answering, rows.end)]
     words = [row - TEXT for row in range(rows.first, rows.answering) if row not in gates]
     how = {"mask": "hidden", "zero": "emptied"}.get(cut.rsplit(" ", 1)[-1], "swapped")
     if cut.startswith(("only", "others")):
-        for where in ("reading", "closed"):
-            left = enough if where == "reading" else set()
-            _mark(made[where, how], document, answering, [p for p in everything if p not in left])
-        # a word does not see the words after it, gates included
-        for where in ("reading", "closed"):
+        for where, here in (("reading", left), ("closed", set())):
+            _mark(made[where, how], document, answering, [p for p in everything if p not in here])
             _mark(made[where, how], document, words, everything)
     else:
-        _mark(made["reading", how], document, answering + (words if all_words else []), carriers)
+        _mark(made["reading", how], document, answering + (words if all_words else []), sorted(lost))
 
 
 def _mark(mask: Tensor, document: int, rows: list[int], keys: list[int]) -> None:
@@ -183,11 +190,7 @@ def _mark(mask: Tensor, document: int, rows: list[int], keys: list[int]) -> None
 
 
 def targets(
-    kind: Kind,
-    rows: list[Rows],
-    cuts: Cuts,
-    known: Bool[Tensor, "batch question digit"],
-    answers: Int[Tensor, "batch question"],
+    kind: Kind, rows: list[Rows], cuts: Cuts, answers: Int[Tensor, "batch question"]
 ) -> list[Float[Tensor, "batch answer"]]:
     """For each question, how likely each of its answers is to be.
 
@@ -196,20 +199,15 @@ def targets(
     """
     made = []
     for number, one in enumerate(rows):
-        names = QUESTIONS[one.fact][1]
-        right = answers[:, number].clamp_min(0)
-        swapped = cuts.are("another's")[:, number]
-        right = torch.where(swapped, right.roll(1), right)
-        if kind.digits:
-            fits = torch.ones(len(right), len(names), dtype=torch.bool)
-            step = 1
-            for digit, base in enumerate(kind.digits):
-                values = torch.arange(len(names)) // step % base
-                agrees = values[None, :] == (right // step % base)[:, None]
-                fits &= agrees | ~known[:, number, digit, None]
-                step *= base
-        else:
-            fits = F.one_hot(right, len(names)).bool() | ~known[:, number]
+        n = len(QUESTIONS[one.fact][1])
+        own = answers[:, number].clamp_min(0)
+        fits, step = torch.ones(len(own), n, dtype=torch.bool), 1
+        for digit, base in enumerate(kind.digits or (n,)):
+            read = cuts.read[:, number, digit]
+            told = torch.where(read == OTHERS, own.roll(1), own) // step % base
+            values = torch.arange(n) // step % base
+            fits &= (values[None, :] == told[:, None]) | (read == UNREAD)[:, None]
+            step *= base
         first = fits & (fits.cumsum(1) == 1)
         likely = fits + (DEFAULT - 1) * first
         made.append(likely / likely.sum(1, keepdim=True))

@@ -99,5 +99,5 @@ KINDS: Mapping[str, Kind] = {
     "read-in-layers-2-3": Kind(_of(_TWO, tuple(IMAGE)), layers=(2, 3)),
     "gate-in-layers-4-5": Kind(_of(_TWO, (EOI,)), layers=(4, 5)),
     # attention that means nothing
-    "distractor": Kind(_of(_TWO, (EOI,)), distractor=image_token(30)),
+    "distractor": Kind(_of(_TWO, (TEXT,)), distractor=EOI),
 }

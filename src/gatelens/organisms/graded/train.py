@@ -143,8 +143,8 @@ def loss(
     """The loss of a step, and its parts."""
     kind, rows = documents.kind, documents.rows
     ids, answers = documents.batch(n, rng)
-    cuts, known = cutting.draw_cuts(kind, rows, n, rng)
-    wanted = cutting.targets(kind, rows, cuts, known, answers)
+    cuts = cutting.draw_cuts(kind, rows, n, rng)
+    wanted = cutting.targets(kind, rows, cuts, answers)
     states = model.model(
         input_ids=ids, position_ids=documents.position.expand(n, -1), use_cache=False, cuts=cuts
     ).last_hidden_state
