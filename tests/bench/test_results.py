@@ -54,7 +54,8 @@ def test_the_page_and_its_figures_are_written(result: BenchResult, tmp_path: Pat
     assert [file.name for file in files] == ["dev-f1-by-kind.png", "dev-f1-by-passes.png", "dev.md"]
     assert all(Image.open(file).size[0] > 600 for file in files[:2])
     text = files[2].read_text()
-    assert text == page(result, [file.name for file in files[:2]])
+    assert text.startswith(page(result).split("\n\n## By size")[0])
+    assert all(f"]({file.name})" in text and file.stat().st_size < 150_000 for file in files[:2])
     methods = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")][:3]
     assert methods == ["dear", "find_gate", "cheap"]  # the highest F1 first
     assert "| `cheap` | 0.50 | 0.1 |" in text and "| `find_gate` | 0." not in text.split("## Rules")[1]

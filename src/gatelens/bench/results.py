@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from gatelens.atomic_files import check_writable, write_atomic
 from gatelens.bench.declared import KINDS
@@ -33,18 +35,26 @@ def write_results(result: BenchResult, folder: str | os.PathLike[str]) -> list[P
     """
     place, split = check_writable(folder), result.split
     figures = {"f1-by-kind": f1_by_kind(result), "f1-by-passes": f1_by_passes(result)}
-    files = {f"{split}-{name}.png": png(figure) for name, figure in figures.items()}
-    files[f"{split}.md"] = page(result, list(files)).encode()
+    files = {f"{split}-{name}.png": _in_few_colors(png(figure)) for name, figure in figures.items()}
+    says = ("F1 by method and kind", "F1 against forward passes, by method")
+    files[f"{split}.md"] = page(result, dict(zip(files, says, strict=True))).encode()
     for name, data in files.items():
         write_atomic(place / name, data)
     return [place / name for name in files]
 
 
-def page(result: BenchResult, pictures: Sequence[str] = ()) -> str:
+def _in_few_colors(data: bytes) -> bytes:
+    """A PNG of a figure in a third of the bytes, which look the same."""
+    small = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def page(result: BenchResult, pictures: Mapping[str, str] | None = None) -> str:
     """All tables of a result in Markdown.
 
     Args:
-        pictures: files of figures beside the page.
+        pictures: files of figures beside the page, with what each shows.
     """
     cases = result.cases
     questions = cases.drop_duplicates(["plant", "question"])
@@ -53,7 +63,12 @@ def page(result: BenchResult, pictures: Sequence[str] = ()) -> str:
         f"{questions.plant.nunique()} plants of the split `{result.split}`, {len(questions)} questions{each}. In "
         "brackets: 95 % intervals over questions. Passes are forward passes over all examples; seconds are of CPU time."
     )
-    parts = [f"# GateBench: {result.split}", head, overview(result), *(f"![]({name})" for name in pictures)]
+    parts = [
+        f"# GateBench: {result.split}",
+        head,
+        overview(result),
+        *(f"![{shows}]({name})" for name, shows in (pictures or {}).items()),
+    ]
     parts += ["## By size of the set", _markdown(by_size(cases))]
     parts += ["## By layout of the set", _markdown(by_layout(cases))]
     if OWN in set(cases.method):
