@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gatelens.bench.checks import SPLITS
@@ -166,10 +165,13 @@ def main() -> None:
         print(shown(table, how) + "\n")
     for n in N:
         part = table[table.n == n]
-        worst = part.loc[part.wrong.idxmax()]
-        wrong = 100 * float(np.average(part.wrong, weights=part.draws))
-        most = f"most, {100 * worst.wrong:.0f} %, of {worst.kind!r} ({worst.how})"
-        print(f"n = {n}: wrong {wrong:.1f} % of all; {most}")
+        for how, some in part.groupby("how", sort=False):
+            wrong, draws_of = round(float((some.wrong * some.draws).sum())), int(some.draws.sum())
+            low, high = wilson_interval(wrong, draws_of)
+            said = f"{100 * wrong / draws_of:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {draws_of} draws wrong"
+            worst = some.loc[some.wrong.idxmax()]
+            most = f"; most of {worst.kind!r}, {100 * worst.wrong:.0f} %" if wrong else ""
+            print(f"{how}, n = {n}: {said}{most}")
 
 
 if __name__ == "__main__":
