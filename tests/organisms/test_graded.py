@@ -165,6 +165,14 @@ def test_a_plain_cut_is_the_knockout_of_the_last_row(runs, how):
     assert close(got, want) and not close(plain.logits(), want)
 
 
+def test_the_attention_of_the_answering_row_is_that_of_the_wrapped_model(runs):
+    plain, model, inputs = runs
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(6)]
+    _, cache = model.run_with_cache(inputs, names_filter=names)
+    want = torch.stack([cache[name][:, :, -1].mean((0, 1)) for name in names]).mean(0)
+    assert torch.allclose(plain.attention(), want, atol=1e-5)
+
+
 def test_plain_resampling_is_a_patch_from_the_partners_run(runs):
     plain, model, inputs = runs
     _, cache = model.run_with_cache(

@@ -43,6 +43,7 @@ def _attention(
     mask: None,
     scaling: float,
     cut: Cut | None = None,
+    patterns: list[Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch row head d_head"], None]:
     """Causal attention; the last row under a cut."""
@@ -55,6 +56,8 @@ def _attention(
     pattern = scores.softmax(-1)
     if cut is not None and cut_here and cut.how == "zero":
         pattern[:, :, -1, list(cut.positions)] = 0
+    if patterns is not None:
+        patterns.append(pattern[:, :, -1].mean((0, 1)))
     return (pattern @ value).transpose(1, 2).contiguous(), None
 
 
@@ -123,6 +126,12 @@ class PlainRuns:
             self.ids[:, -1:], past_key_values=cache, use_cache=True, position_ids=position, cut=cut
         )
         return made.logits[:, -1]
+
+    def attention(self) -> Float[Tensor, " pos"]:
+        """The share of the answering row's attention each position gets: mean over prompts, heads and layers."""
+        patterns: list[Tensor] = []
+        self._run(self.ids, use_cache=False, patterns=patterns)
+        return torch.stack(patterns).mean(0)
 
     def resampled(self, at: Iterable[int], own: Iterable[int] = ()) -> Float[Tensor, "prompt d_vocab"]:
         """What is said with the stream that enters every layer a partner's at some positions, for all rows to read.

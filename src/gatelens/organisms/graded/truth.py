@@ -158,6 +158,16 @@ def _groups(
             yield f"{name} alone", how, "own", one.cut(rest, how), unchanged, 1.0
 
 
+def distraction(hf: Any, processor: Any, kind: Kind, n: int, seed: int) -> dict[str, dict[str, float]]:
+    """By fact, the share of the answering row's attention that goes to the distractor, and to the carriers."""
+    shares = {}
+    for fact in kind.facts:
+        attention = FactRuns(hf, processor, fact, n, seed).runs.attention()
+        carriers = float(attention[list(kind.positions(fact))].sum())
+        shares[fact] = {"distractor": float(attention[kind.distractor]), "carriers": carriers}
+    return shares
+
+
 def by_position(hf: Any, processor: Any, kind: Kind, n: int, seed: int) -> pd.DataFrame:
     """Accuracy by fact, with each position of the picture, the end-of-image token and the words cut alone.
 
@@ -217,6 +227,8 @@ def measure(folder: Path, n: int, n_scan: int, seed: int) -> dict[str, Any]:
         "holds": {str(fact): bool(part.all()) for fact, part in holds.groupby("fact").holds},
         "truth": holds.round(4).to_dict("records"),
     }
+    if kind.distractor is not None:
+        measured["attention"] = distraction(hf, processor, kind, n, seed)
     if n_scan:
         measured["scan n"] = 2 * n_scan
         measured["by position"] = by_position(hf, processor, kind, n_scan, seed).to_dict("list")
