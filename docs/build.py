@@ -39,6 +39,8 @@ def stage(folder: Path) -> None:
             shutil.copytree(DOCS / name, scripts, ignore=shutil.ignore_patterns("__pycache__"))
             for script in scripts.glob("[!_]*.py"):
                 script.write_text(titled(script.read_text(encoding="utf-8")), encoding="utf-8")
+            for shared in scripts.glob("_*.py"):  # imported by the scripts, and no script itself
+                shutil.move(shared, folder / shared.name)
             header = scripts / "GALLERY_HEADER.rst"
             if not header.exists():
                 header.write_text(f"{name.title()}: pictures\n{'=' * 40}\n", encoding="utf-8")

@@ -82,13 +82,12 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 # Gallery
-suppress_warnings = ["config.cache", "toc.not_readable"]  # functions in the settings; a folder without scripts
+suppress_warnings = ["config.cache"]  # the order and the scraper of the gallery are functions
 if not RUN:
     suppress_warnings += ["myst-nb.lexer"]  # which language a page is in is known once it has run
 sphinx_gallery_conf = {
     "examples_dirs": [f"_scripts/{name}" for name in GALLERIES],
     "gallery_dirs": GALLERIES,
-    "ignore_pattern": r"/_\w*\.py$",
     "filename_pattern": r"\.py$" if RUN else r"^$",
     "plot_gallery": RUN,
     "within_subsection_order": pictures.Order,

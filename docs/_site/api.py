@@ -197,6 +197,8 @@ def page(key: str, room: Room) -> Iterator[str]:
         title = short(entry.name)
         yield from ("", title, "-" * len(title), "")
         yield from (*entry.lines(), "")
+        if inspect.isfunction(entry.value):
+            yield from (f".. minigallery:: {entry.name}", "")
 
 
 def short(name: str) -> str:

@@ -146,7 +146,7 @@ def drawn(table: pd.DataFrame) -> Figure:
     cells = [[shown(cell) for cell in row] for row in part.itertuples(index=False)]
     names = [shown(name) for name in part.columns]
     with styled(dark=False) as colors:
-        figure = Figure(figsize=(6, 4.2))
+        figure = Figure(figsize=(6, 4.2), layout="none")
         axes = figure.add_axes((0.03, 0.03, 0.94, 0.94))
         axes.axis("off")
         widths = [max(map(len, column)) + 2 for column in zip(names, *cells, strict=True)]

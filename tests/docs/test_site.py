@@ -85,6 +85,11 @@ def test_the_gallery_index_leads_to_every_script(site: Path) -> None:
         assert f"{script.stem}.html" in led
 
 
+def test_the_reference_shows_the_scripts_that_use_a_function(site: Path) -> None:
+    page = links.Page((site / "api" / "interventions.html").read_text(encoding="utf-8"))
+    assert "../gallery/window_knockout.html" in {urlsplit(link).path for link in page.links}
+
+
 def test_broken_and_foreign_links_are_seen(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
         '<a href="b.html#x">b</a><a href="c.html">c</a><a href="https://arxiv.org">d</a>'
