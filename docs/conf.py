@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -82,7 +84,8 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 # Gallery
-suppress_warnings = ["config.cache"]  # the order and the scraper of the gallery are functions
+# the order and the scraper of the gallery are functions; `kind` in a docstring may be that of two classes
+suppress_warnings = ["config.cache", "ref.python"]
 if not RUN:
     suppress_warnings += ["myst-nb.lexer"]  # which language a page is in is known once it has run
 sphinx_gallery_conf = {
@@ -108,3 +111,21 @@ sphinx_gallery_conf = {
     "backreferences_dir": "backreferences",
     "nested_sections": False,
 }
+
+
+def one_name_each(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """``:ivar a, b: text`` as one entry for each name; Sphinx takes all but the last for a type."""
+    split: list[str] = []
+    while lines:
+        entry = [lines.pop(0)]
+        found = re.match(r":(ivar|param) ((?:\w+, )+\w+): ?(.*)$", entry[0])
+        while found and lines and (not lines[0] or lines[0].startswith(" ")):
+            entry.append(lines.pop(0))
+        for each in found[2].split(", ") if found else ():
+            split += [f":{found[1]} {each}: {found[3]}", *entry[1:]]
+        split += [] if found else entry
+    lines[:] = split
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", one_name_each, priority=900)
