@@ -62,8 +62,8 @@ METHOD = {
         "From simulated models whose truth is set. A gate that removes exactly half is called narrow in at most 4 of "
         "100 studies. One that removes 70 % (image tokens 10 %) is found in 41 of 100 with 24 examples. With 50 it "
         "is found in 62, with 200 in all. Paths that are both needed, or each enough, are never called narrow or "
-        "distributed. Of small models with a planted answer, none of 78 "
-        "studies of 200 examples erred. See docs/statistics.md."
+        "distributed. Of small models with a planted answer, none of "
+        "117 studies of 200 examples erred. See docs/statistics.md."
     ),
     "evidence": (
         f"Patching says narrow where the interval of answers turned lies above {percent(FLIPS[1])}, distributed below "
