@@ -139,7 +139,7 @@ class Carriers:
 
     ``size`` is an upper bound: another set of fewer parts may carry as much. ``low`` and ``high`` are a 95 % interval
     over examples of the size at which this one path gets there, and say nothing of other paths; a draw that never
-    gets there counts as the largest size.
+    gets there counts as the largest size, and one in which the largest set carries less is asked for less.
     """
 
     size: int | None
@@ -179,7 +179,10 @@ def smallest_carrying(
 
     point = np.array([share_removed(none, path[k], floor, chance) for k in sizes])
     drawn = np.stack([drawn_share(path[k]) for k in sizes])
-    first = np.where((drawn >= part).any(axis=0), (drawn >= part).argmax(axis=0), len(sizes) - 1)
+    # what a draw takes from the largest set is no reason for a larger one
+    lowered = np.minimum(1.0, drawn[-1] / point[-1]) if point[-1] > 0 else 1.0
+    reaches = drawn >= part * lowered
+    first = np.where(reaches.any(axis=0), reaches.argmax(axis=0), len(sizes) - 1)
     low, high = np.percentile(np.array(sizes)[first], [2.5, 97.5], method="nearest")
     reached = np.flatnonzero(point >= part)
     at = int(reached[0]) if len(reached) else len(sizes) - 1

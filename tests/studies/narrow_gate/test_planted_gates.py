@@ -38,7 +38,7 @@ def test_a_gate_that_is_not_the_one_named_is_found_and_named(where: str) -> None
     assert said["headline"] == f"narrow gate at {name}"
     assert f"through {name}, not through the first token after the image" in said["sentence"]
     assert ("upper bound" in said["sentence"]) == (where == "two image tokens")  # fewer than one there is not
-    assert "along the one order in which positions were cut" in said["sentence"]
+    assert "along the one order in which positions were added" in said["sentence"]
     (search,) = [e for e in said["evidence"] if e["kind"] == "gate finder"]
     assert search["says"] == "another gate" and said["disagree"] == []
     (cut,) = [e for e in said["evidence"] if e["kind"] == "knockout, class accuracy"]

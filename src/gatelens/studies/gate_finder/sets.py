@@ -131,7 +131,11 @@ class SearchState(PlacesState):
             path = {len(one): row for one, row in zip(self.growing, left, strict=True)}
             smallest = smallest_carrying(none, floor, path, *settings)
             damage = self._damage(self.hows[0] if how == RESAMPLE else how)
-            sets[how] = {**vars(smallest), "places": self.order[: smallest.size or 0], "damage": damage}
+            sets[how] = {
+                **vars(smallest),
+                "places": sorted(self.order[: smallest.size or 0]),
+                "damage": damage,
+            }
         return pd.DataFrame(curves, columns=["how", "size", "share", "low", "high", "added"]), sets
 
     @cached_property
