@@ -24,7 +24,7 @@ store = gl.collect(
 scores = {}
 for layer in layers:
     x, y = store.read(layer=layer).float().numpy(), store.index.label
-    scores[layer] = LogisticRegression(max_iter=100).fit(x[:140], y[:140]).score(x[140:], y[140:])
+    scores[layer] = LogisticRegression(max_iter=1000).fit(x[:140], y[:140]).score(x[140:], y[140:])
 series = pd.Series(scores)
 series.plot(
     xticks=series.index,
