@@ -50,12 +50,13 @@ def blocks(page: Path, *kinds: str) -> list[Block]:
     return [Block(name, text.count("\n", 0, m.start("code")) + 1, m["code"], m["why"]) for m in found]
 
 
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PYTHON = {page.relative_to(ROOT).as_posix(): blocks(page, "python", "{code-cell} python") for page in PAGES}
 RUN = [name for name, found in PYTHON.items() if name not in ELSEWHERE and any(not b.why_not for b in found)]
+RUN.remove("README.md")  # has a test of its own
 COMMANDS = [
     (block.place, line)
-    for page in [*PAGES, ROOT / "README.md"]
+    for page in PAGES
     for block in blocks(page, "bash")
     for line in block.code.replace("\\\n", " ").splitlines()
     if line.startswith("gatelens ")
@@ -72,6 +73,16 @@ def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest
         if not block.why_not:
             padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's line
             exec(compile(padded, str(ROOT / page), "exec"), names)
+
+
+def test_the_readme_shows_what_its_lines_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((code, shown),) = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize("page", ELSEWHERE)
@@ -102,7 +113,7 @@ def wrong_calls(code: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("page", [*PYTHON, "README.md"])
+@pytest.mark.parametrize("page", PYTHON)
 def test_what_blocks_call_is_there(page: str) -> None:
     found = [*blocks(ROOT / page, "python", "{code-cell} python")]
     assert [f"{block.place}: {one}" for block in found for one in wrong_calls(block.code)] == []
