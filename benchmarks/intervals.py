@@ -76,7 +76,10 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=2000)
     samples, rng = parser.parse_args().samples, np.random.default_rng(0)
-    print("| 95 % interval of a mean holds the truth (percentile bootstrap) |", *(f"n = {n} |" for n in N))
+    print(
+        "| 95 % interval of a mean contains the true value (percentile bootstrap) |",
+        *(f"n = {n} |" for n in N),
+    )
     print("|---" * (len(N) + 1) + "|")
     for p in (0.5, 0.9, 0.99):
         cells = [held_by_proportion(n, p, rng) for n in N]

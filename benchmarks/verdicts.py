@@ -38,7 +38,7 @@ TRUTHS: dict[
     "gate all, image nothing": (1.0, 0.0),
     "gate nothing, image all": (0.0, 1.0),
     "gate 70 %, image 10 %": (0.7, 0.1),
-    "gate 50 %, image nothing (the bound)": (0.5, 0.0),
+    "gate 50 %, image nothing (the threshold)": (0.5, 0.0),
     "gate 55 %, image 45 %": (0.55, 0.45),
     "either is enough": (0.0, 0.0),
     "both are needed": (1.0, 1.0),
@@ -118,7 +118,7 @@ def main() -> None:
         [f"{truth:.2f}", *(" / ".join(f"{100 * x:.1f}" for x in flips_err(n, truth)) for n in (24, 48, 224))]
         for truth in (0.1, 0.2, 0.35, 0.5, 0.7)
     ]
-    table(["answers truly turned (said to be most / few, %)", "24 pairs", "48 pairs", "224 pairs"], rows)
+    table(["true share of answers changed (judged most / few, %)", "24 pairs", "48 pairs", "224 pairs"], rows)
     rows = [
         [f"{spread:g}", *(f"{100 * standing_out(n, spread, runs, rng):.1f}" for n in (6, 18, 66, 1026))]
         for spread in (1.0, 3.0, 6.0)
