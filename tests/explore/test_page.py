@@ -187,7 +187,7 @@ def test_a_link_restores_the_page(page: Any, browser: Any, address: str) -> None
     page.goto(f'{address}/#picture="upload:0"&cut=[["text","gate"]]')  # of a server that has ended
     at_rest(page)
     assert error_of(page)[0] == "picture upload" and "upload it again" in error_of(page)[1]
-    assert (page.inner_text("#before"), page.inner_text("#after")) == ("cactus", "sunflower")
+    assert (page.inner_text("#before"), page.inner_text("#after")) == ("cactus", "frog")
 
 
 def test_an_error_stands_at_its_control_and_nothing_is_lost(page: Any, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_keyboard_reaches_every_control(page: Any) -> None:
     assert wanted | {"steer", "undose", "toward", "steer_at", "steer_layer"} <= reached | {"clear"}
     page.focus("[data-cell='text-gate']")
     change(page, lambda: page.keyboard.press("Space"))
-    assert page.inner_text("#after") == "sunflower"
+    assert page.inner_text("#after") == "frog"
     page.focus("[data-range='cut_layers'] input >> nth=0")
     for _ in range(6):
         change(page, lambda: page.keyboard.press("ArrowRight"))
@@ -376,7 +376,7 @@ def test_a_page_of_another_server_is_loaded_anew(page: Any) -> None:
         page.click("[data-cell='text-gate']")
     at_rest(page)
     assert page.evaluate("window.old === undefined")
-    assert page.inner_text("#after") == "sunflower" and page.locator(".error:visible").count() == 0
+    assert page.inner_text("#after") == "frog" and page.locator(".error:visible").count() == 0
 
 
 def test_links_with_values_that_no_control_has(page: Any) -> None:
@@ -409,7 +409,7 @@ def test_a_stale_reply_is_dropped(page: Any) -> None:
     told = shown(page)
     assert told["after"] == told["before"] == "cactus"
     route, response = held
-    assert json.loads(response.body())["result"]["answer"]["after"] == "sunflower"
+    assert json.loads(response.body())["result"]["answer"]["after"] == "frog"
     with page.expect_event("requestfinished"):
         route.fulfill(response=response)
     page.evaluate("new Promise(requestAnimationFrame)")  # the page has had its turn

@@ -42,10 +42,10 @@ WORDS = {
         "the own answer, against that picture’s, is there with it alone."
     ),
     "smallest set": (
-        "Positions are ranked by what they add alone, to all others and in random orders, and all sets of the "
-        "strongest are tried, on one half of the examples. The rest is measured on the other half. The share is the "
-        "mean of what the set carries when it alone keeps its own picture and of what is lost when it alone has "
-        "another’s. The size is an upper bound: another set may need fewer positions."
+        "Positions are ranked by what they add: alone, to all others, and in random orders. Then all sets of the "
+        "strongest are tried. Both use one half of the examples, and the other half measures the chosen set. Kept "
+        "share: what the set carries when it alone has its own picture. Lost share: what is lost when it alone has "
+        "another’s. The share is the mean of the two. The size is an upper bound: another set may need fewer positions."
     ),
 }
 
