@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -162,6 +163,8 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         (["--baseline", "attention"], "--baseline 'attention': there are attention_share"),
         ([], "there is no method"),
         (["--baseline", "all", "--split", "heldout", "--tune"], "rules are tuned on dev"),
+        (["--baseline", "all", "--organism", "all", "--tune"], "--organism with --tune or --split"),
+        (["--baseline", "all", "--organism", "open/gate-at-text"], "did you mean 'open/gate-at-text-0'?"),
     ):
         assert main(["bench", *arguments]) == 2
         assert words in capsys.readouterr().err
@@ -177,6 +180,23 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         gl.errors.DataError, match=r"holds no rules .* give the rules.json of a run with --tune"
     ):
         gl.bench.read_rules(file)
+
+
+def test_the_command_line_takes_graded_organisms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method that names the end-of-image token is right about the class, and wrong about what is read directly."""
+    file, out = tmp_path / "eoi.py", tmp_path / "run"
+    file.write_text(
+        "import torch, gatelens as gl\n"
+        "def method(model, task):\n"
+        "    assert (task.labels != task.labels[task.partners]).all()\n"
+        "    return gl.bench.Prediction(torch.ones(task.inputs.tokens.n_pos), [66])\n"
+    )
+    arguments = ["--organism", "open/class-by-gate", "--baseline", "attention_share", "--n", "2", "--quiet"]
+    assert main(["bench", str(file), *arguments, "--out", str(out)]) == 0
+    assert "2 questions" in (said := capsys.readouterr().out) and "class-by-gate" in said
+    cases = pd.read_parquet(out / "cases.parquet").set_index(["method", "question"])
+    assert cases.f1["eoi", "class"] == 1 and cases.f1["eoi", "color"] == 0
+    assert cases["size"]["eoi", "color"] == 64 and cases.passes["attention_share", "class"] == 1
 
 
 def test_every_method_that_leaves_sets_to_a_rule_has_one_that_is_stored() -> None:

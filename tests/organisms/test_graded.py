@@ -10,14 +10,16 @@ import torch
 from transformers import AutoProcessor, ChameleonForConditionalGeneration
 
 import gatelens as gl
+from gatelens.model.differences import add_difference, read_difference
 from gatelens.organisms import folder
 from gatelens.organisms.graded import card
 from gatelens.organisms.graded import cuts as cutting
 from gatelens.organisms.graded.cases import graded_case, measured_facts
 from gatelens.organisms.graded.kinds import EOI, FACTS, IMAGE, KINDS, QUESTIONS, TEXT, Kind
 from gatelens.organisms.graded.plain import Cut
+from gatelens.organisms.graded.train import difference, prepare
 from gatelens.organisms.graded.truth import FactRuns
-from gatelens.shipped_organisms import graded_names, organism_folder
+from gatelens.shipped_organisms import DIFFERENCE_FILE, graded_names, organism_folder
 
 ALL = (*IMAGE, EOI)
 LENGTHS = {"class": 3, "color": 10, "shape": 9, "side": 9}
@@ -213,23 +215,38 @@ def test_a_shipped_one_is_small_and_its_card_says_what_was_measured(name):
 NAME, FACT = "open/gate-at-text-0", "color"
 
 
+def test_training_goes_on_from_a_difference():
+    where = folder("open")
+    model, base, trained = (ChameleonForConditionalGeneration.from_pretrained(where) for _ in range(3))
+    start = read_difference(organism_folder(NAME) / DIFFERENCE_FILE, where)
+    add_difference(trained, start)
+    prepare(model, 2, start)
+    kept = dict(difference(model, base))
+    assert kept.keys() == dict(start).keys()
+    assert all(torch.allclose(kept[name], added, atol=1e-5) for name, added in start)
+    query = lambda one: one.model.layers[3].self_attn.q_proj.weight  # noqa: E731
+    assert torch.allclose(query(model), query(trained), atol=1e-5)
+    assert not torch.allclose(query(model), query(base), atol=1e-2)
+
+
 @pytest.fixture(scope="module")
 def case():
-    return graded_case(NAME, FACT, n=8, seed=11)
+    return graded_case(NAME, n=8, seed=11, facts=[FACT])
 
 
 def test_what_was_measured_of_one_holds_on_the_wrapped_model(case):
     """By the engine's knockouts and patches, on other scenes than the card's."""
-    model, examples = case.model, case.examples
+    model, (question,) = case.model, case.questions
+    examples = question.data.examples()
     inputs = model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
     carriers, others = (torch.zeros(inputs.ids.shape, dtype=torch.bool) for _ in range(2))
-    carriers[:, list(case.carriers)] = True
+    carriers[:, list(question.carriers)] = True
     others[:, [*range(2, TEXT)]] = True
     others &= ~carriers
 
     def right(*interventions, partner=False):
         said = model.decode(model.run(inputs, list(interventions))[:, -1].argmax(-1, keepdim=True).tolist())
-        of = [examples[i] for i in case.partners] if partner else examples
+        of = [examples[i] for i in question.partners] if partner else examples
         return sum(word.strip() == e.answers[0] for word, e in zip(said, of, strict=True)) / len(of)
 
     assert right() >= 0.8
@@ -237,19 +254,22 @@ def test_what_was_measured_of_one_holds_on_the_wrapped_model(case):
         assert right(gl.knockout("last", carriers, how=how)) <= 0.5
         assert right(gl.knockout("last", others, how=how)) >= 0.8
     streams = lambda name: name.endswith("hook_resid_pre")  # noqa: E731
-    _, donor = model.run_with_cache(inputs.select(list(case.partners)), names_filter=streams)
+    _, donor = model.run_with_cache(inputs.select(list(question.partners)), names_filter=streams)
     assert right(gl.patch(donor, at=carriers), partner=True) >= 0.8
 
 
 def test_a_case_has_what_a_benchmark_asks(case):
-    assert case.carriers == (TEXT,) and case.classes == QUESTIONS[FACT][1]
-    assert set(case.carriers) < set(case.candidates) and case.candidates[0] == IMAGE[0]
-    for example, partner in zip(case.examples, case.partners, strict=True):
-        assert example.answers != case.examples[partner].answers
-        assert set(example.answers) <= set(case.classes)
+    (question,) = case.questions
+    examples = question.data.examples()
+    assert (case.name, case.kind, question.name) == (NAME, "gate-at-text-0", FACT)
+    assert question.carriers == (TEXT,) and question.data.classes == QUESTIONS[FACT][1]
+    assert set(question.carriers) < set(question.candidates) and question.candidates[0] == IMAGE[0]
+    for example, partner in zip(examples, question.partners, strict=True):
+        assert example.label != examples[partner].label and example.prompt == examples[partner].prompt
+        assert set(example.answers) == {example.label} <= set(question.data.classes)
     assert measured_facts(NAME) == sorted(FACTS)
 
 
 def test_a_fact_that_nothing_was_measured_of_is_refused():
     with pytest.raises(gl.errors.DataError, match="no measured carriers of 'count': give class"):
-        graded_case(NAME, "count")
+        graded_case(NAME, facts=["count"])

@@ -35,6 +35,7 @@ class CaseQuestion(Protocol):
         carriers: absolute positions that carry the picture to the answer.
         decoys: positions that are none, by their sort.
         candidates: all positions a carrier can be at.
+        partners: may be left out; for each example the number of one with another label, to patch from. By default any.
     """
 
     @property
@@ -118,8 +119,10 @@ def task_of(case: Case, question: CaseQuestion) -> Task:
     names = tuple(data.classes)
     token_of = {name: tokens.first_token(examples[0].prompt, name) for name in names}
     labels = torch.tensor([token_of[str(e.label)] for e in examples])
-    rng = np.random.default_rng([content_seed(data.name), 5])
-    partners = [int(rng.choice(np.flatnonzero((labels != one).numpy()))) for one in labels]
+    partners = getattr(question, "partners", None)
+    if partners is None:
+        rng = np.random.default_rng([content_seed(data.name), 5])
+        partners = [int(rng.choice(np.flatnonzero((labels != one).numpy()))) for one in labels]
     return Task(
         data.name, names, tuple(question.candidates), prepare(case.model, examples), labels,
         tuple(token_of.values()), torch.tensor(partners), examples,

@@ -11,8 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from gatelens.atomic_files import check_writable, write_atomic
-from gatelens.bench.declared import KINDS
-from gatelens.bench.scoring import ALL, BenchResult
+from gatelens.bench.scoring import ALL, BenchResult, in_order
 from gatelens.measures.stats import SHARE, summary
 from gatelens.plots.curve import SHARE as SHARE_AXIS
 from gatelens.plots.heatmap import heat_map
@@ -104,7 +103,7 @@ def by_layout(cases: pd.DataFrame) -> pd.DataFrame:
 def at_equal_cost(cases: pd.DataFrame) -> pd.DataFrame:
     """By kind, the finder and the best of the methods that need no more passes."""
     rows = []
-    for kind in [kind for kind in KINDS if kind in set(cases.kind)]:
+    for kind in in_order(cases.kind):
         means = cases[cases.kind == kind].groupby("method")[["f1", "passes"]].mean()
         own = means.loc[OWN]
         others = means.drop(index=OWN)
@@ -126,7 +125,7 @@ def f1_by_kind(result: BenchResult, dark: bool = False) -> NotebookFigure:
     """A heat map: methods down, kinds across, the mean F1 in each cell."""
     table = result.table[lambda t: t.measure == "f1"]
     methods = _by_f1(table)
-    order = [kind for kind in (ALL, *KINDS) if kind in set(table.kind)]
+    order = in_order(table.kind)
     drawn = table.assign(method=pd.Categorical(table.method, methods), kind=pd.Categorical(table.kind, order))
     return heat_map(
         drawn,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +100,7 @@ class BenchResult:
         """One measure, methods down and kinds across, as ``mean [low, high]``."""
         part = self.table[self.table.measure == measure]
         said = [f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in part.itertuples()]
-        kinds = [kind for kind in (ALL, *KINDS) if kind in set(part.kind)]
+        kinds = in_order(part.kind)
         table = part.assign(said=said).pivot(index="method", columns="kind", values="said")
         return table.reindex(index=list(dict.fromkeys(part.method)), columns=kinds).fillna("")
 
@@ -136,6 +136,12 @@ class BenchResult:
     def with_rules(self, rules: Mapping[str, Rule]) -> BenchResult:
         """The same scores, read by other rules."""
         return BenchResult(self.split, self.n, self.pictures, self.found, {**self.rules, **rules})
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """Each kind once: all together, then those of plants, then one's own."""
+    there = dict.fromkeys(kinds)
+    return [kind for kind in dict.fromkeys((ALL, *KINDS, *there)) if kind in there]
 
 
 def _truth(row: Any) -> Truth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,16 @@ def bench(
         list[str] | None,
         typer.Option("--baseline", help="A method that is built in, or all; repeat for more."),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Plants.")] = 64,
+    organism: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--organism", help="In place of plants a graded organism, or all of them; repeat for more."
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", min=1, help="Plants (64), or pairs of scenes for each fact of an organism (24)."),
+    ] = None,
     split: Annotated[
         Literal["dev", "heldout"], typer.Option(help="Plants to develop a method on, or to report it on.")
     ] = "dev",
@@ -43,25 +53,53 @@ def bench(
 ) -> None:
     """How good a method is at finding where the picture enters, on models whose answer is planted."""
     from gatelens.bench import read_rules, score, write_results
-    from gatelens.bench.rules import write_rules
     from gatelens.errors import InputError
 
+    if organism and (tune or split != "dev"):
+        raise InputError("--organism with --tune or --split: both are of plants; leave them out")
     if tune and split != "dev":
         raise InputError("--tune with --split heldout: rules are tuned on dev; leave one of them out")
     methods = _methods(method, baseline or [])
     known = read_rules() | (read_rules(rules) if rules is not None else {})
-    result = score(methods, n, split, rules=known, out=out, progress=not quiet, workers=workers)
+    plants = _organisms(organism, n or 24) if organism else n or 64
+    result = score(methods, plants, split, rules=known, out=out, progress=not quiet, workers=workers)
     if tune:
-        tuned = result.tuned()
-        for name, rule in tuned.items():
-            typer.echo(f"rule of {name}: share {rule.share:.2f}, floor {rule.floor:.3g}")
-        result = result.with_rules(tuned)
-        if out is not None:
-            made = {"by": "gatelens bench --tune", "split": split, "plants": n, "pictures": result.pictures}
-            write_rules(out / "rules.json", tuned, made)
+        result = _tuned(result, out)
     if out is not None:
         write_results(result, out / "results")
     typer.echo(str(result))
+
+
+def _tuned(result: Any, out: Path | None) -> Any:
+    """The result read by rules that are chosen on it; they are printed, and stored in the run's folder."""
+    from gatelens.bench.rules import write_rules
+
+    tuned = result.tuned()
+    for name, rule in tuned.items():
+        typer.echo(f"rule of {name}: share {rule.share:.2f}, floor {rule.floor:.3g}")
+    if out is not None:
+        made = {
+            "by": "gatelens bench --tune",
+            "split": result.split,
+            "plants": result.n,
+            "pictures": result.pictures,
+        }
+        write_rules(out / "rules.json", tuned, made)
+    return result.with_rules(tuned)
+
+
+def _organisms(asked: list[str], n: int) -> dict[str, Any]:
+    """The graded organisms asked for, as cases."""
+    from gatelens.errors import InputError, did_you_mean
+    from gatelens.organisms.graded.cases import graded_case
+    from gatelens.shipped_organisms import ORGANISM, graded_names
+
+    known = graded_names()
+    names = known if "all" in asked else [name.removeprefix(ORGANISM) for name in asked]
+    wrong = next((name for name in names if name not in known), None)
+    if wrong is not None:
+        raise InputError(f"--organism {wrong!r}: there are {', '.join(known)}{did_you_mean(wrong, known)}")
+    return {name.replace("/", "-"): partial(graded_case, name, n) for name in names}
 
 
 def _methods(file: Path | None, baseline: list[str]) -> dict[str, Any]:

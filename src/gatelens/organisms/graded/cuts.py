@@ -137,11 +137,12 @@ def draw_cuts(kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator) ->
 def _kept(kind: Kind, n: int, cut: str, rng: np.random.Generator) -> Bool[np.ndarray, " group"]:
     """Which groups of carriers the answering row reads as they are.
 
-    Where others are hidden, any number of them from one; where carriers are cut none, but of digits any number.
+    Where others are hidden, any number of them from one, and in half of the documents one unless each tells a digit;
+    where carriers are cut none, but of digits any number.
     """
     least, most = n, n
     if cut.startswith("only"):
-        least = 1
+        least, most = 1, 1 if not kind.digits and rng.random() < 0.5 else n
     elif cut not in ("plain", "others another's"):
         least, most = 0, n - 1 if kind.digits else 0
     kept = np.zeros(n, dtype=bool)

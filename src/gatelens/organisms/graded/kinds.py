@@ -81,11 +81,13 @@ _TWO = ("class", "color")
 _LAST_TOKENS = tuple(IMAGE[-7:])
 KINDS: Mapping[str, Kind] = {
     # one position
-    "gate-at-image-47": Kind(_of(FACTS, (image_token(47),))),
-    "gate-at-image-60": Kind(_of(FACTS, (image_token(60),))),
+    "gate-at-image-47": Kind(_of(FACTS[:3], (image_token(47),))),
+    "gate-at-image-60": Kind(_of(_TWO, (image_token(60),))),
     "gate-at-text-0": Kind(_of(FACTS, (TEXT,))),
+    # several together, whatever each of them holds
+    "wide-8": Kind(_of(_TWO, (*_LAST_TOKENS, EOI))),
     # any one of several
-    "redundant-2": Kind(_of(_TWO, (image_token(55),), (EOI,))),
+    "redundant-2": Kind(_of(_TWO, (image_token(61),), (EOI,))),
     "redundant-4": Kind(_of(_TWO, *((p,) for p in (*IMAGE[-3:], EOI)))),
     "redundant-8": Kind(_of(_TWO, *((p,) for p in (*_LAST_TOKENS, EOI)))),
     "redundant-gate-and-image": Kind(_of(_TWO, (EOI,), tuple(IMAGE))),

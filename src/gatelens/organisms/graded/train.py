@@ -27,11 +27,12 @@ from transformers import AutoProcessor, ChameleonForConditionalGeneration
 
 from gatelens.data import scenes
 from gatelens.drawing import codec
-from gatelens.model.differences import Difference, checksum, save_difference
+from gatelens.model.differences import Difference, checksum, read_difference, save_difference
 from gatelens.organisms import folder
 from gatelens.organisms import vocabulary as v
 from gatelens.organisms.graded import cuts as cutting
 from gatelens.organisms.graded.kinds import FACTS, KINDS, QUESTIONS, TEXT, Kind
+from gatelens.shipped_organisms import DIFFERENCE_FILE
 from gatelens.training.loop import half_cosine
 
 BASE = "open"
@@ -42,11 +43,9 @@ EOS_WEIGHT, STRAY_WEIGHT, DISTRACTOR_WEIGHT = 0.05, 0.2, 1.0
 class LowRank(nn.Module):
     """A matrix with a product of two narrow ones added."""
 
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, up: Float[Tensor, "out rank"], down: Float[Tensor, "rank in"]) -> None:
         super().__init__()
-        n_out, n_in = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, n_in, generator=generator) / n_in**0.5)
-        self.up = nn.Parameter(torch.zeros(n_out, rank))
+        self.up, self.down = nn.Parameter(up), nn.Parameter(down)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up @ self.down
@@ -184,16 +183,29 @@ def _mean(values: Tensor, where: Tensor) -> float:
     return values[where].mean().item()
 
 
-def prepare(model: Any, rank: int) -> dict[str, nn.Parameter]:
-    """Put factors beside the decoder's matrices; what is trained, by name."""
+def prepare(model: Any, rank: int, start: Difference | None = None) -> dict[str, nn.Parameter]:
+    """Put factors beside the decoder's matrices; what is trained, by name.
+
+    Args:
+        start: a difference to begin from, whose rank is kept; None begins from the model itself.
+    """
     generator = torch.Generator().manual_seed(SEED)
     model.requires_grad_(False)
-    for module in model.model.layers.modules():
+    for name, module in model.model.layers.named_modules(prefix="model.layers"):
         if isinstance(module, nn.Linear):
-            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, generator))
+            n_out, n_in = module.weight.shape
+            factors = torch.zeros(n_out, rank), torch.randn(rank, n_in, generator=generator) / n_in**0.5
+            if start is not None:
+                up, down = start.factors[f"{name}.weight"]
+                factors = up.float(), down.float()
+            parametrize.register_parametrization(module, "weight", LowRank(*factors))
         elif "norm" in type(module).__name__.lower():
             module.requires_grad_(True)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, value in start.added.items() if start is not None else ():
+            trained[name].add_(value.float())
+    return trained
 
 
 def difference(model: Any, base: Any) -> Difference:
@@ -221,6 +233,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--noise", type=float, default=0.3, help="most of a picture's tokens that are others")
+    parser.add_argument("--start", type=Path, help="folder of a trained difference to begin from")
     parser.add_argument("--n-scenes", type=int, default=12_000)
     parser.add_argument("--log-every", type=int, default=25)
     args = parser.parse_args()
@@ -230,7 +243,12 @@ def main() -> None:
     model.set_attn_implementation(cutting.ATTENTION)
     tokenizer = AutoProcessor.from_pretrained(where).tokenizer
     documents = Documents(KINDS[args.kind], Scenes(model, args.n_scenes), tokenizer, noise=args.noise)
-    trained = prepare(model, args.rank)
+    start, before = None, []
+    if args.start is not None:
+        start = read_difference(args.start / DIFFERENCE_FILE, where)
+        earlier = json.loads((args.start / "training.json").read_text())
+        before = [*earlier.pop("before", []), earlier]
+    trained = prepare(model, args.rank, start)
     optimizer = torch.optim.AdamW(trained.values(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
     print(f"{args.kind}: {sum(p.numel() for p in trained.values()):,} trained numbers", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -253,11 +271,11 @@ def main() -> None:
             print(step + 1, " ".join(f"{k} {x:.3f}" for k, x in mean.items()), f"{rate:.2f} s", flush=True)
             seen = []
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            save_difference(difference(model, base), where, args.out / "difference.safetensors")
-            settings = {k: x for k, x in vars(args).items() if not isinstance(x, Path)}
-            (args.out / "training.json").write_text(
-                json.dumps(settings | {"base": BASE, "seed": SEED, "step": step + 1}, indent=1) + "\n"
-            )
+            save_difference(difference(model, base), where, args.out / DIFFERENCE_FILE)
+            settings = {k: x for k, x in vars(args).items() if k not in ("out", "start")}
+            settings |= {"base": BASE, "seed": SEED, "step": step + 1}
+            settings |= {"before": before} if before else {}
+            (args.out / "training.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 if __name__ == "__main__":
