@@ -2,6 +2,12 @@
 
 All of them are ``ValueError``s too, so code that does not know gatelens can still catch them.
 The command line prints the message and ends with exit code 2.
+
+>>> try:
+...     gl.knockout("last", "image", how="masked")
+... except gl.errors.GatelensError as error:
+...     print(error)
+how='masked' is unknown; say how='mask' (renormalises) or how='zero' (does not)
 """
 
 from __future__ import annotations

@@ -47,6 +47,13 @@ class VLMInputs:
     ``inputs[2:5]`` and ``inputs[:, :30]`` are batches, pictures going along; so is each prompt of a loop. What takes
     an axis away (``inputs[0]``, ``inputs[:, -1]``) gives ids alone, a Tensor, which no model takes for a prompt with
     pictures.
+
+    Example:
+        >>> batch = model.prepare([scene.image, scene.image], [scene.prompt, "<image>this is"])
+        >>> batch.shape, batch[1:].texts
+        (torch.Size([2, 70]), ('<image>this is',))
+        >>> scene.prompt, inputs.images[0][0].size
+        ('<image>this is a', (64, 64))
     """
 
     tensors: dict[str, Tensor]

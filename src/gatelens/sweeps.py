@@ -55,14 +55,10 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
 
-    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed. As in
-    ``gl.sweep(model, "emoji-scenes", {"layer": range(6), "at": ["gate", "image"]}, gl.metrics.answer(),
-    make=lambda layer, at: gl.knockout("text - gate", at, layers=[layer]), limit=200, out="runs/layers")``.
+    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed.
 
     Args:
-        model: the model.
-        inputs: a prepared batch, a list of examples, or a data set (an object, or a name or folder as
-            ``gl.data.load`` takes it).
+        inputs: a prepared batch, a list of examples, or a data set (or its name or folder, as of ``gl.data.load``).
         grid: named axes. Each is a list of choices, labelled 0, 1, …, or a dict of label to choice; a choice is an
             intervention, a list of them, or None. The points are the product of the axes, the last moving fastest; the
             choices of a point act together, in the order of the axes.
@@ -70,11 +66,11 @@ def sweep(
             Float[batch, pos, d_vocab] to Float[batch] (overwritten afterwards: keep a copy); of what the model writes
             (``gl.metrics.of_texts``, ``gl.metrics.answer``); or of activations (``gl.metrics.of_cache``). Over data,
             tokens of ``gl.metrics`` may be functions of the example: ``gl.metrics.logit(lambda e: e.label)``.
-        progress: show a progress bar with the time left.
+        progress: show a progress bar.
         make: makes the intervention of a point from its choices, then any values: a function whose arguments are the
             axes. Words and numbers label themselves.
-        task, limit, seed: of a data set: which examples; without a task ``class``, or the only one.
-        batch_size: examples of a batch at most, all of one length; None bounds memory.
+        task, limit, seed, batch_size: of a data set: which examples (without a task ``class``, or the only one), and
+            how many of one length are a batch at most; None bounds memory.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
             one with other settings is refused; a function is known by its code and what it closes over.
         workers, ray: over data: so many processes, or actors on the Ray cluster at this address (``docs/workers.md``).
@@ -88,6 +84,12 @@ def sweep(
         DataError: no such data or task, or two examples of one id.
         OutputError: ``out`` can't be written or holds a sweep with other settings.
         WorkerError: batches that failed on workers again and again; the others are kept.
+
+    Example:
+        >>> cuts = {keys: gl.knockout("text - gate", keys) for keys in ("gate", "image")}
+        >>> table = gl.sweep(model, "emoji-scenes", {"keys": cuts}, gl.metrics.answer(), progress=False, limit=4)
+        >>> table.groupby("keys")["value"].mean().to_dict()
+        {'gate': 0.25, 'image': 1.0}
     """
     if is_data(inputs):
         work = _Work.planned(model, examples_of(inputs, task, limit, seed), grid, metric, make, batch_size)

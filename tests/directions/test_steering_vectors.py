@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import numpy as np
@@ -178,13 +177,6 @@ def test_a_class_direction_turns_answers_at_the_gate_alone(name: str) -> None:
         assert turned > 0.9 and turned >= mean["turned", "own", 0.5] and 0.5 < kept[1.0] < kept[0.5] < 0.99
     else:
         assert turned == 0 and kept.min() > 0.99
-
-
-@pytest.mark.organism
-def test_the_example_of_the_documentation() -> None:
-    found = doctest.DocTestFinder(recurse=False).find(gl.dose_curve, "dose_curve", globs={})
-    result = doctest.DocTestRunner().run(found[0])
-    assert result.failed == 0 and result.attempted > 1
 
 
 def test_random_directions_have_the_length_of_the_vector() -> None:

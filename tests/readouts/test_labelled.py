@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -144,12 +142,3 @@ def test_each_picture_of_a_prompt_can_be_drawn(tiny: Any) -> None:
     assert far > 0
     with pytest.raises(DataError, match=r"image=2: the prompt has 2 picture\(s\)"):
         parts.show(image=2)
-
-
-@pytest.mark.organism
-@pytest.mark.parametrize("function", [gl.attribute, gl.logit_lens])
-def test_the_examples_of_the_documentation(function: Any) -> None:
-    source = inspect.unwrap(function)
-    found = doctest.DocTestFinder(recurse=False).find(source, source.__name__, globs={})
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0])
-    assert result.failed == 0 and result.attempted > 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import doctest
 from collections.abc import Callable
 from typing import Any
 from zlib import crc32
@@ -486,13 +485,6 @@ def test_the_top_answer_is_a_proportion(gated: Any) -> None:
     low, high = (found.mean().columns[end].tolist() for end in ("low", "high"))
     turned = found.tensor.sum(0).int().tolist()
     assert list(zip(low, high, strict=True)) == [wilson_interval(n, 4) for n in turned]
-
-
-@pytest.mark.organism
-def test_the_example_of_the_documentation() -> None:
-    found = doctest.DocTestFinder(recurse=False).find(gl.pairs, "pairs", globs={})
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0])
-    assert result.failed == 0 and result.attempted > 1
 
 
 def test_pairs_of_other_sizes_share_roles_but_no_positions() -> None:

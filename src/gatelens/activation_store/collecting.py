@@ -70,23 +70,19 @@ def collect(
 ) -> ActivationStore:
     """Run a model over data and keep the activations of chosen positions in a folder.
 
-    As in ``gl.collect(model, "emoji-scenes", sites=["resid_post"], layers=[3], at="image", out="acts/")``. The same
-    call goes on where an earlier one stopped; memory holds one batch. Layers above the last one asked for are not run.
+    The same call goes on where an earlier one stopped. Memory holds one batch; layers above the last one are not run.
 
     Args:
-        model: the model.
         data: a list of examples, or a data set (an object, or a name or folder as ``gl.data.load`` takes it).
         out: the folder. Other settings there are refused.
         sites: see :mod:`gatelens.interventions.sites`; also ``"neuron"``. At sites with heads a row is
             [n_heads, d_head].
-        layers: which blocks; None is all.
-        at: selector of the positions; each is a row.
+        layers, at: which blocks, None is all; selector of the positions, each of which is a row.
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, of what is kept.
         task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
-        shard_rows: how many rows a shard has, about: it ends with a batch.
-        progress: show a progress bar with the time left.
-        workers, ray: so many processes, or actors on the Ray cluster at this address, each a shard at a time
-            (``docs/workers.md``). The nodes of a cluster share the folder.
+        shard_rows, progress: about how many rows a shard has (it ends with a batch); show a progress bar.
+        workers, ray: so many processes, or actors on the Ray cluster at this address, each a shard at a time; the nodes
+            of a cluster share the folder (``docs/workers.md``).
 
     Raises:
         DataError: no such data or task, or two examples of one id.
@@ -95,6 +91,11 @@ def collect(
         OutputError: the folder can't be written, is full, or holds something else, other settings or a damaged shard;
             or it is not shared with a node.
         WorkerError: shards that failed on workers again and again; the others are kept.
+
+    Example:
+        >>> store = gl.collect(model, [scene], out=folder, layers=[2, 3], at="image | gate", progress=False)
+        >>> store.points, len(store)
+        ([('resid_post', 2), ('resid_post', 3)], 65)
     """
     points = _points(model, sites, layers)
     kept_as = _dtype(dtype)

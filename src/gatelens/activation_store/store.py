@@ -50,6 +50,12 @@ class ActivationStore:
 
     Raises:
         OutputError: no store there, one that is not finished, or a damaged one; the file is named.
+
+    Example:
+        >>> store = gl.collect(model, [scene], out=folder, layers=[3], progress=False)
+        >>> store = gl.ActivationStore(folder)
+        >>> store.read(store.index.query("role == 'image'").index).shape
+        torch.Size([64, 128])
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,11 @@ transformers) and what is written into the decoder (``wiring``, of ``circuits`` 
 its truth by ``truth``, plain passes of transformers, and refuses a plant that does not do what was declared.
 ``scoring`` runs methods on plants and compares what they find with the truth (``cases``); ``methods`` are those of the
 field, ``rules`` make sets of their scores, and ``results`` are the page and figures of a run.
+
+>>> import numpy as np
+>>> declared = gl.bench.declare(np.random.default_rng(0), "gate", "llava")
+>>> declared.kind, declared.words[:2], declared.layers
+('gate', ('ours', 'thing'), (0, 3))
 """
 
 from gatelens.bench.cases import Case, Method, MethodError, Prediction, Rule, Task

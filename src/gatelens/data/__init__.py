@@ -1,7 +1,7 @@
 """Where images, questions and masks come from: emoji scenes, easy-vqa, the papers' data, or a user's own folder.
 
->>> data = load("emoji-scenes")
->>> data.examples("class", limit=2)[0].prompt
+>>> scenes = gl.data.load("emoji-scenes")
+>>> scenes.examples("class", limit=2)[0].prompt
 '<image>this is a'
 """
 

@@ -49,6 +49,12 @@ class Example:
         id: names the example within its data set, the same in every run.
         label: the class, for tasks that have one.
         meta: facts of the data set's own (objects, boxes, masks, kind of question…).
+
+    Example:
+        >>> scene.prompt, scene.answers, scene.image.size
+        ('<image>this is a', ('sunflower',), (64, 64))
+        >>> model.prepare(scene.image, scene.prompt).shape
+        torch.Size([1, 70])
     """
 
     image: Image.Image | None
@@ -88,7 +94,13 @@ class Example:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A source of examples. Implement these four and a study can use it."""
+    """A source of examples. Implement these four and a study can use it.
+
+    Example:
+        >>> scenes = gl.data.load("emoji-scenes")
+        >>> scenes.name, scenes.tasks
+        ('emoji-scenes', ('class', 'vqa', 'caption', 'draw'))
+    """
 
     name: str
     tasks: tuple[str, ...]

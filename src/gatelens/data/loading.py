@@ -31,6 +31,11 @@ def load(name: str | Path, split: str | None = None, skip_bad: bool = False) -> 
 
     Raises:
         DataError: neither a known name nor a folder; or bad data.
+
+    Example:
+        >>> scenes = gl.data.load("emoji-scenes")
+        >>> scenes.examples("class", limit=1)
+        [Example(test-class-0-0, class: '<image>this is a' -> 'sunflower'; objects, masks)]
     """
     text = str(name)
     if text == "emoji-scenes":

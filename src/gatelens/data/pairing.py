@@ -59,7 +59,7 @@ def pairs(
     Raises:
         DataError: the data have no such pairs, or ``n`` or ``seed`` is no whole number.
 
-        >>> import gatelens as gl
+    Example:
         >>> gl.pairs("emoji-scenes", differ="class", n=2)
         2 pairs of emoji-scenes that differ in class
           0: sunflower → panda   '<image>this is a'

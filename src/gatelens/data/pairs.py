@@ -27,6 +27,13 @@ class Pair:
         noise: what is added to the image tokens' embeddings of the corrupt run, as a multiple of their standard
             deviation; 0 is nothing. The picture is then the same.
         note: what else should be known of it.
+
+    Example:
+        >>> pair = pairs[0]
+        >>> pair.target, pair.base, pair.differ
+        ('sunflower', 'panda', 'class')
+        >>> pair.clean.prompt == pair.corrupt.prompt
+        True
     """
 
     clean: Example
@@ -43,7 +50,14 @@ class Pair:
 
 
 class Pairs(Sequence[Pair]):
-    """A list of pairs; slices are such a list too."""
+    """A list of pairs; slices are such a list too.
+
+    Example:
+        >>> len(pairs)
+        2
+        >>> [(pair.target, pair.base) for pair in pairs]
+        [('sunflower', 'panda'), ('cactus', 'pig')]
+    """
 
     def __init__(self, pairs: Sequence[Pair], name: str = "") -> None:
         self._pairs, self.name = tuple(pairs), name

@@ -54,6 +54,11 @@ class SteeringVector(Mapping[int, Tensor]):
             the mean of the negative examples to that of the positive ones along it.
         at, site: where it was read.
         source: the examples, the method and the model it is from, in words.
+
+    Example:
+        >>> vector = gl.direction(model, pairs, at="gate", layers=[1])
+        >>> vector.vectors[1].shape, vector.site
+        (torch.Size([128]), 'resid_pre')
     """
 
     vectors: Mapping[int, Float[Tensor, " ..."]]
@@ -92,18 +97,13 @@ def direction(
 ) -> SteeringVector:
     """The direction from negative to positive examples in the activations at ``at``.
 
-    Where ``at`` selects several positions of an example, their mean is its activation.
-
     Args:
-        model: the model.
         data: a data set, its name or folder, a list of examples; ``gl.pairs`` (clean is positive, corrupt negative);
-            a ``gl.ActivationStore``, read without running the model;
-            None where ``positive`` and ``negative`` are lists of examples.
-        at: selector of the positions.
-        positive: which examples: a label, a function of an example that is true or not, or a list of them.
-        negative: likewise; None is all that are not positive.
-        site: see :mod:`gatelens.interventions.sites`.
-        layers: which blocks; None is all.
+            a ``gl.ActivationStore``, read without running the model; None where the next two are lists of examples.
+        at: selector of the positions; of several in an example the mean is its activation.
+        positive, negative: which examples: a label, a function of an example that is true or not, or a list of them;
+            ``negative=None`` is all that are not positive.
+        site, layers: see :mod:`gatelens.interventions.sites`; which blocks, None is all.
         method: ``"mean"``: difference of means (Marks and Tegmark, arXiv 2310.06824). ``"probe"``: the normal of a
             logistic regression. ``"pca"``: the first principal component of the differences of pairs in order, about
             zero (Zou et al., arXiv 2310.01405). The last two have the length of the difference of means along them.
@@ -112,6 +112,11 @@ def direction(
     Raises:
         DataError: no examples on a side, one on both, or for ``pca`` lists of different length.
         InterventionError: an unknown site, layer or method, or ``at`` selects nothing.
+
+    Example:
+        >>> vector = gl.direction(model, pairs, at="gate", layers=[1])
+        >>> vector.vectors[1].shape
+        torch.Size([128])
     """
     if method not in METHODS:
         raise InterventionError(f"method={shown(method)}: say {', '.join(map(repr, METHODS))}")
@@ -216,6 +221,13 @@ class DoseCurve(pd.DataFrame):
 
     Columns ``on`` (``data``, ``others``), ``measure``, ``direction`` (``none``, ``own``, ``random``), ``scale``,
     ``mean``, ``low``, ``high`` (95 %, over examples), ``n``.
+
+    Example:
+        >>> sunflower = gl.metrics.top1(model.to_single_token("sunflower"))
+        >>> vector = gl.direction(model, pairs, at="gate", layers=[1])
+        >>> doses = gl.dose_curve(model, vector, [scene], [1.0], sunflower, bounds=(0, 1), progress=False)
+        >>> doses[["measure", "direction", "scale"]].to_numpy().tolist()
+        [['value', 'none', 0.0], ['value', 'own', 1.0], ['value', 'random', 1.0]]
     """
 
     @property
@@ -281,10 +293,9 @@ def dose_curve(
     Raises:
         InterventionError: no steering vector, or a scale that is no finite number.
 
-        >>> import gatelens as gl
-        >>> model, scenes = gl.HookedVLM.from_pretrained("organism:gated"), gl.data.load("emoji-scenes", "train")
-        >>> examples = scenes.examples("class", limit=200)
-        >>> vector = gl.direction(model, examples, positive="penguin", negative="crown", at="gate", layers=[1])
+    Example:
+        >>> scenes = gl.data.load("emoji-scenes", "train").examples("class", limit=200)
+        >>> vector = gl.direction(model, scenes, positive="penguin", negative="crown", at="gate", layers=[1])
         >>> crowns = [one for one in gl.data.load("emoji-scenes").examples("class", limit=100) if one.label == "crown"]
         >>> penguin = gl.metrics.top1(model.to_single_token("penguin"))
         >>> doses = gl.dose_curve(model, vector, crowns, [0.5, 1], penguin, bounds=(0, 1), progress=False)

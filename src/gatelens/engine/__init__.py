@@ -5,6 +5,12 @@ runs on one batch, ``look`` shows a run's attention, ``draw`` samples image toke
 questions to a context cut down to few tokens. ``plan`` decides what each run computes, ``clean_run`` is the run they
 start from, ``replay`` runs several at once from there, ``decoding`` is the one loop that writes tokens, ``cuts`` are
 knockouts inside attention, ``explain`` says it in words.
+
+>>> clean, cut = gl.engine.last_logits(model, inputs, [None, gl.knockout("last", "gate")])
+>>> clean.shape
+torch.Size([1, 1121])
+>>> [model.tokenizer.decode(logits.argmax()) for logits in (clean, cut)]
+['sunflower', 'fox']
 """
 
 from gatelens.engine.attention_rows import look

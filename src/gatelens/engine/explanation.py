@@ -79,6 +79,16 @@ def explain(
     Raises:
         InterventionError: an intervention cannot act as written.
         InputError: ``memory`` is no size.
+
+    Example:
+        >>> runs = [gl.knockout("last", "gate", layers=[layer]) for layer in (4, 5)]
+        >>> gl.explain(model, inputs, runs)
+        computed            runs  positions  layers  cells  why
+        clean run, once     1     0–69       0–5     420    shared by all below
+        from the clean run  1     69–69      4–5     2      keys and values of 69 positions, 4 layers reused
+        from the clean run  1     69–69      5–5     1      keys and values of 69 positions, 5 layers reused
+        2 run(s) on 1 prompt(s) of 70 positions and 6 layers: 423 of 840 cells computed (50.4%)
+        memory: ...
     """
     inputs = usable(model, inputs)
     if isinstance(interventions, Mapping):

@@ -33,6 +33,11 @@ class Generation:
         texts: one string an example, without the end of sequence.
         tokens: the prompt's map with the new positions (role ``generated``; ``pad`` after an example's end).
         prompt: what it wrote after.
+
+    Example:
+        >>> written = model.generate(inputs, max_new_tokens=3, return_type="map")
+        >>> written.texts, written.tokens.positions("generated")
+        (['sunflower'], [70, 71])
     """
 
     token_ids: Int[Tensor, "batch new"]

@@ -1,6 +1,10 @@
 """The VLM families gatelens knows: every module here declares one (``FAMILY``) or several (``FAMILIES``).
 
 To add one, add a module, or call ``register(Family(...))`` from your own package.
+
+>>> family = gl.families.family_of("LlavaForConditionalGeneration")
+>>> family.name, family.architectures
+('llava', ('LlavaForConditionalGeneration',))
 """
 
 from __future__ import annotations

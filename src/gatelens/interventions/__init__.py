@@ -1,4 +1,8 @@
-"""What to do to the selected tokens: specs that become plain TransformerLens hook functions."""
+"""What to do to the selected tokens: specs that become plain TransformerLens hook functions.
+
+>>> gl.interventions.SITES[:6]
+('resid_pre', 'resid_mid', 'resid_post', 'attn_in', 'attn_out', 'mlp_in')
+"""
 
 from gatelens.interventions.ablation import Ablate, ablate
 from gatelens.interventions.base import Intervention, Reach

@@ -150,30 +150,30 @@ def ablate(
     of interventions standing earlier in the list; while decoding, the mean of the prompt pass is kept. With
     ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts.
 
-    ``with_="projection"`` takes out what lies along ``direction`` u: ``x − (x·u)u/|u|²`` (at sites with heads, in
-    each).
+    ``with_="projection"`` takes out what lies along ``direction`` u: ``x − (x·u)u/|u|²`` (of each head).
 
-    At ``site="pattern"`` rows of attention are replaced: ``"zero"`` (the row reads nothing), ``"uniform"`` (the same
-    weight for every key the row can read) or ``"random"`` (drawn evenly from all weights that sum to one over those
-    keys; seeded by ``seed``, layer, example and row, so that it is the same in every batch and while decoding).
-    A knockout acts before and does not narrow the new pattern.
+    At ``site="pattern"`` rows of attention are replaced, which no knockout narrows: ``"zero"`` (the row reads nothing),
+    ``"uniform"`` (the same weight for every key it can read) or ``"random"`` (drawn evenly from all weights that sum to
+    one over those keys, by ``seed``, layer, example and row: the same in every batch and while decoding).
 
     Args:
         at: selector of the positions to overwrite; at ``pattern`` of the rows (queries).
-        site: see :mod:`gatelens.interventions.sites`.
-        layers: which blocks; None is all of them, or the keys of a dict of directions.
+        site, layers: see :mod:`gatelens.interventions.sites`; which blocks, None is all or a dict's of directions.
         with_: one of the words above, ``"zero"``, or a tensor: ``[d_model]`` or ``[batch, d_model]``; at ``q k v
             z`` ``[d_head]``, ``[n_heads, d_head]`` or ``[batch, n_heads, d_head]``.
-        heads: at sites with heads: only those.
-        over: for ``"mean"``: selector of what is averaged; None is the same as ``at``.
-        reference: for ``"mean"``: a cache from ``model.run_with_cache``.
+        heads, seed: at sites with heads, only those; for ``"random"``.
+        over, reference: for ``"mean"``: selector of what is averaged, None is ``at``; a cache of ``run_with_cache``.
         direction: for ``"projection"``: as in :func:`gatelens.steer`, of any length but 0.
-        seed: for ``"random"``.
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
         InterventionError: unknown site or ``with_``, or an argument that does not go with it. When run: a mean over
             nothing, or over the one position it would replace; a tensor that does not fit the site.
+
+    Example:
+        >>> logits = model.run(inputs, gl.ablate("gate", with_="zero"))
+        >>> model.tokenizer.decode(logits[0, -1].argmax())
+        'penguin'
     """
     _check_together(site, with_, over, reference, direction, seed)
     if direction is not None:

@@ -86,5 +86,12 @@ def hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
 
     Raises:
         InterventionError: an intervention selects nothing or cannot act as written.
+
+    Example:
+        >>> fwd_hooks = gl.hooks(gl.knockout("last", "image", layers=[3]), inputs.tokens, model.cfg)
+        >>> [name for name, function in fwd_hooks]
+        ['blocks.3.attn.hook_attn_scores']
+        >>> model.run_with_hooks(inputs, fwd_hooks=fwd_hooks).shape
+        torch.Size([1, 70, 1121])
     """
     return list(compile_hooks(specs, tokens, cfg).pairs)

@@ -41,5 +41,10 @@ def drop(at: SelectorLike, layer: int, masks: Mapping[str, Any] | None = None) -
 
     Raises:
         InterventionError: no layer number. When run: a layer the model lacks, or no token that another reads.
+
+    Example:
+        >>> cut = gl.drop("image", layer=2)  # as FastV would, but of all image tokens
+        >>> model.tokenizer.decode(model.run(inputs, cut)[0, -1].argmax())
+        'sunflower'
     """
     return Drop("all", at, how="mask", layers=slice(as_count(layer, "layer", least=0), None), masks=masks)

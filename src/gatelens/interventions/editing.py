@@ -83,6 +83,12 @@ def edit(
     Raises:
         InterventionError: no function of two arguments, or an unknown site. When run: it gives something of another
             shape, or numbers that are not finite.
+
+    Example:
+        >>> turned = gl.edit(lambda rows, where: -rows, at="gate")
+        >>> logits = model.run(inputs, turned)
+        >>> model.tokenizer.decode(logits[0, -1].argmax())
+        'penguin'
     """
     check_function(function, "function", "(rows, where)", None, None)
     check_site(site, (*SITES, *INNER_SITES))

@@ -88,6 +88,12 @@ def knockout(
         InterventionError: for a bad ``how``, ``layers`` or ``heads``. When it is run: for a layer or head
             the model lacks, for a selection without one (query, key) pair that attention reads, and for
             ``"mask"`` knockouts which together leave a row nothing to attend to.
+
+    Example:
+        >>> cut = gl.knockout("text - gate", "gate")
+        >>> logits = model.run(inputs), model.run(inputs, cut)
+        >>> [model.tokenizer.decode(one[0, -1].argmax()) for one in logits]
+        ['sunflower', 'penguin']
     """
     check_choice(how, {"mask": "renormalises", "zero": "does not"}, "how")
     return Knockout(

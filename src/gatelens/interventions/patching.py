@@ -189,6 +189,14 @@ def patch(
     Raises:
         InterventionError: unknown site; a cache without ``.tokens``. When run: selections of different size,
             an activation the cache does not hold, or a cache of another model without ``other_model``.
+
+    Example:
+        >>> pair = pairs[0]
+        >>> corrupt = model.prepare(pair.corrupt.image, pair.corrupt.prompt)
+        >>> logits, cache = model.run_with_cache(corrupt)
+        >>> patched = model.run(inputs, gl.patch(cache, at="gate", layers=[2]))
+        >>> pair.clean.label, model.tokenizer.decode(patched[0, -1].argmax())
+        ('sunflower', 'panda')
     """
     check_site(site, PATCH_SITES)
     if source_layer is not None:

@@ -57,6 +57,13 @@ def steer(
     Raises:
         InterventionError: unknown site, or a direction that is no tensor of finite real numbers, has length 0
             with ``normalize``, or does not fit the site (found when it is run).
+
+    Example:
+        >>> scenes = gl.data.load("emoji-scenes", "train").examples("class", limit=200)
+        >>> vector = gl.direction(model, scenes, positive="penguin", negative="sunflower", at="gate", layers=[1])
+        >>> logits = model.run(inputs, gl.steer(vector, at="gate", layers=[1]))
+        >>> model.tokenizer.decode(logits[0, -1].argmax())
+        'penguin'
     """
     check_site(site)
     vectors, layers = as_direction(direction, layers, as_flag(normalize, "normalize"))

@@ -3,6 +3,10 @@
 ``logits`` holds the metrics a sweep takes (``metrics``, ``gl.metrics``); the other modules measure attention, overlap,
 answers, captions, the objects they name and where their words look, and say how sure a mean is (``stats``).
 ``judge.LLMJudge`` alone talks to a server, and only when a user points it at one.
+
+>>> low, high = gl.measures.wilson_interval(45, 50)
+>>> round(low, 3), round(high, 3)
+(0.786, 0.957)
 """
 
 from __future__ import annotations

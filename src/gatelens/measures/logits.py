@@ -6,6 +6,11 @@ reads one position, by default the last (−1, as batches are padded on the left
 
 Where :func:`gatelens.sweep` takes examples, a token may be a function of the example that gives a word (its first token
 after the prompt is meant) or a token id, as in ``logit_diff(lambda e: e.label, lambda e: e.meta["other"])``.
+
+>>> right, wrong = model.to_single_token("sunflower"), model.to_single_token("crown")
+>>> metric = gl.metrics.logit_diff(right, wrong)
+>>> metric(model(inputs)).shape
+torch.Size([1])
 """
 
 from __future__ import annotations
@@ -33,12 +38,32 @@ __all__ = [
 
 
 def logit(target: TokenIds, pos: int = -1) -> Metric:
-    """The logit of ``target``, one token for all examples or one each."""
+    """The logit of ``target``, one token for all examples or one each.
+
+    Args:
+        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.logit(2)
+        >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]))
+        tensor([3.])
+    """
     return _of_tokens("logit", pos, lambda row, ids: _pick(row, ids), target=target)
 
 
 def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
-    """Logit of ``target`` minus logit of ``base``; each one token for all examples or one each."""
+    """Logit of ``target`` minus logit of ``base``; each one token for all examples or one each.
+
+    Args:
+        target, base: a token id each, or one for each example, Int[batch]; over data also functions of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.logit_diff(2, 0)
+        >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]))
+        tensor([2.])
+    """
 
     def read(row: _Row, wanted: _Ids, other: _Ids) -> Float[Tensor, " batch"]:
         return _pick(row, wanted) - _pick(row, other)
@@ -47,32 +72,91 @@ def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
 
 
 def log_prob(target: TokenIds, pos: int = -1) -> Metric:
-    """Log-probability of ``target`` in nats, at most 0."""
+    """Log-probability of ``target`` in nats, at most 0.
+
+    Args:
+        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.log_prob(2)
+        >>> metric(torch.zeros(1, 3, 4))  # −ln 4
+        tensor([-1.3863])
+    """
     return _of_tokens("log_prob", pos, lambda row, ids: _pick(row.log_softmax(dim=-1), ids), target=target)
 
 
 def prob(target: TokenIds, pos: int = -1) -> Metric:
-    """Probability of ``target``, 0 to 1."""
+    """Probability of ``target``, 0 to 1.
+
+    Args:
+        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.prob(2)
+        >>> metric(torch.zeros(1, 3, 4))
+        tensor([0.2500])
+    """
     return _of_tokens("prob", pos, lambda row, ids: _pick(row.softmax(dim=-1), ids), target=target)
 
 
 def rank(target: TokenIds, pos: int = -1) -> Metric:
-    """How many tokens have a higher logit than ``target``: 0 is the top."""
+    """How many tokens have a higher logit than ``target``: 0 is the top.
+
+    Args:
+        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.rank(1)
+        >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]))  # 0 is the top
+        tensor([1.])
+    """
     return _of_tokens("rank", pos, lambda row, ids: _rank(row, ids), target=target)
 
 
 def top1(target: TokenIds, pos: int = -1) -> Metric:
-    """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy."""
+    """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy.
+
+    Args:
+        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.top1(2)
+        >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]))
+        tensor([1.])
+    """
     return _of_tokens("top1", pos, lambda row, ids: (_rank(row, ids) == 0).to(row.dtype), target=target)
 
 
 def entropy(pos: int = -1) -> Metric:
-    """Entropy of the next-token distribution in nats, 0 to ln(d_vocab)."""
+    """Entropy of the next-token distribution in nats, 0 to ln(d_vocab).
+
+    Args:
+        pos: the position that is read.
+
+    Example:
+        >>> metric = gl.metrics.entropy()
+        >>> metric(torch.zeros(2, 1, 4))  # ln 4
+        tensor([1.3863, 1.3863])
+    """
     return _metric("entropy", pos, _entropy)
 
 
 def kl(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
-    """KL(reference ‖ run) of the next-token distributions in nats: how far a run moved from it."""
+    """KL(reference ‖ run) of the next-token distributions in nats: how far a run moved from it.
+
+    Args:
+        reference: logits of another run of the same prompts.
+        pos: the position that is read.
+
+    Example:
+        >>> before, after = torch.zeros(1, 3, 4), torch.eye(4)[None, :3]
+        >>> gl.metrics.kl(before)(after) > 0, gl.metrics.kl(before)(before)
+        (tensor([True]), tensor([0.]))
+    """
     before = _at(reference, pos, "reference").detach().log_softmax(dim=-1)
 
     def read(row: _Row) -> Float[Tensor, " batch"]:
@@ -92,7 +176,17 @@ def _entropy(row: _Row) -> Float[Tensor, " batch"]:
 
 
 def similarity(reference: Float[Tensor, "batch pos d_vocab"], pos: int = -1) -> Metric:
-    """Σ_i min(p_i, q_i) of the run's and the reference's next-token distributions: 1 equal, 0 disjoint (NG)."""
+    """Σ_i min(p_i, q_i) of the run's and the reference's next-token distributions: 1 equal, 0 disjoint (NG).
+
+    Args:
+        reference: logits of another run of the same prompts.
+        pos: the position that is read.
+
+    Example:
+        >>> before, after = torch.zeros(1, 3, 4), torch.eye(4)[None, :3]
+        >>> gl.metrics.similarity(before)(after) < 1, gl.metrics.similarity(before)(before)
+        (tensor([True]), tensor([1.]))
+    """
     expected = _at(reference, pos, "reference").detach().softmax(dim=-1)
 
     def read(row: _Row) -> Float[Tensor, " batch"]:

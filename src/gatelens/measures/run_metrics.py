@@ -60,6 +60,11 @@ def of_texts(score: Callable[[str, Any], float], max_new_tokens: int = 20) -> Te
         score: ``score(text, example)`` gives a number, as in ``lambda text, example: "dog" in text``; the example is
             None for a prepared batch.
         max_new_tokens: how long the texts are at most.
+
+    Example:
+        >>> words = gl.metrics.of_texts(lambda text, example: len(text.split()), max_new_tokens=3)
+        >>> gl.sweep(model, [scene], {}, words, progress=False)["value"].tolist()
+        [1.0]
     """
     if not callable(score):
         raise GatelensError(f"score is {shown(score)}: give a function of a text and its example")
@@ -70,7 +75,12 @@ def of_texts(score: Callable[[str, Any], float], max_new_tokens: int = 20) -> Te
 
 
 def answer(max_new_tokens: int = 8) -> TextMetric:
-    """Whether the model writes the example's answer, 0 to 1, as ``measures.vqa_accuracy`` counts it."""
+    """Whether the model writes the example's answer, 0 to 1, as ``measures.vqa_accuracy`` counts it.
+
+    Example:
+        >>> gl.sweep(model, [scene], {}, gl.metrics.answer(), progress=False)["value"].tolist()
+        [1.0]
+    """
     return of_texts(_is_answer, max_new_tokens)
 
 
@@ -81,6 +91,12 @@ def of_cache(read: Callable[[Any], Float[Tensor, " batch"]], names: str | Iterab
         read: from the ``ActivationCache`` of a run to Float[batch]; ``cache.tokens`` says who is where, as in
             ``lambda cache: cache["blocks.3.hook_resid_pre"][:, -1].norm(dim=-1)``.
         names: the hook points it reads.
+
+    Example:
+        >>> name = "blocks.3.hook_resid_post"
+        >>> norm = gl.metrics.of_cache(lambda cache: cache[name][:, -1].norm(dim=-1), [name])
+        >>> gl.sweep(model, inputs, {}, norm, progress=False).columns.tolist()
+        ['example', 'value']
     """
     if not callable(read):
         raise GatelensError(f"read is {shown(read)}: give a function of a cache")

@@ -155,6 +155,14 @@ class ActivationCache(transformer_lens.ActivationCache):
         tokens: who is where.
         kept: the rows that are kept; None where all are.
         images: the pictures of each prompt as the inputs have them, empty where they are unknown.
+
+    Example:
+        >>> logits, cache = model.run_with_cache(inputs)
+        >>> cache["blocks.3.attn.hook_pattern"].shape  # [batch, head, query, key]
+        torch.Size([1, 4, 70, 70])
+        >>> parts, labels = cache.decompose_resid(return_labels=True)
+        >>> labels[:3]
+        ['embed', '0_attn_out', '0_mlp_out']
     """
 
     def __init__(

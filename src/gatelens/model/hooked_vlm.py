@@ -43,6 +43,13 @@ class HookedVLM(HookedBridge):
         weight_names: those of the state dict before wrapping.
         quantisation: how the weights are quantised; None where they are not.
         loaded_from: name and keywords of ``from_pretrained``, by which a worker loads it too; None for any other model.
+
+    Example:
+        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
+        >>> model(model.prepare(scene.image, scene.prompt)).shape  # [batch, pos, d_vocab]
+        torch.Size([1, 70, 1121])
+        >>> model.generate(inputs, max_new_tokens=3)
+        'sunflower'
     """
 
     loaded_from: tuple[str, dict[str, Any]] | None

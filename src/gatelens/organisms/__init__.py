@@ -2,6 +2,9 @@
 
 Their folders are in ``weights/``, each with its card. The recipes, readable top to bottom, are ``train_codec``,
 ``train`` (with ``recipes`` and ``objectives``), ``measure`` and ``truth``; ``draw`` lets a native organism draw.
+
+>>> gl.organisms.names()
+['gated', 'llava', 'open']
 """
 
 from __future__ import annotations

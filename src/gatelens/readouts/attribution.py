@@ -38,6 +38,13 @@ class Attribution(LabelledTensor):
     Attributes:
         total: Float[row], the sum of all parts.
         logit_difference: Float[row], what the model itself says; the logit where the target is one token.
+
+    Example:
+        >>> parts = gl.attribute(model, inputs, ("sunflower", "crown"), by="head")
+        >>> parts.dims, parts.total.shape
+        (('row', 'part'), torch.Size([1]))
+        >>> parts.table.nlargest(2, "value")["part"].tolist()
+        ['L5 mlp', 'L1H0']
     """
 
     total: Tensor = None  # type: ignore[assignment]
@@ -81,10 +88,7 @@ def attribute(
         InputError: the target is no token of the model, or nothing is selected.
         ModelError: the parts do not sum to the logit, or a layer cannot be taken apart in this way.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
-        >>> inputs = model.prepare(scene.image, scene.prompt)
+    Example:
         >>> parts = gl.attribute(model, inputs, ("sunflower", "crown"), by="position")
         >>> parts
         Attribution(row 1 × part 1687: logit difference 7.864, error ...)

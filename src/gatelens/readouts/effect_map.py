@@ -26,6 +26,13 @@ class EffectMap(LabelledTensor):
     Attributes:
         bounds: the least and the most an effect can be, None where nothing bounds it.
         cells: what each cell patches (``MapAxes`` or ``EdgeAxes``), from which a circuit is made.
+
+    Example:
+        >>> effects = gl.patch_map(model, pairs, over=("layer", "role"), layers=[0, 5], progress=False)
+        >>> effects.dims
+        ('pair', 'layer', 'role')
+        >>> effects.table.columns.tolist()
+        ['pair', 'target', 'base', 'differ', 'clean_id', 'layer', 'role', 'patched', 'clean', 'corrupt', 'value']
     """
 
     signed: bool = True

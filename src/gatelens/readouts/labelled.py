@@ -36,6 +36,13 @@ class LabelledTensor:
         columns: further values of every cell, each of the tensor's shape.
         heading: what a picture says above it; empty where the numbers say it.
         signed: 0 is no effect, so it is the middle of a picture's colours.
+
+    Example:
+        >>> lens = gl.logit_lens(model, inputs, at="last")
+        >>> lens.dims, lens.quantity
+        (('layer', 'position', 'word'), 'log-probability (nats)')
+        >>> lens.sel(layer=5, target="top 0").table["word"].item()
+        'sunflower'
     """
 
     tensor: Tensor

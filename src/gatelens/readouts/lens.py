@@ -35,6 +35,11 @@ class LogitLens(LabelledTensor):
 
     A word is a target, or ``top 0`` … of a cell. ``.table`` says of each cell its ``word``, ``token_id`` and
     ``rank`` (0 is the top).
+
+    Example:
+        >>> lens = gl.logit_lens(model, inputs, at="image", layers=[4], top=1)
+        >>> lens.tensor.shape
+        torch.Size([1, 64, 1])
     """
 
 
@@ -67,10 +72,8 @@ def logit_lens(
         InputError: no such layer or token, nothing is selected, or a translator makes no finite rows.
         ModelError: the last layer read in this way is not the model's own output.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
-        >>> lens = gl.logit_lens(model, model.prepare(scene.image, scene.prompt), at="last", targets="sunflower")
+    Example:
+        >>> lens = gl.logit_lens(model, inputs, at="last", targets="sunflower")
         >>> lens.sel(target="top 0").table["word"].tolist()
         ['next', 'guitar', 'sunflower', 'sunflower', 'sunflower', 'sunflower', 'sunflower']
         >>> [int(rank) for rank in lens.sel(kind="target").table["rank"]]

@@ -76,8 +76,7 @@ def patch_map(
     is no effect in either. Prompts of different length pair role by role (``readouts/prompt_pairs.py``).
 
     Args:
-        pairs: from :func:`gatelens.pairs`, or your own (``gl.data.Pair``); or data, of which ``gl.pairs(data, differ,
-            n, seed)`` are taken.
+        pairs: of :func:`gatelens.pairs`, your own (``gl.data.Pair``), or data for ``gl.pairs(data, differ, n, seed)``.
         metric: see :class:`gatelens.readouts.map_metrics.MapMetric`: ``logit_diff`` of the pair's two answers, another
             name, a function of logits Float[1, pos, d_vocab] or of ``(logits, pair)``, or one of ``gl.metrics``.
         over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. What is no
@@ -85,26 +84,27 @@ def patch_map(
         site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with
             an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.
-        at: which positions of the prompt that is patched; None is all. A dict of selectors names the groups of an axis
-            ``role``, else the roles. ``image.mask(object)`` is the object that the pair is about,
-            ``image.mask(changed)`` where its two pictures differ.
-        layers, heads, neurons: which, None is all. A cell of an axis ``neuron`` is one of ``neurons``, each a hidden
-            unit of the MLPs or a range; None is 32 ranges.
-        window: a cell patches so many layers of ``layers``, from its own on.
-        source_layer: the layer the activations come from; None is the layer that is patched.
-        source, chat: another model they come from, of the same width; make each prompt a user's turn.
+        at: positions of the patched prompt, None is all; a dict of selectors names the groups of an axis ``role``.
+            ``image.mask(object)`` is the pair's object, ``image.mask(changed)`` where its pictures differ.
+        layers, heads, neurons: which, None is all; an axis ``neuron`` has a cell a hidden unit or range (None: 32).
+        window, chat: how many of ``layers`` a cell patches, from its own on; make each prompt a user's turn.
+        source_layer, source: the layer and the model they come from; None is the layer that is patched, this model.
         out, progress, workers, ray: as in :func:`gatelens.sweep`; the folder gets the map as ``patch_map.parquet``.
 
     Raises:
         InputError, OutputError: see :mod:`gatelens.readouts.patch_maps`; ``out`` holds a map with other settings.
+
+    Example:
+        >>> gl.patch_map(model, pairs, over=("layer", "role"), layers=[0, 2], progress=False)
+        EffectMap(pair 2 × layer 2 × role 5: share of the logit difference restored, most 1.00 at layer 0, role image)
     """
     asked = {**locals()}
     them, other = pairs_of(pairs, differ, n, seed), model if source is None else source
     check_call(model, other, direction)
     axes = MapAxes(model, other, over, site, layers, heads, at, window, source_layer, neurons)
     work = MapWork(model, other, MapMetric(metric, Labels(model)), axes, direction == "denoising", chat, them)
-    said = partial(map_settings, asked, work)
-    with opened(out, "patch_map", said) as run, executing(workers, ray) as executor:
+    settings = partial(map_settings, asked, work)
+    with opened(out, "patch_map", settings) as run, executing(workers, ray) as executor:
         return kept(run, effect_map(work, work.run(run, progress, executor)))
 
 

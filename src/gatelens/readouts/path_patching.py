@@ -50,6 +50,11 @@ class PathEffects(LabelledTensor):
 
     A cell is the metric with the paths patched less that of the clean run. ``.table`` says of each the ``clean``,
     ``corrupt`` and ``patched`` value.
+
+    Example:
+        >>> effects = gl.path_patch(model, pairs, senders="mlps", progress=False)
+        >>> effects.table.columns.tolist()
+        ['example', 'sender', 'layer', 'clean', 'corrupt', 'patched', 'value']
     """
 
     @property
@@ -99,12 +104,10 @@ def path_patch(
         InputError: a name that cannot be read, a sender after every receiver or at other positions, no metric.
         InterventionError: prompts whose positions do not pair, or a metric that gives no number an example.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> pairs = gl.pairs("emoji-scenes", differ="class", n=1)
+    Example:
         >>> effects = gl.path_patch(model, pairs, senders="heads@last", receivers="logits", progress=False)
-        >>> effects.dims
-        ('example', 'layer', 'head')
+        >>> effects.dims, effects.tensor.shape
+        (('example', 'layer', 'head'), torch.Size([2, 6, 4]))
     """
     if mlps not in ("recomputed", "frozen"):
         raise InputError(f"mlps={shown(mlps)}: write 'recomputed' or 'frozen'")

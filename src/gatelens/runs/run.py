@@ -48,6 +48,13 @@ class Run:
     Attributes:
         path: the folder, or None for a run kept in memory only.
         manifest: format, study, settings, info (device, bad rows left out…), versions and time of its start.
+
+    Example:
+        >>> import pandas as pd
+        >>> run = gl.Run.open(folder, study="mine", settings={"seed": 0})
+        >>> run.save("scores", pd.DataFrame({"layer": [0, 1], "drop": [0.5, 0.0]}))
+        >>> gl.Run.load(folder).table("scores")["drop"].tolist()
+        [0.5, 0.0]
     """
 
     def __init__(self, path: Path | None, manifest: dict[str, Any]) -> None:

@@ -34,6 +34,14 @@ class FeatureHits:
         share: by feature, the share of the rows looked at in which it is active.
         maps: by feature and picture, all rows of the picture in the store and the feature's activation at each.
         pictures: by example id.
+
+    Example:
+        >>> eye, zeros = torch.eye(128), torch.zeros(128)
+        >>> weights = {"W_enc": eye, "W_dec": eye, "b_enc": zeros, "b_dec": zeros}
+        >>> sae = gl.SAE({"architecture": "standard", "hook_name": "blocks.3.hook_resid_post"}, weights)
+        >>> store = gl.collect(model, [scene], out=folder, layers=[3], progress=False)
+        >>> sae.features(store, [7], [scene], top=1, progress=False).table[["feature", "rank"]].to_numpy().tolist()
+        [[7, 0]]
     """
 
     table: pd.DataFrame

@@ -45,6 +45,12 @@ class SAE:
 
     Raises:
         ModelError: settings or tensors this does not know, or tensors that are missing or of other shapes.
+
+    Example:
+        >>> weights = {"W_enc": torch.eye(8), "W_dec": torch.eye(8), "b_enc": torch.zeros(8), "b_dec": torch.zeros(8)}
+        >>> sae = gl.SAE({"architecture": "topk", "k": 2, "hook_name": "blocks.3.hook_resid_post"}, weights)
+        >>> sae.encode(torch.arange(8.0)[None]).nonzero().tolist()  # [row, feature]
+        [[0, 6], [0, 7]]
     """
 
     config: Mapping[str, Any]

@@ -1,4 +1,8 @@
-"""Studies: an experiment is data, a grid of interventions and measures; it ends in tables and a verdict."""
+"""Studies: an experiment is data, a grid of interventions and measures; it ends in tables and a verdict.
+
+>>> list(gl.studies.STUDIES)
+['narrow-gate', 'whats-in-the-image', 'find-gate', 'gate-finetuning']
+"""
 
 from __future__ import annotations
 

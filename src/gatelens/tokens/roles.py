@@ -6,7 +6,12 @@ import enum
 
 
 class Role(enum.IntEnum):
-    """The role of one position; every position of a prompt has exactly one."""
+    """The role of one position; every position of a prompt has exactly one.
+
+    Example:
+        >>> [gl.Role(int(role)).name for role in inputs.tokens.roles[0, -4:]]
+        ['EOI', 'QUERY', 'QUERY', 'QUERY']
+    """
 
     PAD = 0
     SYSTEM = 1  # text before the first image, the BOS token included

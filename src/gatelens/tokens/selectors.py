@@ -61,7 +61,13 @@ _BINDING_NOT, _BINDING_ATOM = 4, 5
 
 @dataclass(frozen=True)
 class Selection:
-    """A parsed selector; selections combine with ``| & - ~`` as their text does. ``str`` gives that text."""
+    """A parsed selector; selections combine with ``| & - ~`` as their text does. ``str`` gives that text.
+
+    Example:
+        >>> words = gl.Selection.parse("text") - gl.Selection.parse("gate")
+        >>> str(words), inputs.tokens.positions(words)
+        ('text - gate', [67, 68, 69])
+    """
 
     text: str
     node: Node = field(repr=False, compare=False)

@@ -44,6 +44,12 @@ class TokenMap:
     so that its draw does not depend on which batch it rides in. ``tile`` numbers the pieces of a picture
     that is cut up (0: the whole, 1..: pieces). ``two_way``: positions of one number attend to each other in
     both directions, -1 only backwards.
+
+    Example:
+        >>> inputs.tokens
+        TokenMap(1 x 70 positions: system 1, boi 1, image 64, eoi 1, query 3); .show() is the table
+        >>> inputs.tokens.mask("image").shape, inputs.tokens.positions("gate")
+        (torch.Size([1, 70]), [66])
     """
 
     roles: Int[Tensor, "batch pos"]

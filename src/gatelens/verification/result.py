@@ -32,6 +32,13 @@ class Verification:
         planned: how many there are when it is finished.
         paper: ``source``, ``note`` and ``cells`` of the published table beside measured numbers; empty without one.
         created: when it began, UTC.
+
+    Example:
+        >>> from gatelens.verification.row import Row
+        >>> row = Row("parity", "logits", "next-token logits", "pass", measured=1e-6, bound=1e-5)
+        >>> result = gl.Verification({"model": "mine"}, "within rounding", [row], planned=1)
+        >>> result.passed, result.count("pass")
+        (True, 1)
     """
 
     facts: Mapping[str, Any]

@@ -68,6 +68,11 @@ def verify(
     Raises:
         ModelError: the model cannot be loaded, or no plain one can be made of a wrapped one.
         OutputError: ``out`` cannot be written or holds the verification of something else.
+
+    Example:
+        >>> result = gl.verify(model, progress=False)
+        >>> result.table.columns.tolist()
+        ['group', 'name', 'what', 'status', 'reason', 'measured', 'bound', 'effect', 'seconds']
     """
     if isinstance(paper, bool) or not isinstance(paper, int) or paper < 0:
         raise InputError(f"paper={paper!r}: give how many examples of each task to run, 0 for none")

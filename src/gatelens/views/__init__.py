@@ -1,4 +1,10 @@
-"""What one looks at: heads and overlays of a prompt, a run's figures and report, two runs side by side."""
+"""What one looks at: heads and overlays of a prompt, a run's figures and report, two runs side by side.
+
+>>> logits, cache = model.run_with_cache(inputs)
+>>> view = gl.views.heads(cache, inputs, layer=3)
+>>> view.save(folder / "heads.html").name
+'heads.html'
+"""
 
 from __future__ import annotations
 

@@ -37,6 +37,10 @@ class Family:
         grid: see ``markers``.
         checkpoints: see ``markers``.
         note: see ``markers``.
+
+    Example:
+        >>> model.family.name, model.family.architectures
+        ('chameleon', ('ChameleonForConditionalGeneration',))
     """
 
     name: str

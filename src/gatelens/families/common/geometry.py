@@ -23,6 +23,14 @@ class Geometry:
         square: pad to a square first.
         longest: resize so that the longer side is this long, then pad to a square, the picture in the middle.
         least: the shortest the other side may become with ``longest``.
+
+    Example:
+        >>> geometry = gl.Geometry((336, 336), shortest=336, crop=(336, 336))
+        >>> geometry.boxes((640, 480), 2, 2)
+        tensor([[ 80.,   0., 320., 240.],
+                [320.,   0., 560., 240.],
+                [ 80., 240., 320., 480.],
+                [320., 240., 560., 480.]], dtype=torch.float64)
     """
 
     processed: tuple[int, int]

@@ -54,6 +54,12 @@ class Layout:
 
     Raises:
         ModelError: ids that are none, or a word that is not one of those above.
+
+    Example:
+        >>> geometry = gl.Geometry((64, 64), exact=(64, 64))
+        >>> layout = gl.Layout(placeholder_id=5, plan=gl.FixedGrid(8, 8, geometry), boi_ids=frozenset({6}))
+        >>> layout.placeholder, layout.boi_id
+        ('<image>', 6)
     """
 
     placeholder_id: int

@@ -139,6 +139,11 @@ class FixedGrid:
         n_leading: 1 for a class token that is kept, -1 when the first cell is dropped.
         cell: pixels of a patch's side, where patches do not fill the processed picture (14 in 384: 27 patches
             see 378).
+
+    Example:
+        >>> grid = gl.FixedGrid(24, 24, gl.Geometry((336, 336), shortest=336, crop=(336, 336)))
+        >>> grid.n_tokens
+        576
     """
 
     rows: int

@@ -90,10 +90,9 @@ def circuit(
         InterventionError: a metric that is no scalar an example.
         ModelError: edges in a model whose parts do not add up to the stream.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> gl.circuit(model, gl.pairs("emoji-scenes", n=4), scores="atp", progress=False)
-        Circuit(... of 30 nodes: faithfulness ... (share 0.9), completeness ...; by atp, logit difference, 4 pairs)
+    Example:
+        >>> gl.circuit(model, pairs, scores="atp", random=0, progress=False)
+        Circuit(... of 30 nodes: faithfulness ... (share 0.9), completeness ...; by atp, logit difference, 2 pairs)
     """
     check_call(model, model, "noising")
     several, share, random = pairs_of(pairs), _share(share), as_count(random, "random", least=0)

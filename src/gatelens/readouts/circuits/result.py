@@ -42,6 +42,11 @@ class Circuit(LabelledTensor):
         metric: what is measured, in words.
         n_pairs: over which means are taken.
         group: how many query heads share a key and a value.
+
+    Example:
+        >>> circuit = gl.circuit(model, pairs, scores="atp", random=0, progress=False)
+        >>> circuit.parts.columns.tolist()
+        ['node', 'site', 'kind', 'layer', 'head', 'score', 'kept']
     """
 
     curves: pd.DataFrame = field(kw_only=True)

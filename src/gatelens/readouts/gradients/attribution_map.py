@@ -51,6 +51,11 @@ class AttributionMap(EffectMap):
     Attributes:
         method: how it was made.
         agreement: of approximation and truth at the checked cells, as means over pairs; None without a check.
+
+    Example:
+        >>> effects = gl.attribution_map(model, pairs, over=("layer", "role"), check=4, progress=False)
+        >>> effects.dims, "exact" in effects.table
+        (('pair', 'layer', 'role'), True)
     """
 
     method: str = ""
@@ -114,14 +119,12 @@ def attribution_map(
             metric must be a smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745; not its
-            GradDrop). ``ig``: the
-            mean gradient on the way from one activation to the other, a site and layer at a time (arXiv 1703.01365).
-            ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and logits (arXiv
-            2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).
+            GradDrop). ``ig``: the mean gradient on the way from one activation to the other, a site and layer at a time
+            (arXiv 1703.01365). ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and
+            logits (arXiv 2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).
         over: the axes, of layer, pos, role, head, site; None is layer and pos. Edges have ``sender`` and ``receiver``.
             A cell is that of an exact map, but of one layer.
-        layers: which; of nodes only. None is all.
-        steps: of ``ig`` and ``eap-ig``, the points of a Gauss–Legendre rule.
+        layers, steps: which, of nodes only, None is all; of ``ig`` and ``eap-ig``, the points of a Gauss–Legendre rule.
         check: how many cells to patch exactly too, in every pair: a third those of largest effect, a third of
             smallest, a third drawn by ``seed``. 0 is none.
         out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and ``attribution_map.parquet``.
@@ -130,6 +133,10 @@ def attribution_map(
         InputError: as for an exact map; several layers without an axis for them.
         InterventionError: a metric without a gradient.
         ModelError: edges in a model whose parts do not add up to the stream.
+
+    Example:
+        >>> gl.attribution_map(model, pairs, over="layer", at="gate", check=2, progress=False).dims
+        ('pair', 'layer')
     """
     asked = {**locals()}
     check_call(model, model, direction)

@@ -33,14 +33,6 @@ class HeadsTable(pd.DataFrame):
     number: the logit of the right token less that of a wrong one (another example's answer; of pairs the corrupt
     picture's). Positive ``attribution``, ``knockout`` and ``regression`` mean that the head helps.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
-        >>> heads = gl.heads_table(model, "emoji-scenes", ["attention", "knockout"], n=8, progress=False)
-        >>> best = heads.sort_values("knockout", ascending=False)
-        >>> best.columns[:6].tolist()
-        ['layer', 'head', 'image', 'image_low', 'image_high', 'gate']
-        >>> heads.show(["gate", "knockout"]).savefig("heads.png")  # doctest: +SKIP
-
     ================  =============================================================================================
     part              columns
     ================  =============================================================================================
@@ -67,6 +59,12 @@ class HeadsTable(pd.DataFrame):
 
     ``.attrs`` hold what is true of the whole table: ``quantity``, ``n`` (examples), ``r2`` and ``r2_held_out`` of the
     regression, and ``sinks``, the positions that draw attention (as records; :attr:`sinks` is a table of them).
+
+    Example:
+        >>> heads = gl.heads_table(model, "emoji-scenes", ["attention", "knockout"], n=4, progress=False)
+        >>> best = heads.sort_values("knockout", ascending=False)
+        >>> best.columns[:6].tolist()
+        ['layer', 'head', 'image', 'image_low', 'image_high', 'gate']
     """
 
     @property

@@ -76,8 +76,7 @@ def heads_table(
     Raises:
         GatelensError: an unknown part, no examples, no masks, or another argument that means nothing.
 
-        >>> import gatelens as gl
-        >>> model = gl.HookedVLM.from_pretrained("organism:gated")
+    Example:
         >>> heads = gl.heads_table(model, "emoji-scenes", parts=["attention"], n=8, progress=False)
         >>> heads.sort_values("gate", ascending=False).head(3)[["layer", "head"]].to_numpy().tolist()
         [[4, 2], [3, 3], [2, 0]]

@@ -1,0 +1,77 @@
+"""Every public name's docstring has an example that runs, and a function's says what goes in and comes out."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import gatelens as gl
+
+ROOT = Path(__file__).parents[2]
+TOP = {name: getattr(gl, name) for name in gl.__all__ if name != "__version__"}
+COMPLETE = ("data", "metrics")  # modules whose every function and class has an example too
+
+
+def members(module: ModuleType) -> dict[str, Any]:
+    """Functions and classes that a module offers and ``gatelens`` itself does not."""
+    names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+    top = [id(value) for value in TOP.values()]
+    found = {name: getattr(module, name) for name in names}
+    return {
+        name: value
+        for name, value in found.items()
+        if inspect.isroutine(value) or (inspect.isclass(value) and value.__module__.startswith("gatelens"))
+        if str(value.__module__).startswith("gatelens") and id(value) not in top
+    }
+
+
+INNER = {f"{room}.{name}": value for room in COMPLETE for name, value in members(TOP[room]).items()}
+NAMES = TOP | INNER
+FUNCTIONS = {name: value for name, value in NAMES.items() if inspect.isfunction(value)}
+
+
+@pytest.fixture(scope="module")
+def session() -> dict[str, Any]:
+    """What the reference page says its examples start from."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reference.md").read_text("utf-8"), re.S)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    return names
+
+
+@pytest.mark.organism
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_has_an_example_that_runs(
+    name: str, session: dict[str, Any], tmp_path: Path
+) -> None:
+    names = {**session, "folder": tmp_path / "out"}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(NAMES[name]) or "", names, name, None, None)
+    said: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+    assert result.attempted > 0, f"{name}: no example"
+    assert any(part.want for part in example.examples), f"{name}: its example shows nothing"
+    assert result.failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_are_a_section_of_their_own(name: str) -> None:
+    """Under another heading they would be shown as a part of it."""
+    text = inspect.getdoc(NAMES[name]) or ""
+    before = text[: text.index(">>>")].rstrip().splitlines()[-1]
+    assert before == "Example:" or isinstance(NAMES[name], ModuleType)
+    assert "+SKIP" not in text
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_say_what_they_take_and_give(name: str) -> None:
+    text, signature = inspect.getdoc(FUNCTIONS[name]) or "", inspect.signature(FUNCTIONS[name])
+    if len(signature.parameters) > 1:
+        assert "Args:" in text
+    if "Tensor" in str(signature):
+        assert re.search(r"(Float|Int|Bool)\[|\[(batch|d_model|row)", str(signature) + text), "no shape"
