@@ -7,14 +7,12 @@ The public face is the stub ``__init__.pyi`` beside this file. Its names are imp
 from __future__ import annotations
 
 import ast
-import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from gatelens.first_import import loading_libraries
 
 __version__ = "0.1.0"
 
@@ -38,26 +36,10 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gatelens' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
-    with _patience():
+    with loading_libraries():
         if module == __name__:
             return import_module(f"{module}.{attribute}")
         return getattr(import_module(module), attribute)
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Tells an interactive user what takes so long the first time."""
-    if "transformer_lens" in sys.modules or not (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
-        yield
-        return
-    what = "gatelens: importing torch, transformers and TransformerLens; this takes some seconds once"
-    timer = threading.Timer(1.0, print, [what], {"file": sys.stderr, "flush": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def __dir__() -> list[str]:

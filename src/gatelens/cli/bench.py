@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gatelens.cli.options import Quiet, app
+from gatelens.cli.options import Quiet, app, load_libraries
 
 
 @app.command()
@@ -52,6 +52,7 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """How good a method is at finding where the picture enters, on models whose answer is planted."""
+    load_libraries(quiet)
     from gatelens.bench import read_rules, score, write_results
     from gatelens.errors import InputError
 

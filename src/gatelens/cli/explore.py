@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gatelens.cli.options import Device, Dtype, app
+from gatelens.cli.options import Device, Dtype, app, load_libraries
 
 MODEL, DATA = "organism:gated", "emoji-scenes"
 
@@ -29,6 +29,7 @@ def explore(
     """A page on this machine: change one prompt by knockouts, patches and steering, and watch what the model says."""
     from gatelens.errors import InputError
 
+    load_libraries()
     try:
         from gatelens.explore import opening, server
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gatelens.cli.options import Device, Dtype, Model, app
+from gatelens.cli.options import Device, Dtype, Model, app, load_libraries
 from gatelens.shipped_organisms import graded_names, organism_folder, organism_names
 
 
@@ -25,6 +25,7 @@ def tokens(
     for path in image or []:
         if not path.is_file():
             raise InputError(f"there is no picture {str(path)!r}; give a file")
+    load_libraries()
     from gatelens.model import HookedVLM
 
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
@@ -40,6 +41,7 @@ def tokens(
 @app.command()
 def models() -> None:
     """The model families, how each lays out a picture, and the small trained models that ship with the package."""
+    load_libraries()
     from gatelens.families import all_families
     from gatelens.interventions import SITES
 

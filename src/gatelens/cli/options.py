@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gatelens.first_import import loading_libraries
+
 app = typer.Typer(
     name="gatelens",
     help="Ask a vision-language model which tokens carry the image to the text.",
@@ -36,6 +38,12 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave bad rows of the data out; the manifest lists them.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def load_libraries(quiet: bool = False) -> None:
+    """Import torch and TransformerLens ahead of a command that needs them; at a terminal a line says so."""
+    with loading_libraries(quiet):
+        import gatelens.model  # noqa: F401
 
 
 def _version(value: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gatelens.cli.options import Dtype, app
+from gatelens.cli.options import Dtype, app, load_libraries
 
 
 @app.command()
@@ -34,6 +34,7 @@ def plan(
     dtype: Dtype = None,
 ) -> None:
     """Memory, passes and runs at once of an experiment, from the model's config alone."""
+    load_libraries()
     from gatelens import planning
     from gatelens.errors import InputError
 

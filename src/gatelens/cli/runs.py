@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gatelens.cli.options import app
+from gatelens.cli.options import app, load_libraries
 
 
 @app.command()
@@ -18,6 +18,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run
 
     run = Run.load(folder)
     check_writable(folder)
+    load_libraries()
     from gatelens.views import write_report
 
     write_report(run)
@@ -39,6 +40,7 @@ def compare(
     first, second = Run.load(a), Run.load(b)
     if out is not None:
         check_writable(out.parent)
+    load_libraries()
     from gatelens.studies.compare import compare_html, compare_text
 
     typer.echo(compare_text(first, second))

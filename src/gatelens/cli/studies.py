@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gatelens.cli.models import entry
-from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, Ray, SkipBad, Workers, app
+from gatelens.cli.options import Device, Dtype, Model, Out, Quiet, Ray, SkipBad, Workers, app, load_libraries
 from gatelens.cli.stopping import going_on
 from gatelens.errors import InputError
 
@@ -70,6 +70,7 @@ class StudyCommand(TyperCommand):
         super().__init__(name, help=ABOUT[name], rich_markup_mode=None)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        load_libraries(quiet="--quiet" in args)
         return self.with_options().make_context(info_name, with_address(args), parent, **extra)
 
     def with_options(self) -> TyperCommand:
@@ -186,6 +187,7 @@ def sections(
     study: Annotated[str, typer.Argument(help="A study, as in gatelens study --help.")] = "narrow-gate",
 ) -> None:
     """The sections of a study and their options, for --sections and --option."""
+    load_libraries()
     from gatelens.studies.catalogue import STUDIES
     from gatelens.studies.options import check_known, typed
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gatelens.cli.options import Device, Dtype, Quiet, app
+from gatelens.cli.options import Device, Dtype, Quiet, app, load_libraries
 from gatelens.cli.stopping import going_on
 
 
@@ -65,6 +65,7 @@ def verify(
 def _verified(
     model: str | None, out: Path | None, image: Any, paper: int, data: str | None, quiet: bool, **load: Any
 ) -> Any:
+    load_libraries(quiet)
     from gatelens.verification.text import paper_lines
     from gatelens.verification.verify import verify as run
 
