@@ -85,6 +85,7 @@ KINDS: Mapping[str, Kind] = {
     "gate-at-image-60": Kind(_of(_TWO, (image_token(60),))),
     "gate-at-text-0": Kind(_of(FACTS, (TEXT,))),
     # several together, whatever each of them holds
+    "wide-2": Kind(_of(_TWO, (image_token(61), EOI))),
     "wide-3": Kind({"class": ((*IMAGE[-2:], EOI),)}),
     "wide-8": Kind(_of(_TWO, (*_LAST_TOKENS, EOI))),
     # any one of several
