@@ -23,11 +23,13 @@ class Room:
     Attributes:
         title, about: what the page says at its top.
         names: public names of ``gatelens``; of a module, all it offers is on the page.
+        explained_in: a module whose own documentation stands below ``about``: what several of the names refer to.
     """
 
     title: str
     about: str
     names: str
+    explained_in: str = ""
 
 
 ROOMS = {
@@ -50,6 +52,7 @@ ROOMS = {
         "Interventions",
         "What to do to a run. All of them compose in a list.",
         "knockout drop patch steer ablate edit hooks interventions",
+        explained_in="gatelens.interventions.sites",
     ),
     "engine": Room(
         "Engine and sweeps",
@@ -63,7 +66,11 @@ ROOMS = {
         "path_patch PathEffects circuit Circuit heads_table HeadsTable words_table WordsTable",
     ),
     "metrics": Room(
-        "Metrics", "Functions of logits, one number an example: what a sweep or a map measures.", "metrics"
+        "Metrics",
+        "Functions of logits, one number an example: what a sweep or a map measures. A token is an id, as "
+        "``model.to_single_token(\"cat\")`` gives it.",
+        "metrics",
+        explained_in="gatelens.measures.logits",
     ),
     "measures": Room("Measures", "Functions of tensors, strings and tables; none runs a model.", "measures"),
     "data": Room("Data", "Pictures, questions, masks, and pairs that differ in one fact.", "data pairs"),
@@ -186,6 +193,7 @@ def page(key: str, room: Room) -> Iterator[str]:
         "",
         room.about,
         "",
+        *((f".. automodule:: {room.explained_in}", "") if room.explained_in else ()),
         ".. list-table::",
         "   :widths: auto",
         "",

@@ -14,4 +14,9 @@ inputs = model.prepare(scene.image, "<image>describe the image.")
 
 # %%
 written = model.generate(inputs, return_type="map", max_new_tokens=8)
-gl.views.words(gl.words_table(model, written))
+view = gl.views.words(gl.words_table(model, written))  # view.save("words.html") keeps the page
+view
+
+# %%
+# A still picture of one word, the second: ``.savefig("words.png")`` keeps it.
+view.figure(query=1, layer=3)

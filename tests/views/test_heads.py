@@ -16,7 +16,7 @@ from PIL import Image
 
 import gatelens as gl
 from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults, set_screen
-from gatelens.errors import DataError
+from gatelens.errors import DataError, OutputError
 from gatelens.plots.overlay import greyed, painted, parts_of
 from gatelens.views import heads, heads_view
 from gatelens.views.packing import Block, lined
@@ -222,6 +222,16 @@ def test_errors(run: Any, tiny_chameleon: Any) -> None:
         heads(pattern(cache, 1)[None], inputs)
     with pytest.raises(DataError, match="has no picture"):
         heads(cache, tiny_chameleon.prepare(text="this animal is a"), layer=1)
+
+
+def test_a_page_is_not_saved_under_the_name_of_a_picture(run: Any, tmp_path: Path) -> None:
+    inputs, cache = run
+    view = heads(cache, inputs, layer=1)
+    with pytest.raises(
+        OutputError, match=r"save it as x.html; for a still picture, view.figure\(\).savefig\('x.png'\)"
+    ):
+        view.save(tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_still_picture_has_a_panel_a_head_with_its_share(run: Any) -> None:

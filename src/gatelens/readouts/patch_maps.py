@@ -77,8 +77,8 @@ def patch_map(
 
     Args:
         pairs: of :func:`gatelens.pairs`, your own (``gl.data.Pair``), or data for ``gl.pairs(data, differ, n, seed)``.
-        metric: see :class:`gatelens.readouts.map_metrics.MapMetric`: ``logit_diff`` of the pair's two answers, another
-            name, a function of logits Float[1, pos, d_vocab] or of ``(logits, pair)``, or one of ``gl.metrics``.
+        metric: ``logit_diff`` of the two answers; ``logit``, ``prob``, ``log_prob``, ``top1`` of the clean one's;
+            ``kl``, ``similarity`` to the clean run; one of ``gl.metrics``; a function of logits or ``(logits, pair)``.
         over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. What is no
             axis is patched together: all ``layers``, all positions of ``at``, all ``heads``.
         site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with

@@ -13,8 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from gatelens.atomic_files import check_writable, write_atomic
+from gatelens.errors import OutputError
 from gatelens.plots.templating import script, template
 
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
 FRAME = "width:100%;height:46rem;border:0;border-radius:8px"
 
 
@@ -36,9 +38,15 @@ class View(ABC):
         """Write the page as one HTML file that opens without a network.
 
         Raises:
-            OutputError: the file can't be written.
+            OutputError: the file can't be written, or its name is that of a picture.
         """
         file = Path(path).expanduser()
+        if file.suffix.lower() in PICTURES:
+            still = f"; for a still picture, view.figure().savefig({file.name!r})"
+            raise OutputError(
+                f"{file}: a view is a page; save it as {file.with_suffix('.html').name}"
+                f"{still if hasattr(self, 'figure') else ''}"
+            )
         check_writable(file.parent)
         write_atomic(file, self.page().encode())
         return file
