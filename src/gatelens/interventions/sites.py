@@ -17,13 +17,13 @@ site            hook point of block l     what it is
 
 Inside attention there are three more, for :func:`gatelens.edit` and some forms of :func:`gatelens.ablate`:
 
-===============  =========================  ==============================================================
+===============  ========================  ==============================================================
 ``rot_q rot_k``  ``attn.hook_rot_q`` …     queries and keys as they are multiplied, after norms and rotation
 ``pattern``      ``attn.hook_pattern``     for each position the weights of its row, [head, key], keys 0 to the
                                            last position of the pass; knockouts act before an edit of it
 ``neuron``       ``mlp.hook_post``         [batch, pos, d_mlp], the hidden units of the MLP, as its last layer reads
                                            them; ``heads=`` chooses some; for patches and edits
-===============  =========================  ==============================================================
+===============  ========================  ==============================================================
 
 ``resid_mid`` is special: TransformerLens' bridge places that hook at the input of the second norm, past the
 skip connection, so a plain edit there changes what the MLP reads and not the stream. Here the difference is
