@@ -57,7 +57,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser a module, and so at most one a worker.
+    """One browser per module, and so at most one per worker.
 
     Playwright's event loop counts as running for as long as it is started. A longer scope would break ``asyncio.run``
     in tests of other modules.

@@ -57,7 +57,7 @@ def stepwise(tiny: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def real(batch: Any) -> Tensor:
-    """Where the batch is no padding: what stands at padding means nothing."""
+    """Where the batch is not padding: what stands at padding means nothing."""
     return batch.tokens.roles != 0
 
 

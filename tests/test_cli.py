@@ -241,7 +241,7 @@ def test_sections_of_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 IMPOSSIBLE = [
-    ("narrow-gate", "--how", "drop", "how='drop' is no kind of knockout; choose 'zero', 'mask' or 'both'"),
+    ("narrow-gate", "--how", "drop", "how='drop' is not a kind of knockout; choose 'zero', 'mask' or 'both'"),
     ("narrow-gate", "--seed", "-1", "option seed=-1: give a whole number, 0 or more"),
     ("narrow-gate", "--seed", "x", "--seed"),
     ("narrow-gate", "--limit", "0", "option limit=0: give a whole number, 1 or more, or null"),
@@ -270,7 +270,7 @@ IMPOSSIBLE = [
     ("narrow-gate", "--steps", "3", "No such option"),
     ("whats-in-the-image", "--preset", "data", "no preset 'data' for whats-in-the-image; use paper"),
     ("whats-in-the-image", "--first-token", "never", "option first_token='never': give 'sees'"),
-    ("whats-in-the-image", "--keep", "0.1,2", "keep=2 is no share"),
+    ("whats-in-the-image", "--keep", "0.1,2", "keep=2 is not a share"),
     ("whats-in-the-image", "--keep", "few", "option keep=['few']"),
     (
         "whats-in-the-image",

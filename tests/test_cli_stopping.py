@@ -52,7 +52,7 @@ def test_a_stopped_study_says_in_a_line_where_it_goes_on(
     monkeypatch.setattr("gatelens.studies.catalogue.starter", lambda name: sent(number))
     assert main(["study", name, "--model", "x", "--out", str(tmp_path)]) == SIGNALS[signal.Signals(number)]
     said = capsys.readouterr()
-    assert said.err == f"gatelens: stopped; the same command goes on where it was, in {tmp_path}\n"
+    assert said.err == f"gatelens: stopped; the same command resumes in {tmp_path}\n"
     assert said.out == ""
 
 

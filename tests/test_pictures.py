@@ -1,4 +1,4 @@
-"""Pictures of every kind by every way in, against numpy by hand; what cannot be read rightly is refused."""
+"""Pictures of every kind by every way in, against numpy by hand; what cannot be read correctly is refused."""
 
 from __future__ import annotations
 
@@ -370,7 +370,7 @@ def test_bad_files_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(content)
     for given, named in ((tmp_path / "p.png", r".*p\.png'"), (content, "it")):
         with pytest.raises(
-            InputError, match=f"picture 0 of prompt 1: {named} is no readable picture .*{message}"
+            InputError, match=f"picture 0 of prompt 1: {named} is not a readable picture .*{message}"
         ) as caught:
             match_images([[make_picture()], [given]], ["<image>", "<image>"], "<image>")
         assert "\n" not in str(caught.value)
@@ -394,11 +394,11 @@ def test_paths_that_lead_to_no_file(tmp_path: Path) -> None:
 
 
 def test_a_lazily_opened_picture_that_breaks_off(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"image: it is no readable picture .*truncated"):
+    with pytest.raises(InputError, match=r"image: it is not a readable picture .*truncated"):
         load_image(Image.open(io.BytesIO(PHOTO[: len(PHOTO) // 2])))
     closed = Image.open(io.BytesIO(PHOTO))
     closed.close()
-    with pytest.raises(InputError, match="image: it is no readable picture"):
+    with pytest.raises(InputError, match="image: it is not a readable picture"):
         load_image(closed)
 
 

@@ -107,7 +107,7 @@ def test_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ([], "how long is a prompt"),
+        ([], "how long is the prompt"),
         (["--image-tokens", "4", "--data", "emoji-scenes"], "were both given"),
         (["--image-tokens", "100000000"], "100000000 image and 32 text tokens is beyond the"),
         (["--image-tokens", "4", "--study", "else"], "--study else: only narrow-gate can be planned"),

@@ -165,7 +165,7 @@ def test_a_sweep_that_proves_impossible_leaves_its_folder_free(
         ({"inputs": []}, ["no example"]),
         ({"inputs": "emoji-scene"}, ["emoji-scene"]),
         ({"inputs": "twice"}, ["'e0'"]),
-        ({"inputs": "mixed"}, ["no example"]),
+        ({"inputs": "mixed"}, ["not an example"]),
         ({"task": "vqa"}, ["task="]),
         ({"inputs": TinyData(), "task": "draw"}, ["'draw'"]),
         ({"batch_size": 0}, ["batch_size=0"]),

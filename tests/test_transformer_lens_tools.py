@@ -327,7 +327,7 @@ def test_heads_that_look_back_by_one(pair: Pair) -> None:
     scores = detect_head(pair.model, pair.clean, own, error_measure="abs")
     by_hand = torch.stack([1 - (p[0] - own).abs().mean((-2, -1)) * pair.n_pos for p in patterns])
     assert (scores - by_hand).abs().max() < 1e-3
-    for name in ("duplicate_token_head", "induction_head"):  # placeholders are no duplicates of each other
+    for name in ("duplicate_token_head", "induction_head"):  # placeholders are not duplicates of each other
         with pytest.raises(AttributeError, match="a batch of prompts has no 'repeat'"):
             detect_head(pair.model, pair.clean, name)
         assert detect_head(pair.model, "what is it what is it", name).shape == (3, 4)

@@ -135,7 +135,7 @@ def test_janus_norms_its_features_twice() -> None:
 
 
 def test_transformers_own_cache_forgets_what_left_the_window() -> None:
-    """Window layers keep window - 1 keys, so that a pattern's columns are no positions any more."""
+    """Window layers keep window - 1 keys, so that a pattern's columns are not positions any more."""
     row = case("gemma3")
     hf = row.model()
     model = HookedVLM.from_module(row.model(), row.processor())

@@ -67,8 +67,8 @@ ROOMS = {
     ),
     "metrics": Room(
         "Metrics",
-        "Functions of logits, one number an example: what a sweep or a map measures. A token is an id, as "
-        "``model.to_single_token(\"cat\")`` gives it.",
+        "Functions of logits, one number per example: what a sweep or a map measures. A token is an id, as "
+        '``model.to_single_token("cat")`` gives it.',
         "metrics",
         explained_in="gatelens.measures.logits",
     ),
@@ -90,8 +90,10 @@ ROOMS = {
         "studies training",
     ),
     "views": Room("Views", "Interactive pages and figures.", "views"),
-    "bench": Room("GateBench", "Models whose answer is planted, and methods scored on them.", "bench"),
-    "verify": Room("Verification", "Is the wrapped model the model?", "verify Verification"),
+    "bench": Room("GateBench", "Models with a planted answer, and methods scored on them.", "bench"),
+    "verify": Room(
+        "Verification", "Check a wrapped model against plain transformers.", "verify Verification"
+    ),
     "errors": Room(
         "Errors",
         "An error a user can cause and fix is a ``GatelensError``: one line that names the offender and the fix.",

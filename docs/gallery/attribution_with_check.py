@@ -3,7 +3,7 @@ Attribution patching, with its check
 ====================================
 
 The same map by gradients, for a fraction of the passes. Some cells are patched exactly, and the map
-says how far it is from them.
+reports how far it is from them.
 """
 
 import gatelens as gl

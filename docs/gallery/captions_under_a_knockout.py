@@ -2,7 +2,7 @@
 Captions under a knockout
 =========================
 
-Captions of several pictures in one batch, with the gate cut and without. A knockout holds at every
+Captions of several pictures in one batch, with and without the gate cut. A knockout applies at every
 decoded token.
 """
 

@@ -2,7 +2,7 @@
 Direct logit attribution by head
 ================================
 
-How much each head adds to the logit of the right answer over another one. The attribution is exact:
+How much each head adds to the logit of the correct answer relative to a wrong one. The attribution is exact:
 all parts together sum to the logit difference.
 """
 

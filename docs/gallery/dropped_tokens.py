@@ -1,9 +1,9 @@
 """
-From which layer on are image tokens needless?
+From which layer on are image tokens unnecessary?
 ==============================================
 
-Image tokens are dropped from a layer on, for all that come after them. Where the answer stays, the
-model has read what it needs.
+From a given layer on, no later position sees the image tokens. Where the answer stays, the model
+has already read what it needs.
 """
 
 import gatelens as gl

@@ -2,7 +2,7 @@
 Mean-ablate each head
 =====================
 
-Each head is replaced by its mean over the batch at the last token; how much does the right answer
+Each head is replaced by its mean over the batch at the last token; how much does the correct answer
 lose? One sweep over layers and heads.
 """
 

@@ -2,7 +2,7 @@
 A catalogue of heads
 ====================
 
-One row a head: how much it attends to the image, and what the answer loses when it is knocked out.
+One row per head: how much it attends to the image, and what the answer loses when it is knocked out.
 The table is the place to start when a paper says that few heads do the work.
 """
 

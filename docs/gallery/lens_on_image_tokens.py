@@ -3,7 +3,7 @@ The logit lens on image tokens
 ==============================
 
 What each image token says, layer by layer: the residual stream through the final norm and the
-unembedding. Move over a patch to see its most likely tokens in every layer.
+unembedding. Hover over a patch to see its most likely tokens in every layer.
 """
 
 import gatelens as gl

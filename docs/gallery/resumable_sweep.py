@@ -1,8 +1,8 @@
 """
-A sweep over a data set that goes on
+A resumable sweep over a data set
 ====================================
 
-A sweep over data keeps each batch in a folder; the same call goes on where an earlier one stopped.
+A sweep over data saves each batch in a folder; the same call resumes where an earlier one stopped.
 The second call here computes nothing. ``workers=2`` or ``ray=`` share the work.
 """
 

@@ -3,7 +3,7 @@ A feature of a sparse autoencoder
 =================================
 
 A small top-k autoencoder is trained on stored activations of image tokens, and its strongest features are shown over
-the pictures. A few lines of PyTorch stand in for a real training; ``gl.SAE.load`` reads a folder of SAELens.
+the pictures. A few lines of PyTorch stand in for real training; ``gl.SAE.load`` reads SAELens folders.
 """
 
 import tempfile

@@ -2,8 +2,8 @@
 Contrastive activation addition
 ===============================
 
-A direction from two sets of pictures, added at the gate: what it turns at which dose. A random
-direction of the same length stands beside it.
+A direction from two sets of pictures, added at the gate: how many answers it changes at each
+dose, next to a random direction of the same length.
 """
 
 import gatelens as gl

@@ -2,8 +2,8 @@
 TransformerLens' own tools
 ==========================
 
-``transformer_lens.patching`` with the picture in the prompt: a prepared batch stands where token
-ids stand. The output of every head is patched from the clean run.
+``transformer_lens.patching`` with the picture in the prompt: a prepared batch takes the place of
+token ids. The output of every head is patched from the clean run.
 """
 
 import matplotlib.pyplot as plt

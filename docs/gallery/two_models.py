@@ -3,7 +3,7 @@ Between two models
 ==================
 
 Activations of one model are patched into another of the same shape, for the same pictures. For a
-fine-tuned model and the one it came from, this is where the two differ.
+fine-tuned model and its base, this shows where the two differ.
 """
 
 import gatelens as gl

@@ -2,8 +2,8 @@
 Written words over the picture
 ==============================
 
-Where each written word looked, and what hiding blocks of the picture does to its probability. Point
-at a word of the description.
+Where each written word looked, and what hiding blocks of the picture does to its probability. Hover
+over a word of the description.
 """
 
 import gatelens as gl

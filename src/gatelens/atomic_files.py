@@ -26,7 +26,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         if "\0" in str(there):
             raise ValueError("a name cannot hold a NUL byte")
     except (TypeError, ValueError, RuntimeError) as error:  # the last is of an unknown user's home
-        raise OutputError(f"{path!r} is no folder: {error}; give another") from error
+        raise OutputError(f"{path!r} is not a folder: {error}; give another") from error
     return there
 
 

@@ -82,7 +82,7 @@ def hook_pairs(hooks: Any, name: str = "fwd_hooks") -> list[tuple[HookName, Hook
         point, function = pair
         if not isinstance(point, str) and not callable(point):
             raise InterventionError(
-                f"{name}: {shown(point)} is no name of a hook and no filter, a function of names"
+                f"{name}: {shown(point)} is neither the name of a hook nor a filter, a function of names"
             )
         if not callable(function):
             raise InterventionError(
@@ -285,7 +285,7 @@ def usable(model: Any, inputs: Any) -> VLMInputs:
 
     Raises:
         ModelError: ``model`` is none of gatelens.
-        InputError: ``inputs`` is no batch.
+        InputError: ``inputs`` is not a batch.
     """
     if not isinstance(getattr(model, "hook_points", None), HookPoints):
         raise ModelError(f"model is {shown(model)}: give a HookedVLM, e.g. HookedVLM.from_pretrained(name)")

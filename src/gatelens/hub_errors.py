@@ -56,7 +56,7 @@ def hub_reason(
     if is_a(RepositoryNotFoundError, HFValidationError) or not_found is not None:
         if kind == "dataset":
             return f"the hub has no data set {name}, or it is private: check the name, or run 'hf auth login'"
-        return f"'{name}' is no repository on {constants.ENDPOINT}, or private: check the name, or log in"
+        return f"'{name}' is not a repository on {constants.ENDPOINT}, or private: check the name, or log in"
     if is_a(RevisionNotFoundError):
         return f"'{name}' has no revision '{revision}': see {page}/tree/main for what there is"
     if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) or isinstance(error, ConnectionError):

@@ -29,7 +29,7 @@ def resolve_model(model: HookedVLM | str | Path, **options: Any) -> HookedVLM:
     if isinstance(model, str | Path):
         return HookedVLM.from_pretrained(str(model), **options)
     if not hasattr(model, "hf"):
-        raise ModelError(f"model={model!r} is no model: give a HookedVLM, a name, or a folder")
+        raise ModelError(f"model={model!r} is not a model: give a HookedVLM, a name, or a folder")
     return model
 
 
@@ -38,7 +38,7 @@ def resolve_data(data: Dataset | str | Path, skip_bad: bool = False) -> Dataset:
     if isinstance(data, str | Path):
         return load(data, skip_bad=skip_bad)
     if not callable(getattr(data, "examples", None)):
-        raise DataError(f"data={data!r} is no data set: give one, its name, or a folder")
+        raise DataError(f"data={data!r} is not a data set: give one, its name, or a folder")
     return data
 
 

@@ -22,7 +22,7 @@ from gatelens.tokens import Role, TokenMap
 Images = ImageLike | Sequence[Any] | None
 
 
-PER_PICTURE = frozenset({"image_sizes", "image_grid_thw"})  # tensors with one row a picture
+PER_PICTURE = frozenset({"image_sizes", "image_grid_thw"})  # tensors with one row per picture
 PIXELS = frozenset({"pixel_values", "pixel_attention_mask"})  # which prompts without a picture do without
 
 
@@ -237,7 +237,7 @@ class VLMInputs:
                     w or n == 0 or c == b for w, n, c, b in zip(whole, kept, counts, before, strict=True)
                 ):
                     raise InputError(
-                        f"positions :{n_pos} leave out one of a prompt's pictures: prepare it anew"
+                        f"positions :{n_pos} leave out one of a prompt's pictures: prepare it again"
                     )
                 rows[name] = tuple(c if w else n for w, n, c in zip(whole, kept, counts, strict=True))
                 tensors[name] = self.tensors[name][self._rows_of(name, list(enumerate(rows[name])))]
@@ -268,7 +268,7 @@ class VLMInputs:
         of_images = self.ids[(self.tokens.roles == Role.IMAGE).to(self.device)]
         if bool((written := torch.isin(ids, of_images)).any()):
             raise InputError(
-                f"the model wrote an image token (id {int(ids[written][0])}), which is no picture in a prompt: cut the "
+                f"the model wrote an image token (id {int(ids[written][0])}), not a picture in a prompt: cut the "
                 "text before it, inputs[i : i + 1, :n]"
             )
         for name, value in self.tensors.items():
@@ -280,7 +280,7 @@ class VLMInputs:
                 steps = [next_position_ids(value, step) for step in range(ids.shape[1])]
                 new = torch.cat(steps, dim=-1)
             elif name not in self.of_pictures and value.shape == self.shape:
-                # token types: what is written is no picture and attends backwards alone
+                # token types: what is written is not a picture and attends backwards alone
                 other = (tokens.two_way[:, n_pos - 1] >= 0) | (tokens.roles[:, n_pos - 1] == Role.IMAGE)
                 last = value[:, -1]
                 new = torch.where(other.to(value.device), 1 - last, last)[:, None].expand(-1, ids.shape[1])
@@ -348,7 +348,7 @@ def match_images(images: Images, texts: Sequence[str], placeholder: str) -> list
         if len(given) != len(texts):
             raise InputError(
                 f"{len(nested)} picture(s) for {len(texts)} prompts with {sum(wanted)} {mark} in all: "
-                "give a list of lists, one a prompt"
+                "give a list of lists, one per prompt"
             )
     for i, (n, pictures) in enumerate(zip(wanted, given, strict=True)):
         if n > len(pictures):

@@ -44,7 +44,7 @@ def load_image(image: ImageLike, where: str = "image") -> Image.Image:
         where: what error messages call it.
 
     Raises:
-        InputError: it cannot be read, or not rightly; names the file or argument. A grey PNG of 2 or 4 bits with a
+        InputError: it cannot be read, or not correctly; names the file or argument. A grey PNG of 2 or 4 bits with a
             transparent grey can only be told as long as Pillow has not decoded it: give its path.
     """
     if isinstance(image, (np.ndarray, Tensor)):
@@ -109,7 +109,7 @@ def _unreadable(image: Image.Image | str | Path | bytes, where: str, error: Exce
         reason, fix = f"none of {', '.join(FORMATS)}, or damaged", "convert or replace it"
     elif isinstance(error, Image.DecompressionBombError):
         reason, fix = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", "make it smaller"
-    return InputError(f"{where}: {named} is no readable picture ({reason}): {fix}")
+    return InputError(f"{where}: {named} is not a readable picture ({reason}): {fix}")
 
 
 def _check_samples(opened: Image.Image) -> None:

@@ -73,10 +73,10 @@ def sweep(
             how many of one length are a batch at most; None bounds memory.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
             one with other settings is refused; a function is known by its code and what it closes over.
-        workers, ray: over data: so many processes, or actors on the Ray cluster at this address (``docs/workers.md``).
+        workers, ray: over data: the number of processes, or of actors on this Ray cluster (``docs/workers.md``).
 
     Returns:
-        One row a point and example, in order. Columns: the axes (labels), ``example`` (its id; in a prepared batch its
+        One row per point and example, in order. Columns: the axes (labels), ``example`` (its id; in a batch its
         number), and last ``value`` or the metrics' names. An empty grid is the one clean run.
 
     Raises:
@@ -134,7 +134,7 @@ def examples_of(data: Any, task: str | None, limit: int | None, seed: int) -> li
         found = list(data)
     for one in found:
         if not hasattr(one, "prompt") or not hasattr(one, "id"):
-            raise DataError(f"{shown(one)} is no example: give a list of examples, or a data set")
+            raise DataError(f"{shown(one)} is not an example: give a list of examples, or a data set")
     if not found:
         raise DataError("there are no examples to run: give at least one")
     seen: set[str] = set()

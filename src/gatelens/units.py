@@ -1,4 +1,4 @@
-"""Work over data in units, each kept in a run when it is whole: the same call goes on where an earlier one stopped."""
+"""Work over data in units, each kept in a run when it is whole: the same call resumes where an earlier one stopped."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def other_model() -> Any:
         (lambda s, m: s.prompts(other_model(), "e3"), "has other weights"),
         (lambda s, m: gl.direction(other_model(), s, positive="cat", at=s.at), "has other weights"),
         (lambda s, m: gl.direction(m, s, positive="cat", at="image"), "the store holds at='image | last'"),
-        (lambda s, m: gl.direction(m, s, positive="cow", at=s.at), "'cow' is no label"),
+        (lambda s, m: gl.direction(m, s, positive="cow", at=s.at), "'cow' is not a label"),
         (lambda s, m: gl.direction(m, s, positive="cat", at=s.at, limit=3), "limit="),
         (lambda s, m: gl.direction(m, s, positive="cat", at=s.at, layers=[0]), "resid_pre.1"),
         (lambda s, m: gl.direction(m, s, positive=lambda e: True, at=s.at), "by their label"),

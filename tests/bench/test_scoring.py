@@ -114,7 +114,7 @@ def test_bad_methods_are_named_in_a_line_with_their_plant() -> None:
         "gave scores of shape \\(3,\\): give one for each": torch.ones(3),
         "gave nan for position": torch.full((n_pos,), torch.nan),
         "gave 'much': give scores": "much",
-        "chose position 0, which is no candidate": Prediction(torch.ones(n_pos), [0]),
+        "chose position 0, which is not a candidate": Prediction(torch.ones(n_pos), [0]),
         "gave the size \\(3, 1\\)": Prediction(torch.ones(n_pos), None, (3, 1)),
     }
     for words, given in wrong.items():

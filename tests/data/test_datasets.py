@@ -173,7 +173,7 @@ def test_a_bad_row_is_named(folder, table, message):
 def test_an_unreadable_picture_is_named_with_its_row(folder):
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "data.csv").write_text("image,label\na.png,x\nb.png,y\n")
-    with pytest.raises(DataError, match=r"row 2: .*b\.png' is no readable picture"):
+    with pytest.raises(DataError, match=r"row 2: .*b\.png' is not a readable picture"):
         data.load(folder).examples("class")
 
 

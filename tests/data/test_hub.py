@@ -283,9 +283,9 @@ BAD = {
     "half a picture": (
         "vqav2",
         {"image": {"bytes": copies.png(5, (200, 200), "JPEG")[:700], "path": None}},
-        "no readable picture",
+        "not a readable picture",
     ),
-    "not a picture": ("flickr30k", {"image": {"bytes": b"<html>", "path": None}}, "no readable picture"),
+    "not a picture": ("flickr30k", {"image": {"bytes": b"<html>", "path": None}}, "not a readable picture"),
     "no caption": ("flickr30k", {"caption": []}, "no caption"),
     "empty caption": ("flickr30k", {"caption": ["a", "  ", "c", "d", "e"]}, "caption 2 of 5 is empty"),
     "odd answer": ("mme", {"answer": "maybe"}, "'maybe' is neither yes nor no"),
@@ -332,7 +332,7 @@ def test_one_bad_picture_in_a_thousand(tmp_path: Path) -> None:
     rows = [{"image": copies.picture(i), "caption": [f"thing {i}"]} for i in range(1000)]
     rows[617]["image"] = {"bytes": copies.png(617)[:60], "path": None}
     copies.write(tmp_path / "test.parquet", rows, row_group=100)
-    with pytest.raises(DataError, match=r"flickr30k row 617 of test .*no readable picture"):
+    with pytest.raises(DataError, match=r"flickr30k row 617 of test .*not a readable picture"):
         data.load(f"flickr30k:{tmp_path}").examples("caption")
     found = data.load(f"flickr30k:{tmp_path}", skip_bad=True)
     assert len(found.examples("caption")) == 999 and [s["row"] for s in found.skipped] == [617]
@@ -380,7 +380,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, call: Any, message: str) -> N
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "validation.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(DataError, match=r"validation\.parquet is no readable Parquet file"):
+    with pytest.raises(DataError, match=r"validation\.parquet is not a readable Parquet file"):
         data.load(f"vqav2:{tmp_path}")
     (tmp_path / "a.jsonl").write_text('{"image": 1}\n{"image"\n')
     with pytest.raises(DataError, match=r"a\.jsonl line 2: no JSON"):
@@ -462,7 +462,9 @@ def test_pictures_are_fetched_once_and_kept(
         server.shutdown()
         server.server_close()
     with pytest.raises(DataError, match=r"000000000008\.jpg cannot be fetched .*refused.*connect"):
-        data.load(f"coco:{tmp_path / 'alone'}", skip_bad=True).examples("caption")  # an outage is no bad row
+        data.load(f"coco:{tmp_path / 'alone'}", skip_bad=True).examples(
+            "caption"
+        )  # an outage is not a bad row
     assert len(list((tmp_path / "kept/gatelens/pictures").iterdir())) == 8
 
 

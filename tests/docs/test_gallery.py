@@ -44,7 +44,7 @@ EXPECTED = {
 
 
 def pictures() -> Any:
-    """``docs/_site/pictures.py``, by its path: ``docs`` is no package."""
+    """``docs/_site/pictures.py``, by its path: ``docs`` is not a package."""
     path = ROOT / "docs" / "_site" / "pictures.py"
     spec = importlib.util.spec_from_file_location("gallery_pictures", path)
     assert spec is not None and spec.loader is not None
@@ -57,7 +57,7 @@ def run(path: Path) -> Any:
     """The value of the expression a script ends in."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     last = tree.body.pop()
-    assert isinstance(last, ast.Expr), "the last line is no expression"
+    assert isinstance(last, ast.Expr), "the last line is not an expression"
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(tree, str(path), "exec"), names)
     return eval(compile(ast.Expression(last.value), str(path), "eval"), names)

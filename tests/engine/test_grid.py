@@ -55,7 +55,7 @@ def test_an_axis_may_be_a_generator(tiny: Any, batch: Any) -> None:
     [
         ({"value": [None]}, METRIC, ["'value'"]),
         ({"a": []}, METRIC, ["'a'", "no choices"]),
-        ({"a": ["eoi"]}, METRIC, ["no intervention"]),
+        ({"a": ["eoi"]}, METRIC, ["not an intervention"]),
         ({"a": [None]}, lambda logits: logits, ["(3,)"]),
         ({"a": [None]}, lambda logits: 1.0, ["float"]),
         ({"a": [gi.knockout("text", "image", layers=7)]}, METRIC, ["layer 7"]),

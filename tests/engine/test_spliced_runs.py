@@ -108,4 +108,4 @@ def test_less_is_computed_than_by_whole_passes(tiny_llava: Any) -> None:
         SplicedRuns(tiny_llava, inputs, inputs.tokens.n_pos - 1).logits(PAIRS, own, other)
     finally:
         handle.remove()
-    assert sum(rows) == 4 * inputs.tokens.n_pos + 100 * len(PAIRS)  # the clean run, then a row a run
+    assert sum(rows) == 4 * inputs.tokens.n_pos + 100 * len(PAIRS)  # the clean run, then a row per run

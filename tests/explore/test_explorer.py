@@ -202,7 +202,7 @@ def test_cells_with_nothing_to_cut_are_those_that_are_refused(
         (
             {"prompt": "<image><image>"},
             "prompt",
-            "<image> 2 times: .* one picture a prompt, gl.views any number",
+            "<image> 2 times: .* one picture per prompt, gl.views any number",
         ),
         ({"prompt": "<image>" + "this is a " * 390}, "prompt", "has 512"),
         ({"cut": [["text", "region"]]}, "region", "drag a box"),

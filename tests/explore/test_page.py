@@ -204,7 +204,7 @@ def test_an_error_stands_at_its_control_and_nothing_is_lost(page: Any, tmp_path:
     assert page.locator(".error:visible").count() == 0 and shown(page) == told
     change(page, lambda: page.fill("#prompt", "no picture"))
     assert "prompt" in error_of(page)[0].split()
-    for name, size, said in (("big.png", (16 << 20) + 1, "16 MiB"), ("no.png", 9, "no readable picture")):
+    for name, size, said in (("big.png", (16 << 20) + 1, "16 MiB"), ("no.png", 9, "not a readable picture")):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
         change(page, lambda name=name: page.set_input_files("#seconds input", tmp_path / name))  # type: ignore[misc]

@@ -159,7 +159,7 @@ def test_what_is_no_picture_is_said_at_the_control(client: TestClient) -> None:
         assert (
             reply.status_code == 200
             and error["control"] == "upload"
-            and "no readable picture" in error["message"]
+            and "not a readable picture" in error["message"]
         )
 
 

@@ -51,9 +51,9 @@ def test_any_name_is_one_file_of_this_folder_in_one_line(shelf: Shelf, name: str
 
 
 def test_what_is_no_picture_is_refused(shelf: Shelf) -> None:
-    with pytest.raises(InputError, match=r"'x.png'.*no readable picture"):
+    with pytest.raises(InputError, match=r"'x.png'.*not a readable picture"):
         shelf.upload(b"not a picture", "x.png")
-    with pytest.raises(InputError, match="no readable picture"):
+    with pytest.raises(InputError, match="not a readable picture"):
         shelf.upload(b"", "a\nb")
 
 

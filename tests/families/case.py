@@ -22,7 +22,7 @@ class Case:
     ``sizes``: (width, height) of the pictures used, two at least, of different shape where the family tells
     them apart. ``unmix``: changes the plain model so that each image feature depends on its own pixels only
     (zero what the tower's attention adds); None where there is no tower. ``features``: (model, inputs) ->
-    one row an image token, where ``blocks.0.hook_resid_pre`` cannot show small changes (codes of a VQ
+    one row per image token, where ``blocks.0.hook_resid_pre`` cannot show small changes (codes of a VQ
     encoder). ``local``: whether, unmixed, a token sees nothing at all but its box (False where convolutions
     reach a little further: then the token in the middle of a change must change most). ``blur``: pixels of
     the original that resizing lets bleed over the edges of a box. ``full``: name -> the full-size config,

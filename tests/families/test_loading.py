@@ -140,7 +140,7 @@ FAILURES = {
     ),
     "missing": (
         hub_errors.RepositoryNotFoundError("404", response=RESPONSE),
-        r"'some/model' is no repository on https?://\S+, or private",
+        r"'some/model' is not a repository on https?://\S+, or private",
     ),
     "revision": (
         hub_errors.RevisionNotFoundError("404", response=RESPONSE),
@@ -184,7 +184,7 @@ def test_offline_and_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_name_that_can_be_no_repository() -> None:
-    with pytest.raises(ModelError, match=r"'bad--name\.\.x' is no repository"):
+    with pytest.raises(ModelError, match=r"'bad--name\.\.x' is not a repository"):
         HookedVLM.from_pretrained("bad--name..x")
 
 

@@ -131,7 +131,7 @@ def test_edits_of_one_site_act_in_the_order_of_the_list(tiny: Any, batch: Any) -
 
 @pytest.mark.parametrize("wrong", ["knockout", 3, [gi.knockout], {"a": gi.knockout("text", "image")}])
 def test_what_is_no_intervention_is_refused(tiny: Any, batch: Any, wrong: Any) -> None:
-    with pytest.raises(InterventionError, match="no intervention"):
+    with pytest.raises(InterventionError, match="not an intervention"):
         run(tiny, batch, wrong)
 
 

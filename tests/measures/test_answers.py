@@ -55,7 +55,7 @@ def test_ten_votes_closed_form(k: int) -> None:
         ("dont", "don't"),  # an apostrophe that is missing is put in
         ("100,978", "100978"),  # no space for a comma between digits
         ("2:50 pm", "2:50 pm"),  # colons often refer to time
-        ("girl's", "girl's"),  # possessives are no plurals
+        ("girl's", "girl's"),  # possessives are not plurals
     ],
 )
 def test_the_published_examples(raw: str, clean: str) -> None:

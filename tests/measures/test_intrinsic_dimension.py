@@ -65,7 +65,7 @@ def test_dimensions_refuse() -> None:
     some = nearest(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), 6).distances
     with pytest.raises(DataError, match="need 8 neighbours"):
         gride(some, 4)
-    with pytest.raises(DataError, match=r"no distances.*give nearest\(x, k=2\)"):
+    with pytest.raises(DataError, match=r"not distances.*give nearest\(x, k=2\)"):
         two_nn(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(DataError, match="keep=0"):
         two_nn(some, keep=0)

@@ -150,9 +150,9 @@ def test_matches_are_one_to_one(stand: Stand, tmp_path: Path) -> None:
         (says("I cannot see any image."), "no JSON list: I cannot see any image."),
         (says('["dog", 3]'), "not a list of strings"),
         (says("[unfinished"), "no JSON list"),
-        ((200, "<html>hello</html>", {}), "no chat completion: <html>hello</html>"),
-        ((200, '{"choices": []}', {}), "no chat completion"),
-        ((200, '{"choices": [{"message": {"content": null}}]}', {}), "no chat completion"),
+        ((200, "<html>hello</html>", {}), "not a chat completion: <html>hello</html>"),
+        ((200, '{"choices": []}', {}), "not a chat completion"),
+        ((200, '{"choices": [{"message": {"content": null}}]}', {}), "not a chat completion"),
         ((503, "busy", {}), "HTTP 503 Service Unavailable: busy"),
     ],
 )

@@ -123,5 +123,5 @@ def test_modality_clusters_take_copies() -> None:
     assert many.homogeneity == pytest.approx(homogeneity(modality[copies], once.labels[copies]))
     with pytest.raises(DataError, match="16 distinct points of 50"):
         modality_clusters(x[:16].repeat(4, 1)[:50], modality[:50])
-    with pytest.raises(DataError, match="one a point"):
+    with pytest.raises(DataError, match="one per point"):
         modality_clusters(x, modality[:-1])

@@ -211,7 +211,7 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     }.items():
         with pytest.raises(ModelError, match=message):
             HookedVLM.from_pretrained(name)
-    with pytest.raises(ModelError, match="'float99' is no torch dtype"):
+    with pytest.raises(ModelError, match="'float99' is not a torch dtype"):
         make_llava().save_pretrained(tmp_path)
         HookedVLM.from_pretrained(str(tmp_path), dtype="float99")
     with pytest.raises(ModelError, match="device and device_map"):
@@ -221,7 +221,7 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_from_module_errors(tiny: HookedVLM) -> None:
     with pytest.raises(ModelError, match="wrapped already"):
         HookedVLM.from_module(tiny.hf)
-    with pytest.raises(ModelError, match="a Linear is no model of transformers"):
+    with pytest.raises(ModelError, match="a Linear is not a transformers model"):
         HookedVLM.from_module(torch.nn.Linear(2, 2))
 
 

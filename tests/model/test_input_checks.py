@@ -132,7 +132,7 @@ INPUTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "pixels on meta": ("pixel_values", lambda x: x.to("meta"), "device 'meta'"),
     "positions below 0": ("position_ids", lambda x: -1 - x, "whole numbers from 0 on"),
     "positions float": ("position_ids", lambda x: x.float(), "whole numbers from 0 on"),
-    "positions short": ("position_ids", lambda x: x[:, 1:], "one a token"),
+    "positions short": ("position_ids", lambda x: x[:, 1:], "one per token"),
     "an unknown name": ("pixel_value", lambda x: torch.ones(2), "nothing .* did you mean 'pixel_values'"),
     "labels": ("labels", lambda x: torch.ones(2), "labels is nothing that"),
     "logits_to_keep": ("logits_to_keep", lambda x: 1, "logits_to_keep is nothing that"),

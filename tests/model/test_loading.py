@@ -192,7 +192,7 @@ BY_NAME: dict[str, tuple[Any, dict[str, Any], str]] = {
     "nothing": ("", {}, "name is ''"),
     "bytes": (b"x", {}, "name is b'x'"),
     "tensor": (torch.ones(1), {}, "name is tensor"),
-    "too long": ("x" * 300, {"local_files_only": True}, "is no repository"),
+    "too long": ("x" * 300, {"local_files_only": True}, "is not a repository"),
     "device list": ("here", {"device": []}, r"device '\[\]' cannot be used"),
     "device meta": ("here", {"device": "meta"}, "device 'meta' cannot be used: it holds no weights"),
     "device word": ("here", {"device": "fast"}, "device 'fast' cannot be used"),
@@ -222,11 +222,14 @@ def test_names_and_keywords(call: str, folder: Path) -> None:
 BY_MODULE: dict[str, tuple[Callable[[], Any], str]] = {
     "None": (
         lambda: HookedVLM.from_module(None),
-        "a NoneType is no model of transformers: give a loaded one",
+        "a NoneType is not a transformers model: give a loaded one",
     ),
-    "name": (lambda: HookedVLM.from_module("a/b"), "'a/b' is no model .* name to HookedVLM.from_pretrained"),
-    "class": (lambda: HookedVLM.from_module(nn.Linear), "a type is no model"),
-    "plain module": (lambda: HookedVLM.from_module(nn.Linear(2, 2)), "a Linear is no model of transformers"),
+    "name": (
+        lambda: HookedVLM.from_module("a/b"),
+        "'a/b' is not a transformers model.* name to HookedVLM.from_pretrained",
+    ),
+    "class": (lambda: HookedVLM.from_module(nn.Linear), "a type is not a transformers model"),
+    "plain module": (lambda: HookedVLM.from_module(nn.Linear(2, 2)), "a Linear is not a transformers model"),
     "wrapped": (lambda: HookedVLM.from_module(wrapped()), "this HookedVLM is wrapped already"),
     "hooked": (lambda: HookedVLM.from_module(wrapped().hf), "wrapped already: wrap a fresh one"),
     "word as processor": (

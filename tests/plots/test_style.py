@@ -97,5 +97,5 @@ def test_small_values_let_the_ground_through() -> None:
 
 
 def test_what_is_no_figure_is_refused() -> None:
-    with pytest.raises(ValueError, match="'x' is no SVG of Matplotlib"):
+    with pytest.raises(ValueError, match="'x' is not an SVG of Matplotlib"):
         inline_svg(b"<svg></svg>", "x")

@@ -301,7 +301,7 @@ def test_answers_that_turn_or_do_not_have_wilsons_interval() -> None:
 
 
 def test_pairs_of_different_prompts_share_the_axis_of_positions(tiny: Any) -> None:
-    """A place that only some prompts have counts these alone; words that differ are no label."""
+    """A place that only some prompts have counts these alone; words that differ are not label."""
     case = CASES[tiny.family.name]
     short, long = pair_of(case), pair_of(case, "this <image> the animal is a", "this <image> the animal is a")
     other = pair_of(case, "this <image> dog is a", "this <image> dog is a")
@@ -360,8 +360,8 @@ CALLS: dict[str, tuple[Callable[[Any, Pair], Any], str]] = {
     "a metric": (lambda m, p: gl.patch_map(m, p, "loss"), "metric='loss': write one of logit_diff"),
     "a near metric": (lambda m, p: gl.patch_map(m, p, "logit-diff"), "did you mean 'logit_diff'"),
     "a number": (lambda m, p: gl.patch_map(m, p, 3), "metric=3: write one of"),
-    "no number": (no_pairs, r"the metric gave \(1, 44\) where \(1,\) was due: one number an example"),
-    "of three": (lambda m, p: gl.patch_map(m, p, lambda a, b, c: a), r"is no function of \(logits\)"),
+    "no number": (no_pairs, r"the metric gave \(1, 44\) where \(1,\) was due: one number per example"),
+    "of three": (lambda m, p: gl.patch_map(m, p, lambda a, b, c: a), r"is not a function of \(logits\)"),
     "of a second": (lambda m, p: gl.patch_map(m, p, lambda a, b: a), "call its second argument pair"),
     "NaN": (
         lambda m, p: gl.patch_map(m, p, lambda logits: measured(logits) * float("nan")),
@@ -373,7 +373,7 @@ CALLS: dict[str, tuple[Callable[[Any, Pair], Any], str]] = {
     ),
     "an axis": (
         lambda m, p: gl.patch_map(m, p, measured, ("layers",)),
-        "'layers' is no axis.*did you mean 'layer'",
+        "'layers' is not an axis.*did you mean 'layer'",
     ),
     "neurons": (
         lambda m, p: gl.patch_map(m, p, measured, "neuron", site="z"),

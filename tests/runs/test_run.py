@@ -275,7 +275,7 @@ def test_what_comes_up_on_the_way_is_noted(tmp_path: Path) -> None:
     run = start(tmp_path)
     run.note(bad_rows_left_out={"n": 1})
     assert Run.load(tmp_path).manifest["info"] == {"model": "tiny", "bad_rows_left_out": {"n": 1}}
-    start(tmp_path)  # notes are no settings
+    start(tmp_path)  # notes are not settings
 
 
 def test_a_run_prints_in_a_line(tmp_path: Path) -> None:

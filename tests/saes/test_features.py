@@ -78,7 +78,7 @@ def test_the_patch_is_coloured_and_lined(store: Any, sae: gl.SAE, tmp_path: Path
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda s, a: s.features(a, 20), "20 is no feature"),
+        (lambda s, a: s.features(a, 20), "20 is not a feature"),
         (lambda s, a: s.features(a, 1, where="role == 'boi'"), "leaves no row"),
         (lambda s, a: s.features(a, 1, where="rule"), "rule"),
         (lambda s, a: s.features(a, 1, top=0), "top=0"),

@@ -198,7 +198,7 @@ X = torch.zeros(2, 7)
         (lambda s: s.encode(X), "32 numbers"),
         (lambda s: s.decode(X), "7 features"),
         (lambda s: s.splice("image"), "nothing would change"),
-        (lambda s: s.splice("image", ablate=[99]), "99 is no feature"),
+        (lambda s: s.splice("image", ablate=[99]), "99 is not a feature"),
         (lambda s: s.splice("image", steer={1: float("inf")}), "not finite"),
         (lambda s: s.splice("image", ablate=[1], steer={1: 2}), "in ablate and in steer"),
         (lambda s: s.splice("image", "resid_past", ablate=[1]), "resid_past"),

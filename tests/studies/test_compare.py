@@ -127,11 +127,11 @@ def test_sections_of_whats_in_the_image_are_compared(stored_runs: dict[str, Path
     row = looked.loc["image, layer 2"]
     assert (row.mean_a, row.high_a) == pytest.approx((image.share, image.share + 1.96 * image.se))
     assert row.difference == 0 and not row.paired and not row.apart
-    assert len(table[table.metric == "words that look hardest at their object"]) == len(
+    assert len(table[table.metric == "words that attend most to their object"]) == len(
         run.table("localisation")
     )
     page = compare_html(run, run)
-    assert "unpaired, from the intervals of both means: a run keeps no values of each example" in page
+    assert "unpaired, from the intervals of both means: a run kept no per-example values" in page
 
 
 def test_pairs_of_pictures_are_compared_pair_by_pair(stored_runs: dict[str, Path]) -> None:
@@ -176,11 +176,11 @@ def test_pairs_are_by_id_and_not_by_row() -> None:
     change = more.share - shares.share
     assert row.paired and row.apart and row.difference == pytest.approx(change.mean())
     assert (row.difference_low, row.difference_high) == pytest.approx(mean_interval(change, None), abs=3e-4)
-    # a run of before keeps the means alone
+    # an older run keeps the means alone
     bare = Run.open(None, study="narrow-gate", settings={"examples": "same"})
     bare.save("attention_groups", runs[1].table("attention_groups"))
     row = _part(runs[0], bare, "attention", section.cells, section.values, {}).iloc[0]
-    assert row.unpaired == "a run keeps no values of each example" and not row.paired and not row.apart
+    assert row.unpaired == "a run kept no per-example values" and not row.paired and not row.apart
 
 
 def test_words_are_compared_by_picture_and_object() -> None:

@@ -178,7 +178,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("path", [5, None, b"x", "a\0b"])
 def test_what_is_no_path(path: Any) -> None:
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         Run.load(path)
 
 

@@ -116,7 +116,7 @@ def test_names_that_are_not_there_are_refused_with_the_nearest() -> None:
 
 
 def test_kinds_of_knockout() -> None:
-    with pytest.raises(InterventionError, match="how='drop' is no kind of knockout"):
+    with pytest.raises(InterventionError, match="how='drop' is not a kind of knockout"):
         checked(STUDY.options, {"how": "drop"})
 
 

@@ -316,7 +316,7 @@ def test_one_figure_for_light_and_dark(opened: Page) -> None:
 
 
 def test_no_color_of_a_figure_is_fixed(report: Path) -> None:
-    """A colour that is no variable would stay as it is on light ground."""
+    """A colour that is not a variable would stay as it is on light ground."""
     drawings = re.findall(r'<svg role="img" aria-label="figure.*?</svg>', report.read_text(), re.DOTALL)
     assert drawings and not re.search(r"(fill|stroke): ?#", "".join(drawings))
 

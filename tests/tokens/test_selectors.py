@@ -236,7 +236,7 @@ def test_gate_literal_and_first_text() -> None:
     assert literal.positions("gate") == [5]
     assert literal.positions("text - gate") == [6, 7]
     bare = make_map([[S, X, X, Q, X, X, Q, Q]], [[-1, 0, 0, -1, 1, 1, -1, -1]])
-    assert bare.positions("gate") == [3, 6]  # one an image
+    assert bare.positions("gate") == [3, 6]  # one per image
     assert bare.positions("text - gate") == [7]
     at_the_end = make_map([[S, X, X]])
     assert at_the_end.positions("gate") == []
@@ -345,7 +345,7 @@ def test_numbered_images_boxes_positions() -> None:
     t = make_map([[S, X, X, Q, X, X, Q]], [[-1, 0, 0, -1, 1, 1, -1]])
     assert t.positions("image[1]") == [4, 5]
     assert t.positions("image[0] | image[1]") == t.positions("image")
-    assert t.positions("image.box(12, 0, 20, 5)") == [1]  # touching an edge is no overlap
+    assert t.positions("image.box(12, 0, 20, 5)") == [1]  # touching an edge is not an overlap
     assert t.positions("image.box(12, 0, 20.5, 5)") == [1, 2]
     assert t.positions("image[1].box(0,0,100,10)") == [4, 5]
     assert t.positions("pos[2]") == [2] and t.positions("pos[-1]") == [6]

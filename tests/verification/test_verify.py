@@ -117,7 +117,7 @@ def test_a_failure_is_exit_code_1_and_is_shown(
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("nothing", "no result of gatelens verify"),
+        ("nothing", "not a result of gatelens verify"),
         ('{"format": "gatelens verification", "version": 99}', "version 99"),
         ('{"format": "gatelens verification", "version": 1, "checks": [{}]}', "damaged"),
         (

@@ -207,7 +207,7 @@ def test_errors(run: Any, tiny_chameleon: Any) -> None:
         ("example 3", {"example": 3}),
         ("pool='row'", {"pool": "row"}),
         ("give one of them", {"layers": [0]}),
-        ("no picture and no list", {"images": "cat.png"}),
+        ("neither a picture nor a list", {"images": "cat.png"}),
         (r"pictures of 9×9 pixels, and the prompt has 32×32", {"images": [Image.new("RGB", (9, 9))]}),
         ("selects no position of prompt 0", {"queries": torch.zeros(inputs.shape, dtype=torch.bool)}),
     ]

@@ -31,7 +31,7 @@ def read(tiny_chameleon: Any) -> Any:
 
 
 def shown(page: Any, row: int) -> list[list[str]]:
-    """The list of a position: a line a layer."""
+    """The list of a position: a line per layer."""
     page.wait_for_function("row => document.body.dataset.row === String(row)", arg=row)
     lines = page.locator(".list tbody tr")
     return [lines.nth(i).locator("th, td").all_inner_texts() for i in range(lines.count())]

@@ -70,7 +70,7 @@ def collect(
 ) -> ActivationStore:
     """Run a model over data and keep the activations of chosen positions in a folder.
 
-    The same call goes on where an earlier one stopped. Memory holds one batch; layers above the last one are not run.
+    The same call resumes where an earlier one stopped. Memory holds one batch; layers above the last one are not run.
 
     Args:
         data: a list of examples, or a data set (an object, or a name or folder as ``gl.data.load`` takes it).
@@ -81,7 +81,7 @@ def collect(
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, of what is kept.
         task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
         shard_rows, progress: about how many rows a shard has (it ends with a batch); show a progress bar.
-        workers, ray: so many processes, or actors on the Ray cluster at this address, each a shard at a time; the nodes
+        workers, ray: the number of processes, or of actors on this Ray cluster, each a shard at a time; the nodes
             of a cluster share the folder (``docs/workers.md``).
 
     Raises:

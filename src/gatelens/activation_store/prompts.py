@@ -20,7 +20,7 @@ class StoredPrompts:
 
     Attributes:
         tokens: who the rows are; positions count kept rows.
-        selected: Bool[example, row], the rows that are no padding.
+        selected: Bool[example, row], the rows that are not padding.
         vlm: the model.
         fix: what to do where a site is asked for that the store lacks.
     """
@@ -57,7 +57,7 @@ class StoredPrompts:
 
 
 def _token_map(table: pd.DataFrame, rows: Sequence[np.ndarray]) -> TokenMap:
-    """Rows of the index, an example a line."""
+    """Rows of the index, an example per line."""
     n_pos = max(map(len, rows))
 
     def padded(column: Any, value: Any) -> Tensor:

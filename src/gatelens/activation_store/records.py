@@ -67,7 +67,7 @@ class Records:
             raise OutputError(
                 f"{str(folder)!r} was collected by an earlier version, without checksums: collect into a new folder"
             )
-        # each record begins anew with the file of who its rows are
+        # each record starts with the file of who its rows are
         first = table[table["file"].str.startswith("rows/")]
         if len(first) != len(self.shards):
             raise OutputError(f"{str(there)!r} is damaged: delete it, and collect again into the same folder")

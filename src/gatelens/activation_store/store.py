@@ -153,7 +153,7 @@ class ActivationStore:
 
         Args:
             batch: rows of each.
-            shuffle: a seed draws the order anew over the whole store; None keeps the rows' order.
+            shuffle: a seed draws a new order over the whole store; None keeps the rows' order.
             rows: only these, as :meth:`read` takes them.
             site, layer: which, where there are several.
             with_rows: give (activations, row numbers) instead.

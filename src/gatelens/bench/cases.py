@@ -191,7 +191,7 @@ def read(given: Any, task: Task, n_layers: int) -> Prediction:
     positions = None if one.positions is None else sorted({int(p) for p in one.positions})
     wrong = next((p for p in positions or () if p not in task.candidates), None)
     if wrong is not None:
-        raise MethodError(f"chose position {wrong}, which is no candidate: choose among task.candidates")
+        raise MethodError(f"chose position {wrong}, which is not a candidate: choose among task.candidates")
     if one.size is not None and not 0 <= one.size[0] <= one.size[1]:
         raise MethodError(f"gave the size {one.size}: give the least and the most")
     return Prediction(scores, positions, one.size)

@@ -179,7 +179,7 @@ def score(
         rules: by method, how scores become a set where it names none; by default those of at least half the highest.
         pictures: of a question.
         out: a folder that keeps what is measured; the same call goes on there.
-        workers: so many processes.
+        workers: the number of processes.
 
     Raises:
         MethodError: a method raised, or gave something that cannot be scored; names plant and method.

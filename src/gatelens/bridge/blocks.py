@@ -27,7 +27,7 @@ def skip_blocks(bridge: Any, start: int, in_tuples: bool) -> Iterator[None]:
 
 @contextmanager
 def joined_blocks(bridge: Any, joining: Mapping[int, Tensor], in_tuples: bool) -> Iterator[None]:
-    """Let examples join a pass in the layers they begin in, behind those that began before, for a while.
+    """Let examples join a pass in the layers they begin in, after those that began earlier, for a while.
 
     The pass is given a batch of all of them; a layer computes those that have begun.
 

@@ -18,7 +18,7 @@ def fold_final_norm(bridge: Any) -> None:
     The model computes what it did, to rounding. An unembedding tied to the embedding is untied.
 
     Raises:
-        ModelError: the final norm has a bias, the unembedding is no linear layer, or the weights are quantised or not
+        ModelError: the final norm has a bias, the unembedding is not a linear layer, or weights are quantised or not
             in memory.
     """
     norm, head = _wrapped(bridge.ln_final), _wrapped(bridge.unembed)

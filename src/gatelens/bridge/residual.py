@@ -262,7 +262,7 @@ def token_directions(
 
     Args:
         norm: the final norm at these rows.
-        ids: one token a row.
+        ids: one token per row.
     """
     matrix = readable(bridge.W_U, bridge.unembed)
     unembedded = matrix.T[ids.to(matrix.device)].float().to(rows.device)

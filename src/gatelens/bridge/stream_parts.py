@@ -171,7 +171,7 @@ class StreamParts:
     def direction(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*rows d_model"]:
         """What a part of the last stream is multiplied with for the logits of tokens.
 
-        One token for all rows, one an example, one a position, or one each.
+        One token for all rows, one per example, one per position, or one each.
         """
         rows = self.target
         shape = rows.shape[:-1]

@@ -103,7 +103,7 @@ def install_towers(bridge: Any) -> None:
 
 
 def tower_components(bridge: Any) -> Iterator[Any]:
-    """TransformerLens' components that are no part of the decoder."""
+    """TransformerLens' components that are not part of the decoder."""
     for name, child in bridge.named_children():
         if name not in _DECODER and isinstance(child, GeneralizedComponent):
             yield from (m for m in child.modules() if isinstance(m, GeneralizedComponent))

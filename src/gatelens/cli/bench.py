@@ -1,4 +1,4 @@
-"""``gatelens bench``: a method, or those built in, on models whose answer is planted."""
+"""``gatelens bench``: your method, or the built-in ones, on models with a planted answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gatelens.cli.options import Quiet, app, load_libraries
 def bench(
     method: Annotated[
         Path | None,
-        typer.Argument(help="Python file with a function method(model, task). Default: none of yours."),
+        typer.Argument(help="Python file with a function method(model, task). Default: none."),
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option("--baseline", help="A method that is built in, or all; repeat for more."),
+        typer.Option("--baseline", help="A built-in method, or all; repeat for more."),
     ] = None,
     organism: Annotated[
         list[str] | None,
@@ -36,7 +36,7 @@ def bench(
     ] = "dev",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the run, with results/; a run cut short there goes on."),
+        typer.Option("--out", help="Folder of the run, with results/; an interrupted run there is resumed."),
     ] = None,
     tune: Annotated[
         bool,
@@ -48,10 +48,10 @@ def bench(
             "--rules", help="rules.json of a run with --tune: how scores of your methods become sets."
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Measure in so many processes.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of worker processes.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """How good a method is at finding where the picture enters, on models whose answer is planted."""
+    """Score how well a method finds where the picture enters, on models with a planted answer."""
     load_libraries(quiet)
     from gatelens.bench import read_rules, score, write_results
     from gatelens.errors import InputError

@@ -26,7 +26,7 @@ def explore(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """A page on this machine: change one prompt by knockouts, patches and steering, and watch what the model says."""
+    """A local page: change one prompt by knockouts, patches and steering, and see what the model answers."""
     from gatelens.errors import InputError
 
     load_libraries()
@@ -41,5 +41,5 @@ def explore(
     options = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     with server.listen(port) as listening:
         explorer = opening.open_explorer(run, model, data, MODEL, DATA, options)
-        typer.echo("explorer: http://{}:{}/  (Ctrl-C ends it)".format(*listening.getsockname()))
+        typer.echo("explorer: http://{}:{}/  (Ctrl-C stops it)".format(*listening.getsockname()))
         server.serve(explorer, listening, open_browser=not no_browser)

@@ -19,7 +19,7 @@ def tokens(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Who is where in a prompt: roles, positions, the picture's token grid."""
+    """How a prompt is laid out: roles, positions, the picture's token grid."""
     from gatelens.errors import InputError
 
     for path in image or []:
@@ -53,9 +53,7 @@ def models() -> None:
         entry("note", family.note)
         entry("from", ", ".join(family.checkpoints))
         entry("trained", ", ".join(trained.get(family.name, [])))
-    typer.echo(
-        "any other decoder of transformers: HookedVLM.from_parts, with a layout (VILA-U is shown that way)"
-    )
+    typer.echo("any other transformers decoder: HookedVLM.from_parts, with a layout (VILA-U is an example)")
     typer.echo("in every family:")
     entry("sites", f"{' '.join(SITES)}; attention knockouts how=mask and how=zero, per query head")
     entry(

@@ -11,7 +11,7 @@ from gatelens.first_import import loading_libraries
 
 app = typer.Typer(
     name="gatelens",
-    help="Ask a vision-language model which tokens carry the image to the text.",
+    help="Find which tokens carry the image to the text in a vision-language model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,20 +22,20 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the model's own choice.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run; a run cut short there is continued.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run there is resumed.")]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Measure in so many processes of this machine; with --ray, in so many actors."),
+    typer.Option(help="Number of worker processes on this machine; with --ray, of actors."),
 ]
 Ray = Annotated[
     str | None,
     typer.Option(
         metavar="[ADDRESS]",
-        help="Measure on a Ray cluster: at HOST:PORT, or the one this machine belongs to.",
+        help="Measure on a Ray cluster: the one at HOST:PORT, or the one this machine belongs to.",
     ),
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave bad rows of the data out; the manifest lists them.")
+    bool, typer.Option("--skip-bad", help="Skip bad rows of the data; the manifest lists them.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
@@ -64,4 +64,4 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Ask a vision-language model which tokens carry the image to the text."""
+    """Find which tokens carry the image to the text in a vision-language model."""

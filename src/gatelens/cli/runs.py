@@ -12,7 +12,7 @@ from gatelens.cli.options import app, load_libraries
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
-    """Render a run's figures and report again, from its tables."""
+    """Redraw a run's figures and report from its tables."""
     from gatelens.atomic_files import check_writable
     from gatelens.runs import Run
 
@@ -33,7 +33,7 @@ def compare(
         Path | None, typer.Option("--out", help="Also write the comparison as this HTML file.")
     ] = None,
 ) -> None:
-    """Two runs side by side."""
+    """Compare two runs side by side."""
     from gatelens.atomic_files import check_writable, write_atomic
     from gatelens.runs import Run
 

@@ -61,5 +61,5 @@ def going_on(out: Path | None) -> Iterator[None]:
         if out is None:
             error.add_note("nothing is kept without --out")
         else:
-            error.add_note(f"the same command goes on where it was, in {out}")
+            error.add_note(f"the same command resumes in {out}")
         raise

@@ -35,17 +35,19 @@ Data = Annotated[
     ),
 ]
 OutOrNone = Annotated[
-    Path | None, typer.Option("--out", help="Also keep it in this folder; one cut short there is continued.")
+    Path | None,
+    typer.Option("--out", help="Also save it in this folder; an interrupted search there is resumed."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="paper: its data, sizes, seed and decoding; other options count instead.")
+    str | None, typer.Option(help="paper: its data, sizes, seed and decoding; other options override it.")
 ]
 Sections = Annotated[
-    str | None, typer.Option(help="Parts of the study, with commas (see: gatelens sections). Default: all.")
+    str | None,
+    typer.Option(help="Sections of the study, separated by commas (see: gatelens sections). Default: all."),
 ]
 SectionOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", help="A section's option, as progressive.window=1; repeat for more."),
+    typer.Option("--option", help="A section's option, e.g. progressive.window=1; repeat for more."),
 ]
 COMMON = {
     "model": (Model, inspect.Parameter.empty),
@@ -90,7 +92,7 @@ def with_address(args: list[str]) -> list[str]:
 
 
 class StudyGroup(TyperGroup):
-    """One command a study."""
+    """One command per study."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(ABOUT)
@@ -175,7 +177,7 @@ def run_command(name: str, given: dict[str, Any]) -> None:
     left_out = run.manifest["info"].get("bad_rows_left_out")
     if left_out:
         listed = "" if out is None else f", listed in {out / 'manifest.json'}"
-        typer.echo(f"bad rows left out: {left_out['n']}{listed}")
+        typer.echo(f"bad rows skipped: {left_out['n']}{listed}")
     for line in study.summary(run):
         typer.echo(line)
     if out is not None:
@@ -218,7 +220,7 @@ def parse_sections(
         place, equals, value = option.partition("=")
         section, dot, name = place.partition(".")
         if not (equals and dot and section and name):
-            raise InputError(f"--option {option!r}: write SECTION.NAME=VALUE, as progressive.window=1")
+            raise InputError(f"--option {option!r}: write SECTION.NAME=VALUE, e.g. progressive.window=1")
         asked.setdefault(section.strip(), {})[name.strip()] = _json_or_word(value)
     return asked
 

@@ -19,12 +19,12 @@ def verify(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Folder for verify.json, .md and .html; a run cut short there is continued."
+            "--out", help="Folder for verify.json, .md and .html; an interrupted run there is resumed."
         ),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    revision: Annotated[str | None, typer.Option(help="Of the hub's repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the hub repository.")] = None,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture for the prompts; repeat for a second one.")
     ] = None,
@@ -33,14 +33,14 @@ def verify(
     ] = 0,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="The data for it, as of `gatelens study`. Default: the paper's."),
+        typer.Option("--data", help="The data for --paper, as in `gatelens study`. Default: the paper's."),
     ] = None,
     show: Annotated[
-        Path | None, typer.Option("--show", help="Print a verify.json that was sent, and run nothing.")
+        Path | None, typer.Option("--show", help="Print this verify.json, and run nothing.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Is the wrapped model the one transformers loads? Logits, tokens, interventions, traps; exit code 1 where not."""
+    """Check that a wrapped model equals plain transformers: logits, tokens, interventions, traps; exit 1 if not."""
     from gatelens.errors import InputError
     from gatelens.verification.result import Verification
 

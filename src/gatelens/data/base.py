@@ -132,7 +132,7 @@ def check_drawn(name: str, limit: Any, seed: Any, most: int | None = None) -> No
         most: examples that a data set without an end gives at most.
 
     Raises:
-        DataError: a limit that is no whole number from 1 to ``most``, or a seed that is none of 0 or more.
+        DataError: a limit that is not a whole number from 1 to ``most``, or a seed that is none of 0 or more.
     """
     if limit is not None and not (_whole(limit) and limit >= 1):
         raise DataError(f"{name}: limit={limit!r}: give a whole number, 1 or more, or None")
@@ -172,7 +172,7 @@ class BadRows:
         """What ``make`` makes of a row; None where the row is bad (a ValueError) and bad rows are left out.
 
         Raises:
-            DataError: the row is bad and bad rows are not left out; or ``make``'s own, which is no fault of the row.
+            DataError: the row is bad and bad rows are not left out; or ``make``'s own, not the fault of the row.
         """
         try:
             return make(*arguments)

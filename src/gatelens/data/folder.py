@@ -12,7 +12,7 @@ A row is about one picture and gives an example for each task whose columns it f
 | ``prompt`` | in place of the task's own wording |
 | ``objects`` | names of what is in the picture; several as for answers |
 | ``masks`` | a JSON object from names to picture files in the folder, not black where the object is |
-| ``image_b`` | a second picture, corrupt, that makes the row a pair: ``image`` is the clean one |
+| ``image_b`` | a second picture, corrupt, that turns the row into a pair: ``image`` is the clean one |
 | ``answers_b`` (or ``answer_b``) | what is right for the second picture; several as for answers |
 | ``differ`` | what differs between the two, in a word |
 
@@ -280,7 +280,7 @@ def _files(value: Any) -> dict[str, str]:
     except ValueError:
         files = None
     if not isinstance(files, dict):
-        raise ValueError('no JSON object of files: give {"cup": "cup-mask.png"}')
+        raise ValueError('not a JSON object of files: give {"cup": "cup-mask.png"}')
     return {_text(name): _text(file) for name, file in files.items()}
 
 

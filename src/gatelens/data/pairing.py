@@ -57,7 +57,7 @@ def pairs(
         multiple: of ``noise``: how many standard deviations of the embeddings (3 as in arXiv 2202.05262).
 
     Raises:
-        DataError: the data have no such pairs, or ``n`` or ``seed`` is no whole number.
+        DataError: the data have no such pairs, or ``n`` or ``seed`` is not a whole number.
 
     Example:
         >>> gl.pairs("emoji-scenes", differ="class", n=2)

@@ -80,7 +80,7 @@ def json_object(line: str) -> Row:
 
 
 def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> Row:
@@ -114,7 +114,7 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{file} line {line}: byte {content[error.start]:#04x} is no UTF-8; save the table as UTF-8"
+            f"{file} line {line}: byte {content[error.start]:#04x} is not UTF-8; save the table as UTF-8"
         ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror or error})") from error

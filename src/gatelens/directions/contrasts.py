@@ -51,7 +51,9 @@ def _chosen(examples: Sequence[Example], chooser: Any, word: str) -> list[bool]:
     if isinstance(chooser, str):
         known = sorted({label for e in examples for label in labels_of(e)})
         if chooser not in known:
-            raise DataError(f"{word}={chooser!r} is no label of these examples{did_you_mean(chooser, known)}")
+            raise DataError(
+                f"{word}={chooser!r} is not a label of these examples{did_you_mean(chooser, known)}"
+            )
         return [chooser in labels_of(e) for e in examples]
     if not callable(chooser):
         raise DataError(
@@ -97,7 +99,7 @@ def stored_sides(
         if one is not None and one not in set(labels):
             known = sorted(set(labels.dropna()))
             raise DataError(
-                f"{word}={one!r} is no label of the examples of {store.path}{did_you_mean(one, known)}"
+                f"{word}={one!r} is not a label of the examples of {store.path}{did_you_mean(one, known)}"
             )
     if positive == negative:
         raise DataError(f"{positive!r} is positive and negative: choose two labels")

@@ -291,7 +291,7 @@ def dose_curve(
         progress: show a progress bar.
 
     Raises:
-        InterventionError: no steering vector, or a scale that is no finite number.
+        InterventionError: no steering vector, or a scale that is not a finite number.
 
     Example:
         >>> scenes = gl.data.load("emoji-scenes", "train").examples("class", limit=200)

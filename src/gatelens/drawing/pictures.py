@@ -34,7 +34,7 @@ def draw_pictures(
     images: Images = None,
     interventions: Any = (),
 ) -> list[Image.Image]:
-    """One picture a prompt ("draw a fox on a red circle.").
+    """One picture per prompt ("draw a fox on a red circle.").
 
     Args:
         text: prompts, with or without ``<image>``.

@@ -54,7 +54,7 @@ class CompressedContext:
         keep: the share of image tokens it was asked to keep.
         kept: which positions of the prompt each layer keeps.
         layers: keys and values by layer, [batch, kv_head, kept, d], padded on the left in the batch.
-        mask: 1 where that is no padding, [batch, kept]; the same in every layer.
+        mask: 1 where that is not padding, [batch, kept]; the same in every layer.
         seconds: what choosing and copying took (describing: ``described.seconds``).
     """
 

@@ -4,7 +4,7 @@ Kaduri et al. 2025 (arXiv 2411.17491): the description prompt runs once; of the 
 K % of image tokens that the description attends to most; everything else of the prompt is kept whole. Later
 questions go after what is kept, and never touch the picture again.
 
-**Which tokens are kept.** All of the prompt that is no image token: system text, begin- and end-of-image
+**Which tokens are kept.** All of the prompt that is not an image token: system text, begin- and end-of-image
 markers, row breaks (tile markers and newline features among them) and the query, in every layer; and of the
 image tokens each layer's own K %. An end-of-image token is therefore kept, also by the "query only" of K = 0:
 where it is a narrow gate, it brings the picture along. ``always`` and ``among`` choose otherwise. What the

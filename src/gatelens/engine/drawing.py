@@ -51,7 +51,7 @@ def draw(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Drawing:
-    """One picture a prompt; each step is the same as running the grown prompt again under the interventions.
+    """One picture per prompt; each step is the same as running the grown prompt again under the interventions.
 
     The begin-of-image marker is put after a prompt that does not end with it: it is position ``last``, whose row
     draws the first image token. Drawn tokens have role ``generated``, so ``queries="last | generated"`` is the

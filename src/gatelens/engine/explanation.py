@@ -78,7 +78,7 @@ def explain(
 
     Raises:
         InterventionError: an intervention cannot act as written.
-        InputError: ``memory`` is no size.
+        InputError: ``memory`` is not a size.
 
     Example:
         >>> runs = [gl.knockout("last", "gate", layers=[layer]) for layer in (4, 5)]

@@ -1,4 +1,4 @@
-"""A grid of interventions on one batch of prompts, one number an example at each point."""
+"""A grid of interventions on one batch of prompts, one number per example at each point."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def sweep(
             arguments are the axes. Words and numbers are their own labels.
 
     Returns:
-        One row a point and example, in order. Columns: the axes (the label of the choice), ``example`` (its
+        One row per point and example, in order. Columns: the axes (the label of the choice), ``example`` (its
         number in the batch), and last ``value`` (or the metrics' names). An empty grid is the one clean run.
 
     Raises:
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
-            a metric that does not give one number an example.
+            a metric that does not give one number per example.
     """
     inputs, metrics = usable(model, inputs), metrics_of(metric, grid)
     labels, runs = points_of(grid, make)
@@ -80,7 +80,7 @@ def as_table(
     axes: Sequence[str],
     values: Mapping[str, Sequence[Sequence[float]]],
 ) -> pd.DataFrame:
-    """One row a point and example; ``values`` by metric, point and example."""
+    """One row per point and example; ``values`` by metric, point and example."""
     rows = [
         (*point, example, *(values[name][i][j] for name in values))
         for i, point in enumerate(labels)
@@ -96,7 +96,7 @@ def measure_points(
     metrics: Mapping[str, Metric],
     done: Callable[[int], object] = lambda n: None,
 ) -> dict[str, list[list[float]]]:
-    """What each metric gives of each run, by name: one number an example. ``done`` is told of runs made."""
+    """What each metric gives of each run, by name: one number per example. ``done`` is told of runs made."""
     values: dict[str, list[list[float]]] = {name: [[] for _ in runs] for name in metrics}
     by_kind = _by_kind(metrics)
 
@@ -141,7 +141,7 @@ def points_of(grid: Grid, make: Make | None = None) -> tuple[list[tuple[Any, ...
     """The labels and the interventions of every point of a grid, the last axis moving fastest.
 
     Raises:
-        InterventionError: an axis without choices, a choice that is no intervention, or a ``make`` whose arguments
+        InterventionError: an axis without choices, a choice that is not an intervention, or a ``make`` whose arguments
             are not the axes.
     """
     if not isinstance(grid, Mapping):
@@ -209,10 +209,10 @@ def metrics_of(metric: Any, grid: Grid) -> dict[str, Metric]:
 
 
 def numbers_of(values: Any, batch: int) -> list[float]:
-    """What a metric gave, one number an example. Raises InterventionError for anything else."""
+    """What a metric gave, one number per example. Raises InterventionError for anything else."""
     if not isinstance(values, Tensor) or tuple(values.shape) != (batch,) or values.is_complex():
         given = type(values).__name__
         if isinstance(values, Tensor):
             given = f"complex {tuple(values.shape)}" if values.is_complex() else str(tuple(values.shape))
-        raise InterventionError(f"the metric gave {given} where {(batch,)} was due: one number an example")
+        raise InterventionError(f"the metric gave {given} where {(batch,)} was due: one number per example")
     return values.detach().cpu().double().tolist()

@@ -70,7 +70,7 @@ class RunBatch:
     def each(self) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
         """(number of the run, its logits), in the order they are ready.
 
-        With ``every_position`` the tensor is one buffer, written anew for each run: use it before the next one
+        With ``every_position`` the tensor is one buffer, overwritten by each run: use it before the next one
         comes. Without, it holds the last position alone, Float[batch, 1, d_vocab].
 
         Between two runs nothing is held, neither the model nor a grad mode: they may never be asked for.

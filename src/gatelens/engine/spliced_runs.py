@@ -2,7 +2,7 @@
 
 The positions before ``first`` are pinned: each has the residual stream of its own clean run or of the other prompt's,
 in every layer. So only their keys and values matter, and a run takes the rows from ``first`` on, put after a mixture
-of two caches. Those rows are computed anew, except where they are pinned too.
+of two caches. Those rows are recomputed, except where they are pinned too.
 """
 
 from __future__ import annotations

@@ -203,9 +203,7 @@ class _Sender:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._sources: dict[
-            int, ModelSource
-        ] = {}  # made anew for each call, as weights may change in between
+        self._sources: dict[int, ModelSource] = {}  # rebuilt for each call, as weights may change in between
         self._function: Callable[..., Any] | None = None
         self._shared = b""
 

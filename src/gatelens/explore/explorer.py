@@ -181,7 +181,7 @@ class Explorer:
         with belonging_to(control):
             image = self.shelf[key].image
         if (marks := state.prompt.count("<image>")) != 1:
-            many = "; the explorer shows one picture a prompt, gl.views any number" * (marks > 1)
+            many = "; the explorer shows one picture per prompt, gl.views any number" * (marks > 1)
             raise ControlError(
                 "prompt", f"the prompt has <image> {marks} times: write it once, where the picture goes{many}"
             )

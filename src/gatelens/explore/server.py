@@ -106,7 +106,7 @@ class Answers:
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer, self.newest = explorer, Newest()
-        self.server = secrets.token_hex(8)  # a page that was opened from another one must be loaded anew
+        self.server = secrets.token_hex(8)  # a page that was opened from another one must be reloaded
 
     async def setup(self, request: Request) -> Response:
         """What the page has to know before it asks for anything."""

@@ -92,7 +92,7 @@ class Shelf:
         """Keep the picture of a file; its id.
 
         Raises:
-            InputError: it is no readable picture.
+            InputError: it is not a readable picture.
         """
         # a name from a browser has no folder, but any client may send one, and it is written into a script
         file = PurePath(name.replace("\\", "/")).name[-100:]

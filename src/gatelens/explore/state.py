@@ -128,7 +128,7 @@ def read_state(sent: Any) -> State:
         return State.model_validate_json(json.dumps(sent), strict=True)
     except (ValidationError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
-            raise ControlError("page", f"the page sent what is no state: {error}") from error
+            raise ControlError("page", f"the page sent what is not a state: {error}") from error
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         control = str(first["loc"][0]) if first["loc"] else "page"
         name = control if control in State.model_fields else "page"

@@ -1,7 +1,7 @@
 """LLaVA-OneVision: the tiles of LLaVA-NeXT, up to 36 of them, shrunk to the features of 9; a Qwen2 decoder.
 
 Li et al. 2024, arXiv 2408.03326. A picture alone in its prompt is cut into tiles; of several, each is one tile,
-padded to a square. ``batch_num_images``, one number a prompt (0 for text alone), tells the model which; without
+padded to a square. ``batch_num_images``, one number per prompt (0 for text alone), tells the model which; without
 it every picture is cut. TransformerLens has the adapter.
 """
 

@@ -144,7 +144,7 @@ def ablate(
 ) -> Ablate:
     """Replace the activations at ``at``.
 
-    ``with_="mean"`` is one vector a layer (one a head at ``q k v z``): the unweighted mean of this site's
+    ``with_="mean"`` is one vector per layer (one per head at ``q k v z``): the unweighted mean of this site's
     activation over all (example, position) pairs that ``over`` selects among the prompt positions of the
     whole batch, each pair counting once. It is taken in this very run, after the edits of earlier layers and
     of interventions standing earlier in the list; while decoding, the mean of the prompt pass is kept. With

@@ -27,7 +27,7 @@ def as_indices(value: Layers | Heads, word: str) -> Indices:
         try:
             value.indices(1)
         except (TypeError, ValueError) as error:
-            raise InterventionError(f"{word}={value!r} is no slice of {word}: {error}") from None
+            raise InterventionError(f"{word}={value!r} is not a slice of {word}: {error}") from None
         return value
     given: Any = value.tolist() if hasattr(value, "tolist") else value  # tensors and numpy arrays
     several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
@@ -60,7 +60,7 @@ def as_number(value: Any, word: str) -> float:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise InterventionError(f"{word}={shown(value)} is no number; give one, e.g. {word}=1.5") from None
+        raise InterventionError(f"{word}={shown(value)} is not a number; give one, e.g. {word}=1.5") from None
     if not math.isfinite(number):
         raise InterventionError(f"{word}={value!r} is not finite; give a finite number")
     return number
@@ -93,7 +93,7 @@ def check_choice(value: Any, choices: Mapping[str, str], word: str) -> None:
 
 
 def check_vector(value: Any, word: str) -> None:
-    """Raise :class:`InterventionError` for what is no tensor of finite real numbers."""
+    """Raise :class:`InterventionError` for what is not a tensor of finite real numbers."""
     if not isinstance(value, Tensor):
         raise InterventionError(
             f"{word} is a {type(value).__name__}; give a tensor, e.g. torch.as_tensor(values)"

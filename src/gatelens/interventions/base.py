@@ -57,7 +57,7 @@ def config_number(cfg: Any, name: str) -> int | None:
 
 
 def check_tokens(tokens: object) -> None:
-    """Raise :class:`InterventionError` for what is no token map."""
+    """Raise :class:`InterventionError` for what is not a token map."""
     if not isinstance(tokens, TokenMap):
         raise InterventionError(
             f"tokens is a {type(tokens).__name__}: give the TokenMap of the inputs, inputs.tokens"

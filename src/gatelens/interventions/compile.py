@@ -22,7 +22,7 @@ def as_interventions(specs: Any) -> list[Intervention]:
     A pair of a hook name and a function, as TransformerLens takes it, is an intervention too.
 
     Raises:
-        InterventionError: something in it is no intervention.
+        InterventionError: something in it is not an intervention.
     """
     try:
         return _flat(specs)
@@ -41,14 +41,14 @@ def _flat(specs: Any) -> list[Intervention]:
         name, function = specs
         if not isinstance(name, str):
             raise InterventionError(
-                f"{shown(name)} is no hook name; in a pair with a function give the name of one hook point"
+                f"{shown(name)} is not a hook name; in a pair with a function give the name of one hook point"
             )
         check_function(function, f"the hook of {name!r}", "(tensor, hook)", None, hook=None)
         return [HookPairEdit(name, function)]
     if isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping | Tensor):
         return [one for group in specs for one in _flat(group)]
     raise InterventionError(
-        f"{shown(specs)} is no intervention; make one with gl.knockout, gl.patch, gl.steer, gl.ablate or "
+        f"{shown(specs)} is not an intervention; make one with gl.knockout, gl.patch, gl.steer, gl.ablate or "
         "gl.edit, or give (hook name, function)"
     )
 

@@ -105,12 +105,12 @@ def edit(
 def check_function(function: Any, word: str, takes: str, *args: Any, **kwargs: Any) -> None:
     """Raise :class:`InterventionError` for what cannot be called with these arguments, ``takes`` in words."""
     if not callable(function) or isinstance(function, type):
-        raise InterventionError(f"{word}={shown(function)} is no function of {takes}")
+        raise InterventionError(f"{word}={shown(function)} is not a function of {takes}")
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError) as error:  # some functions written in C do not say what they take
         raise InterventionError(
-            f"{word}={shown(function)} is no function of {takes}: {error}; wrap it in one, lambda {takes[1:-1]}: …"
+            f"{word}={shown(function)} is not a function of {takes}: {error}; wrap it in one, lambda {takes[1:-1]}: …"
         ) from None
 
 

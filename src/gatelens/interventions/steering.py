@@ -45,7 +45,7 @@ def steer(
 
     Args:
         direction: ``[d_model]``, ``[batch, d_model]``, or one of these for each layer in a dict; at ``q k v
-            z`` ``[d_head]`` or ``[n_heads, d_head]`` (with the batch in front, if one an example).
+            z`` ``[d_head]`` or ``[n_heads, d_head]`` (with the batch in front, if one per example).
         at: selector of the positions.
         site: see :mod:`gatelens.interventions.sites`.
         layers: which blocks; None is all of them, or the keys of a dict of directions.
@@ -55,7 +55,7 @@ def steer(
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
-        InterventionError: unknown site, or a direction that is no tensor of finite real numbers, has length 0
+        InterventionError: unknown site, or a direction that is not a tensor of finite real numbers, has length 0
             with ``normalize``, or does not fit the site (found when it is run).
 
     Example:

@@ -147,7 +147,7 @@ class LayerMeans:
 class AttentionShare:
     """Adds up :func:`attention_share` over batches, by layer and slot.
 
-    Holds numbers ``[n_layers, n_slots]`` and five numbers a layer and example, never a pattern.
+    Holds numbers ``[n_layers, n_slots]`` and five numbers per layer and example, never a pattern.
 
     >>> share = AttentionShare(n_layers)
     >>> for inputs in batches:
@@ -214,13 +214,13 @@ class AttentionShare:
         mass = mass.cpu().double() * (slots >= 0)
         total = mass.sum(-1, keepdim=True)
         share = torch.where(total > 0, mass / total.clamp_min(1e-300), mass)
-        # an example can have several gates (one an image): its slots are added up before they are squared
+        # an example can have several gates (one per image): its slots are added up before they are squared
         self._share.add(layer, sum_by(share, slots, len(self._held)))
         self._mass.add(layer, total)
         self._groups[layer].append(sum_by(share, image_side_groups(slots), len(GROUPS)))
 
     def table(self) -> pd.DataFrame:
-        """One row a layer and position: ``layer, kind, index, share, se, image_side_mass, n, held``.
+        """One row per layer and position: ``layer, kind, index, share, se, image_side_mass, n, held``.
 
         ``index`` counts image tokens and row breaks (−1 for boi and gate). ``share`` is the mean over all ``n``
         examples and sums to 1 over a layer (an example without the position counts 0), ``se`` its standard error;
@@ -242,7 +242,7 @@ class AttentionShare:
         return pd.DataFrame(rows, columns=columns)
 
     def groups(self, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """NG's contributions, one row a layer and group: ``layer, group, share, low, high, positions, n``.
+        """NG's contributions, one row per layer and group: ``layer, group, share, low, high, positions, n``.
 
         The groups are :data:`GROUPS`; their shares sum to 1 over a layer. ``positions`` is a group's mean number of
         positions in an example, to which its share by chance is proportional; groups without any are left out.

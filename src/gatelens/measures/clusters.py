@@ -84,7 +84,7 @@ def knn_density(
     """Log density ``log(k / (N ω_d r_k^d))`` and its error ``1/√k`` (d'Errico et al. 2021).
 
     ω_d is the volume of the unit ball of ``dimension`` d, r_k the distance of the k-th neighbour. ``k`` is one number
-    (NG: 16) or one a point (:func:`adaptive_k`: the k*-NN density).
+    (NG: 16) or one per point (:func:`adaptive_k`: the k*-NN density).
 
     Raises:
         DataError: ``k`` beyond the neighbours kept, a dimension that is not positive, coinciding points.
@@ -169,7 +169,7 @@ def _check_densities(
     n = neighbours.n
     if density.shape != (n,) or spread.shape != (n,):
         raise DataError(
-            f"density_peaks: {n} points but densities {density.shape}, errors {spread.shape}; give one a point"
+            f"density_peaks: {n} points but densities {density.shape}, errors {spread.shape}; give one per point"
         )
     if not (np.isfinite(density).all() and np.isfinite(spread).all()):
         raise DataError("density_peaks: a log density or error is not finite; keep distinct points only")
@@ -220,7 +220,7 @@ def _borders(
     around = label[index]
     foreign = (around != label[:, None]) & inside
     at = foreign.any(1)
-    at[peaks] = False  # as in the authors' package: a peak is no border of its own cluster
+    at[peaks] = False  # as in the authors' package: a peak is not a border of its own cluster
     point = np.nonzero(at)[0]
     across = index[point, foreign[point].argmax(1)]
     own = around[across] == label[point, None]

@@ -25,7 +25,7 @@ def label_information(
     The mean over examples is exactly 0 when every example has the same answer distribution, whatever it is.
 
     Raises:
-        DataError: shapes that do not fit, or a label that is no column.
+        DataError: shapes that do not fit, or a label that is not a column.
     """
     values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or index.shape != values.shape[:1] or not len(index):

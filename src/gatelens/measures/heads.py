@@ -58,7 +58,7 @@ class Received:
     """What each position receives from the rows after it, mean over them: α of Gu et al. 2024, without its own row.
 
     Args:
-        real: the positions that are no padding.
+        real: the positions that are not padding.
     """
 
     def __init__(self, real: Bool[Tensor, "batch pos"]) -> None:
@@ -90,7 +90,7 @@ def norm_growth(
     Args:
         norms: of the stream entering each block.
         image: the image tokens.
-        real: the positions that are no padding.
+        real: the positions that are not padding.
 
     Returns:
         Of an image token, its norm entering block 0 over the median of all image tokens there (0 for the others); of
@@ -128,10 +128,10 @@ class Regression:
     """What each part is worth by a linear model of random subsets.
 
     Attributes:
-        worth: how much the value grows with a part there, one row an example.
+        worth: how much the value grows with a part there, one row per example.
         error: standard error of the mean of ``worth`` over examples that comes from which subsets were drawn: 0 where
             the value is a sum of what its parts are worth. Heteroskedasticity-consistent (HC3, MacKinnon and White
-            1985), because interactions of parts are no noise of one size.
+            1985), because interactions of parts are not noise of one size.
         r2: share of the variance over subsets that the model explains, mean over examples, for subsets it was
             fitted to; held_out: for a fifth of them that it was not.
     """

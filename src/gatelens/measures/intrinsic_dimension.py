@@ -71,7 +71,7 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
         DataError: fewer than 2k neighbours, or points that coincide.
     """
     if k < 1:
-        raise DataError(f"gride: k={k} is no rank; the first neighbour has k=1")
+        raise DataError(f"gride: k={k} is not a rank; the first neighbour has k=1")
     ratio = _log_ratio(distances, k, "gride")
     n, total = len(ratio), float(ratio.sum())
     if total <= 0:
@@ -128,7 +128,7 @@ def _log_ratio(distances: Float[Tensor, "point neighbour"], k: int, who: str) ->
         )
     if bool((distances < 0).any()) or bool((distances.diff(dim=1) < 0).any()):
         raise DataError(
-            f"{who}: these are no distances, nearest first; of activations give nearest(x, k={2 * k}).distances"
+            f"{who}: these are not distances, nearest first; of activations give nearest(x, k={2 * k}).distances"
         )
     near, far = distances[:, k - 1].double(), distances[:, 2 * k - 1].double()
     if bool((near <= 0).any()):

@@ -121,7 +121,7 @@ class LLMJudge:
             raise DataError(f"judge: {URL} must be an http(s) address such as http://localhost:8000/v1")
         key = key.strip()
         if not (key.isascii() and key.isprintable()):
-            raise DataError(f"judge: {KEY} holds characters that no header can carry; set it anew")
+            raise DataError(f"judge: {KEY} holds characters that no header can carry; set it again")
         path = parts.path.rstrip("/")
         if not path.endswith("/chat/completions"):
             path += "/chat/completions"
@@ -216,7 +216,7 @@ class LLMJudge:
             content = None
         if not isinstance(content, str):
             said = self._hide(_short(raw.decode("utf-8", "replace")))
-            raise _Again(f"the reply is no chat completion: {said or 'empty'}")
+            raise _Again(f"the reply is not a chat completion: {said or 'empty'}")
         return content
 
     def _hide(self, text: str) -> str:

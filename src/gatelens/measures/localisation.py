@@ -216,7 +216,7 @@ def localise(
     tolerance: float | None = None,
     bands: Sequence[range] | None = None,
 ) -> pd.DataFrame:
-    """One word against one object's mask: a row a layer, or a band of layers.
+    """One word against one object's mask: a row per layer, or a band of layers.
 
     Args:
         attention: of the word on the image's tokens in order (:meth:`ImageAttention.of`).

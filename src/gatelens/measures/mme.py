@@ -1,7 +1,7 @@
 """MME: yes-no questions in pairs about one picture (Fu et al. 2023, arXiv 2306.13394).
 
 Every picture has two questions, one whose answer is yes and one whose answer is no. ACC is the share of questions
-answered rightly, ACC+ the share of pictures with both answered rightly: chance is 50 % and 25 %. A subset's score is
+answered correctly, ACC+ the share of pictures with both answered correctly: chance is 50 and 25 %. A subset's score is
 their sum in per cent, 200 at most; perception adds up ten subsets, cognition four.
 """
 
@@ -52,7 +52,7 @@ def mme_scores(
     """ACC and ACC+ of each subset, of all questions together, and as the mean over subsets.
 
     Args:
-        rows: one a question: subset, picture (unique within its subset), prediction (the model's words), answer.
+        rows: one per question: subset, picture (unique within its subset), prediction (the model's words), answer.
         n_boot, seed: of the 95 % intervals, which are over pictures, not questions.
 
     Returns:
@@ -81,7 +81,9 @@ def mme_scores(
     )
     if not (pictures.n == 2).all():
         (subset, picture), n = next((i, int(n)) for i, n in pictures.n.items() if n != 2)
-        raise DataError(f"mme: picture {picture!r} of {subset!r} has {n} question(s); MME has two a picture")
+        raise DataError(
+            f"mme: picture {picture!r} of {subset!r} has {n} question(s); MME has two per picture"
+        )
     given = list(dict.fromkeys(table.subset))
     order = [name for name in SUBSETS if name in given] + [name for name in given if name not in SUBSETS]
     parts = {name: pictures.loc[name] for name in order} | {ALL: pictures}
@@ -113,7 +115,7 @@ def mme_totals(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _measures(pictures: pd.DataFrame) -> tuple[Float[np.ndarray, " picture"], Float[np.ndarray, " picture"]]:
-    """Of each picture the share of its questions answered rightly, and whether both were."""
+    """Of each picture the share of its questions answered correctly, and whether both were."""
     right = pictures.right.to_numpy()
     return right / 2, (right == 2).astype(float)
 

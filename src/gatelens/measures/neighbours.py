@@ -60,7 +60,7 @@ def check_one_each(
     what: str = "labels",
     each: str = "point",
 ) -> None:
-    """Refuse labels that are not one a point."""
+    """Refuse labels that are not one per point."""
     if labels.shape != x.shape[:1]:
         raise DataError(f"{who}: {len(x)} {each}s but {what} {tuple(labels.shape)}; give one a {each}")
 

@@ -1,10 +1,11 @@
 """Objects named in a description, offline: words against a closed vocabulary, as CHAIR does.
 
 Words are compared in lower case, singular or plural, possessive or not; a hyphen joins words as a space does; the
-longest phrase wins ("hot dog" is no dog), and a phrase that names something else takes its words out ("train station"
-is no train). ``synonyms.json`` holds our own table for the 80 classes of MS-COCO in the manner of CHAIR (Rohrbach et
-al. 2018, arXiv 1809.02156), with CHAIR's special cases: "baby" or "adult" in front of an animal names no person, a
-bow tie is a tie, a toilet seat is no chair. What is denied ("no dog") counts as named, as it does in CHAIR.
+longest phrase wins ("hot dog" is not a dog), and a phrase that names something else takes its words out ("train
+station" is not a train). ``synonyms.json`` holds our own table for the 80 classes of MS-COCO in the manner of CHAIR
+(Rohrbach et al. 2018, arXiv 1809.02156), with its special cases: "baby" or "adult" in front of an animal names no
+person, a bow tie is a tie, a toilet seat is not a chair. What is denied ("no dog") counts as named, as it does in
+CHAIR.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Vocabulary:
             for form in _forms(phrase):
                 self._forms.setdefault(form, None)
         self._longest = max(len(form) for form in self._forms)
-        self._colors: frozenset[str] = frozenset()  # words that count only where they are no colour
+        self._colors: frozenset[str] = frozenset()  # words that count only where they are not colour
         self._qualified = {form for phrase in table.qualified for form in _forms(phrase)}
 
     @staticmethod
@@ -259,7 +260,7 @@ def object_score(reference: Iterable[str], candidate: Iterable[str]) -> ObjectSc
 
 
 def score_table(scores: Iterable[ObjectScore]) -> pd.DataFrame:
-    """One row a picture: ``n_reference, n_candidate, n_common, precision, recall, f1``; nan where undefined."""
+    """One row per picture: ``n_reference, n_candidate, n_common, precision, recall, f1``; nan where undefined."""
     columns = ["n_reference", "n_candidate", "n_common", "precision", "recall", "f1"]
     return pd.DataFrame([[getattr(s, c) for c in columns] for s in scores], columns=columns)
 

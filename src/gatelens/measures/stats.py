@@ -57,7 +57,7 @@ def mean_interval(
     from them: read it with n.
 
     Args:
-        values: one an example.
+        values: one per example.
         bounds: the least and the most an example can score, whether or not any does: :data:`SHARE`, :data:`CHANGE`
             for differences; None where there are none, or values are measured and not scored.
         n_boot, seed: of the intervals that are drawn.
@@ -98,7 +98,7 @@ def mean_interval(
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209)."""
     if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"wilson_interval: {successes} successes of {n} is no proportion")
+        raise DataError(f"wilson_interval: {successes} successes of {n} is not a proportion")
     _check_level(level, "wilson_interval")
     low, high = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return float(low), float(high)
@@ -192,9 +192,9 @@ def summary(
     1  gate   0.0  0.000000  0.657620  2
 
     Args:
-        table: one row a unit, or several.
+        table: one row per unit, or several.
         by: columns that name a group; columns that are constant in a group may stand here to be kept.
-        values: the column of numbers; or the name of each measure with its column, for a row a group and measure.
+        values: the column of numbers; or the name of each measure with its column, for a row per group and measure.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one.
         bounds: the least and the most a value can be (:func:`mean_interval`), of all measures or by its name in
             ``values``; a measure that is not named has none.

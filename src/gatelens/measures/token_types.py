@@ -114,7 +114,7 @@ class TokenTypeShare:
         return n_rows
 
     def table(self) -> pd.DataFrame:
-        """One row a layer and kind: ``layer, kind, share, se, even, mass, n, n_rows``.
+        """One row per layer and kind: ``layer, kind, share, se, even, mass, n, n_rows``.
 
         ``share`` sums to 1 over a layer, ``se`` is its standard error over ``n`` pictures; ``even`` what the kind would
         get if all positions were looked at alike; ``mass`` a row's whole attention (1 but for zeroing knockouts).

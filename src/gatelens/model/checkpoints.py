@@ -102,7 +102,7 @@ def save(
     """Write the checkpoint; see :meth:`gatelens.model.HookedVLM.save_pretrained`."""
     if isinstance(model.hf, Parts):
         raise ModelError(
-            f"{model!r} was put together by from_parts and is no class of transformers: save "
+            f"{model!r} was put together by from_parts and is not a transformers class: save "
             "gatelens.model.checkpoints.weights(model) with torch.save"
         )
     written = isinstance(max_shard_size, str) and max_shard_size[:1].isdigit()

@@ -54,7 +54,7 @@ def fitting(model: HookedModel, inputs: VLMInputs) -> VLMInputs:
     pixels = inputs.tensors.get("pixel_values")
     if inputs.made_for != origin_of(model):
         try:
-            prompts = inputs[:, : inputs.tokens.prompt_length]  # what was written after them is no prompt
+            prompts = inputs[:, : inputs.tokens.prompt_length]  # what was written after them is not a prompt
             misfit = _other_origin(inputs, origin_of(model)) or _misfit(prompts, _made_again(model, prompts))
         except InputError as error:
             raise InputError(

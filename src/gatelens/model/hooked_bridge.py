@@ -71,7 +71,7 @@ class HookedBridge(VLMBridge):
             Float[batch, pos, d_vocab] logits, as transformers gives them; see ``return_type`` and ``stop_at_layer``.
 
         Raises:
-            InputError: what is given is no batch, or its pictures are missing.
+            InputError: what is given is not a batch, or its pictures are missing.
         """
         if return_type not in RETURN_TYPES:
             raise InputError(f"return_type {return_type!r}: write 'logits', 'loss', 'both' or None")
@@ -192,7 +192,7 @@ class HookedBridge(VLMBridge):
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         per_token: bool = False,
     ) -> Tensor:
-        """Cross-entropy of the next token, where that is a word or a marker; image tokens and padding are no targets.
+        """Cross-entropy of the next token, where that is a word or a marker; image tokens and padding are not targets.
 
         Returns:
             The mean over targets; with ``per_token`` Float[batch, pos - 1], 0 where there is no target.

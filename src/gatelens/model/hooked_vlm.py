@@ -256,7 +256,7 @@ class HookedVLM(HookedBridge):
         """Images and prompts as a left-padded batch; each placeholder in a prompt takes one image, in order.
 
         Args:
-            images: one (PIL image, path or array), a list, or a list of lists, one a prompt.
+            images: one (PIL image, path or array), a list, or a list of lists, one per prompt.
             text: ``<image>`` in it means a picture in every family; the family's own markers may be written out.
             chat: make each prompt one user turn by the tokenizer's chat template, else the family's.
 
@@ -295,7 +295,7 @@ class HookedVLM(HookedBridge):
         return input_preparation.as_turn(self, text)
 
     def decode(self, ids: Int[Tensor, "batch pos"] | Sequence[Any]) -> list[str]:
-        """Texts of token ids, special tokens left out: one a row (a flat list is one row)."""
+        """Texts of token ids, special tokens left out: one per row (a flat list is one row)."""
         rows = input_checks.rows_of_ids(self, ids)
         return self._own_tokenizer().batch_decode(rows, skip_special_tokens=True)
 

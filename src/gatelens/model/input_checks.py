@@ -83,7 +83,7 @@ def n_ids(model: HookedModel) -> int:
 
 
 def checked_ids(model: HookedModel, input_ids: Any) -> Int[Tensor, "batch pos"]:
-    """Token ids of a batch. Raises InputError where they are no whole numbers of the vocabulary."""
+    """Token ids of a batch. Raises InputError where they are not whole numbers of the vocabulary."""
     ids = as_tensor("input_ids", input_ids)
     ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
     if ids.ndim != 2 or not is_whole(ids) or 0 in ids.shape:
@@ -159,13 +159,13 @@ def _check_rest(model: HookedModel, ids: Tensor, name: str, tensor: Tensor) -> N
     given, whole = f"{name} is {tuple(tensor.shape)}, {tensor.dtype}", is_whole(tensor)
     if name in PER_TOKEN:
         if not whole or tensor.shape[-2:] != ids.shape or tensor.ndim > 3 or int(tensor.min()) < 0:
-            raise InputError(f"{given}: give whole numbers from 0 on, {list(ids.shape)}, one a token")
+            raise InputError(f"{given}: give whole numbers from 0 on, {list(ids.shape)}, one per token")
     elif name in PER_PICTURE:
         columns = _COLUMNS.get(name, tensor.shape[-1])
         if not whole or tensor.ndim != 2 or tensor.shape[1] != columns or bool((tensor <= 0).any()):
             raise InputError(f"{given}: give {columns} whole numbers above 0 for each picture")
     elif name in model.layout.evidence_by_prompt and not whole:
-        raise InputError(f"{given}: give whole numbers, one a prompt")
+        raise InputError(f"{given}: give whole numbers, one per prompt")
 
 
 def only_known(model: HookedModel, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def check_counts(
             raise InputError("input_ids have no placeholders for a picture: leave pixel_values out")
         if pixels is not None and len(pixels) != len(plans):
             raise InputError(
-                f"pixel_values have {len(pixels)} rows for {len(plans)} prompt(s): give one a prompt"
+                f"pixel_values have {len(pixels)} rows for {len(plans)} prompt(s): give one per prompt"
             )
         return {}
     wanted = tuple(sum(plan.pixel_rows for plan in one) for one in plans)

@@ -151,7 +151,7 @@ def _originals(images: Any, batch: int) -> tuple[tuple[Image.Image, ...], ...]:
         return ((),) * batch
     lists = isinstance(images, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in images)
     if not lists or len(images) != batch:
-        raise InputError(f"images must be a list of {batch} list(s) of pictures, one a prompt")
+        raise InputError(f"images must be a list of {batch} list(s) of pictures, one per prompt")
     return tuple(
         tuple(load_image(picture, f"picture {i} of prompt {b}") for i, picture in enumerate(one))
         for b, one in enumerate(images)

@@ -83,7 +83,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
         return "auto"
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(named, torch.dtype):
-        raise ModelError(f"dtype '{dtype}' is no torch dtype: write for example 'bfloat16'")
+        raise ModelError(f"dtype '{dtype}' is not a torch dtype: write for example 'bfloat16'")
     return named
 
 
@@ -101,7 +101,7 @@ def load(
     both are errors, as are weights that are not finite. Where it is meant, load with transformers and wrap the
     model: ``HookedVLM.from_module(AutoModelForImageTextToText.from_pretrained(name), processor)``.
 
-    Raises ModelError when the name is not found, cannot be fetched, is no supported VLM, or its weights are not
+    Raises ModelError when the name is not found, cannot be fetched, is not a supported VLM, or its weights are not
     those of the model; when ``device`` cannot be used, or ``device_map`` needs accelerate and it is not installed.
     """
     if device is not None and device_map is not None:
@@ -194,7 +194,7 @@ def _in_one_line(name: str, hub: dict[str, Any]) -> Iterator[None]:
 def _check_complete(model: Any, name: str, report: Mapping[str, Any]) -> None:
     """Raises ModelError where checkpoint and model do not hold the same tensors, or a weight is not finite.
 
-    ``report`` leaves out tied weights, and buffers that transformers knows to be missing or superfluous.
+    ``report`` leaves out tied weights, and buffers that transformers knows to be missing or extra.
     """
     reshaped = [
         f"{key} {list(there)} for {list(here)}" for key, there, here in sorted(report["mismatched_keys"])
@@ -304,11 +304,11 @@ def _why_not_loaded(name: str, error: Exception, hub: dict[str, Any]) -> str:
 
 
 def check_wrappable(hf_model: Any, processor: Any) -> None:
-    """Raises ModelError for what is no model of transformers or no processor, and for a model with hooks."""
+    """Raises ModelError for what is not a transformers model or no processor, and for a model with hooks."""
     if not isinstance(hf_model, nn.Module) or not hasattr(hf_model, "config"):
         given = f"'{hf_model}'" if isinstance(hf_model, str) else f"a {type(hf_model).__name__}"
         raise ModelError(
-            f"{given} is no model of transformers: give a loaded one, or a name to HookedVLM.from_pretrained"
+            f"{given} is not a transformers model: give a loaded one, or a name to HookedVLM.from_pretrained"
         )
     if any(isinstance(module, GeneralizedComponent) for module in hf_model.modules()):
         raise ModelError(f"this {type(hf_model).__name__} is wrapped already: wrap a fresh one")

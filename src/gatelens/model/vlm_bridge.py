@@ -30,7 +30,7 @@ REFUSED = {
     "check_model_support": "see gatelens.families.all_families(), or `gatelens models`",
     "list_supported_models": "see gatelens.families.all_families(), or `gatelens models`",
     "process_weights": "it rewrites every layer's weights; enable_compatibility_mode() folds the final norm alone",
-    "init_weights": "it is for models that TransformerLens builds itself; make the transformers model anew",
+    "init_weights": "it is for models that TransformerLens builds itself; create a fresh transformers model",
     "hf_generate": "use generate(inputs, ...); without hooks, model.hf.generate(**inputs.tensors) is transformers' own",
     "generate_stream": "use generate(inputs, ..., return_type='ids'), which gives all tokens and the map of them",
     "diffusion_generate": "it is for masked diffusion models; use generate(inputs)",

@@ -1,7 +1,7 @@
 """Training documents: one picture followed by several short texts that do not see each other.
 
 A document is ``<s> [boi] image [eoi]`` and then segments of prompt and answer. Every segment attends to the
-picture's part and to itself only, and its positions start anew after the picture: for the model each is
+picture's part and to itself only, and its positions restart after the picture: for the model each is
 a document of its own, but the picture is read once.
 """
 

@@ -16,7 +16,7 @@ and ``llava`` through a second, which asks more often what is there:
 
     python -m gatelens.organisms.train llava --start build/llava --presence-steps 1000 --out build/presence
 
-Checkpoints are folders that transformers loads; a run that was stopped goes on where it was.
+Checkpoints are folders that transformers loads; a run that was stopped resumes where it was.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def curve(
 
     Args:
         axes: where to draw.
-        x, mean, low, high: one value a point.
+        x, mean, low, high: one value per point.
         color: any Matplotlib colour.
         label: name in the legend; empty leaves it out.
         line: Matplotlib line style.

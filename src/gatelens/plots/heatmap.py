@@ -38,7 +38,7 @@ def heat_map(
     """A cell for every pair of a row and a column, both sorted; pairs that the table lacks stay empty.
 
     Args:
-        table: columns ``rows``, ``columns``, ``mean`` and ``count``, one row a cell.
+        table: columns ``rows``, ``columns``, ``mean`` and ``count``, one row per cell.
         rows, columns: columns whose values are the map's rows and columns.
         count: column of the number of examples, written under the mean; None writes none.
         color: of the largest value, in :class:`~gatelens.plots.style.Palette`.

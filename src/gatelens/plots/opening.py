@@ -21,7 +21,7 @@ class Path:
 
     Attributes:
         name: what is cut, such as ``image → text``.
-        shares: of what the picture is worth, what is lost when it is cut; one a task.
+        shares: of what the picture is worth, what is lost when it is cut; one per task.
         tone: ``gate`` or ``image``.
     """
 

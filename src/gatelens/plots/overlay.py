@@ -111,7 +111,7 @@ def painted(
     Args:
         picture: what is painted over, in any size.
         boxes: in pixels of ``picture``; edges are rounded, so that neighbours meet.
-        values: one a token.
+        values: one per token.
         top: the value of full strength; None takes the largest.
     """
     shown = np.array(greyed(picture), dtype=float)
@@ -146,7 +146,7 @@ def overlay(
     of its own, on one scale. ``.savefig("x.svg")``, ``.pdf`` and ``.png`` keep boxes and lines as shapes.
 
     Args:
-        values: one number a position of the prompt, or one an image token of this image (in order). The scale begins
+        values: one number per position of the prompt, or one per image token of this image (in order). The scale begins
             at 0, and what is below 0 is not drawn.
         tokens: from the inputs.
         picture: the original picture (``inputs.images[example][image]``).

@@ -217,7 +217,7 @@ def inline_svg(svg: bytes, name: str) -> Markup:
     text = svg.decode()
     head = re.search(r'<svg [^>]*width="([\d.]+)pt"[^>]*viewBox="([^"]+)"[^>]*>', text)
     if head is None:
-        raise ValueError(f"figure {name!r} is no SVG of Matplotlib")
+        raise ValueError(f"figure {name!r} is not an SVG of Matplotlib")
     body = text[text.index("<g id=") : text.rindex("</svg>")]
     for role, value in asdict(LIGHT).items():
         body = body.replace(value, f"var(--{role})")

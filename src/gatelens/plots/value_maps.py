@@ -77,7 +77,7 @@ class PicturePanels:
 
     Attributes:
         boxes: of the tokens, in pixels of the picture (x0, y0, x1, y1).
-        panels: by title, one value a token.
+        panels: by title, one value per token.
         texts: by the same titles, a word for each token; written where boxes are large enough.
     """
 

@@ -85,7 +85,7 @@ def attribute(
     the knocked-out run that is taken apart.
 
     Raises:
-        InputError: the target is no token of the model, or nothing is selected.
+        InputError: the target is not a token of the model, or nothing is selected.
         ModelError: the parts do not sum to the logit, or a layer cannot be taken apart in this way.
 
     Example:

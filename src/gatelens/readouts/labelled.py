@@ -104,7 +104,7 @@ class LabelledTensor:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row a cell: the columns of every axis, what else is known of the cell, and ``value``."""
+        """One row per cell: the columns of every axis, what else is known of the cell, and ``value``."""
         places = np.indices(self.tensor.shape).reshape(len(self.axes), -1)
         each = zip(self._labels.values(), places, strict=True)
         parts = [labels.iloc[place].reset_index(drop=True) for labels, place in each]
@@ -164,7 +164,7 @@ def _matches(column: pd.Series, value: Any) -> np.ndarray:
 
 
 def position_labels(tokens: TokenMap, example: Any, position: Any) -> pd.DataFrame:
-    """One row a position: ``example, position, role, image, row, col, tile, token``; ``image`` is -1 outside one."""
+    """One row per position: ``example, position, role, image, row, col, tile, token``; ``image`` is -1 outside one."""
     index = np.asarray(example, dtype=int), np.asarray(position, dtype=int)
     words = np.array([list(row) for row in tokens.strings], dtype=object)
     columns = {"role": ROLE_NAMES[tokens.roles.numpy()[index]], "image": tokens.image_index.numpy()[index]}

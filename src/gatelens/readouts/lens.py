@@ -121,7 +121,7 @@ def _streams(
 
 
 def _last_rows(inputs: VLMInputs) -> Rows:
-    """The last position that is no padding of any example; what was written after a prompt counts."""
+    """The last position that is not padding of any example; what was written after a prompt counts."""
     real = inputs.tokens.roles != Role.PAD
     column = int(real.any(dim=0).nonzero().max())
     at = torch.zeros_like(real)
@@ -192,7 +192,7 @@ def _translators(given: Any, n_layers: int) -> dict[int, Translator]:
     """The map of each layer that has one.
 
     Raises:
-        InputError: they are no functions, or not of this many layers.
+        InputError: they are not functions, or not of this many layers.
     """
     if given is None:
         return {}

@@ -319,7 +319,7 @@ def _axes(over: Any) -> tuple[str, ...]:
     for name in found:
         if name not in AXES:
             raise InputError(
-                f"over={shown(over)}: {shown(name)} is no axis; there are {', '.join(AXES)}"
+                f"over={shown(over)}: {shown(name)} is not an axis; there are {', '.join(AXES)}"
                 f"{did_you_mean(str(name), AXES)}"
             )
     if not found or len(set(found)) < len(found):

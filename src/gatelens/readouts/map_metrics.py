@@ -20,7 +20,7 @@ from gatelens.measures import logits as metrics
 from gatelens.measures.logits import Metric
 from gatelens.measures.stats import SHARE, Bounds
 
-# (logits, pair) -> one number an example; or of logits alone
+# (logits, pair) -> one number per example; or of logits alone
 PairMetric: TypeAlias = Callable[..., Tensor]
 NEEDS_BASE = ("logit_diff",)
 OF_TARGET: dict[str, Callable[[int], Metric]] = {
@@ -175,4 +175,4 @@ def _takes_pair(function: Any) -> bool:
         if takes and "pair" not in parameters:
             raise InputError(f"metric={shown(function)}: call its second argument pair")
         return takes
-    raise InputError(f"metric={shown(function)} is no function of (logits) or of (logits, pair)")
+    raise InputError(f"metric={shown(function)} is not a function of (logits) or of (logits, pair)")

@@ -34,7 +34,7 @@ PAIRS_AT_ONCE, POSITIONS_AT_ONCE = (
     8,
     2048,
 )  # of pairs that are run together: long prompts fill a pass by themselves
-# a row of numbers a pair, and the words of these pairs at positions of the axes
+# a row of numbers per pair, and the words of these pairs at positions of the axes
 Measured: TypeAlias = tuple[Float[np.ndarray, "pair number"], pd.DataFrame]
 Part: TypeAlias = Sequence[int]  # numbers of the pairs that are run together
 NO_WORDS = pd.DataFrame({"position": pd.Series(dtype=int), "word": pd.Series(dtype=str)})
@@ -80,7 +80,7 @@ class MapWork:
         self.words: list[set[str]] = [set() for _ in range(self.tokens.n_pos)]
 
     def run(self, run: Run, progress: bool, executor: Executor) -> Float[np.ndarray, "pair number"]:
-        """A row a pair: the metric of its clean run, its corrupt run, and of every cell (NaN without one)."""
+        """A row per pair: the metric of its clean run, its corrupt run, and of every cell (NaN without one)."""
         ends = self.ends(run, progress, executor)
         cells = [[part] for part in in_parts(self.model, self.pairs, self.at_once)]
         found = self.measured(run, "cells", self.n_cells, cells, self._cells, progress, run.study, executor)

@@ -5,7 +5,7 @@ arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; Zhang and Nanda 2024, arXi
 each cell is a run, of which the engine computes what it changes.
 
 Refused in one line, as InputError: pictures of different grids within a pair, or between pairs on an axis of positions;
-a metric that gives no finite number an example; clean and corrupt runs it does not tell apart; axes, layers, heads or
+a metric that gives no finite number per example; clean and corrupt runs it does not tell apart; axes, layers, heads or
 sites that do not exist.
 """
 
@@ -42,7 +42,7 @@ from gatelens.units import opened
 
 Direction = Literal["denoising", "noising"]
 AnyMap = TypeVar("AnyMap", bound=EffectMap)
-# arguments of a map that are no settings of its run, or are among them under another name
+# arguments of a map that are not settings of its run, or are among them under another name
 NO_SETTINGS = ("model", "pairs", "differ", "n", "out", "progress", "workers", "ray")
 
 

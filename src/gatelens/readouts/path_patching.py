@@ -96,13 +96,13 @@ def path_patch(
             of ``k`` and ``v`` the number counts key-value heads), an MLP's input ``"L5 mlp"``. With ``@selector`` at
             some positions only.
         metric: for pairs a name or a function as :func:`gatelens.patch_map` takes them; for batches a function of
-            logits that gives one number an example, as ``gl.metrics`` make them.
+            logits that gives one number per example, as ``gl.metrics`` make them.
         mlps: ``recomputed``, as in Wang et al.: a path may lead through MLPs; ``frozen``: the direct paths alone.
         progress: show a progress bar.
 
     Raises:
         InputError: a name that cannot be read, a sender after every receiver or at other positions, no metric.
-        InterventionError: prompts whose positions do not pair, or a metric that gives no number an example.
+        InterventionError: prompts whose positions do not pair, or a metric that gives no number per example.
 
     Example:
         >>> effects = gl.path_patch(model, pairs, senders="heads@last", receivers="logits", progress=False)
@@ -268,7 +268,7 @@ class Paths:
         values, n = self.metric(logits), self.clean.batch_size
         if not isinstance(values, Tensor) or tuple(values.shape) != (n,):
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InterventionError(f"the metric gave {given} where {(n,)} was due: one number an example")
+            raise InterventionError(f"the metric gave {given} where {(n,)} was due: one number per example")
         return values.detach().float().cpu()
 
 

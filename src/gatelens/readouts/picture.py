@@ -49,7 +49,7 @@ class Prompts:
     ) -> tuple[PicturePanels | None, list[int]]:
         """Values by position over the picture, where two at least have a place in it; and the positions left over.
 
-        Those of other pictures are no part of either.
+        Those of other pictures are not part of either.
         """
         have = next(iter(values.values())).index
         places = [at for at in self.places(example) if at in have]
@@ -82,7 +82,7 @@ def draw(
     """The picture of a labelled tensor.
 
     Args:
-        table: one row a cell.
+        table: one row per cell.
         axes: the labels of each dimension.
         quantity: what a value is.
         prompts: to which positions belong.
@@ -134,7 +134,7 @@ def _attribution(
 
 
 def _by_layer(table: pd.DataFrame, style: dict[str, Any]) -> Figure:
-    """A row a layer, a column a head or kind of part; what belongs to no layer as bars."""
+    """A row per layer, a column a head or kind of part; what belongs to no layer as bars."""
     inside = table["layer"].notna()
     column = table["kind"].where(table["kind"] != "head", "")
     if "head" in table:

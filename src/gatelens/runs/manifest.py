@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"it cannot be read: {error}") from error
     if not isinstance(manifest, dict):
-        raise _damaged(file, "it is no JSON object")
+        raise _damaged(file, "it is not a JSON object")
     written = manifest.get("format")
     if type(written) is int and written != FORMAT:
         older = written < FORMAT

@@ -3,7 +3,7 @@
 A run is a folder. ``manifest.json`` says what was asked for and is written once; other settings in the same folder are
 an error. What a study measured of one batch is a folder ``shards/SECTION/BATCH`` of Parquet tables, renamed into place
 when all of it is written; what it made of them are ``NAME.parquet``, ``NAME.json`` and other files. A thing is finished
-when it is there under its name, so a run that was cut short goes on where it stopped, and several writers lose nothing.
+when it is there under its name, so a run that was cut short resumes where it stopped, and several writers lose nothing.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class Run:
             )
         tables = {Path(file).stem: self._table(file) for file in files}
         for table in tables.values():
-            table.attrs.clear()  # what it took is no part of what was measured
+            table.attrs.clear()  # what it took is not part of what was measured
         return tables
 
     def seconds(self) -> float:

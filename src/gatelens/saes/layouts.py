@@ -35,7 +35,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, SafetensorError, RecursionError) as error:
         raise ModelError(f"the SAE in {str(folder)!r} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{str(folder / CONFIG)!r} is no JSON object: give an SAE in SAELens's layout")
+        raise ModelError(f"{str(folder / CONFIG)!r} is not a JSON object: give an SAE in SAELens's layout")
     if weights == SPARSIFY:
         return _of_sparsify(folder, config, tensors)
     if "apply_b_dec_to_input" not in config:

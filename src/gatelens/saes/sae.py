@@ -152,7 +152,7 @@ class SAE:
         rows = rows.flatten(-2) if wide else rows
         if rows.shape[-1] != self.d_in:
             raise InterventionError(
-                f"{self!r} reads {self.d_in} numbers a position, and the input has {tuple(x.shape[1:])}"
+                f"{self!r} reads {self.d_in} numbers per position, and the input has {tuple(x.shape[1:])}"
             )
         into, back = normalized(rows, self._normalization)
         if self.config.get("apply_b_dec_to_input"):
@@ -256,7 +256,7 @@ class SAE:
         found = whole_number(number)
         if found is None or not 0 <= found < self.d_sae:
             raise InterventionError(
-                f"{word}: {shown(number)} is no feature of {self!r}; they are 0 to {self.d_sae - 1}"
+                f"{word}: {shown(number)} is not a feature of {self!r}; they are 0 to {self.d_sae - 1}"
             )
         return found
 

@@ -23,9 +23,9 @@ Reader = Callable[[Run], pd.DataFrame]
 
 SAME = 1e-6  # how far a mean of values kept in single precision may lie from that of the table
 # why a difference is not paired
-OTHERS = "the runs drew other examples"
-NOT_KEPT = "a run keeps no values of each example"
-NOT_THE_SAME = "an example counts in one run alone"
+OTHERS = "the runs drew different examples"
+NOT_KEPT = "a run kept no per-example values"
+NOT_THE_SAME = "an example counts in only one run"
 WEIGHTED = "some examples count more than once"
 
 
@@ -61,7 +61,7 @@ def _joined(a: Run, b: Run) -> pd.DataFrame:
     parts = [own, *others]
     if all(part.empty for part in parts):
         raise OutputError(
-            f"{a.label} and {b.label} have no cell in common: they differ in knockout (how), tasks or rows"
+            f"{a.label} and {b.label} share no cell: they differ in knockout (how), tasks or rows"
         )
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
@@ -96,7 +96,7 @@ def _part(
 
 
 def _changes(a: Run, b: Run, values: Reader) -> dict[tuple[str, ...], pd.DataFrame] | None:
-    """Of each cell the values of both runs by example, NaN where one lacks it; None where the runs drew other
+    """Of each cell the values of both runs by example, NaN where one lacks it; None where the runs drew different
     examples."""
     known = a.settings.get("examples")
     if known is None or known != b.settings.get("examples"):
@@ -241,8 +241,10 @@ def _star(table: pd.DataFrame) -> str:
     """What marks a difference, and how its interval came about."""
     how = {
         (True,): "of the same examples, paired",
-        (False,): "of other examples or of means alone, from both intervals",
-    }.get(tuple(table.paired.unique()), "paired where the examples are the same, else from both intervals")
+        (False,): "of different examples or of means alone, from both intervals",
+    }.get(
+        tuple(table.paired.unique()), "paired where the examples are the same, otherwise from both intervals"
+    )
     return f"the 95 % interval of the difference ({how}) excludes 0"
 
 

@@ -98,7 +98,7 @@ def checked(kind: type[O], values: Mapping[str, Any], place: str = "") -> O:
         value = values.get(name)
         if name == "how":
             raise InterventionError(
-                f"how={value!r} is no kind of knockout; choose 'zero', 'mask' or 'both'"
+                f"how={value!r} is not a kind of knockout; choose 'zero', 'mask' or 'both'"
             ) from None
         reason = f"give {says}" if says else first["msg"].removeprefix("Value error, ")
         if first["type"] == "less_than_equal":

@@ -62,7 +62,7 @@ PRESETS = (
                 },
             }
         ),
-        note="20 pictures of each of 100 animal classes; 3 random draws for them, of which the paper says nothing",
+        note="20 pictures of each of 100 animal classes; 3 random draws for them, which the paper does not specify",
     ),
     Preset(
         name="paper",

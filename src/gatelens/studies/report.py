@@ -35,12 +35,12 @@ def read_from(*runs: Run) -> Iterator[None]:
         named, why = " and ".join(run.label for run in runs), f"{type(error).__name__}: {error}"
         raise OutputError(
             f"the files of run {named} do not hold what the study wrote ({why}); run the same command again, which "
-            "makes them anew from what was measured"
+            "rebuilds them from what was measured"
         ) from error
 
 
 def page_of(study: Study, run: Run) -> page.Page:
-    """What the report shows. The verdict is made anew, so that a run of before says it in today's words."""
+    """What the report shows. The verdict is recomputed, so that an older run is worded as today."""
     verdict_of(run)  # there is one: the run is finished
     settings, sections = run.settings, measured_sections(study, run)
     said = dict(study.verdict(run, evidence_of(sections, run)))

@@ -1,7 +1,7 @@
 """Runs a study: its sections in order, each batch a unit that an executor measures, saved one by one.
 
 Options and sections are checked first, then the data is drawn, then the model is loaded and the run opened. What is
-there already is not measured again. Tables, evidence, verdict and report are made anew from what was measured.
+there already is not measured again. Tables, evidence, verdict and report are rebuilt from what was measured.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Progress:
 
     def __init__(self, enabled: bool) -> None:
         self._expected: set[tuple[str, str]] = set()
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left]"
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} elapsed, {remaining} left]"
         self._bar = tqdm(total=0, disable=not enabled, bar_format=form, dynamic_ncols=True)
 
     def expect(self, section: str, batches: Sequence[Batch]) -> None:

@@ -125,7 +125,7 @@ class Section:
         batches: all of its work that is known, given what is measured so far; asked again after each round until
             nothing new comes. Raises :class:`Absent` where model or data do not have what it needs.
         measure: the tables of one batch. A function of a module, so that it can be sent away.
-        conclude: the section's tables and JSON values by name, made of all that was measured; cheap, made anew every
+        conclude: the section's tables and JSON values by name, made of all that was measured; cheap, remade every
             time.
         options: its options; their defaults are the section's.
         evidence: what its tables say, in words; not asked of a run in which the section is absent.

@@ -28,7 +28,7 @@ class StudyOptions(Options):
     seed: Annotated[Seed, Field(description="Draws examples, random tokens and bootstrap samples.")] = 0
     n_boot: Annotated[Resamples, Field(description="Bootstrap samples of an interval.")] = 1000
     limit: Annotated[
-        AtLeastOne | None, Field(description="At most this many examples a task and section.")
+        AtLeastOne | None, Field(description="At most this many examples per task and section.")
     ] = None
     batch_size: Annotated[
         AtLeastOne | None, Field(description="Examples in a batch. Default: fits the length of the prompts.")

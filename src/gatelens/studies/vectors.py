@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def as_table(vectors: Mapping[str, Float[Tensor, "example layer d_model"]]) -> pd.DataFrame:
-    """``layer, place, dtype, d_model, vectors`` (bytes): one row a layer and place, in the order of the places."""
+    """``layer, place, dtype, d_model, vectors`` (bytes): one row per layer and place, in the order of the places."""
     rows = []
     for place, every in vectors.items():
         dtype, width = str(every.dtype).removeprefix("torch."), every.shape[-1]

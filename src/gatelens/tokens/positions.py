@@ -159,7 +159,7 @@ def _bound(name: str, masks: Masks) -> Any:
 def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) -> Tensor:
     """Candidate image tokens whose box holds at least one True pixel of ``mask``.
 
-    ``mask``: one [height, width] array for every example, or a list of them, one an example.
+    ``mask``: one [height, width] array for every example, or a list of them, one per example.
     """
     per_example = list(mask) if isinstance(mask, (list, tuple)) else [mask] * t.batch_size
     if len(per_example) != t.batch_size:

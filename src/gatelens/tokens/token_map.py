@@ -106,7 +106,7 @@ class TokenMap:
             if tuple(selector.shape) != (self.batch_size, self.n_pos):
                 raise SelectorError(
                     f"boolean selector has shape {tuple(selector.shape)}, the prompt is "
-                    f"{(self.batch_size, self.n_pos)}: give one value a position"
+                    f"{(self.batch_size, self.n_pos)}: give one value per position"
                 )
             return selector.cpu()
         positions = selector.tolist() if hasattr(selector, "tolist") else selector
@@ -239,7 +239,7 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Run-length view of a TokenMap: one row a run of positions of one role."""
+    """Run-length view of a TokenMap: one row per run of positions of one role."""
 
     rows: tuple[tuple[str, ...], ...]
     batch_size: int

@@ -77,7 +77,7 @@ def fine_tune(
 
     Args:
         model: a model with a processor.
-        examples: what to learn, of any tasks with answers; drawn anew for every step, by ``seed``.
+        examples: what to learn, of any tasks with answers; redrawn for every step, by ``seed``.
         interventions: hold in every step, as for ``model.run``; or a function from a batch's inputs to them, as
             :class:`gatelens.training.OthersGate`, whose ``repr`` says what it does.
         parameters: regular expression; only parameters whose name it finds are trained; None: all.
@@ -89,7 +89,7 @@ def fine_tune(
         progress: show a bar.
 
     Returns:
-        ``step, loss, lr``: one row a step; the loss is the mean next-token cross-entropy in nats a token.
+        ``step, loss, lr``: one row per step; the loss is the mean next-token cross-entropy in nats per token.
 
     Raises:
         DataError: no examples, or one without an answer.
@@ -169,7 +169,7 @@ class Training:
 
 
 def loss_of(model: HookedVLM, batch: TrainingBatch, interventions: Any = ()) -> Tensor:
-    """Mean cross-entropy of the answers' tokens under the interventions, in nats a token."""
+    """Mean cross-entropy of the answers' tokens under the interventions, in nats per token."""
     if callable(interventions):
         interventions = interventions(model, batch.inputs)
     run = FullRun(model, as_interventions(interventions), batch.inputs.tokens)
@@ -224,7 +224,7 @@ class Checkpoint:
             state = torch.load(file, map_location=model.device)
             there = state["settings"]
         except Exception as error:  # torch raises many kinds
-            raise OutputError(f"{str(file)!r} is damaged; delete it, and the training begins anew") from error
+            raise OutputError(f"{str(file)!r} is damaged; delete it, and the training starts over") from error
         if there != self.settings:
             changed = [k for k, v in self.settings.items() if there.get(k) != v]
             raise OutputError(

@@ -59,7 +59,7 @@ def twin(hf: Any) -> Any:
 
 
 def rebuilt(kind: Any, config: Any, weights: Mapping[str, Tensor]) -> Any:
-    """A model of this class around these tensors, buffers that are not weights computed anew."""
+    """A model of this class around these tensors, buffers that are not weights recomputed."""
     config = copy.deepcopy(config)
     hf = kind.from_pretrained(None, config=config, state_dict=dict(weights), attn_implementation="eager")
     for name, parameter in hf.named_parameters():

@@ -64,7 +64,7 @@ class Verification:
 
     @property
     def table(self) -> pd.DataFrame:
-        """``group, name, what, status, reason, measured, bound, effect, seconds``, one row a check."""
+        """``group, name, what, status, reason, measured, bound, effect, seconds``, one row per check."""
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
 
     @property
@@ -115,7 +115,7 @@ class Verification:
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise OutputError(f"{str(file)!r} is no result of gatelens verify; give its {FILE}")
+            raise OutputError(f"{str(file)!r} is not a result of gatelens verify; give its {FILE}")
         if content.get("version") != VERSION:
             raise OutputError(
                 f"{str(file)!r} has version {content.get('version')!r:.20} of the format, and this gatelens reads "

@@ -63,7 +63,7 @@ def verify(
         load: for a name: ``device``, ``dtype``, ``device_map``, ``revision`` and what else ``from_pretrained`` takes.
 
     Returns:
-        ``.passed``, ``.table`` (a DataFrame, one row a check), ``.facts``, ``.paper``; printed, all of it.
+        ``.passed``, ``.table`` (a DataFrame, one row per check), ``.facts``, ``.paper``; printed, all of it.
 
     Raises:
         ModelError: the model cannot be loaded, or no plain one can be made of a wrapped one.
@@ -133,10 +133,10 @@ def _plain_of(model: HookedVLM) -> Any:
     """transformers' model around the weights of a wrapped one."""
     if isinstance(model.hf, Parts):
         raise ModelError(
-            "a model of from_parts is no class of transformers: there is nothing to compare it with"
+            "a model of from_parts is not a transformers class: there is nothing to compare it with"
         )
     if model.compatibility_mode:
-        raise ModelError("enable_compatibility_mode changed the weights: verify a model that is loaded anew")
+        raise ModelError("enable_compatibility_mode changed the weights: verify a freshly loaded model")
     if getattr(model.hf, "hf_quantizer", None) is not None or getattr(model.hf, "hf_device_map", None):
         raise ModelError(
             "of a quantised or spread model no second one can be built: give its name to verify, with the same keywords"

@@ -339,7 +339,7 @@ def view_of(
 
 
 def _query_side(image_tokens: Sequence[Part], side: int, room: int, queries: SelectorLike | None) -> int:
-    """How many tokens along a side are one query, at most ``room`` queries in all; 0 where patches are no queries.
+    """How many tokens along a side are one query, at most ``room`` queries in all; 0 where patches are not queries.
 
     Raises:
         DataError: patches were asked for, and there is no room.

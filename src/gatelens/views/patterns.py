@@ -68,7 +68,7 @@ def _pattern(cache: Mapping[str, Tensor], layer: int) -> Tensor:
 def text_side(
     prompt: Prompt, patterns: Mapping[int, Float[Tensor, "head query key"]]
 ) -> tuple[Float[Tensor, "head query key"], tuple[str, ...]]:
-    """All words, and one position a picture: its queries averaged, its keys summed; rows still sum to 1."""
+    """All words, and one position per picture: its queries averaged, its keys summed; rows still sum to 1."""
     index = prompt.tokens.image_index[prompt.example].tolist()
     words = set(prompt.words)  # markers of a picture have its number too
     groups: list[list[int]] = []

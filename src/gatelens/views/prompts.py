@@ -140,7 +140,9 @@ def _pictures(who: str, images: Any, example: int) -> list[Image.Image]:
     if each and all(isinstance(one, Sequence) for one in each):
         each = list(each[example]) if example < len(each) else []
     if not all(isinstance(one, Image.Image) for one in each):
-        raise DataError(f"{who}: images= is no picture and no list of them: give images=inputs.images")
+        raise DataError(
+            f"{who}: images= is neither a picture nor a list of pictures: give images=inputs.images"
+        )
     return each
 
 

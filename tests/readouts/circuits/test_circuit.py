@@ -133,7 +133,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "by of edges": ({"by": "role", "scores": "eap"}, "by='role' goes with nodes by a method"),
     "random": ({"random": -1}, "random=-1: give a whole number, 0 or more"),
     "lengths": ({"pairs": [PAIRS[0], pair_of(1, TEXT, TEXT + " dog")]}, "pair 1 .* have 21 and 22 positions"),
-    "a scalar": ({"metric": by_hand}, "one number an example"),
+    "a scalar": ({"metric": by_hand}, "one number per example"),
     "site": (lambda m: {"scores": maps_of(m)}, "scores is a map of 'resid_pre': a node is a head"),
     "part of edges": (
         lambda m: {"scores": maps_of(m, method="eap").sel(sender="embed")},
@@ -153,7 +153,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "window": (
         lambda m: {"scores": gl.patch_map(m, PAIRS, METRIC, ("layer",), site="z", window=2, progress=False)},
-        "several layers a cell",
+        "several layers per cell",
     ),
     "another prompt": (
         lambda m: {

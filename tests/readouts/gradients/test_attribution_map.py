@@ -264,7 +264,7 @@ def test_prompts_of_other_lengths_pair_by_role(tiny: Any) -> None:
         ({"check": -1}, "check=-1: give a whole number, 0 or more"),
         ({"pairs": "emoji"}, "no data set 'emoji'"),
         ({"method": "eap", "site": "z"}, "site='z' is of a map of nodes"),
-        ({"metric": lambda logits: logits.sum()}, "one number an example"),
+        ({"metric": lambda logits: logits.sum()}, "one number per example"),
     ],
 )
 def test_refusals(tiny: Any, change: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ from gatelens.interventions.sites import SITES, has_heads
 from gradient_helpers import PlainRuns
 
 CASES = cases()
-WITHOUT_EDGES = ("qwen3-vl",)  # adds pictures to later layers, which are no part of the graph
+WITHOUT_EDGES = ("qwen3-vl",)  # adds pictures to later layers, which are not part of the graph
 
 
 def measured(logits: Tensor) -> Tensor:

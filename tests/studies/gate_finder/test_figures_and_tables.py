@@ -25,7 +25,7 @@ def test_table_and_text_say_what_was_found() -> None:
     assert table["zero: nats lost"].iloc[0] == "0.80 [0.78, 0.82]"
     text = str(found)
     assert text.startswith("made-up: narrow gate at <eoss> (position 66)")
-    assert "Every measure that says anything agrees." in text
+    assert "All conclusive measures agree." in text
     assert "cutting this (position 67) also hurts" in text
     assert [p.token for p in found.gate] == ["<eoss>"]
     assert found.ranking("flipped").name.iloc[0] == "<eoss>"

@@ -202,7 +202,7 @@ def test_the_sentence_says_what_the_cuts_remove_before_and_after(tmp_path: Path)
     assert said["stages"][0]["loss"] is None and said["stages"][1]["loss"] == 1.0
     first, second = said["evidence"]
     assert (first["kind"], first["says"]) == ("Before", "narrow")
-    assert second["text"].startswith("training ended at 1.000 nats a token. ")
+    assert second["text"].startswith("training ended at 1.000 nats per token. ")
 
 
 def test_the_report_shows_all_stages(finished: gl.Run) -> None:

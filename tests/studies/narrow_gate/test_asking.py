@@ -186,7 +186,7 @@ def test_repeats_by_kind(tiny_llava: HookedVLM, tmp_path: Path) -> None:
     [
         (0, "random_repeats is 0; give 1 to 1,000"),
         ({"vqa": 0}, "random_repeats of 'vqa' is 0"),
-        ({"captions": 3}, "has 'captions', which is no kind of task; use class, vqa, caption"),
+        ({"captions": 3}, "has 'captions', which is not a kind of task; use class, vqa, caption"),
     ],
 )
 def test_repeats_that_cannot_be(repeats: Any, message: str, tmp_path: Path) -> None:

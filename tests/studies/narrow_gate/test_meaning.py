@@ -69,7 +69,7 @@ def measured() -> pd.DataFrame:
 def test_a_planted_class_is_found_where_it_is() -> None:
     table = measured()
     assert set(table.loc[(slice(None), slice(None), "overlap"), "k"]) == {8}  # a tenth of 80
-    chance = 19 / 79  # 20 examples a class
+    chance = 19 / 79  # 20 examples per class
     for place in ("gate", "same"):
         assert table.loc[(place, 1, "overlap"), "mean"] == 1
         assert table.loc[(place, 1, "probe"), "mean"] > 0.97

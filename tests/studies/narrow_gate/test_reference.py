@@ -95,7 +95,7 @@ def test_preset_and_skip_bad_on_the_command_line(
     assert "vqav2 row 4 of validation" in error and "--skip-bad" in error and error.count("\n") == 1
     assert not (tmp_path / "a").exists()
     assert main([*command, "--data", vqa, "--out", str(tmp_path / "a"), "--skip-bad"]) == 0
-    assert "bad rows left out: 1" in capsys.readouterr().out
+    assert "bad rows skipped: 1" in capsys.readouterr().out
     settings = Run.load(tmp_path / "a").manifest["settings"]
     assert (settings["seed"], settings["how"]) == (42, "zero")
     assert settings["random_repeats"] == {"class": 3, "vqa": 5, "caption": 3}

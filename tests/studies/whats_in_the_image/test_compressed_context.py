@@ -146,11 +146,11 @@ def test_the_summary_by_hand() -> None:
     assert few.difference == pytest.approx(-2 / 6) and few.same_answer == pytest.approx(4 / 6)
     assert -1 < few.difference_low < -0.5 < 0 < few.difference_high < 1  # three pictures say little
     assert (few.tokens, few["nbytes"], few.n_pictures, few.n_questions) == (7.5, 10, 3, 6)
-    assert not [name for name in table.columns if "second" in name]  # a clock is no result
+    assert not [name for name in table.columns if "second" in name]  # a clock is not a result
 
 
 def test_the_interval_of_the_difference_is_paired() -> None:
-    """One question a picture, always right together: as little as 100 pictures allow, though both accuracies vary."""
+    """One question per picture, always right together: as little as 100 pictures allow, though both accuracies vary."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(100):
@@ -162,7 +162,7 @@ def test_the_interval_of_the_difference_is_paired() -> None:
 
 
 def test_pictures_with_several_questions_count_as_one() -> None:
-    """Three questions a picture, all right or all wrong: 300 answers say as much as 100."""
+    """Three questions per picture, all right or all wrong: 300 answers say as much as 100."""
     right = np.repeat(np.arange(100) % 2, 3)
     rows = [(FULL, 1.0, str(i // 3), "", "", "", float(r), 1, 1) for i, r in enumerate(right)]
     of_threes = pd.DataFrame(rows, columns=synthetic({}).columns)

@@ -143,7 +143,7 @@ class HubDataset(Named):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """One line for what stops the reading of the table, which is no fault of a row."""
+        """One line for what stops the reading of the table, which is not the fault of a row."""
         try:
             yield
         except DataError:

@@ -94,7 +94,7 @@ FLICKR30K = Entry(
     columns={"image": ("image",), "captions": ("caption", "captions", "sentences", "text")},
     more={"id": ("img_id", "imgid", "id", "filename"), "folder": ("filepath",), "part": ("split",)},
     answers=captions,
-    note="Flickr30k with five captions a picture; this split holds all 31,014 pictures, and the paper's code "
+    note="Flickr30k with five captions per picture; this split holds all 31,014 pictures, and the paper's code "
     "takes its first 2,000 (Karpathy's test part alone has 1,000)",
 )
 
@@ -146,7 +146,7 @@ MME = Entry(
     facts=lambda row, size: {"category": row["category"], "pair": row.get("id")},
     order="subsets",
     n=2374,
-    note="MME, 14 subsets in the column 'category'; two questions a picture, answered yes or no",
+    note="MME, 14 subsets in the column 'category'; two questions per picture, answered yes or no",
 )
 
 COCO_OBJECTS = Entry(

@@ -29,7 +29,7 @@ def texts(value: Any, keys: Sequence[str]) -> list[Any]:
     ]
     for number, one in enumerate(given, start=1):
         if isinstance(one, (Mapping, list, bytes)):
-            raise ValueError(f"entry {number} of {len(given)} is no text")
+            raise ValueError(f"entry {number} of {len(given)} is not text")
         if isinstance(one, str):
             plain(one)
     return given
@@ -39,7 +39,7 @@ def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The annotators' answers to a question; an empty one counts as not given."""
     question = row.get("question") or ""
     if not isinstance(question, str):
-        raise ValueError("the question is no text")
+        raise ValueError("the question is not text")
     if not plain(question).strip():
         raise ValueError("no question")
     given = texts(row["answers"], ("answer", "raw"))
@@ -52,7 +52,7 @@ def question_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
 def yes_or_no(row: Mapping[str, Any]) -> tuple[str, ...]:
     """MME's answer to a question of a subset."""
     if not isinstance(row["category"], str):
-        raise ValueError("the category is no text")
+        raise ValueError("the category is not text")
     answers = question_answers(row)
     odd = next((a for a in answers if a.strip().strip(".").lower() not in ("yes", "no")), None)
     if odd is not None:
@@ -76,7 +76,7 @@ def class_names(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["label"] is None or row["label"] == -1:  # -1 marks the unlabelled test split
         raise ValueError("no label")
     if not isinstance(row["label"], str):
-        raise ValueError("the label is no text")
+        raise ValueError("the label is not text")
     names = synonyms(plain(row["label"]))
     if not names:
         raise ValueError("no label")

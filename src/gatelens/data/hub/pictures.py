@@ -23,7 +23,7 @@ _ADDRESS = ("http://", "https://")
 
 
 class _Picture:
-    """The attribute ``image`` of an example whose picture is decoded anew each time it is looked at."""
+    """The attribute ``image`` of an example whose picture is decoded again at each access."""
 
     def __get__(self, example: Any, owner: Any = None) -> Any:
         if example is None:

@@ -81,7 +81,7 @@ class ParquetRows:
             try:
                 self._open_files[i] = pq.ParquetFile(fsspec.open(self.files[i], "rb").open())
             except Exception as error:  # OSError, Arrow's, and from the hub the HTTP client's
-                reason = f"{self.files[i]} is no readable Parquet file ({one_line(error)})"
+                reason = f"{self.files[i]} is not a readable Parquet file ({one_line(error)})"
                 if "://" in self.files[i]:
                     reason = hub_reason(error, self.files[i], kind="dataset") or reason
                 raise DataError(f"{self.label}: {reason}") from error

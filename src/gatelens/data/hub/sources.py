@@ -141,7 +141,7 @@ def _from_json_lines(file: Path, label: str) -> list[Row]:
 
 
 def _from_coco(files: Sequence[Path], split: str, base: Path, label: str) -> Rows:
-    """COCO's ``instances_val2017.json``: one row a picture that has objects."""
+    """COCO's ``instances_val2017.json``: one row per picture that has objects."""
     file = next((f for f in files if split in f.stem), None)
     if file is None:
         raise DataError(
@@ -150,7 +150,7 @@ def _from_coco(files: Sequence[Path], split: str, base: Path, label: str) -> Row
     try:
         rows = _coco_rows(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{label}: {file} is no COCO instance file ({one_line(error)})") from error
+        raise DataError(f"{label}: {file} is not a COCO instance file ({one_line(error)})") from error
     folder = file.stem.removeprefix("instances_")
     return IndexedRows([{**row, "folder": folder} for row in rows], base)
 

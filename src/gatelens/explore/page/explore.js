@@ -109,7 +109,7 @@ async function send() {
     reply = { error: { control: "page", message: SILENT } };
   }
   running -= 1;
-  if (reply.server && reply.server !== setup.server) return void location.reload(); // started anew, perhaps with another model
+  if (reply.server && reply.server !== setup.server) return void location.reload(); // restarted, perhaps with another model
   if (number > shown && !reply.outdated) {
     shown = number;
     sayError(reply.error ?? notice);

@@ -44,8 +44,8 @@ class Layout:
         placeholder: what the processor looks for in a prompt.
         written: what a person writes for a picture when that takes more (``<image>`` in a prompt is replaced by
             it).
-        evidence: names of tensors with a row a picture that ``plan`` reads.
-        evidence_by_prompt: names of such tensors with a row a prompt.
+        evidence: names of tensors with a row per picture that ``plan`` reads.
+        evidence_by_prompt: names of such tensors with a row per prompt.
         two_way: ``image`` where the tokens of a picture attend in both directions, ``prompt`` where all do.
         pixels: whether rows of ``pixel_values`` go by ``picture`` or by ``example``.
         within: whether the ids between two placeholders stand inside one picture, where that takes more than

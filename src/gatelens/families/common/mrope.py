@@ -35,7 +35,7 @@ class MergedPatches:
             InputError: there is no such row, or it is of a video.
         """
         if GRID not in picture.tensors:
-            raise InputError(f"placeholders without {GRID}: give it with pixel_values, one row a picture")
+            raise InputError(f"placeholders without {GRID}: give it with pixel_values, one row per picture")
         time, height, width = (int(n) for n in picture.tensors[GRID])
         if time != 1:
             raise InputError(f"{GRID} has {time} frames: video is not supported, give pictures")

@@ -118,7 +118,7 @@ def read(
 
 
 def _check_batch(ids: Any, mask: Any, by_prompt: Mapping[str, Any]) -> None:
-    """Raises InputError for ids that are no batch, a mask that is none of it, or lists without an entry a prompt."""
+    """Raises InputError for ids that are not batch, a mask that is none of it, or lists without an entry per prompt."""
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"input_ids are {shape}: give a tensor of whole numbers [batch, pos]")
@@ -132,7 +132,7 @@ def _check_batch(ids: Any, mask: Any, by_prompt: Mapping[str, Any]) -> None:
             raise InputError(f"attention_mask holds {other[0].item()}: give 0 at padding and 1 at tokens")
     for name, entries in by_prompt.items():
         if entries is not None and len(entries) != len(ids):
-            raise InputError(f"{name} has {len(entries)} entries for {len(ids)} prompts: give one a prompt")
+            raise InputError(f"{name} has {len(entries)} entries for {len(ids)} prompts: give one per prompt")
 
 
 def _rows_by_prompt(layout: Layout, tensors: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def _rows_by_prompt(layout: Layout, tensors: Mapping[str, Tensor], batch: int) -
     rows = {name: tensors[name] for name in layout.evidence_by_prompt if name in tensors}
     for name, tensor in rows.items():
         if len(tensor) != batch:
-            raise InputError(f"{name} has {len(tensor)} rows for {batch} prompts: give one a prompt")
+            raise InputError(f"{name} has {len(tensor)} rows for {batch} prompts: give one per prompt")
     return rows
 
 
@@ -166,7 +166,7 @@ class _Prompt:
         layout: the image tokens of the family.
         number: its place in the batch.
         ids: its tokens.
-        start: its first position that is no padding.
+        start: its first position that is not padding.
         sizes: (width, height) of the original pictures, where given.
         by_picture: tensors with a row for each picture, from this prompt's first on.
         by_prompt: this prompt's row of other tensors.
@@ -259,7 +259,7 @@ class _Prompt:
                 taken = end + 1
 
     def mark_text(self, roles: Tensor, image_index: Tensor) -> None:
-        """Roles of everything that is no image token. Without an image, all text but BOS is the query."""
+        """Roles of everything that is not an image token. Without an image, all text but BOS is the query."""
         ids, boi_ids, eoi_ids = self.ids, self.layout.boi_ids, self.layout.eoi_ids
         image = ((roles == Role.IMAGE) | (roles == Role.ROW_BREAK)).tolist()
         first_image = image.index(True) if True in image else self.start

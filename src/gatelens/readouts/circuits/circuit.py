@@ -87,7 +87,7 @@ def circuit(
     Raises:
         InputError: no pairs, prompts of different length or grids, a share that is none, scores of other things, or a
             metric that all parts together do not change.
-        InterventionError: a metric that is no scalar an example.
+        InterventionError: a metric that is not a scalar per example.
         ModelError: edges in a model whose parts do not add up to the stream.
 
     Example:

@@ -56,7 +56,7 @@ def parts_of(given: Any, model: Any) -> Parts:
     """The parts of an edge map, or of one or several node maps.
 
     Raises:
-        InputError: no maps, maps of another model or kind, or cells that are no nodes.
+        InputError: no maps, maps of another model or kind, or cells that are not nodes.
     """
     maps = (
         (given,) if isinstance(given, EffectMap) else tuple(given) if isinstance(given, list | tuple) else ()
@@ -132,7 +132,7 @@ def _check_nodes(one: EffectMap, model: Any) -> None:
         )
     if max(map(len, cells.windows)) > 1 or cells.source_layers != [None]:
         raise InputError(
-            "scores patches several layers a cell, or from other layers: make the map with 'layer' in over, window=1 "
+            "scores patches several layers per cell, or from other layers: make the map with 'layer' in over, window=1 "
             "and no source_layer"
         )
     if max(layer for window in cells.windows for layer in window) >= int(model.cfg.n_layers):

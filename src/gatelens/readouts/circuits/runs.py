@@ -35,7 +35,7 @@ class Prompts:
         stream: what enters layer 0 in the clean run, so that no pass computes the vision tower again.
         corrupt: activations of the corrupt run, by tap.
         owners: which part each activation belongs to; of nodes alone.
-        metrics: one a pair.
+        metrics: one per pair.
     """
 
     numbers: list[int]

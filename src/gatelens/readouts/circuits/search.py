@@ -25,7 +25,7 @@ class Faithfulness:
         n_parts: how many parts there are.
 
     Attributes:
-        full, empty: the metric with all parts and with none, one a pair.
+        full, empty: the metric with all parts and with none, one per pair.
 
     Raises:
         InputError: the two do not differ.

@@ -27,7 +27,7 @@ HEADINGS = {
 
 
 class HeadsTable(pd.DataFrame):
-    """A DataFrame with a row a head, which :meth:`show` draws.
+    """A DataFrame with a row per head, which :meth:`show` draws.
 
     Each column is a mean over examples, with its 95 % interval (``_low, _high``). What is measured of an answer is one
     number: the logit of the right token less that of a wrong one (another example's answer; of pairs the corrupt
@@ -78,7 +78,7 @@ class HeadsTable(pd.DataFrame):
 
     @property
     def sinks(self) -> pd.DataFrame:
-        """Positions that draw attention, one row an example and position; empty without the part ``sinks``.
+        """Positions that draw attention, one row per example and position; empty without the part ``sinks``.
 
         Columns: ``example, position, token, role``; ``heads``, how many it is a sink of; ``weight``, the most that one
         of them gives it; ``norm_entering, norm_inside``, how large it is

@@ -1,4 +1,4 @@
-"""One row a head: where it looks, what it draws, what is lost without it, what it writes."""
+"""One row per head: where it looks, what it draws, what is lost without it, what it writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gatelens.tokens import SelectorLike
 from gatelens.units import opened
 
 Part = Literal["attention", "localisation", "sinks", "attribution", "knockout", "regression", "vocabulary"]
-# arguments that are no settings of a run, or are among them under another name
+# arguments that are not settings of a run, or are among them under another name
 NO_SETTINGS = ("model", "data", "out", "progress", "workers", "ray")
 NORMAL = 1.959964  # standard errors from a mean to the ends of a 95 % interval
 

@@ -57,7 +57,7 @@ class Writing:
         self.n += len(batch.asked)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """What was added so far, as tables: a number a layer, head and direction of the stream; a row a token."""
+        """What was added so far, as tables: a number per layer, head and direction of the stream; a row per token."""
         assert isinstance(self.direction, Tensor) and self.never is not None
         written = {"written": self.direction.flatten().numpy()}
         return {"written": pd.DataFrame(written), "never": pd.DataFrame({"never": self.never.numpy()})}

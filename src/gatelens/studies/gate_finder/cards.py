@@ -22,7 +22,7 @@ LOST = "accuracy lost"
 WORDS = {
     "candidates": (
         "Every position at which the model’s input differs between pictures, and every one between these and the last "
-        "of the prompt. Names of tokens play no part."
+        "of the prompt. Token names play no part."
     ),
     "attention it gets": (
         "Mean attention from positions after the picture that can read it, all heads and layers, as a share of what "
@@ -34,7 +34,7 @@ WORDS = {
     ),
     "a position cut": (
         "Nothing after the picture reads it, in any layer or head; positions of the picture still read each other. "
-        "Lost: accuracy, and log-probability of the right answer in nats."
+        "Lost: accuracy, and log-probability of the correct answer in nats."
     ),
     "a position taken or kept": (
         "Taken: its residual stream in every layer is that of a picture of another class. Flips: answers that become "
@@ -55,7 +55,7 @@ def search_line(result: SearchResult) -> str:
     said = result.verdict
     one = result.smallest
     if said["verdict"] not in (NARROW, DISTRIBUTED):
-        return "the search cannot tell" if said["verdict"] == INCONCLUSIVE else str(said["verdict"])
+        return "the search is inconclusive" if said["verdict"] == INCONCLUSIVE else str(said["verdict"])
     bound = "" if one["size"] == 1 else "at most "
     if one["size"] is None:
         return f"more than were cut of {len(result.places)} positions carry the picture"
@@ -175,7 +175,7 @@ def _strongest(result: SearchResult) -> Table:
     marked = f"; {GATE_MARK} belongs to the gate" if result.gate else ""
     caption = (
         f"The strongest {len(top)} of {len(result.places)} candidates by nats lost when cut "
-        f"({result.settings['how'][0]}){marked}. Blocks of the picture that do nothing were not taken apart."
+        f"({result.settings['how'][0]}){marked}. Blocks of the picture without an effect were not split."
     )
     return Table.from_means(
         part,

@@ -51,7 +51,7 @@ class Layout:
     """The candidates of a gate: the picture's places, then those between it and the answer, in prompt order.
 
     The picture is every place from the first to the last whose input differs between examples of the one prompt (row
-    breaks between them included). What stands before cannot know the picture, so it is no candidate; neither is the
+    breaks between them included). What stands before cannot know the picture, so it is not a candidate; neither is the
     last position, which answers: nothing after it reads it.
     """
 
@@ -108,7 +108,7 @@ def locate(model: HookedVLM, examples: Sequence[Example], places: Sequence[Place
 
 
 def numbered_roles(roles: Int[Tensor, " pos"]) -> Iterable[tuple[int, int, int]]:
-    """``(role, number among the positions of this role, column)`` of every position that is no padding."""
+    """``(role, number among the positions of this role, column)`` of every position that is not padding."""
     counted: dict[int, int] = {}
     for column, role in enumerate(roles.tolist()):
         if role != Role.PAD:

@@ -43,7 +43,7 @@ class FinderOptions(Options):
         CountsExamples(),
     ] = None
     n_pairs: Annotated[Examples, Field(description="Pairs of examples for patching by layer.")] = 48
-    refine: Annotated[Count, Field(description="Blocks of the picture taken apart, at most.")] = 16
+    refine: Annotated[Count, Field(description="Blocks of the picture to split, at most.")] = 16
     block: Annotated[
         AtLeastOne | None,
         Field(description="Positions in a block. Default: the square root of the picture's."),
@@ -264,5 +264,5 @@ def page(run: Run) -> list[Card]:
     return search_cards(SearchResult.from_run(run), "gate", "The positions and what they carry")
 
 
-ABOUT = "which positions carry the picture, told by what they do and not by name"
+ABOUT = "which positions carry the picture, by their effect and not by name"
 SECTION = Section(NAME, ABOUT, batches, measure, conclude, FinderOptions, page=page)

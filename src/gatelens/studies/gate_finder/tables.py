@@ -25,7 +25,7 @@ UNPAIRED = {SMALLEST: "the size of a set is a statement on all examples at once"
 
 
 def gate_table(result: SearchResult, most: int = 8) -> pd.DataFrame:
-    """The strongest positions, one a row, with every measure as ``mean [low, high]``.
+    """The strongest positions, one per row, with every measure as ``mean [low, high]``.
 
     Ranked by the drop in log-probability under the first kind of knockout; positions of the gate are marked.
     """

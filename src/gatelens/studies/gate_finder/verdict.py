@@ -60,7 +60,7 @@ def gate_verdict(
     if says in (NARROW, DISTRIBUTED):
         disagree = [e["kind"] for e in evidence if e["says"] not in (says, INCONCLUSIVE)]
         against = f"Evidence that does not agree: {', '.join(disagree)}."
-        sentence += f" {against if disagree else 'Every measure that says anything agrees.'}"
+        sentence += f" {against if disagree else 'All conclusive measures agree.'}"
     return {
         "verdict": says,
         "headline": {NARROW: f"narrow gate at {gate}"}.get(says, says),

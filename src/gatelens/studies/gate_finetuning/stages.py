@@ -175,7 +175,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
     for name in names:
         row = measured[name]["verdict"].iloc[0]
         log = measured[name].get("loss")
-        # nats a token, the mean of the last twentieth of the steps
+        # nats per token, the mean of the last twentieth of the steps
         loss = None if log is None else float(np.mean(log.loss.tail(max(1, len(log) // 20))))
         said = {key: row[key] for key in ("verdict", "headline", "sentence")}
         flips = None if np.isnan(row.flips) else float(row.flips)
@@ -275,7 +275,7 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
     """The loss of each training.
 
     Args:
-        loss: ``stage, step, loss`` as the study's ``loss`` table; nats a token.
+        loss: ``stage, step, loss`` as the study's ``loss`` table; nats per token.
         dark: draw on dark ground.
     """
     group = [loss.stage, (loss.step // AVERAGED).rename("part")]
@@ -286,7 +286,7 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
         [SeriesStyle(stage, TITLES[stage], color, marker="") for stage, color in colors.items()],
         by="stage",
         x="step",
-        ylabel="nats a token",
+        ylabel="nats per token",
         ylim=None,
         dark=dark,
     )
@@ -296,7 +296,7 @@ def loss_curves(loss: pd.DataFrame, dark: bool = False) -> NotebookFigure:
 
 SECTION = Section(
     "stages",
-    "the model as it is, and after each training, measured alike",
+    "the model before and after each training, measured in the same way",
     batches,
     measure,
     conclude,

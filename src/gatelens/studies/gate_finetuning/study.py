@@ -76,7 +76,7 @@ class GateFinetuningOptions(StudyOptions):
     ] = None
     measured: Annotated[
         dict[str, Any] | None,
-        Field(description="Further arguments of the narrow-gate study, the same in all its runs."),
+        Field(description="Further arguments for all narrow-gate runs of this study."),
     ] = None
 
     def inner(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
 def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:
     gate, image = paths_of(rows)
     flips = "" if stage["flips"] is None else f"; another picture’s gate turns {percent(stage['flips'])}"
-    ended = "" if stage["loss"] is None else f"training ended at {stage['loss']:.3f} nats a token. "
+    ended = "" if stage["loss"] is None else f"training ended at {stage['loss']:.3f} nats per token. "
     name = stage["name"]
     return {
         "kind": TITLES[name],

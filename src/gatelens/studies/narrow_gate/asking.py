@@ -1,4 +1,4 @@
-"""How the study asks: which prompts become a user's turn of a chat, and how often the random rows are drawn anew."""
+"""How the study asks: which prompts become a user's turn of a chat, and how often the random rows are redrawn."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def check_repeats(repeats: Repeats) -> Repeats:
         return repeats
     for name, n in repeats.items():
         if name not in KINDS:
-            raise DataError(f"random_repeats has {name!r}, which is no kind of task; use {', '.join(KINDS)}")
+            raise DataError(
+                f"random_repeats has {name!r}, which is not a kind of task; use {', '.join(KINDS)}"
+            )
         _check_number(f"random_repeats of {name!r}", n)
     return {name: repeats.get(name, REPEATS) for name in KINDS}
 

@@ -1,4 +1,4 @@
-"""What is answered rightly without the picture: the floor of a task of questions.
+"""What is answered correctly without the picture: the floor of a task of questions.
 
 A blind guesser knows the question. “What color is the shape behind the fox?” has the answers that foxes have in this
 data, so the best constant answer to all questions of a kind is too low a floor. The guesser gives each question the

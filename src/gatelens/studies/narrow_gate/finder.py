@@ -101,7 +101,7 @@ def _text(result: SearchResult) -> str:
     """What was found, and how sure its size is."""
     said, settings = result.verdict, result.settings
     one = result.smallest
-    opening = f"of {len(result.places)} positions, ranked by what they do and not by name,"
+    opening = f"of {len(result.places)} positions, ranked by their effect and not by name,"
     number = f"{'at most ' if one['size'] != 1 else ''}{one['size']} [{one['low']}, {one['high']}]"
     size = number if one["size"] else "more than were cut"
     bound = how_sure(one)
@@ -124,7 +124,7 @@ def _text(result: SearchResult) -> str:
 def page(run: Run) -> list[Card]:
     """Figures and table of the search."""
     result = search_of(run)
-    return search_cards(result, NAME, "Every position, ranked by what it does") if result else []
+    return search_cards(result, NAME, "Every position, ranked by its effect") if result else []
 
 
 def compared(run: Run) -> pd.DataFrame:

@@ -35,7 +35,7 @@ from gatelens.studies.section import Batch, Measured, Section, Setup, Tables
 
 CAPTION = (
     "A short bar means that the cut tokens carried the picture to the text. Whiskers: 95 % interval over examples. "
-    "Dashed: what is right without the picture. The last row is a control that cuts every path at once."
+    "Dashed: accuracy without the picture. The last row is a control that cuts every path at once."
 )
 SHOWN = {"vqa": 3, "class": 2, "caption": 3}  # example pictures in the report, the first drawn of each task
 

@@ -87,7 +87,7 @@ class MeaningOptions(Options):
     k: Annotated[AtLeastOne, Field(description="Nearest neighbours.")] = 30
     folds: Annotated[AtLeastTwo, Field(description="Folds of the probe's cross-validation.")] = 5
     layers: Annotated[Count, Field(description="Layers that are probed.")] = 5
-    extra: Annotated[Count, Field(description="Places that stand out in attention, looked at as well.")] = 2
+    extra: Annotated[Count, Field(description="Also probe places that stand out in attention.")] = 2
 
 
 @dataclass(frozen=True)

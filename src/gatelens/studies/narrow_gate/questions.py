@@ -72,7 +72,7 @@ class QuestionsOptions(Options):
     """Further questions, and what tells their kinds."""
 
     n: Annotated[Examples, Field(description="Further questions, at most.")] = 600
-    n_per_kind: Annotated[Examples, Field(description="Questions of each kind that are wanted.")] = 100
+    n_per_kind: Annotated[Examples, Field(description="Questions wanted of each kind.")] = 100
     by: Annotated[
         str | None,
         Says("a name, or null"),
@@ -93,7 +93,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
     study, hows = setup.options, kinds_of_knockout(setup.options.how)
     rows = [row for row in table_rows(1, 1) if row.name in ROWS]
     if not any(kind_of(e, options.by) for _, drawn in setup.examples("vqa") for e in drawn):
-        raise Absent("the data name no kinds of questions")
+        raise Absent("the data do not name kinds of questions")
     work: list[Batch] = []
     left = options.n
     for task, drawn in setup.examples("vqa"):
@@ -255,7 +255,7 @@ def caption(shares: pd.DataFrame) -> str:
 
 
 def shares_table(table: pd.DataFrame, shares: pd.DataFrame, title: str = "") -> Table:
-    """A row a kind: the scores, the blind guess, what each cut removes, the verdict."""
+    """A row per kind: the scores, the blind guess, what each cut removes, the verdict."""
     heads = ["kind of question", *ROWS, "blind", "gate cut\nremoves", "image cut\nremoves", "verdict"]
     rows: list[list[Cell]] = []
     why = set()
@@ -323,7 +323,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared_values(run: Run) -> pd.DataFrame:
-    """The score of every question; none of a run of before they were kept."""
+    """The score of every question; none of a run made before they were kept."""
     if not run.has("question_scores"):
         return pd.DataFrame(columns=VALUES)
     table = run.table("question_scores")

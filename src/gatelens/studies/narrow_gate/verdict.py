@@ -186,7 +186,7 @@ def verdict(
     if disagree:
         sentence += f" Evidence that does not agree: {', '.join(disagree)}."
     elif decided and not found and sum(e["says"] == overall for e in evidence) > 1:
-        sentence += " Every other piece of evidence that says anything agrees."
+        sentence += " All other conclusive evidence agrees."
     name = (found.name if found else gate) if overall == NARROW else None
     return {
         "verdict": overall,
@@ -270,7 +270,7 @@ def _sentence(overall: str, tasks: pd.DataFrame, gate: str) -> str:
     used = tasks[tasks.verdict != INCONCLUSIVE]
     opening = {
         NARROW: f"The image reaches the text through {gate}.",
-        DISTRIBUTED: f"The text reads the image tokens directly; {gate} is no gate.",
+        DISTRIBUTED: f"The text reads the image tokens directly; {gate} is not a gate.",
         MIXED: "Neither a narrow gate nor direct reading of the image tokens explains all of it.",
     }[overall]
     text = f"{opening} {_removes(used, gate)}"

@@ -59,7 +59,7 @@ METHOD = {
         f"{FEWEST} examples and a picture worth at least {LEAST_ABOVE_FLOOR}."
     ),
     "errors of the verdict": (
-        "From simulated models whose truth is set. A gate that removes exactly half is called narrow in at most 4 of "
+        "From simulated models with a known truth. A gate that removes exactly half is called narrow in at most 4 of "
         "100 studies. One that removes 70 % (image tokens 10 %) is found in 41 of 100 with 24 examples. With 50 it "
         "is found in 62, with 200 in all. Paths that are both needed, or each enough, are never called narrow or "
         "distributed. Of small models with a planted answer, none of "

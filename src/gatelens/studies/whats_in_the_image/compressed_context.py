@@ -35,7 +35,7 @@ TRADE_OFF = (
     "the description attended to most. Questions are answered from what is kept. Query only keeps no image token."
 )
 MME = (
-    "ACC: questions answered rightly. ACC+: pictures with both questions answered rightly. Means over the subsets "
+    "ACC: questions answered correctly. ACC+: pictures with both questions answered correctly. Means over the subsets "
     "asked. "
     "Chance is 50 and 25."
 )

@@ -1,6 +1,6 @@
 """The knockout configurations of Kaduri et al. (arXiv 2411.17491): who loses sight of the image, and in which layers.
 
-The paper's *query tokens* are all tokens of the prompt that are no image token, the system prompt and the markers
+The paper's *query tokens* are all tokens of the prompt that are not image tokens, the system prompt and the markers
 around the image among them. *Generated* rows are those at generated positions: the row that writes the first new
 token is the prompt's last one, so that this token still sees the image (``first_token="sees"``, what the paper's
 code does) unless it is asked to lose it as well (``"blocked"``).

@@ -42,9 +42,9 @@ TOKEN_TYPES = "token_types"  # figure and card
 SHOWN = 6  # pictures in the report, the first drawn
 PROMPT_KINDS = ("query", "system", "markers")  # the paper's query tokens: the prompt without the image
 VISIBLE = 0.005  # a part of the query tokens has a curve of its own where it gets more attention than this
-EVEN = "if every position were looked at alike"
+EVEN = "if attention were uniform"
 # what two runs are compared in
-LOOKED, HIT = "attention of generated tokens", "words that look hardest at their object"
+LOOKED, HIT = "attention of generated tokens", "words that attend most to their object"
 BANDS = ["first", "last"]  # layers of a band, both included
 
 LOOKING = (
@@ -215,7 +215,7 @@ def evidence(run: Run) -> list[Evidence]:
         peak = int(image.share.idxmax())
         text = (
             f"generated tokens give the image {percent(image.share.mean())} of their attention on average over layers "
-            f"({percent(image.even.mean())} if every position were looked at alike), most in layer {peak} "
+            f"({percent(image.even.mean())} if attention were uniform), most in layer {peak} "
             f"({percent(image.share.max())}). Attention shows where text looks, not what it uses"
         )
         even = percent(image.even.mean())

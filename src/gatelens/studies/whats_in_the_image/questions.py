@@ -27,7 +27,7 @@ def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
         seed: draws them.
 
     Raises:
-        DataError: an example that is no question about one picture.
+        DataError: an example that is not a question about one picture.
     """
     task = next((t for t in data.tasks if kind(t) == "vqa"), None)
     if task is None or n == 0:
@@ -44,7 +44,7 @@ def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
 
 
 def are_paired(examples: Sequence[Example]) -> bool:
-    """Whether these are MME's questions, two a picture."""
+    """Whether these are MME's questions, two per picture."""
     return bool(examples) and all("category" in e.meta and "pair" in e.meta for e in examples)
 
 
@@ -72,7 +72,7 @@ def by_picture(examples: Iterable[Example]) -> list[list[Example]]:
     groups: dict[str, list[Example]] = {}
     for e in examples:
         if e.image is None or not e.answers or e.prompt.count("<image>") != 1:
-            raise DataError(f"example {e.id!r} is no question about one picture: give vqa examples")
+            raise DataError(f"example {e.id!r} is not a question about one picture: give vqa examples")
         key = e.meta.get("scene") or hashlib.sha256(e.image.tobytes()).hexdigest()
         groups.setdefault(key, []).append(e)
     return list(groups.values())

@@ -95,7 +95,7 @@ class WhatsInTheImageOptions(StudyOptions):
     judge: Annotated[
         str | Judge | CachedJudge,
         Field(
-            description="Who finds the objects: offline (a list of words), llm (GATELENS_JUDGE_URL, _MODEL, _KEY) or a "
+            description="What finds objects: offline (a list of words), llm (GATELENS_JUDGE_URL, _MODEL, _KEY) or a "
             "judge of your own."
         ),
     ] = "offline"
@@ -126,7 +126,7 @@ class WhatsInTheImageOptions(StudyOptions):
         for share in shares:
             if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(
-                    f"keep={share!r} is no share of the image tokens; give numbers between 0 and 1, such as 0.05"
+                    f"keep={share!r} is not a share of the image tokens; give numbers between 0 and 1, such as 0.05"
                 )
         return shares
 

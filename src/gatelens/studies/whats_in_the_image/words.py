@@ -38,7 +38,7 @@ class Descriptions:
 
     Attributes:
         tokens: the prompts'.
-        texts: one a prompt.
+        texts: one per prompt.
         ids: new tokens up to the end of sequence.
         words: of each description.
         attention: of the rows that wrote each token, on the image tokens.

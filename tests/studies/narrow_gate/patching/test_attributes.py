@@ -56,7 +56,7 @@ def test_depths_by_hand() -> None:
     ]
     pairs = pd.DataFrame(rows, columns=["attribute", "layer", "pair", "both_right", "success"])
     table = summarise_attributes(pairs, 100, 0)
-    assert table[table.attribute == "side"].n.tolist() == [10] * 3  # two pairs were not answered rightly
+    assert table[table.attribute == "side"].n.tolist() == [10] * 3  # two pairs were not answered correctly
     found = depths(table).set_index("attribute")
     assert found.loc["class", ["layer", "mean", "first", "last"]].tolist() == [1, 0.9, 1, 1]
     assert found.loc["side", ["layer", "first", "last"]].tolist() == [-1, -1, -1]  # 2 of 10 are as good as 1

@@ -115,7 +115,7 @@ def test_evidence(once: Any, best: Any, at_last: float, n: int, n_fit: int, says
 def test_evidence_says_what_is_missing() -> None:
     """No random push is not the same as no right answer."""
     columns = ["pair", "layer", "dose", "direction", "measure", "mean", "low", "high", "n"]
-    for n, text in ((50, "without a random direction"), (7, "only 7 pictures are answered rightly")):
+    for n, text in ((50, "without a random direction"), (7, "only 7 pictures are answered correctly")):
         run = run_of((0.7, 0.9), (0.7, 0.9), 0.9, n, 15)
         rows = [("all", 1, 0.0, "none", "success", 0.0, 0.0, 0.0, n)]
         run.save("steering", pd.DataFrame(rows, columns=columns))
@@ -139,7 +139,7 @@ class Answered(TinyData):
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Any]:
         examples = super().examples(task, limit, seed)
-        if task == "vqa":  # an answer that is no class: colours are classes here
+        if task == "vqa":  # an answer that is not a class: colours are classes here
             return [SimpleNamespace(**{**vars(e), "answers": ("yes",)}) for e in examples]
         if task != "class":
             return examples
@@ -226,7 +226,7 @@ def test_absent_without_what_it_needs(tiny_llava: Any) -> None:
             steer_alone(tiny_llava, data)
     with pytest.raises(Absent, match="two classes"):
         steer_alone(tiny_llava, TinyData(n=24), n=0)
-    bare = steer_alone(tiny_llava, TinyData(n=24, tasks=("class",)))  # nothing answered rightly
+    bare = steer_alone(tiny_llava, TinyData(n=24, tasks=("class",)))  # nothing answered correctly
     assert bare.has("steering") and [e["says"] for e in evidence(bare)] == ["inconclusive"]
     with pytest.raises(DataError, match="'lion'"):
         steer_alone(tiny_llava, TinyData(n=24), pairs="lion-dog")

@@ -101,7 +101,7 @@ def measure(model: HookedVLM, batch: Shares) -> Tables:
         with share.looking(inputs.tokens, QUERIES) as see:
             look(model, inputs, QUERIES, see)
     each, ids = share.groups_by_example(), [e.id for _, part in batch.parts for e in part]
-    # single precision: a number an example, layer and group is most of what a run keeps of this section
+    # single precision: a number per example, layer and group is most of what a run keeps of this section
     each = each.assign(id=[ids[i] for i in each.example], share=each.share.astype("float32"))
     return {
         "shares": with_places(share.table(), places),

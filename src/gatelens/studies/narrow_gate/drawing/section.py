@@ -45,7 +45,7 @@ from gatelens.studies.section import VALUES, Absent, Batch, Measured, Section, S
 
 DRAWING, BOTH = "last | generated", "(query | last | generated) - gate"
 TEXT = "text - gate"
-# the marker that begins the drawing is no part of the picture
+# the marker that begins the drawing is not part of the picture
 IMAGE_SIDE = "(boi | image | row_break) - last"
 EVERYTHING = f"gate | {IMAGE_SIDE}"
 BATCH = 64
@@ -114,7 +114,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 
 
 def measure(model: HookedVLM, batch: ColorMeans | Draw) -> Tables:
-    """``means``: ``color, mean``; or ``drawings``: a line a case, with what pixels and model say of it."""
+    """``means``: ``color, mean``; or ``drawings``: a line per case, with what pixels and model say of it."""
     if isinstance(batch, ColorMeans):
         means = color_means(model, batch.pictures, middle_layer(model), batch.size)
         rows = [(color, mean.tolist()) for color, mean in means.items()]
@@ -161,7 +161,7 @@ def gate_edit(model: HookedVLM, batch: Draw) -> list[Intervention]:
 
 
 def draw_row(model: HookedVLM, batch: Draw) -> pd.DataFrame:
-    """The drawings of one row: one line a case, with what pixels and model say of it."""
+    """The drawings of one row: one line per case, with what pixels and model say of it."""
     cases, row = batch.cases, batch.row
     edit = gate_edit(model, batch) if row in (OTHER_GATE, STEERED, RANDOM) else []
     if row == NO_PICTURE:

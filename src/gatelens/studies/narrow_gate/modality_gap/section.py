@@ -232,7 +232,7 @@ def _caption(table: pd.DataFrame) -> str:
     part = table[table.pair == "image-text"].set_index("layer")
     top = part["median"].idxmax()
     return (
-        f"How alike image and text tokens are: {int(part.n.iloc[0]):,} pairs a layer, all with their quartiles. The "
+        f"How alike image and text tokens are: {int(part.n.iloc[0]):,} pairs per layer, all with their quartiles. The "
         f"median |cos| is highest in layer {int(top)} ({part['median'].max():.2f}). The verdict ignores it: where "
         "tokens lie does not show which path is used."
     )
@@ -253,7 +253,7 @@ def _clusters_caption(table: pd.DataFrame) -> str:
 
 
 UNPAIRED = {
-    "median |cos|": "a median over pairs of tokens is no mean over examples",
+    "median |cos|": "a median over pairs of tokens is not a mean over examples",
     "homogeneity of clusters": "clusters are made of the tokens of all examples at once",
 }
 
@@ -274,7 +274,7 @@ def compared(run: Run) -> pd.DataFrame:
 
 SECTION = Section(
     "modality_gap",
-    "how far image tokens stand from text tokens, by layer",
+    "how far image tokens are from text tokens, by layer",
     batches,
     measure,
     conclude,

@@ -17,7 +17,7 @@ from gatelens.studies.narrow_gate.patching.attributes import styles
 
 ANY = "any"  # in a table of classes: all of them together
 DEPTH_CAPTION = (
-    "The same by what is asked, for pairs that differ in it and are answered rightly unpatched. A curve rises where "
+    "The same by what is asked, for pairs that differ in it and are answered correctly unpatched. A curve rises where "
     "the gate has read it, and falls where the text no longer reads it there. Bands: 95 % intervals over pairs."
 )
 FEWEST_A_CELL = 10  # pairs of pictures of two classes, to colour a cell by them

@@ -161,7 +161,7 @@ def patch_layers(
     every: int | None = None,
     sites: Sequence[str] = (SITE, INPUT),
 ) -> pd.DataFrame:
-    """One row a pair, site and layer; layer −1 is the base run with nothing patched.
+    """One row per pair, site and layer; layer −1 is the base run with nothing patched.
 
     ``site``: ``resid_pre`` of that layer alone, or ``attn_in`` of that layer and all after it. ``base, target``
     overlaps Σ min(p, q) with the clean runs; ``flippable``: the clean predictions differ; ``flipped``: the patched

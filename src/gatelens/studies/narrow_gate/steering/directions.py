@@ -99,10 +99,10 @@ def fit(
     size: int,
     labels: Labels,
 ) -> pd.DataFrame:
-    """One row a pair, place and layer: the direction, and what adding it once does to the fitting half itself.
+    """One row per pair, place and layer: the direction, and what adding it once does to the fitting half itself.
 
     Columns ``place (gate | last), base, target, layer, direction (list of d_model numbers), success, probability,
-    n, n_fit``: over the ``n`` base pictures answered rightly, the share that becomes the target's class, and the mean
+    n, n_fit``: over the ``n`` base pictures answered correctly, the share that becomes the target's class, and the mean
     probability of the target's label; ``n_fit`` pictures of the rarer class made the direction.
     """
     names = sorted({name for pair in pairs for name in pair})
@@ -137,7 +137,7 @@ def fit(
 
 
 def push(direction: Tensor, layer: int, dose: float, place: str = "gate") -> Intervention:
-    """Add ``dose`` times the direction (one an example, or one for all) to the residual stream of one layer."""
+    """Add ``dose`` times the direction (one per example, or one for all) to the residual stream of one layer."""
     return steer(direction, at=place, site="resid_pre", layers=[layer], scale=dose)
 
 

@@ -42,7 +42,7 @@ WORDS = {
         "of the pictures gives it and the layer; the other half is steered. Dose 2 is twice the difference. Random: a "
         "random direction of the same length. Another pair: that of two other classes, brought to this length."
     ),
-    HEADS[SUCCESS]: "The prediction is the target class, over pictures answered rightly when unsteered.",
+    HEADS[SUCCESS]: "The prediction is the target class, over pictures answered correctly when unsteered.",
     HEADS[CAPTION_KEPT]: (
         "F1 of the words of the steered and the unsteered caption. The two classes’ names and words in nine captions "
         "of ten are left out."
@@ -60,7 +60,7 @@ WORDS = {
 def cards(run: Run) -> list[Card]:
     """Dose curve, table of doses, and captions."""
     table, layers = run.table("steering"), run.table("steering_layers")
-    if table.empty:  # no picture was answered rightly, and nothing else was asked
+    if table.empty:  # no picture was answered correctly, and nothing else was asked
         return []
     caption = (
         "Left: dose 1 on the pictures the direction comes from; the ring marks the layer chosen. Right: on the others. "

@@ -91,7 +91,7 @@ def doses_of(asked: str | Sequence[float]) -> list[float]:
     """The doses asked for, and 1 in any case, ascending.
 
     Raises:
-        ValueError: a dose that is no number above 0.
+        ValueError: a dose that is not a number above 0.
     """
     try:
         given = [float(x) for x in (asked.split(",") if isinstance(asked, str) else asked)]
@@ -329,7 +329,7 @@ def evidence(run: Run) -> list[Evidence]:
     if above.empty or n < FEWEST:
         text = "without a random direction there is nothing to compare with"
         if n < FEWEST:
-            text = f"only {n} pictures are answered rightly unsteered, at least {FEWEST} are needed"
+            text = f"only {n} pictures are answered correctly unsteered, at least {FEWEST} are needed"
         return [{"kind": kind, "says": INCONCLUSIVE, "text": text, "line": text}]
     once, best = above.loc[1.0], above.loc[above["mean"].idxmax()]
     at_last = table[(table.direction == REFERENCE) & (table.measure == SUCCESS)]["mean"].iloc[0]

@@ -79,7 +79,7 @@ def summarise(
 ) -> pd.DataFrame:
     """The table of the section: ``pair, layer, dose, direction, measure, mean, low, high, n``.
 
-    Captions and questions may be empty. Measures of the class answer are over pictures answered rightly when
+    Captions and questions may be empty. Measures of the class answer are over pictures answered correctly when
     unsteered: ``success`` (the prediction is the target class), ``base kept``, ``elsewhere`` (probability on neither
     class), ``success above random`` (paired differences with the mean of the random directions). Repeats are averaged
     within a picture first.
