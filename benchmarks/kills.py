@@ -201,7 +201,7 @@ def wrong_end(number: signal.Signals, code: int, said: str, run: Path) -> list[s
     """What is wrong with how a signalled command ended."""
     if code not in (CODES[number], -number):  # the signal may come before the command listens
         return [f"{number.name}: exit code {code}: {said.strip()[-200:]}"]
-    line = f"gatelens: stopped; the same command goes on where it was, in {run}"
+    line = f"gatelens: stopped; the same command resumes in {run}"
     if code > 0 and said.strip() not in (line, "gatelens: stopped"):
         return [f"{number.name}: {said.strip()[-200:]!r}"]
     return []

@@ -39,6 +39,7 @@ def test_only_who_waits_at_a_terminal_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "transformer_lens", raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # tests of notebooks load it
     monkeypatch.setattr("gatelens.first_import._AFTER", 0.0)
     assert said(capsys) == ""  # stderr is a file here
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -2,8 +2,8 @@
 A circuit, by exact runs
 ========================
 
-The smallest set of nodes that carries 80 % of a fact, found by gradients and tested by exact runs
-with everything else corrupted, next to random sets of the same size.
+The smallest set of nodes that carries 80 % of a fact, found by gradients. Exact runs test it with
+everything else corrupted, next to random sets of the same size.
 """
 
 import gatelens as gl

@@ -1,6 +1,6 @@
 """
 From which layer on are image tokens unnecessary?
-==============================================
+=================================================
 
 From a given layer on, no later position sees the image tokens. Where the answer stays, the model
 has already read what it needs.

@@ -1,6 +1,6 @@
 """
 A resumable sweep over a data set
-====================================
+=================================
 
 A sweep over data saves each batch in a folder; the same call resumes where an earlier one stopped.
 The second call here computes nothing. ``workers=2`` or ``ray=`` share the work.

@@ -2,8 +2,8 @@
 Contrastive activation addition
 ===============================
 
-A direction from two sets of pictures, added at the gate: how many answers it changes at each
-dose, next to a random direction of the same length.
+A direction from two sets of pictures is added at the gate. The curve shows how many answers it
+changes at each dose, next to a random direction of the same length.
 """
 
 import gatelens as gl

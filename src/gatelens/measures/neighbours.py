@@ -62,7 +62,7 @@ def check_one_each(
 ) -> None:
     """Refuse labels that are not one per point."""
     if labels.shape != x.shape[:1]:
-        raise DataError(f"{who}: {len(x)} {each}s but {what} {tuple(labels.shape)}; give one a {each}")
+        raise DataError(f"{who}: {len(x)} {each}s but {what} {tuple(labels.shape)}; give one per {each}")
 
 
 def nearest(
