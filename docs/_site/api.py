@@ -195,7 +195,12 @@ def page(key: str, room: Room) -> Iterator[str]:
         "",
         room.about,
         "",
-        *((f".. automodule:: {room.explained_in}", "") if room.explained_in else ()),
+        # names after the module's own documentation are written in full, so it must not stay the current module
+        *(
+            (f".. automodule:: {room.explained_in}", "", ".. py:currentmodule:: None", "")
+            if room.explained_in
+            else ()
+        ),
         ".. list-table::",
         "   :widths: auto",
         "",
