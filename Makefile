@@ -1,7 +1,7 @@
 # make study   install into .venv, run the narrow-gate study on the three organisms, leave reports in runs/
 # make test    install into .venv, lint, types and tests
 # make docs    build the documentation site into site/, scripts and pages run
-# make lint    ruff, codespell and mypy alone
+# make lint    ruff, codespell, proselint and mypy alone
 # make bench   measure everything in benchmarks/, print the table, write benchmarks/README.md
 PYTHON ?= python3
 VENV   ?= .venv
@@ -27,6 +27,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/codespell README.md CHANGELOG.md Makefile pyproject.toml docs src benchmarks
+	$(BIN)/python tests/prose.py
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev

@@ -1,19 +1,19 @@
 """Prose uses the field's words: phrases that a native reader stumbles over are listed here with what to write.
 
-Spelling is codespell's, in ``make lint``.
+Spelling is codespell's and general style proselint's, both in ``make lint``.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import tokenize
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from prose import FILES, ROOT, flagged, prose
+
 PHRASES = {
+    r"(?P<twice>the|an?|of|to|is|are|and|in|it|for|with) (?P=twice)": "the word once",
     r"anew": "again; rebuilt, recomputed, retrained",
     r"(rightly|wrongly)": "correctly, incorrectly",
     r"superfluous": "extra, unnecessary",
@@ -32,34 +32,6 @@ PHRASES = {
     r"(one|two|number|row|line|nats) a (prompt|row|head|layer|position|token|point|picture|pair|question)": "per",
 }
 STUMBLES = re.compile("|".join(rf"\b(?:{phrase})\b" for phrase in PHRASES), re.IGNORECASE)
-FENCES = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-FILES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
-    *sorted(p for p in (ROOT / "docs").rglob("*") if p.suffix in {".md", ".rst", ".py"}),
-    *sorted((ROOT / "src").rglob("*.py")),
-    *sorted((ROOT / "src").rglob("*.html")),
-]
-
-
-def prose(path: Path) -> str:
-    """The words of a file, line for line: of Python its comments and strings, of Markdown all but code blocks."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return FENCES.sub(lambda block: "\n" * block.group().count("\n"), text)
-    lines = [""] * (text.count("\n") + 2)
-    spoken = (
-        {tokenize.COMMENT, tokenize.STRING, tokenize.FSTRING_MIDDLE}
-        if hasattr(tokenize, "FSTRING_MIDDLE")
-        else {
-            tokenize.COMMENT,
-            tokenize.STRING,
-        }
-    )
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in spoken:
-            for number, line in enumerate(token.string.split("\n"), token.start[0]):
-                lines[number - 1] += " " + line
-    return "\n".join(lines)
 
 
 def stumbles(text: str) -> list[str]:
@@ -83,3 +55,11 @@ def test_a_phrase_is_found_in_prose_and_not_in_code(suffix: str, tmp_path: Path)
     file = tmp_path / f"page{suffix}"
     file.write_text(words[suffix])
     assert stumbles(prose(file)) == ["5: anew"]
+
+
+def test_proselint_flags_prose_and_not_code(tmp_path: Path) -> None:
+    pytest.importorskip("proselint")
+    page = tmp_path / "page.md"
+    page.write_text("`very unique`\n```python\nvery_unique = 'very unique'\n```\nA most unique page.\n")
+    (line,) = flagged([page])
+    assert line.startswith(f"{page}:5: uncomparables")

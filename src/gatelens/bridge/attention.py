@@ -169,7 +169,7 @@ class HookedAttention(StrictAttention):
             if torch.is_grad_enabled() and (key.requires_grad or edited.requires_grad):
                 key = torch.cat([key[:, :, : -query.shape[2]], edited], dim=2)
             else:
-                new.copy_(edited)  # the cache holds this very memory
+                new.copy_(edited)  # the cache holds this memory
         return query, key
 
 

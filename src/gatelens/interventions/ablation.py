@@ -76,7 +76,7 @@ class Ablate(SiteEdit):
         reach = super().reach(tokens, cfg)
         if reach is None or not _is_mean(self.with_) or self.reference is not None:
             return reach
-        return Reach(0, reach.layer)  # the mean is taken over positions of this very run
+        return Reach(0, reach.layer)  # the mean is taken over positions of this run
 
     def start(
         self, activation: Float[Tensor, "batch pos ..."], layer: int, prepared: Any, span: Span

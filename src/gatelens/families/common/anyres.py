@@ -104,7 +104,7 @@ class AnyRes:
         )
         for span, tile, place in zip(down.spans, down.tile.tolist(), down.place.tolist(), strict=True):
             tiles = 1 + tile * n_tiles[1] + across.tile
-            if len(tiles):  # of a very long picture nothing is left but the newlines
+            if len(tiles):  # a long picture may leave only the newlines
                 x0, x1 = across.spans.unbind(-1)
                 boxes = torch.stack([x0, span[0].expand_as(x0), x1, span[1].expand_as(x0)], dim=-1)
                 cells = grid(boxes, len(boxes), size)
