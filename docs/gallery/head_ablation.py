@@ -2,8 +2,8 @@
 Mean-ablate each head
 =====================
 
-Each head is replaced by its mean over the batch at the last token; how much does the correct answer
-lose? One sweep over layers and heads.
+Each head's output at the last token is replaced by its mean over the batch. How much does accuracy
+drop? One sweep over layers and heads.
 """
 
 import matplotlib.pyplot as plt

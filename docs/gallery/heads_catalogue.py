@@ -3,7 +3,7 @@ A catalogue of heads
 ====================
 
 One row per head: how much it attends to the image, and what the answer loses when it is knocked out.
-The table is the place to start when a paper says that few heads do the work.
+Start from this table to test whether a few heads do most of the work.
 """
 
 import gatelens as gl

@@ -2,7 +2,7 @@
 Path patching
 =============
 
-Which heads at the gate reach the values that two later heads read there. Only the path from sender
+Which heads at the gate affect the values that two later heads read there. Only the path from sender
 to receiver changes; everything else keeps its clean activation.
 """
 

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: their options, how a table is drawn, and where a picture goes."""
+"""Shared code of the scripts in this folder: options, figures of tables, and where a figure is saved."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLOURS = ("image", "gate", "third", "neutral", "ink")
 
 
 def options(doc: str, model: str, n: int, data: str = "emoji-scenes") -> argparse.Namespace:
-    """The options of a script: what its documentation says, and defaults that take seconds."""
+    """The options of a script: its docstring as help, and defaults that run in seconds."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=model, help="an organism, a folder or a name of the hub")
     parser.add_argument("--data", default=data, help="a data set's name, or a folder")
-    parser.add_argument("--n", type=int, default=n, help="examples (or pairs) that are drawn")
-    parser.add_argument("--out", type=Path, default=Path("papers"), help="folder of the picture")
+    parser.add_argument("--n", type=int, default=n, help="number of examples (or pairs)")
+    parser.add_argument("--out", type=Path, default=Path("papers"), help="folder for the figure")
     parser.add_argument("--device", help="cuda, mps, cpu")
     parser.add_argument("--dtype", help="bfloat16, float16, float32")
     args = parser.parse_args()

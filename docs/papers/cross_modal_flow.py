@@ -2,15 +2,15 @@
 
 Zhang, Yadav, Han and Shutova, CVPR 2025, arXiv 2411.18620.
 
-The paper asks along which path the picture reaches the answer. On questions that are answered right it takes the
-attention of one group of positions to another away in a window of layers, slides the window from the first layer to
+The paper asks along which path the picture reaches the answer. On questions that are answered correctly it blocks the
+attention of one group of positions to another in a window of layers, slides the window from the first layer to
 the last, and records by how many per cent the probability of the answer changes: image to question, image to last
 position, question to last position. Here the same three paths are cut by ``gl.knockout(how="mask")``, over all
 windows and examples in one sweep. The window is the paper's 9 of 32 layers, as a share of the model's depth.
 
 Left out: the knockouts of single objects' image tokens and of the options of a question, the probability of the
 answer by layer, upper and lower case, and GQA with its six types of question. The question is here all of the text
-after the picture but its last token.
+after the picture except its last token.
 """
 
 from _common import curves, options, save
@@ -47,7 +47,7 @@ table["value"] = 100 * (table.value - before) / before
 means = table.groupby(["path", "layer"], sort=False).value.mean().unstack()
 print(
     means.round(1).to_string(),
-    f"\n% change of the answer's probability, {len(examples)} questions answered right",
+    f"\n% change of the answer's probability, {len(examples)} questions answered correctly",
 )
 save(curves(table, "path", "change of P(answer), %", f"{width} layers cut at a time, around layer"), args)
 worst = means.agg(["idxmin", "min"], axis=1)

@@ -5,11 +5,11 @@ Li, Ye, Feng, Zhong, Ma and Feng, 2025, arXiv 2511.05923.
 The paper asks which tokens, layers and modules carry an object from the picture to the answer. It runs the picture
 clean, runs it with Gaussian noise on its pixels, and in the noisy run restores the clean output of attention, of the
 MLP, or the hidden state, at one group of tokens in one layer; the recovery rate is the share of the lost probability of
-the answer that comes back. Here that is ``gl.patch_map`` over sites, layers and groups of tokens.
+the answer that comes back. Here this is ``gl.patch_map`` over sites, layers and groups of tokens.
 
 Left out: Intermediate Representation Injection, which the paper builds on the result; its questions about objects on
-MS-COCO; and three of its seven groups of tokens, as the prompt here is short. The rate is that of mean probabilities,
-so that pictures which noise hardly changes do not weigh most.
+MS-COCO; and three of its seven groups of tokens, as the prompt here is short. The rate is computed from mean
+probabilities, so that pictures which noise hardly changes do not dominate.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ table = gl.patch_map(model, pairs, "prob", over=("site", "layer", "role"), site=
 means = table.groupby(["site", "role", "layer"], sort=False)[["patched", "clean", "corrupt"]].mean()
 rate = ((means.patched - means.corrupt) / (means.clean - means.corrupt)).unstack().rename(index=SITES)
 rate.index = [f"{site} at {group}" for site, group in rate.index]
-print(rate.round(2).to_string(), f"\nrecovery rate, {len(pairs)} pictures whose object noise takes away")
+print(rate.round(2).to_string(), f"\nrecovery rate, {len(pairs)} pictures whose object the noise hides")
 save(heat(rate.rename_axis("restored").rename_axis("layer", axis=1), "recovery rate", signed=True), args)
 best = {site: rate[rate.index.str.startswith(site)].stack() for site in ("attention", "MLP")}
 said = [
     f"{where} in layer {layer} ({one.max():.2f})" for one in best.values() for where, layer in [one.idxmax()]
 ]
-print("Reading: of single modules most is brought back by", "; ".join(said), end=".\n")
+print("Reading: of single modules, the highest recovery is by", "; ".join(said), end=".\n")

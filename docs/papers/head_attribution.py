@@ -3,14 +3,14 @@
 Kim, Kang, Park, Kim and Hwang, 2025, arXiv 2509.17588.
 
 The paper asks which attention heads bring the picture into the answer. Ablating one head at a time misses heads that
-stand in for each other, so it ablates random subsets of heads, fits a linear model of the answer's logit on which heads
-were there, and takes its coefficients as each head's worth. Here a head is ablated by taking away what it brings from
-image to text, and the heads that three rankings put first are taken away together: the regression, one head at a time,
+back each other up, so it ablates random subsets of heads, fits a linear model of the answer's logit on which heads were
+kept, and takes its coefficients as the importance of each head. Here a head is ablated by removing what it brings from
+image to text, and the heads ranked first are removed together, by three rankings: the regression, one head at a time,
 and attention to the picture.
 
-Left out: baseline keys and values in place of the picture's (here weights are 0 after the softmax, the nearest to it),
-how well few heads alone answer, heads by category of object, and the flow by token. ``gl.heads_table`` has a regression
-of all that a head writes.
+Left out: baseline keys and values in place of the picture's (here weights are set to 0 after the softmax, the closest
+equivalent), how well a few heads alone answer, heads by category of object, and the flow by token. ``gl.heads_table``
+has a regression on everything that a head writes.
 """
 
 import pandas as pd
@@ -54,7 +54,7 @@ for ranking in worth:
     table = logits([order[:count] for count in range(9)]).melt(ignore_index=False)
     tables.append(table.reset_index(names="heads").assign(ranking=ranking))
 table = pd.concat(tables)
-save(curves(table, "ranking", "logit of the object", x="heads", xlabel="heads taken away"), args)
+save(curves(table, "ranking", "logit of the object", x="heads", xlabel="heads removed"), args)
 left = table[table.heads == 4].groupby("ranking", sort=False).value.mean().round(2)
 print(
     f"Reading: the object's logit is {alone[0]:.2f}; without the first four heads of a ranking {left.to_dict()}."

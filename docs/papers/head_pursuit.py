@@ -5,7 +5,7 @@ Basile, Maiorca, Doimo, Locatello and Cazzaniga, NeurIPS 2025, arXiv 2510.21518.
 The paper asks which attention heads write about one concept. The logit lens of a head is one step of matching pursuit
 on one example; the paper takes several steps on many examples at once (simultaneous orthogonal matching pursuit), with
 the unembedding rows of the concept's words as dictionary, and ranks heads by the share of the variance of their output
-that these words explain. Turning the sign of the few best heads removes the concept from what the model writes. Here
+that these words explain. Flipping the sign of a few top heads removes the concept from what the model writes. Here
 the concept is the classes of a data set; the controls are random heads, and questions with other answers.
 
 Left out: captions, toxicity and text-only tasks, enhancing a concept, and dictionaries of the whole vocabulary. The
@@ -29,7 +29,7 @@ atoms = torch.nn.functional.normalize(model.W_U[:, words].T.float(), dim=1)  # [
 
 
 def explained(outputs, steps=8):
-    """The share of the squared norm of Float[example, d_model] that so many atoms explain."""
+    """The share of the squared norm of Float[example, d_model] that this number of atoms explains."""
     rest, chosen = outputs, []
     for _ in range(steps):
         chosen.append(int((rest @ atoms.T).norm(dim=0).argmax()))
@@ -57,7 +57,7 @@ for which, order in {"of the concept": share, "random": share.sample(frac=1, ran
 
 table = pd.concat(tables)
 means = table.groupby(["task", "heads", "count"], sort=False).value.mean().unstack()
-print(means.round(2).to_string(), "\naccuracy with the sign of so many heads turned")
-save(curves(table, "heads", "accuracy", x="count", columns="task", xlabel="heads turned"), args)
+print(means.round(2).to_string(), "\naccuracy by the number of heads negated")
+save(curves(table, "heads", "accuracy", x="count", columns="task", xlabel="heads negated"), args)
 cost = [f"{lost:.2f} on {task} (heads {heads})" for (task, heads), lost in (means[0] - means[3]).items()]
-print("Reading: turning three heads costs in accuracy", ", ".join(cost), end=".\n")
+print("Reading: negating three heads costs in accuracy", ", ".join(cost), end=".\n")

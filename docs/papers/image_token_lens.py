@@ -7,7 +7,7 @@ show. Here the lens is read at every image token of pictures whose object's mask
 say the object is counted on the object and elsewhere.
 
 Left out: the words of other objects and of parts, which the paper reads by hand, and its segmentation map. A token says
-the object where the object's word, as the model itself names it, is among the five likeliest. The paper's ablations are
+the object if the object's word, as the model itself names it, is among the five most likely. The paper's ablations are
 in ``visual_processing.py``.
 """
 

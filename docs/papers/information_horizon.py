@@ -3,14 +3,14 @@
 Wang, Wu, Ni, Yang, Liu, Yang, Wen, He, Tang, Liu and Zhou, CVPR 2026, arXiv 2512.07580.
 
 The paper measures the information of a group of image tokens at a layer as the change of the output probabilities when
-the group is removed from there on. It fades with depth; beyond the "information horizon" no image token matters, and
-pruning at random is as good as any method. Here each sixteenth of the picture (2 × 2 tokens of an organism, as in the
-paper) is removed by ``gl.drop`` from every layer on, and so are half of the image tokens: at random, or those that the
-last position looks at least.
+the group is removed from that layer on. It fades with depth; beyond the "information horizon" no image token matters,
+and pruning at random is as good as any method. Here each sixteenth of the picture (2 × 2 tokens of an organism, as in
+the paper) is removed by ``gl.drop`` from every layer on, and so are half of the image tokens: at random, or those that
+the last position attends to least.
 
 Left out: the benchmarks (OCR has a deeper horizon than general questions), DART and DivPrune, which the paper combines
-with random pruning, and the time saved. The probability is that of the answer's first token. What counts as nothing is
-set here: less than 0.05 of it for the group that matters most.
+with random pruning, and the time saved. The probability is that of the answer's first token. The threshold for "no
+information" is ours: a change of less than 0.05 for the group that matters most.
 """
 
 import pandas as pd
@@ -36,7 +36,7 @@ for example in tqdm(gl.data.load(args.data).examples("vqa", limit=args.n)):
         looked = cache[patterns[layer]][0, :, -1].mean(0).cpu()[image]  # as FastV ranks image tokens
         gone = {f"group {i}": group for i, group in enumerate(groups)}
         gone["half, at random"] = f"random_image:{len(image) // 2}"
-        gone["half, least looked at"] = image[looked.argsort()[: len(image) // 2]]
+        gone["half, least attended"] = image[looked.argsort()[: len(image) // 2]]
         runs |= {f"{name}@{layer}": gl.drop(at, layer) for name, at in gone.items()}
     table = gl.sweep(model, [example], {"removed": runs}, probability, progress=False)
     tables.append(table.assign(value=(table.value - table.value[0]).abs())[1:])

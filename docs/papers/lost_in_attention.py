@@ -5,7 +5,7 @@ Xi, Tian, Yang, Yi, Liang, Hao, Wang and Wang, ICML 2026, arXiv 2605.05668.
 The paper asks what attention adds to the residual stream. It measures that attention mostly rearranges what is there
 while MLPs add new directions, and replaces the learned attention weights by predefined ones, such as Gaussian noise:
 across most benchmarks large models answer as well or better. Here the weights of the text's rows are replaced, in one
-layer at a time or in all of them: by those of Gaussian scores, by an even pattern, or by nothing (a row of zeros).
+layer at a time or in all of them: by those of Gaussian scores, by a uniform pattern, or by nothing (a row of zeros).
 
 Left out: the information-theoretic half (the paper's RID and MixIG). We know the paper by its abstract and summaries
 alone; which layers and rows it replaces, and the scale of its noise (here 1, of scores before the softmax), may differ.

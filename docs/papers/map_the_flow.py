@@ -2,15 +2,15 @@
 
 Kim, Kim and Han, ICLR 2026, arXiv 2510.13251.
 
-The paper asks how a video reaches the answer of a VideoLLM. It knocks attention out in windows of layers along one
-path at a time (frames to later frames, video to question, question to last position), and records how much the
-probability of the answer drops: first frames talk to each other, then video to question, then question to the last
-position. Here a "video" is two pictures of one scene in which a thing has moved, put one after the other as frames,
-and the answer whose probability is followed is the one that the model gives.
+The paper asks how a video reaches the answer of a VideoLLM. It knocks attention out in windows of layers along one path
+at a time (frames to later frames, video to question, question to last position), and records how much the probability
+of the answer drops: information first flows between frames, then from video to question, then from question to the last
+position. Here a "video" is two pictures of one scene in which an object has moved, one after the other as frames, and
+the answer whose probability is recorded is the one that the model gives.
 
-Left out: real videos and VideoLLMs, temporal words and answer options as places of their own, the logit lens of video
-tokens, and running on the few paths that were found. The organisms were trained on one picture at a time, so that no
-talk between frames is to be expected of them.
+Left out: real videos and VideoLLMs, temporal words and answer options as separate places, the logit lens of video
+tokens, and running on only the few effective paths. The organisms were trained on one picture at a time, so no
+flow between frames is expected.
 """
 
 from _common import curves, options, save

@@ -3,14 +3,14 @@
 Ghosh, Babu and Agarwal, CVPR 2026, arXiv 2604.09425.
 
 The paper asks whether image tokens have to go through all layers. Their matrix entropy and the curvature of their path
-soon settle, while those of text tokens go on changing; representations of one layer can then stand in for another's;
-and where the processing of image tokens ends at a depth, one-word answers suffer less than captions. Here entropy is
-computed from the residual stream, and from a layer on the image tokens are held as they are (``gl.patch`` from the same
+soon settle, while those of text tokens keep changing; representations of one layer can then replace another's;
+and when the processing of image tokens stops at some depth, one-word answers suffer less than captions. Here entropy is
+computed from the residual stream, and from a layer on the image tokens are frozen (``gl.patch`` from the same
 run) or removed (``gl.drop``), while questions are answered and captions written.
 
 Left out: intrinsic dimension, curvature, chains of reasoning, and LoRA after truncation. We know the paper by its
-abstract and summaries alone, so both ways to end the processing are shown. The score is the share of the words kept
-that are written when nothing is held or removed; the entropy is divided by its most, the logarithm of the rank.
+abstract and summaries alone, so both ways to stop the processing are shown. The score is the share of the words written
+without either that are kept; the entropy is divided by its maximum, the logarithm of the rank.
 """
 
 import functools
@@ -54,9 +54,13 @@ print(
     "\nentropy leaving each layer",
 )
 means = scores.groupby(["task", "image tokens", "layer"]).value.mean().unstack()
-print(means.round(2).to_string(), "\nshare of the words kept, held or removed from a layer on")
+print(means.round(2).to_string(), "\nshare of the words kept, image tokens held or removed from a layer on")
 save(curves(scores, "image tokens", "words kept", columns="task", xlabel="from layer"), args)
-save(curves(spread, "tokens", "matrix entropy (share of its most)", xlabel="leaving layer"), args, "_entropy")
+save(
+    curves(spread, "tokens", "matrix entropy (share of its maximum)", xlabel="leaving layer"),
+    args,
+    "_entropy",
+)
 said = [f"{share:.0%} of {task} with them {how}" for (task, how), share in means.mean(axis=1).items()]
 print(
     "Reading: where image tokens are no longer processed, these words are kept:", ", ".join(said), end=".\n"

@@ -8,8 +8,8 @@ drown details. Here ``gl.heads_table`` says which positions draw attention and w
 attention of the text to V-sinks, or to the other image tokens, is scaled by 0 or 2 in one layer at a time.
 
 Left out: the trained gates (LSG), which learn such factors, and the benchmarks. We know the paper by its abstract and
-summaries alone; what it calls a V-sink may differ. Here V-sinks are the eighth of the image tokens of the largest norm
-as they enter the language model, whether or not they draw attention, and a row's weights keep their sum.
+summaries alone; its definition of a V-sink may differ. Here V-sinks are the eighth of the image tokens with the largest
+norm as they enter the language model, whether or not they draw attention, and the sum of a row's weights is kept.
 """
 
 import pandas as pd

@@ -3,13 +3,13 @@
 Neo, Ong, Torr, Geva, Krueger and Barez, ICLR 2025, arXiv 2410.07149.
 
 The paper asks whether an object is held in the image tokens that show it. It replaces some image tokens, as they enter
-the language model, by a mean embedding: those on the object, those and their neighbours, those of the largest norm
-("registers"), or as many random ones; and counts how many objects that were named before are no longer named. Here that
+the language model, by a mean embedding: those on the object, those and their neighbours, those with the largest norm
+("registers"), or as many random ones; and counts how many objects that were named before are no longer named. Here this
 is ``gl.ablate`` on pictures whose object's mask is known exactly.
 
 Left out: the integrated-gradients baseline, the yes/no and describe-the-image prompts (here the class is asked for),
 and a mean over other data (here over the image tokens of the pictures at hand). The paper's second experiment, the
-logit lens of image tokens, is in ``image_token_lens.py``; its third, attention knockouts, is like that of
+logit lens of image tokens, is in ``image_token_lens.py``; its third, attention knockouts, is similar to
 ``cross_modal_flow.py``.
 """
 

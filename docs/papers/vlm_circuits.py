@@ -2,11 +2,11 @@
 
 Nikankin, Arad, Gandelsman and Belinkov, 2025, arXiv 2506.09047.
 
-The paper finds the circuits of one task asked of a picture and asked of a text, sees that what they do at the data's
-positions differs, and that image tokens resemble their text only in late layers, too late for later positions to use.
-So it patches the image tokens of a late layer back into an early one and lets the model go on: part of the gap closes.
-Here is that last experiment, back-patching over every pair of layers, by ``gl.patch(source_layer=...)``. The best pair
-is chosen on one half of the questions and judged on the other.
+The paper finds the circuits of one task posed about a picture and about a text. What they do at the data's positions
+differs, and image tokens resemble their text only in late layers, too late for later positions to use. So it patches
+the image tokens of a late layer back into an early one and continues the forward pass: part of the gap closes. Here is
+that last experiment, back-patching over every pair of layers, by ``gl.patch(source_layer=...)``. The best pair is
+chosen on one half of the questions and evaluated on the other.
 
 Left out: the circuits and their overlap (``gl.circuit`` finds circuits), the text form of the tasks, which the
 organisms were not trained on, and windows of several layers. Accuracy is that of the answer's first token among all

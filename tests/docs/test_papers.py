@@ -320,7 +320,7 @@ def test_information_is_what_hiding_tokens_changes(script: Run) -> None:
         after = probability(
             made.model, prompt, example.answers[0], cut(list(made.layers[layer:]), others, gone)
         )
-        found = cell(made.table, removed="half, least looked at", layer=layer, example=example.id)
+        found = cell(made.table, removed="half, least attended", layer=layer, example=example.id)
         assert found == pytest.approx(abs(after - before), abs=1e-4)
 
 

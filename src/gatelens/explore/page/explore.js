@@ -9,7 +9,7 @@ const PATIENCE = 500; // ms after which a newer request no longer waits for the 
 const QUERIES = { text: "text", gate: "gate", image: "image", answer: "answer" };
 const KEYS = { image: "image", gate: "gate", region: "region", outside: "outside", text: "text" };
 const SAID = { text: "text after the gate", gate: "the gate", image: "image tokens", answer: "the positions that write the answer", region: "image tokens in the region", outside: "image tokens outside the region" };
-const HOW = { mask: "mask: −∞ before the softmax; the row’s other weights grow", zero: "zero: 0 after the softmax; the row’s other weights stay" };
+const HOW = { mask: "mask: −∞ before the softmax; the row’s other weights grow", zero: "zero: 0 after the softmax; the row’s other weights stay the same" };
 const SILENT = "the server does not answer: is gatelens explore still running?";
 
 let setup, defaults, state; // what the server said of the model; the state of a new page; the present one

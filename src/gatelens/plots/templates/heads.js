@@ -139,7 +139,7 @@
     const at = state.layer === ALL ? -1 : data.lens.layers.indexOf(data.layers[state.layer]);
     const layer = at < 0 ? data.lens.layers.length - 1 : at, top = data.lens.top, ends = panel.ends;
     const from = cell ? ends[cell - 1] : 0, tokens = ends[cell] - from, start = (layer * ends[ends.length - 1] + from) * top;
-    const said = {};  // by word: how many tokens say it first, and their probabilities; of one token its few likeliest
+    const said = {};  // by word: how many tokens say it first, and their probabilities; for one token its few most likely
     for (let i = start; i < start + tokens * top; i++) {
       const word = said[data.lens.words[panel.lens[i]]] ||= {n: 0, sum: 0};
       word.n += 1;
@@ -147,7 +147,7 @@
     }
     const list = Object.entries(said).sort(([, a], [, b]) => b.n - a.n || b.sum - a.sum);
     const named = list.slice(0, 6).map(([word, {n, sum}]) => "“" + word + "” " + (n > 1 ? n + " times, mean " : "") + percent(sum / n));
-    return " Its lens at layer " + data.lens.layers[layer] + (tokens > 1 ? ", likeliest of " + tokens + " tokens: " : ": ") +
+    return " Its lens at layer " + data.lens.layers[layer] + (tokens > 1 ? ", most likely of " + tokens + " tokens: " : ": ") +
       named.join(tokens > 1 ? "; " : ", ") + (list.length > 6 ? "; …" : "") + ".";
   }
 

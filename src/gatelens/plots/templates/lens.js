@@ -1,4 +1,4 @@
-// The likeliest token of each image token at a layer, written on the picture; the list of a patch at all layers.
+// The most likely token of each image token at a layer, written on the picture; the list of a patch at all layers.
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -81,7 +81,7 @@
     find(".said").textContent = where + ", " + layerName() + ": “" +
       (isTarget() ? data.targets[k] + "” is token number " + (rank[at] + 1) : data.words[ids[at]] + "”") + ", " + percent(chance[at]) + ".";
     const head = make("tr");
-    head.append(make("th", "", "layer"), ...tops.map((_, i) => make("th", "", i ? String(i + 1) : "likeliest")),
+    head.append(make("th", "", "layer"), ...tops.map((_, i) => make("th", "", i ? String(i + 1) : "most likely")),
       ...targets.map((t) => make("th", "", "rank of " + data.targets[t])));
     head.querySelectorAll("th").forEach((th) => th.setAttribute("scope", "col"));
     find(".list thead").replaceChildren(head);
