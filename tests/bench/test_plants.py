@@ -12,6 +12,7 @@ import torch
 
 import gatelens as gl
 from gatelens.bench import KINDS, Plant, Refused, check, declare, make, plant
+from gatelens.bench.checks import kind_of, numbers_of
 from gatelens.bench.declared import HARD, PLAIN, Slot
 from gatelens.bench.pictures import joint_value
 from gatelens.bench.truth import tensors
@@ -197,3 +198,9 @@ def test_numbers_name_kinds_in_turn_and_a_kind_can_be_asked_for() -> None:
     assert (one.declared.kind, one.declared.family, one.questions[0].selector) == ("eoi", "chameleon", "eoi")
     with pytest.raises(gl.errors.InputError, match=r"kind='eio': give gate, .* did you mean 'eoi'"):
         plant("dev", 0, kind="eio")
+    numbers = numbers_of(["blind", "eoi"], 5)
+    assert numbers == [6, 14, 16, 24, 38] and [kind_of(n) for n in numbers] == ["blind"] * 2 + ["eoi"] * 2 + [
+        "blind"
+    ]
+    with pytest.raises(gl.errors.InputError, match=r"kind='eio': give gate, .* did you mean 'eoi'"):
+        numbers_of(["gate", "eio"], 1)

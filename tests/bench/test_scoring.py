@@ -72,6 +72,8 @@ def test_known_methods_get_known_scores_and_a_run_goes_on(tmp_path: Path) -> Non
     assert cases.loc[("constant", "blind")].false_gate == 1
     text = str(result)
     assert text.startswith("2 plants of split given, 2 questions") and "oracle" in text and "blind" in text
+    # by Wilson's formula: z² / (n + z²)
+    assert text.endswith("oracle: 0 of 1, 0.0 % [0.0, 79.3]\nconstant: 1 of 1, 100.0 % [20.7, 100.0]")
     rule = result.tuned()[
         "constant"
     ]  # a floor above 1 takes nothing, which is right on one of the two plants
@@ -163,7 +165,7 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         (["--baseline", "attention"], "--baseline 'attention': there are attention_share"),
         ([], "there is no method"),
         (["--baseline", "all", "--split", "heldout", "--tune"], "rules are tuned on dev"),
-        (["--baseline", "all", "--organism", "all", "--tune"], "--organism with --tune or --split"),
+        (["--baseline", "all", "--organism", "all", "--tune"], "--organism with --tune, --kind or --split"),
         (["--baseline", "all", "--organism", "open/gate-at-text"], "did you mean 'open/gate-at-text-0'?"),
     ):
         assert main(["bench", *arguments]) == 2

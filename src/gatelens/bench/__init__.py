@@ -13,7 +13,7 @@ field, ``rules`` make sets of their scores, and ``results`` are the page and fig
 """
 
 from gatelens.bench.cases import Case, Method, MethodError, Prediction, Rule, Task
-from gatelens.bench.checks import Refused, check, measure, plant
+from gatelens.bench.checks import Refused, check, measure, numbers_of, plant
 from gatelens.bench.declared import KINDS, Declared, declare
 from gatelens.bench.methods import METHODS
 from gatelens.bench.plants import Plant, Question, make
@@ -39,6 +39,7 @@ __all__ = [
     "declare",
     "make",
     "measure",
+    "numbers_of",
     "plant",
     "read_rules",
     "score",

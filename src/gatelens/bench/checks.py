@@ -7,8 +7,8 @@ from another picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count, product
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice, product
 from typing import TypeAlias
 
 import numpy as np
@@ -190,6 +190,30 @@ def check(plant: Plant) -> pd.DataFrame:
     return table
 
 
+def kind_of(number: int) -> str:
+    """The kind of the plant of a number: see :func:`plant`."""
+    turn, place = divmod(number, len(PLAIN))
+    return KINDS[turn // len(CLASSES) % 2 * len(PLAIN) + place]
+
+
+def numbers_of(kinds: Sequence[str], n: int) -> list[int]:
+    """The first ``n`` numbers whose plants are of some kinds.
+
+    Raises:
+        InputError: no such kind, or none given.
+    """
+    if not kinds:
+        raise InputError("kinds=[]: give at least one")
+    for kind in kinds:
+        _check_known("kind", kind, KINDS)
+    return list(islice((number for number in count() if kind_of(number) in kinds), n))
+
+
+def _check_known(name: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(f"{name}={shown(given)}: give {', '.join(known)}{did_you_mean(str(given), known)}")
+
+
 def plant(
     split: str, number: int, n: int = N_PICTURES, *, kind: str | None = None, family: str | None = None
 ) -> Plant:
@@ -210,13 +234,10 @@ def plant(
     whole = whole_number(number)
     if whole is None or whole < 0:
         raise InputError(f"plant number {shown(number)}: give a whole number, 0 or more")
-    turn, place = divmod(whole, len(PLAIN))
-    for name, given, known in (("kind", kind, KINDS), ("family", family, CLASSES)):
-        if given is not None and given not in known:
-            raise InputError(
-                f"{name}={shown(given)}: give {', '.join(known)}{did_you_mean(str(given), known)}"
-            )
-    kind, family = kind or KINDS[turn // 2 % 2 * len(PLAIN) + place], family or CLASSES[turn % 2]
+    kind = kind_of(whole) if kind is None else kind
+    family = CLASSES[whole // len(PLAIN) % len(CLASSES)] if family is None else family
+    _check_known("kind", kind, KINDS)
+    _check_known("family", family, CLASSES)
     for attempt in count():
         rng = np.random.default_rng([SPLITS[split], whole, attempt])
         made = make(declare(rng, kind, family), f"{split} {whole} {kind}", int(rng.integers(2**31)), n)

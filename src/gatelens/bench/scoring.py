@@ -35,7 +35,7 @@ from gatelens.bench.declared import KINDS
 from gatelens.errors import DataError, InputError, shown, whole_number
 from gatelens.executors import executing
 from gatelens.identity import content_fingerprint
-from gatelens.measures.stats import SHARE, summary
+from gatelens.measures.stats import SHARE, summary, wilson_interval
 from gatelens.model import HookedVLM
 from gatelens.units import Done, Unit, measured, numbered, opened
 
@@ -113,10 +113,28 @@ class BenchResult:
         columns = [name for name in (*SHARES, *AMOUNTS) if name in table]
         return table.reindex(index=list(dict.fromkeys(part.method)), columns=columns).fillna("")
 
+    def false_gates(self) -> str:
+        """A line a method: of how many questions without a carrier it gives a set, with a 95 % (Wilson) interval."""
+        part = self.cases.dropna(subset="false_gate").groupby("method", sort=False).false_gate
+        lines = []
+        for method, given in part:
+            wrong = int(given.sum())
+            low, high = wilson_interval(wrong, len(given))
+            rate = f"{100 * given.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            lines.append(f"{method}: {wrong} of {len(given)}, {rate}")
+        return "\n".join(lines)
+
     def __str__(self) -> str:
         cases = self.found.drop_duplicates(["plant", "question"])
-        head = f"{cases['plant'].nunique()} plants of split {self.split}, {len(cases)} questions"
-        return f"{head}\n\n{self.overview().to_string()}\n\nF1 of the set by kind\n{self.wide().to_string()}"
+        parts = [
+            f"{cases['plant'].nunique()} plants of split {self.split}, {len(cases)} questions",
+            self.overview().to_string(),
+            f"F1 of the set by kind\n{self.wide().to_string()}",
+        ]
+        false_gates = self.false_gates()
+        if false_gates:
+            parts.append(f"A set given where nothing carries\n{false_gates}")
+        return "\n\n".join(parts)
 
     __repr__ = __str__
 
