@@ -45,7 +45,7 @@ def test_every_name_is_there_once(package: str) -> None:
         (
             "measures",
             "concentration",
-            "Carriers greedy_order label_information naming_p_value share_removed smallest_carrying",
+            "Carriers label_information naming_p_value share_removed smallest_carrying",
         ),
     ],
 )

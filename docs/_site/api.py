@@ -5,10 +5,13 @@ The public names are those of ``gatelens/__init__.pyi`` and, of the modules amon
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -111,10 +114,16 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first sentence of its docstring; of a constant nothing is known."""
-        if not (inspect.isclass(self.value) or inspect.isfunction(self.value)):
-            return ""
-        return (inspect.getdoc(self.value) or "").split("\n\n")[0].replace("\n", " ")
+        """The first paragraph of what is said of it."""
+        return self.doc.split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def doc(self) -> str:
+        """Its docstring; of a constant, the string below it."""
+        if inspect.isclass(self.value) or inspect.isroutine(self.value):
+            return inspect.getdoc(self.value) or ""
+        room, name = self.name.split(".")[1:]
+        return constant_doc(getattr(gatelens, room), name)
 
     def lines(self) -> Iterator[str]:
         """The directive that documents it; of a class with the members that gatelens defines."""
@@ -129,6 +138,7 @@ class Entry:
             yield f".. py:data:: {self.name}"
             names = list(self.value) if isinstance(self.value, dict | tuple | frozenset) else []
             yield f"   :value: {', '.join(map(repr, names)) if names else str(self.value).replace('typing.', '')}"
+            yield from ("", *(f"   {line}" for line in self.doc.splitlines()))
 
 
 def own_members(cls: type) -> list[str]:
@@ -143,6 +153,19 @@ def own_members(cls: type) -> list[str]:
     return [
         name for name in found if not (inspect.getdoc(getattr(cls, name)) or "Refused").startswith("Refused")
     ]
+
+
+def constant_doc(module: ModuleType, name: str) -> str:
+    """The string below a constant, in the module that makes it, where autodoc looks only for names it offers."""
+    body = ast.parse(inspect.getsource(module)).body
+    for node, below in pairwise([*body, ast.Pass()]):
+        if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            return constant_doc(import_module(str(node.module)), name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in [getattr(target, "id", "") for target in targets] and isinstance(below, ast.Expr):
+            text = getattr(below.value, "value", "")
+            return inspect.cleandoc(text) if isinstance(text, str) else ""
+    return ""
 
 
 def offered(module: ModuleType) -> list[str]:

@@ -219,3 +219,10 @@ def test_a_name_without_its_path(tiny_llava: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert public_name(str(tmp_path / "mine"), tiny_llava) == "folder mine"
     assert public_name(tmp_path / "mine", tiny_llava) == "folder mine"
+
+
+def test_a_verification_without_a_check_has_not_passed(tmp_path: Path) -> None:
+    empty = Verification({"model": "mine"}, "within rounding")
+    empty.save(tmp_path)
+    for result in (empty, Verification.load(tmp_path)):
+        assert not result.passed and not result.finished

@@ -150,6 +150,8 @@ class Prediction:
 
 
 Method: TypeAlias = Callable[[HookedVLM, Task], Any]
+"""A function from a model and a :class:`Task` to a score of every position, Float[pos] or Float[layer, pos], or to a
+:class:`Prediction`."""
 
 
 @dataclass(frozen=True)

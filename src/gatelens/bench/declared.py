@@ -45,6 +45,7 @@ from gatelens.bench.shells import N_LAYERS, NAMES, WORDS
 PLAIN = ("gate", "redundant", "bits", "votes", "attributes", "open", "blind", "random")
 HARD = ("eoi", "hops", "saturated", "lookup", "xor", "layered", "backup", "joint")
 KINDS = (*PLAIN, *HARD)
+"""Kinds of plants: first the plain ones, then the hard ones."""
 NO_CARRIERS = ("blind", "random")
 _SIZES = {"gate": (1, 1), "redundant": (2, 8), "bits": (2, 4), "votes": (5, 8), "attributes": (1, 2)}
 # of the hard kinds: what the class is, and by kind of position how many there are at least and at most

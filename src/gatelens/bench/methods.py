@@ -183,6 +183,7 @@ METHODS: dict[str, Method] = {
         zero_knockouts, mask_knockouts, resampling, direct_effects, find_gate,
     )
 }  # fmt: skip
+"""The methods of the field that :func:`score` has been run on, by name."""
 
 
 # -- what they share

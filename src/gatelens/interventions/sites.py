@@ -59,8 +59,10 @@ from gatelens.tokens import SelectorLike, TokenMap
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q", "k", "v", "z"
 ]
+"""The type of ``site=``: one of :data:`SITES`. An activation is [batch, pos, d_model], or as the table says."""
 EditSite: TypeAlias = Site | Literal["rot_q", "rot_k", "pattern", "neuron"]
 SITES: tuple[str, ...] = get_args(Site)
+"""The sites that every edit of activations takes as ``site=``; the table above says what each is."""
 INNER_SITES = ("rot_q", "rot_k", "pattern", "neuron")
 _INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in", "neuron": "mlp.hook_post"}
 # the edited (example, position) pairs of a pass, and what was added to each

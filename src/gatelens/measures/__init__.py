@@ -14,20 +14,19 @@ from __future__ import annotations
 from gatelens.measures import logits as metrics
 from gatelens.measures.agreement import Agreement, agreement
 from gatelens.measures.answers import accuracy, exact_match, restricted_accuracy, vqa_accuracy
-from gatelens.measures.attention import AttentionShare, attention_share, standing_out
+from gatelens.measures.attention import AttentionShare, attention_share
 from gatelens.measures.captions import cider_d
 from gatelens.measures.clusters import density_peaks, knn_density
 from gatelens.measures.concentration import (
     Carriers,
-    greedy_order,
     label_information,
     naming_p_value,
     share_removed,
     smallest_carrying,
 )
-from gatelens.measures.heads import norm_growth, sink_origins, subset_regression
+from gatelens.measures.heads import subset_regression
 from gatelens.measures.intrinsic_dimension import gride, two_nn
-from gatelens.measures.judge import LLMJudge, OfflineJudge, judge_from_environment, judge_table
+from gatelens.measures.judge import LLMJudge, OfflineJudge, judge_table
 from gatelens.measures.localisation import ImageAttention, localise
 from gatelens.measures.mme import mme_scores, mme_totals, yes_or_no
 from gatelens.measures.modality_gap import cosine_spread, homogeneity, modality_clusters
@@ -69,10 +68,8 @@ __all__ = [
     "distribution_overlap",
     "drawn_means",
     "exact_match",
-    "greedy_order",
     "gride",
     "homogeneity",
-    "judge_from_environment",
     "judge_table",
     "knn_density",
     "label_information",
@@ -87,16 +84,13 @@ __all__ = [
     "naming_p_value",
     "nearest",
     "neighbourhood_overlap",
-    "norm_growth",
     "object_score",
     "paired_difference",
     "representation_overlap",
     "restricted_accuracy",
     "share_removed",
-    "sink_origins",
     "smallest_carrying",
     "smallest_window",
-    "standing_out",
     "subset_regression",
     "summary",
     "two_nn",

@@ -48,8 +48,18 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     With ten answers or more (annotators' votes): the mean over leaving each annotator out of ``min(matches among the
     others / 3, 1)``, the VQA v2 evaluation's formula. With fewer (accepted alternatives): 1 for a match, else 0.
 
+    Args:
+        prediction: the answer as the model wrote it.
+        answers: the annotators' answers, or accepted alternatives.
+
     Raises:
         DataError: no answers.
+
+    Example:
+        >>> gl.measures.vqa_accuracy("two", ["two", "two", *["three"] * 8])  # (2 · 1/3 + 8 · 2/3) / 10
+        0.6
+        >>> gl.measures.vqa_accuracy("two", ["two", "a pair"])
+        1.0
     """
     if not answers:
         raise DataError("vqa_accuracy: the question has no answers to compare with")
@@ -62,7 +72,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when the normalised prediction equals one of the normalised answers, else 0.0."""
+    """1.0 when the normalised prediction equals one of the normalised answers, else 0.0.
+
+    Args:
+        prediction: the answer as the model wrote it.
+        answers: accepted answers.
+
+    Example:
+        >>> gl.measures.exact_match("A dog.", ["dog"]), gl.measures.exact_match("a puppy", ["dog"])
+        (1.0, 0.0)
+    """
     return float(normalise_answer(prediction) in {normalise_answer(a) for a in answers})
 
 
@@ -71,8 +90,19 @@ def accuracy(
 ) -> Bool[Tensor, " batch"]:
     """Whether the greedy next token (argmax over the vocabulary) is an example's label, or one of its accepted ids.
 
+    Args:
+        logits: of the next token.
+        labels: token ids, one for each example or several that count as right.
+
     Raises:
         DataError: the numbers of examples differ.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+        >>> gl.measures.accuracy(logits, torch.tensor([1, 2]))
+        tensor([ True, False])
+        >>> gl.measures.accuracy(logits, [[1], [0, 2]])  # the second example accepts two tokens
+        tensor([True, True])
     """
     return _is_accepted(logits.argmax(dim=-1), labels, "accuracy")
 
@@ -84,8 +114,18 @@ def restricted_accuracy(
 ) -> Bool[Tensor, " batch"]:
     """Like :func:`accuracy`, with the argmax taken among ``candidates`` (token ids) only.
 
+    Args:
+        logits: of the next token.
+        labels: token ids, one for each example or several that count as right.
+        candidates: the token ids that compete.
+
     Raises:
         DataError: no candidates, or the numbers of examples differ.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+        >>> gl.measures.restricted_accuracy(logits, torch.tensor([2, 2]), candidates=[0, 2])
+        tensor([ True, False])
     """
     ids = sorted({int(c) for c in candidates})
     if not ids:

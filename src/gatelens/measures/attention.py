@@ -62,8 +62,19 @@ def attention_share(
 
     ``f_j = (1/C) (1/|H|) Σ_h Σ_{i in queries} A_ij``; 0 outside ``keys``, and where a row looks at none of them.
 
+    Args:
+        pattern: attention after the softmax.
+        queries: the rows that read.
+        keys: the positions among which the attention is shared out.
+
     Raises:
         DataError: an example without a query row.
+
+    Example:
+        >>> pattern = torch.tensor([[[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]]])
+        >>> last, image = torch.tensor([[False, False, True]]), torch.tensor([[True, True, False]])
+        >>> gl.measures.attention_share(pattern, queries=last, keys=image)  # 0.2 and 0.3 of 0.5
+        tensor([[0.4000, 0.6000, 0.0000]])
     """
     mass = attention_mass(pattern, queries) * keys.to(pattern.device)
     total = mass.sum(-1, keepdim=True)
@@ -149,11 +160,13 @@ class AttentionShare:
 
     Holds numbers ``[n_layers, n_slots]`` and five numbers per layer and example, never a pattern.
 
-    >>> share = AttentionShare(n_layers)
-    >>> for inputs in batches:
-    ...     with share.looking(inputs.tokens, queries="text - gate") as see:
-    ...         look(model, inputs, "text - gate", see)  # gatelens.engine.look builds those rows alone
-    >>> share.table()
+    Example:
+        >>> share = gl.measures.AttentionShare(n_layers=model.cfg.n_layers)
+        >>> with share.looking(inputs.tokens, queries="last") as see:
+        ...     logits = gl.engine.look(model, inputs, "last", see)  # builds these rows alone
+        >>> table = share.table()
+        >>> round(float(table[table.layer == 0].share.sum()), 4)  # shares of a layer sum to 1
+        1.0
     """
 
     def __init__(self, n_layers: int, layers: Sequence[int] | None = None) -> None:

@@ -72,8 +72,21 @@ def cider_d(
     ``idf(g) = log N − log max(1, df(g))`` over ``corpus`` (default ``references``): 0, as is every score, with one
     picture. The length penalty is ``exp(−Δ²/2σ²)``.
 
+    Args:
+        candidates: captions to be scored.
+        references: of each candidate.
+        n: n-grams of 1 to ``n`` words count, each length alike.
+        sigma: of the length penalty, in words.
+        corpus: references of the pictures whose document frequencies are counted; None is ``references``.
+        words: splits a caption into words.
+
     Raises:
         DataError: different numbers of candidates and reference lists, or a candidate without references.
+
+    Example:
+        >>> references = [["a dog runs on the grass"], ["two cats sleep indoors"]]
+        >>> gl.measures.cider_d(["a dog runs on the grass", "a red bus"], references)
+        array([10.,  0.])
     """
     if len(candidates) != len(references):
         raise DataError(f"cider_d: {len(candidates)} candidates but {len(references)} lists of references")

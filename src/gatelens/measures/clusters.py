@@ -86,8 +86,19 @@ def knn_density(
     ω_d is the volume of the unit ball of ``dimension`` d, r_k the distance of the k-th neighbour. ``k`` is one number
     (NG: 16) or one per point (:func:`adaptive_k`: the k*-NN density).
 
+    Args:
+        neighbours: of :func:`nearest`, at least ``k`` of each point.
+        dimension: the intrinsic dimension d.
+        k: the rank of the neighbour, one number or one per point.
+
     Raises:
         DataError: ``k`` beyond the neighbours kept, a dimension that is not positive, coinciding points.
+
+    Example:
+        >>> near = gl.measures.nearest(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), k=1)
+        >>> log_density, error = gl.measures.knn_density(near, dimension=1, k=1)
+        >>> log_density.exp(), error  # k / (N · 2 · r) = 1/8
+        (tensor([0.1250, 0.1250, 0.1250, 0.1250], dtype=torch.float64), tensor([1., 1., 1., 1.], dtype=torch.float64))
     """
     if not dimension > 0:
         raise DataError(
@@ -127,8 +138,22 @@ def density_peaks(
 
     Memory is points × neighbours; time is that and, for step 4, the number of saddles times its logarithm.
 
+    Args:
+        neighbours: of :func:`nearest`, at least ``k`` of each point.
+        log_density, error: of :func:`knn_density`, in nats.
+        k: the size of a neighbourhood, one number or one per point.
+        z: how many errors a peak must rise above a saddle.
+
     Raises:
         DataError: ``k`` beyond the neighbours kept; densities of another length or not finite.
+
+    Example:
+        >>> cloud = torch.tensor([0.0, 0.4, 0.7, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0])  # densest in its middle
+        >>> points = torch.cat([cloud, cloud + 9])[:, None]
+        >>> near = gl.measures.nearest(points, k=4)
+        >>> peaks = gl.measures.density_peaks(near, *gl.measures.knn_density(near, dimension=1, k=4), k=4)
+        >>> peaks.labels.bincount()
+        tensor([9, 9])
     """
     n = neighbours.n
     size = torch.as_tensor(k).expand(n).cpu().numpy()
@@ -145,6 +170,13 @@ def density_peaks(
     borders = _borders(index, inside, g, label, peaks)
     owner, saddles = _merge(peaks, borders, density, spread, z)
 
+    return _numbered(peaks, label, owner, saddles, density)
+
+
+def _numbered(
+    peaks: PeakIds, label: PointIds, owner: PeakIds, saddles: dict[tuple[int, int], int], density: PointValues
+) -> DensityPeaks:
+    """The clusters whose peaks are left, counted from 0, and the saddles between them."""
     alive = np.unique(owner)
     final = np.searchsorted(alive, owner)
     labels = final[label]

@@ -24,8 +24,18 @@ def label_information(
 
     The mean over examples is exactly 0 when every example has the same answer distribution, whatever it is.
 
+    Args:
+        log_probs: log p_i(y), in nats, of each label after each example.
+        labels: the column of each example's own label.
+
     Raises:
         DataError: shapes that do not fit, or a label that is not a column.
+
+    Example:
+        >>> import numpy as np
+        >>> log_probs = np.log([[0.8, 0.2], [0.2, 0.8]])
+        >>> gl.measures.label_information(log_probs, np.array([0, 1])).round(4)  # (ln 0.8 − ln 0.2) / 2
+        array([0.6931, 0.6931])
     """
     values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or index.shape != values.shape[:1] or not len(index):
@@ -48,6 +58,20 @@ def naming_p_value(
     The :func:`label_information` of a model with random weights can be far from 0, of either sign, but no assignment
     of names fits it better than another. Small values say that answers name the right classes; they are at least
     1 / (n_permutations + 1) and, with few labels, about one over the number of their orders.
+
+    Args:
+        log_probs: log p_i(y), in nats, of each label after each example.
+        labels: the column of each example's own label.
+        n_permutations, seed: random orders of the names.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.arange(5)
+        >>> right = np.log(np.full((5, 5), 0.1) + 0.5 * np.eye(5))  # 0.6 on the example's own label
+        >>> gl.measures.naming_p_value(right, labels) < 0.05  # 1 in 120 orders
+        True
+        >>> gl.measures.naming_p_value(np.log(np.full((5, 5), 0.2)), labels)  # all names alike
+        1.0
     """
     values, index = np.asarray(log_probs, dtype=np.float64), np.asarray(labels)
     known = label_information(values, index).mean()
@@ -67,7 +91,16 @@ def share_removed(
 ) -> Float[np.ndarray, "..."]:
     """``(none − cut) / (none − max(floor, chance))`` of the means over examples; nan where that divides by about 0.
 
-    ``none``: scores with nothing cut, ``floor``: with everything cut, ``chance``: the least a score can mean.
+    Args:
+        none: scores with nothing cut.
+        cut: scores with some parts cut.
+        floor: scores with everything cut.
+        chance: the least that a mean score can tell.
+
+    Example:
+        >>> import numpy as np
+        >>> float(gl.measures.share_removed(none=np.array([0.9]), cut=np.array([0.5]), floor=np.array([0.1])))
+        0.5
     """
     worth = np.mean(none, axis=-1) - np.maximum(np.mean(floor, axis=-1), chance)
     drop = np.mean(none, axis=-1) - np.mean(cut, axis=-1)
@@ -140,6 +173,14 @@ class Carriers:
     ``size`` is an upper bound: another set of fewer parts may carry as much. ``low`` and ``high`` are a 95 % interval
     over examples of the size at which this one path gets there, and say nothing of other paths; a draw that never
     gets there counts as the largest size, and one in which the largest set carries less is asked for less.
+
+    Example:
+        >>> import numpy as np
+        >>> right = np.full(20, 0.9)  # the probability of the right answer in 20 examples
+        >>> path = {1: right - 0.3, 2: right - 0.8}  # with one position cut, with two
+        >>> found = gl.measures.smallest_carrying(right, right - 0.8, path)
+        >>> found.size, found.low, found.high
+        (2, 2, 2)
     """
 
     size: int | None
@@ -163,8 +204,23 @@ def smallest_carrying(
 
     Scores are between 0 and 1, such as probabilities of the right answer.
 
+    Args:
+        none: scores with nothing cut.
+        floor: scores with everything cut.
+        path: for each size of a set, the scores with the set cut.
+        chance: the least that a mean score can tell.
+        part: the share of the effect that a set must carry, in (0, 1].
+        n_boot, seed: draws of the interval.
+
     Raises:
         DataError: an empty path, a score outside 0 and 1, or ``part`` outside (0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> intact, all_cut = np.full(20, 0.9), np.full(20, 0.1)
+        >>> path = {1: np.full(20, 0.5), 2: np.full(20, 0.3), 4: np.full(20, 0.1)}  # shares 0.5, 0.75 and 1
+        >>> gl.measures.smallest_carrying(intact, all_cut, path, part=0.7).size
+        2
     """
     if not path:
         raise DataError("smallest_carrying: the path holds no set; measure at least one")

@@ -156,6 +156,12 @@ def subset_regression(
     Raises:
         DataError: fewer than 10 subsets, shapes that do not fit, or subsets that cannot tell the parts apart without a
             penalty.
+
+    Example:
+        >>> kept = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) > 0.5
+        >>> values = 1.0 + kept.float() @ torch.tensor([[2.0], [0.5], [1.0]])  # what the three parts add
+        >>> gl.measures.subset_regression(kept, values).worth.round(decimals=3)
+        tensor([[2.0000, 0.5000, 1.0000]], dtype=torch.float64)
     """
     if kept.ndim != 2 or values.ndim != 2 or len(kept) != len(values) or len(kept) < 10:
         raise DataError(

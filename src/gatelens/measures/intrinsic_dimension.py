@@ -37,8 +37,18 @@ def two_nn(distances: Float[Tensor, "point neighbour"], keep: float = 0.9) -> Di
     ``keep < 1`` is the paper's estimate: the slope through the origin of −log(1 − i/N) against the i-th smallest log μ,
     over the ``keep`` smallest. ``keep = 1`` is the unbiased (N − 1) / Σ log μ; only then is there an error, d / √N.
 
+    Args:
+        distances: of :func:`nearest`, nearest first; at least two of each point.
+        keep: the share of points, those of smallest μ, that the line is fitted to.
+
     Raises:
         DataError: ``keep`` outside (0, 1], fewer than two neighbours, or points that coincide.
+
+    Example:
+        >>> square = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> dimension = gl.measures.two_nn(gl.measures.nearest(square, k=2).distances)
+        >>> round(dimension.value)
+        2
     """
     if not 0 < keep <= 1:
         raise DataError(f"two_nn: keep={keep} is outside (0, 1]; 0.9 drops the highest tenth of the ratios")
@@ -67,8 +77,18 @@ def gride(distances: Float[Tensor, "point neighbour"], k: int) -> Dimension:
     N − 1 stands for N, which at k = 1 gives 2NN's unbiased estimate. The error is one over the root of the observed
     information.
 
+    Args:
+        distances: of :func:`nearest`, nearest first; at least ``2k`` of each point.
+        k: the lower rank.
+
     Raises:
         DataError: fewer than 2k neighbours, or points that coincide.
+
+    Example:
+        >>> square = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> dimension = gl.measures.gride(gl.measures.nearest(square, k=16).distances, k=8)
+        >>> round(dimension.value)
+        2
     """
     if k < 1:
         raise DataError(f"gride: k={k} is not a rank; the first neighbour has k=1")

@@ -60,7 +60,13 @@ class Judge(Protocol):
 
 
 class OfflineJudge:
-    """A closed vocabulary: MS-COCO's classes by default. Objects are classes, and match by name."""
+    """A closed vocabulary: MS-COCO's classes by default. Objects are classes, and match by name.
+
+    Example:
+        >>> judge = gl.measures.OfflineJudge()
+        >>> judge.objects("Two dogs beside a sofa.")
+        ['dog', 'couch']
+    """
 
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         self.vocabulary = Vocabulary.coco() if vocabulary is None else vocabulary
@@ -82,7 +88,19 @@ def judge_score(judge: Judge, reference: str, candidate: str) -> ObjectScore:
 
 
 def judge_table(judge: Judge, references: Sequence[str], candidates: Sequence[str]) -> pd.DataFrame:
-    """:func:`judge_score` of every pair: ``n_reference, n_candidate, n_common, precision, recall, f1``."""
+    """:func:`judge_score` of every pair: ``n_reference, n_candidate, n_common, precision, recall, f1``.
+
+    Args:
+        judge: extracts and matches the objects of a text.
+        references: the original descriptions.
+        candidates: one description for each reference.
+
+    Example:
+        >>> judge = gl.measures.OfflineJudge()
+        >>> table = gl.measures.judge_table(judge, ["A dog and a cat."], ["A dog."])
+        >>> table[["n_common", "precision", "recall"]].values.tolist()
+        [[1.0, 1.0, 0.5]]
+    """
     if len(references) != len(candidates):
         raise DataError(f"judge: {len(references)} original descriptions but {len(candidates)} others")
     return score_table(judge_score(judge, r, c) for r, c in zip(references, candidates, strict=True))
@@ -100,6 +118,11 @@ class LLMJudge:
         timeout: seconds to wait for a reply.
         retries: further attempts after a time-out, a lost connection, status 408, 429 or 5xx, or an unreadable reply.
         wait: seconds before the first further attempt, doubled each time; Retry-After is heeded up to a minute.
+
+    Example:
+        >>> judge = gl.measures.LLMJudge("http://localhost:8000/v1", model="my-model", log=folder / "judge.jsonl")
+        >>> judge.url  # nothing is asked yet
+        'http://localhost:8000/v1/chat/completions'
     """
 
     def __init__(

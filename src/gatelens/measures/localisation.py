@@ -36,9 +36,11 @@ class ImageAttention:
 
     Row ``r`` writes the r-th new token: row 0 is the last prompt token's, row ``r`` that of generated token ``r − 1``.
 
-    >>> seen = ImageAttention(inputs.tokens, n_layers)
-    >>> generate(model, inputs, see=seen)
-    >>> seen.of(example=0, rows=[3, 4])   # [layer, image token]
+    Example:
+        >>> seen = gl.measures.ImageAttention(inputs.tokens, model.cfg.n_layers)
+        >>> generation = gl.engine.generate(model, inputs, see=seen, max_new_tokens=1)
+        >>> seen.of(example=0, rows=[0]).shape  # layers, image tokens
+        torch.Size([6, 64])
     """
 
     def __init__(self, tokens: TokenMap, n_layers: int) -> None:
@@ -234,6 +236,12 @@ def localise(
 
     Raises:
         DataError: attention or a mask that does not fit the image, an empty mask, or tokens without a place.
+
+    Example:
+        >>> mask = torch.arange(scene.image.width).repeat(scene.image.height, 1) < scene.image.width / 2
+        >>> even = torch.full((1, 64), 1 / 64)  # attention of one layer on the 8 × 8 image tokens
+        >>> gl.measures.localise(even, inputs.tokens, mask)[["in_mask", "chance"]].values.tolist()
+        [[0.5, 0.5]]
     """
     where = tokens.positions(f"image[{image}]", example)
     size = tokens.image_sizes[example][image]

@@ -26,8 +26,10 @@ from gatelens.errors import GatelensError, whole_number
 from gatelens.measures.run_metrics import answer, of_cache, of_texts
 
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
+"""Any function from logits, Float[batch, pos, d_vocab], to one number per example, Float[batch]."""
 OfExample: TypeAlias = Callable[[Any], str | int]
 TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"] | OfExample
+"""Tokens of a metric: one id for all examples, or one each; over data also a function of the example."""
 _Row: TypeAlias = Float[Tensor, "batch d_vocab"]
 _Ids: TypeAlias = Int[Tensor, " one_or_batch"]
 

@@ -41,7 +41,12 @@ REPORTED_COMPRESSED_CONTEXT = MappingProxyType(
 
 
 def yes_or_no(answer: str) -> str:
-    """``yes``, ``no`` (also of "not", "know" …) or ``other``, by the first four characters, as the benchmark does."""
+    """``yes``, ``no`` (also of "not", "know" …) or ``other``, by the first four characters, as the benchmark does.
+
+    Example:
+        >>> [gl.measures.yes_or_no(words) for words in ("Yes, it is.", "No.", "A red bus")]
+        ['yes', 'no', 'other']
+    """
     start = answer.strip().lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -63,6 +68,13 @@ def mme_scores(
 
     Raises:
         DataError: no rows, columns missing, an answer that is neither yes nor no, or a picture without two.
+
+    Example:
+        >>> rows = [("color", "1.png", "Yes", "yes"), ("color", "1.png", "Yes.", "no")]
+        >>> rows += [("color", "2.png", "yes", "yes"), ("color", "2.png", "No, it is red", "no")]
+        >>> table = gl.measures.mme_scores(rows)  # three of four answers, one of two pictures
+        >>> table[["acc", "acc_plus", "score"]].values[0].tolist()
+        [0.75, 0.5, 125.0]
     """
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(COLUMNS))
     missing = [name for name in COLUMNS if name not in table.columns]
@@ -105,6 +117,12 @@ def mme_totals(table: pd.DataFrame) -> dict[str, float]:
 
     Raises:
         DataError: a subset of MME is not in the table of :func:`mme_scores`.
+
+    Example:
+        >>> from gatelens.measures.mme import SUBSETS
+        >>> rows = [(subset, "1.png", answer, answer) for subset in SUBSETS for answer in ("yes", "no")]
+        >>> gl.measures.mme_totals(gl.measures.mme_scores(rows, n_boot=100))
+        {'perception': 2000.0, 'cognition': 800.0}
     """
     scores = dict(zip(table.subset, table.score, strict=True))
     missing = [name for name in SUBSETS if name not in scores]

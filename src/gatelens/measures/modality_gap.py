@@ -6,7 +6,7 @@ modality; in models that only write text the two mix in the middle layers. One c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,21 @@ def cosine_spread(
     """``|cos(a_i, b_j)|`` over all pairs, or, without ``b``, over the pairs i < j within ``a``.
 
     NG's modality gap is the median with ``a`` the image tokens and ``b`` the text tokens of one layer. (Its code takes
-    the pairs i > j there too, about half of them; here all count.) ``cells`` cosines are held at a time.
+    the pairs i > j there too, about half of them; here all count.)
+
+    Args:
+        a, b: vectors, none of them zero; without ``b`` pairs are taken within ``a``.
+        quantiles: probabilities whose quantiles are given.
+        bins: of the histogram.
+        cells: how many cosines are held in memory at a time.
 
     Raises:
         DataError: rows that are zero or not finite, no pair, widths that differ, a quantile outside [0, 1].
+
+    Example:
+        >>> image, text = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]])
+        >>> round(gl.measures.cosine_spread(image, text).median, 4)  # the lower of 0.6 and 0.8
+        0.6
     """
     _check_vectors(a, b)
     for q in quantiles:
@@ -65,13 +76,7 @@ def cosine_spread(
     count = torch.zeros(_LEVELS + 1, dtype=torch.int64, device=left.device)
     histogram = torch.zeros(bins, dtype=torch.int64, device=left.device)
     total, signed = 0.0, 0.0
-    step = max(1, cells // len(right))
-    for start in range(0, len(left), step):
-        cos = left[start : start + step] @ right.T
-        if b is None:
-            column = torch.arange(len(right), device=left.device)
-            row = torch.arange(start, start + len(cos), device=left.device)
-            cos = cos[column > row[:, None]]
+    for cos in _products(left, right, cells, half=b is None):
         size = cos.abs().clamp_max(1).flatten()
         count += torch.bincount((size * _LEVELS).round().long(), minlength=_LEVELS + 1)
         histogram += torch.bincount((size * bins).long().clamp_max(bins - 1), minlength=bins)
@@ -96,6 +101,20 @@ def cosine_spread(
     )
 
 
+def _products(
+    left: Float[Tensor, "n_a feature"], right: Float[Tensor, "n_b feature"], cells: int, half: bool
+) -> Iterator[Float[Tensor, "..."]]:
+    """The products of all pairs, some rows at a time; of the pairs i < j alone with ``half``."""
+    step = max(1, cells // len(right))
+    for start in range(0, len(left), step):
+        block = left[start : start + step] @ right.T
+        if half:
+            column = torch.arange(len(right), device=left.device)
+            row = torch.arange(start, start + len(block), device=left.device)
+            block = block[column > row[:, None]]
+        yield block
+
+
 def _check_vectors(a: Float[Tensor, "n_a feature"], b: Float[Tensor, "n_b feature"] | None) -> None:
     for x in (a,) if b is None else (a, b):
         check_points(x, "cosine_spread", directions=True)
@@ -110,8 +129,19 @@ def homogeneity(classes: Int[Tensor, " point"], clusters: Int[Tensor, " point"])
 
     Rosenberg & Hirschberg, EMNLP-CoNLL 2007, eq. 1; h is 1 where H(C) is 0.
 
+    Args:
+        classes: what each point is (C).
+        clusters: the cluster each point is in (K).
+
     Raises:
         DataError: no points, or labels of different length.
+
+    Example:
+        >>> image_or_text = torch.tensor([0, 0, 1, 1])
+        >>> gl.measures.homogeneity(image_or_text, clusters=torch.tensor([0, 0, 1, 2]))
+        1.0
+        >>> gl.measures.homogeneity(image_or_text, clusters=torch.tensor([0, 1, 0, 1]))
+        0.0
     """
     if classes.ndim != 1 or classes.shape != clusters.shape or not len(classes):
         raise DataError(
@@ -152,8 +182,23 @@ def modality_clusters(
     the ranks 8 and 16 (the one its code picks). Exact copies, common at the first layer, are clustered once and counted
     in full in the homogeneity; NG's code sets their distance to 2e-16 instead.
 
+    Args:
+        points: activations of one layer, one row per token.
+        modality: of each point, such as 0 for image and 1 for text.
+        k: the rank of the neighbour whose distance gives the density, and the size of a neighbourhood.
+        z: how many errors a peak must rise above a saddle.
+        maxk: neighbours kept of each point.
+        dimension: the intrinsic dimension; None is estimated by :func:`gride`.
+
     Raises:
         DataError: fewer than ``max(k, 16) + 1`` distinct points, or labels of another length.
+
+    Example:
+        >>> random = torch.Generator().manual_seed(0)
+        >>> image, text = (torch.randn(40, 3, generator=random) + middle for middle in (9, torch.tensor([9, 0, 0])))
+        >>> found = gl.measures.modality_clusters(torch.cat([image, text]), torch.arange(80) // 40)
+        >>> found.n_clusters, found.homogeneity
+        (2, 1.0)
     """
     check_one_each(points, modality, "modality_clusters", "modality")
     kept, place = distinct(points)

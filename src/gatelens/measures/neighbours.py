@@ -70,11 +70,22 @@ def nearest(
 ) -> Neighbours:
     """The ``k`` nearest neighbours of every row of ``x`` among the other rows.
 
-    ``cosine`` is 1 − cos. At equal distance the lower index comes first. ``cells`` distances (8 bytes each) are held at
-    a time. The work is done on the points' own GPU, else on the CPU; the answer is on the CPU.
+    ``cosine`` is 1 − cos. At equal distance the lower index comes first.
+    The work is done on the points' own GPU, else on the CPU; the answer is on the CPU.
+
+    Args:
+        x: the points, one row each.
+        k: how many neighbours.
+        metric: ``"euclidean"`` or ``"cosine"``.
+        cells: how many distances, of 8 bytes each, are held in memory at a time.
 
     Raises:
         DataError: ``k`` not in 1..n − 1; an unknown metric; a row that is not finite or, for cosine, zero.
+
+    Example:
+        >>> found = gl.measures.nearest(torch.tensor([[0.0], [1.0], [3.0]]), k=2)
+        >>> found.indices.tolist(), found.distances.tolist()
+        ([[1, 2], [0, 2], [1, 0]], [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]])
     """
     if metric not in ("euclidean", "cosine"):
         raise DataError(f"nearest: metric '{metric}' is unknown; choose euclidean or cosine")

@@ -88,11 +88,6 @@ class _Phrase:
 class Vocabulary:
     """The objects a description can name, and how.
 
-    >>> Vocabulary.coco().objects("Two men eat hot-dogs by a train station.")
-    ['person', 'hot dog']
-    >>> Vocabulary(["fox", "bus"], {"bus": ["coach"]}).objects("foxes in a coach")
-    ['fox', 'bus']
-
     Args:
         names: the classes.
         synonyms: other words or phrases for some of them.
@@ -100,6 +95,13 @@ class Vocabulary:
 
     Raises:
         DataError: a name without a word, synonyms of no class, or one phrase for two classes.
+
+    Example:
+        >>> words = gl.measures.Vocabulary(["fox", "bus"], {"bus": ["coach"]})
+        >>> words.objects("foxes in a coach")
+        ['fox', 'bus']
+        >>> gl.measures.Vocabulary.coco().objects("Two men eat hot-dogs by a train station.")
+        ['person', 'hot dog']
     """
 
     def __init__(
@@ -254,7 +256,17 @@ class ObjectScore:
 
 
 def object_score(reference: Iterable[str], candidate: Iterable[str]) -> ObjectScore:
-    """Score of two sets of objects; an object named twice counts once."""
+    """Score of two sets of objects; an object named twice counts once.
+
+    Args:
+        reference: the objects that should be named.
+        candidate: the objects that are named.
+
+    Example:
+        >>> score = gl.measures.object_score(["dog", "cat"], ["dog", "bus", "dog"])
+        >>> score.precision, score.recall
+        (0.5, 0.5)
+    """
     wanted, named = set(reference), set(candidate)
     return ObjectScore(len(wanted), len(named), len(wanted & named))
 

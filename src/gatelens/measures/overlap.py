@@ -17,8 +17,15 @@ def distribution_overlap(
 
     Equals 1 − total variation distance.
 
+    Args:
+        p, q: probabilities, each row summing to 1.
+
     Raises:
         DataError: rows that do not sum to 1 (logits were passed).
+
+    Example:
+        >>> gl.measures.distribution_overlap(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 0.5, 0.5]))
+        tensor(0.5000)
     """
     for name, x in (("p", p), ("q", q)):
         total = x.float().sum(-1)
@@ -36,8 +43,18 @@ def neighbourhood_overlap(
     NG's χ^{l,gt} is the mean over samples: ``(1/n) Σ_i (1/k) Σ_{j in N_k(i)} [y_j = y_i]``; see
     :func:`overlap_by_chance`.
 
+    Args:
+        x: one representation per sample.
+        labels: what each sample is.
+        k: how many neighbours.
+
     Raises:
         DataError: fewer than ``k + 1`` samples, or labels of another length.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+        >>> gl.measures.neighbourhood_overlap(x, torch.tensor([0, 0, 0, 1]), k=1)  # the last two differ
+        tensor([1., 1., 0., 0.])
     """
     if x.shape[0] <= k:
         raise DataError(
@@ -68,8 +85,18 @@ def representation_overlap(
     χ(a, b) is the mean over samples: ``(1/n) Σ_i |N_k^a(i) ∩ N_k^b(i)| / k`` (Doimo, Glielmo, Ansuini, Laio,
     NeurIPS 2020). Unrelated representations give k / (n − 1).
 
+    Args:
+        a, b: two representations of the same samples, in the same order.
+        k: how many neighbours.
+        metric: ``"euclidean"`` or ``"cosine"``.
+
     Raises:
         DataError: a different number of samples, or fewer than ``k + 1``.
+
+    Example:
+        >>> a, b = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [4.0], [5.0]])
+        >>> gl.measures.representation_overlap(a, b, k=1)  # the middle one goes from the first to the last
+        tensor([1., 0., 1.])
     """
     if a.shape[0] != b.shape[0]:
         raise DataError(

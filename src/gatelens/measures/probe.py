@@ -53,11 +53,25 @@ def linear_probe(
     the mean cross-entropy of the softmax over classes + ``ridge/2 · |weight|²`` is least; the bias is free. Folds
     are those of ``StratifiedKFold(folds, shuffle=True, random_state=seed)``; features are scaled by a fold's own
     training points. The interval is Wilson's (1927) for a proportion, which takes the points as independent.
-    ``tolerance`` bounds the gradient at which the solver stops.
+
+    Args:
+        x: the activations.
+        labels: the class of each point.
+        folds: of the cross-validation.
+        ridge: the penalty on squared weights, per point.
+        seed: draws the folds.
+        level: 0.95 means a 95 % interval.
+        tolerance, max_iter: the solver stops at a gradient below ``tolerance``, and fails after ``max_iter`` steps.
 
     Raises:
         DataError: fewer than two folds or classes, a class with fewer points than folds, a ridge that is not
             positive, rows not finite, no convergence.
+
+    Example:
+        >>> x = torch.cat([torch.linspace(-2, -1, 20), torch.linspace(1, 2, 20)])[:, None]
+        >>> probe = gl.measures.linear_probe(x, (x[:, 0] > 0).long())
+        >>> probe.accuracy, probe.majority
+        (1.0, 0.5)
     """
     check_points(x, "linear_probe")
     classes, count = _check_labels(x, labels, folds)

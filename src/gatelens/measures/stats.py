@@ -65,6 +65,11 @@ def mean_interval(
 
     Raises:
         DataError: no values, a value that is not finite or outside the bounds, a level outside (0, 1).
+
+    Example:
+        >>> low, high = gl.measures.mean_interval([1] * 45 + [0] * 5)  # of right and wrong answers: Wilson's
+        >>> round(low, 3), round(high, 3)
+        (0.786, 0.957)
     """
     _check_level(level, "mean_interval")
     (sample,) = _columns([values])
@@ -96,7 +101,18 @@ def mean_interval(
 
 
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209)."""
+    """Wilson's score interval of a proportion (Wilson, JASA 22 (1927) 209).
+
+    Args:
+        successes: how many of ``n``.
+        n: trials.
+        level: 0.95 means a 95 % interval.
+
+    Example:
+        >>> low, high = gl.measures.wilson_interval(45, 50)
+        >>> round(low, 3), round(high, 3)
+        (0.786, 0.957)
+    """
     if n < 1 or not 0 <= successes <= n:
         raise DataError(f"wilson_interval: {successes} successes of {n} is not a proportion")
     _check_level(level, "wilson_interval")
@@ -123,6 +139,13 @@ def drawn_means(
 
     Raises:
         DataError: no values, columns of different length, a value that is not finite or outside its bounds.
+
+    Example:
+        >>> before, after = [0.8, 0.6, 0.9], [0.4, 0.3, 0.45]
+        >>> draws = gl.measures.drawn_means(before, after, bounds=None)
+        >>> low, high = gl.measures.middle(draws[1] / draws[0])  # the ratio is a half in every draw
+        >>> round(low, 6), round(high, 6)
+        (0.5, 0.5)
     """
     arrays = np.stack(_columns(columns))
     weights = np.ones(arrays.shape[1])
@@ -145,8 +168,16 @@ def middle(
 ) -> tuple[float, float]:
     """The interval that holds the middle ``level`` of the draws, as ``(low, high)``.
 
-    ``around``: a value that it is stretched to where it misses it, as it may miss the mean of values that all lie at
-    one of their bounds.
+    Args:
+        draws: values of a statistic over bootstrap draws.
+        level: 0.95 means a 95 % interval.
+        around: a value that the interval is stretched to where it misses it, as it may miss the mean of values that
+            all lie at one of their bounds.
+
+    Example:
+        >>> import numpy as np
+        >>> gl.measures.middle(np.arange(101.0), level=0.5)
+        (25.0, 75.0)
     """
     _check_level(level, "middle")
     low, high = map(float, np.percentile(draws, [50 * (1 - level), 50 * (1 + level)]))
@@ -185,12 +216,6 @@ def summary(
     Groups stand in the order in which they first appear. Several rows of one unit in a group (repeats of a random
     cut, words of a picture) are averaged first, so every unit weighs the same and is drawn as a whole.
 
-    >>> answers = pd.DataFrame({"row": ["none"] * 2 + ["gate"] * 2, "id": [0, 1] * 2, "score": [1, 1, 0, 0]})
-    >>> summary(answers, by=["row"])
-        row  mean       low      high  n
-    0  none   1.0  0.342380  1.000000  2
-    1  gate   0.0  0.000000  0.657620  2
-
     Args:
         table: one row per unit, or several.
         by: columns that name a group; columns that are constant in a group may stand here to be kept.
@@ -205,6 +230,14 @@ def summary(
 
     Raises:
         DataError: a column is missing, or a value is not finite or outside its bounds.
+
+    Example:
+        >>> import pandas as pd
+        >>> answers = pd.DataFrame({"row": ["none"] * 2 + ["gate"] * 2, "id": [0, 1] * 2, "score": [1, 1, 0, 0]})
+        >>> gl.measures.summary(answers, by=["row"])
+            row  mean      low     high  n
+        0  none   1.0  0.34238  1.00000  2
+        1  gate   0.0  0.00000  0.65762  2
     """
     measures = {"": values} if isinstance(values, str) else dict(values)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
@@ -234,10 +267,6 @@ def paired_difference(
 
     Examples that are hard are hard under both conditions: the paired interval is narrower than the means' intervals.
 
-    >>> clean = answers[answers.row == "none"]
-    >>> change = paired_difference(answers, clean)
-    >>> summary(answers.assign(change=change), by=["row"], values="change", bounds=CHANGE)
-
     Args:
         table, baseline: several rows of one unit in the baseline are averaged.
         values: the column of numbers in both.
@@ -246,6 +275,12 @@ def paired_difference(
 
     Raises:
         DataError: a column is missing, or a unit without a baseline.
+
+    Example:
+        >>> import pandas as pd
+        >>> answers = pd.DataFrame({"row": ["none"] * 2 + ["gate"] * 2, "id": [0, 1] * 2, "score": [1, 0.5, 0.25, 0.5]})
+        >>> gl.measures.paired_difference(answers, baseline=answers[answers.row == "none"]).tolist()
+        [0.0, 0.0, -0.75, 0.0]
     """
     keys = [*within, *([unit] if isinstance(unit, str) else unit)]
     for one in (table, baseline):

@@ -31,11 +31,13 @@ class TokenTypeShare:
     token, which writes the first, only with ``first=True``. A share is attention summed over the keys of a kind,
     averaged over heads and divided by its sum over all kinds; then averaged over the rows of a picture, then pictures.
 
-    >>> share = TokenTypeShare(n_layers)
-    >>> for inputs in batches:
-    ...     generation = generate(model, inputs, see=share.see(inputs.tokens))
-    ...     share.add(generation.tokens)
-    >>> share.table()
+    Example:
+        >>> share = gl.measures.TokenTypeShare(model.cfg.n_layers, first=True)
+        >>> generation = gl.engine.generate(model, inputs, see=share.see(inputs.tokens), max_new_tokens=2)
+        >>> share.add(generation.tokens)
+        >>> table = share.table()
+        >>> round(float(table[table.layer == 0].share.sum()), 4)  # shares of a layer sum to 1
+        1.0
     """
 
     def __init__(self, n_layers: int, first: bool = False) -> None:

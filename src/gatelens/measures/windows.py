@@ -74,8 +74,16 @@ def smallest_window(
 
     Among windows of that size the one that carries the most, then the earliest.
 
+    Args:
+        effect: of each layer, 0 or more, in any unit.
+        share: of the summed effect, in (0, 1].
+
     Raises:
         DataError: an effect that is negative or not finite, or a share outside (0, 1].
+
+    Example:
+        >>> gl.measures.smallest_window([0, 1, 6, 3, 0, 0, 0, 0], share=0.9)
+        Window(layers=range(2, 4), share=0.9)
     """
     if not 0 < share <= 1:
         raise DataError(f"smallest window: share {share} is outside (0, 1]; 0.9 means 90 % of the effect")
@@ -92,10 +100,18 @@ def best_window(
 ) -> Window | None:
     """The window of ``width`` layers that carries the most; the earliest of equal ones.
 
-    ``width``: by default WI's 25 % of the layers, rounded, at least 1. None when no layer has any effect.
+    None when no layer has any effect.
+
+    Args:
+        effect: of each layer, 0 or more, in any unit.
+        width: layers of the window; None is WI's 25 % of the layers, rounded, at least 1.
 
     Raises:
         DataError: an effect that is negative or not finite, or a width that does not fit.
+
+    Example:
+        >>> gl.measures.best_window([0, 1, 6, 1, 0, 0, 0, 0], width=2)
+        Window(layers=range(1, 3), share=0.875)
     """
     values = _finite(effect, len(effect), "layers")
     if (values < 0).any():

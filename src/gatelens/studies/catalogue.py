@@ -17,6 +17,7 @@ from gatelens.studies.whats_in_the_image.study import STUDY as WHATS_IN_THE_IMAG
 from gatelens.studies.whats_in_the_image.study import whats_in_the_image
 
 STUDIES = {s.name: s for s in (NARROW_GATE, WHATS_IN_THE_IMAGE, GATE_FINDER, GATE_FINETUNING)}
+"""The studies by name, as ``gatelens study NAME`` runs them."""
 
 # what a study's own function does beyond running it, such as choosing what to train on
 _FUNCTIONS = {GATE_FINETUNING.name: finetune_gate, WHATS_IN_THE_IMAGE.name: whats_in_the_image}

@@ -50,8 +50,8 @@ class Verification:
 
     @property
     def finished(self) -> bool:
-        """Whether every check has an outcome."""
-        return len(self.rows) >= self.planned
+        """Whether every check has an outcome, and there is one at all."""
+        return len(self.rows) >= max(1, self.planned)
 
     @property
     def passed(self) -> bool:

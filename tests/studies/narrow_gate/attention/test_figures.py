@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gatelens.measures import standing_out
+from gatelens.measures.attention import standing_out
 from gatelens.plots import card
 from gatelens.plots.style import png
 from gatelens.runs import Run
