@@ -210,3 +210,34 @@ def test_a_name_from_anywhere_means_the_same_folders(tmp_path: Path, monkeypatch
     assert from_anywhere("vqav2:pics") == f"vqav2:{tmp_path / 'pics'}"
     assert from_anywhere("vqav2:org/name") == "vqav2:org/name"
     assert from_anywhere("easy-vqa, pics") == f"easy-vqa,{tmp_path / 'pics'}"
+
+
+@pytest.mark.parametrize("kind", ["color", "count"])
+def test_a_limit_counts_the_kind_that_is_asked_for(kind):
+    scenes = data.load("emoji-scenes")
+    found = scenes.examples("vqa", limit=4, seed=1, kind=kind)
+    every = [one.id for one in scenes.examples("vqa", limit=60, seed=1) if one.meta["kind"] == kind]
+    assert [one.id for one in found] == every[:4] and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("vqa", "colour", r"kind='colour' of task 'vqa': the kinds are color, .*; did you mean 'color'\?"),
+        ("class", "color", "kind='color' of task 'class': it has no kinds, leave kind= out"),
+    ],
+)
+def test_a_kind_that_is_not_there_is_named(task, kind, message):
+    with pytest.raises(DataError, match=message):
+        data.load("emoji-scenes").examples(task, limit=2, kind=kind)
+    with pytest.raises(DataError, match="it has no kinds"):
+        data.load("easy-vqa").examples("vqa", limit=2, kind="color")
+
+
+def test_a_folder_has_the_kinds_of_its_column(folder):
+    (folder / "data.csv").write_text(
+        "image,question,answers,kind\na.png,what?,red,hue\nb.png,how many?,two,count\nb.png,why?,red,hue\n"
+    )
+    assert [e.answers for e in data.load(folder).examples("vqa", limit=2, kind="hue")] == [("red",), ("red",)]
+    with pytest.raises(DataError, match="the kinds are hue, count"):
+        data.load(folder).examples("vqa", kind="side")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from gatelens.errors import DataError
+from gatelens.errors import DataError, did_you_mean, shown
 from gatelens.pictures import thumbnail
 
 Result = TypeVar("Result")
@@ -96,6 +96,10 @@ class Example:
 class Dataset(Protocol):
     """A source of examples. Implement these four and a study can use it.
 
+    The data sets of gatelens also take ``examples(..., kind="color")``: ``limit`` examples of this kind
+    (``meta["kind"]``). Questions about scenes have the kinds ``color``, ``shape``, ``presence``, ``side``, ``count`` and
+    ``relation``, a folder those of its column ``kind``.
+
     Example:
         >>> scenes = gl.data.load("emoji-scenes")
         >>> scenes.name, scenes.tasks
@@ -111,7 +115,9 @@ class Dataset(Protocol):
         ...
 
     def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
-        """The task's examples, at most ``limit`` of them drawn by ``seed`` (all when ``None``), in a fixed order.
+        """The task's examples, at most ``limit`` of them drawn by ``seed``, in a fixed order.
+
+        None is all of a finite data set. Scenes are composed on demand, as many as ``limit`` says; None is 500 there.
 
         Raises:
             DataError: the data set does not have this task, an example lacks something, or a limit below 1.
@@ -123,6 +129,19 @@ def check_task(name: str, task: str, tasks: Sequence[str]) -> None:
     """Raises DataError, with the tasks there are, when the data set ``name`` does not have this one."""
     if task not in tasks:
         raise DataError(f"{name} has no task {task!r}; it has {', '.join(tasks)}")
+
+
+def check_kind(name: str, task: str, kind: Any, kinds: Iterable[str]) -> None:
+    """Refuse a kind of examples that the task does not have; None is all kinds.
+
+    Raises:
+        DataError: another kind, with those there are.
+    """
+    known = list(kinds)
+    if kind is None or kind in known:
+        return
+    there = f"the kinds are {', '.join(known)}" if known else "it has no kinds, leave kind= out"
+    raise DataError(f"{name}: kind={shown(kind)} of task {task!r}: {there}{did_you_mean(str(kind), known)}")
 
 
 def check_drawn(name: str, limit: Any, seed: Any, most: int | None = None) -> None:

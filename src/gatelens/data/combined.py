@@ -50,12 +50,15 @@ class CombinedDataset(Named):
         """The bad rows every part left out."""
         return [row for part in self.parts for row in getattr(part, "skipped", ())]
 
-    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, task: str, limit: int | None = None, seed: int = 0, *, kind: str | None = None
+    ) -> list[Example]:
         """The examples of the part the task belongs to.
 
         Raises:
-            DataError: no part has the task.
+            DataError: no part has the task, or its part not the kind.
         """
         check_task(self.name, task, self.tasks)
         name, part = self._sources[task]
-        return part.examples(name, limit, seed)
+        # a data set of a caller's own need not know kinds
+        return part.examples(name, limit, seed, **({} if kind is None else {"kind": kind}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gatelens.data import prompts
-from gatelens.data.base import Example, Named, check_drawn, check_split, check_task
+from gatelens.data.base import Example, Named, check_drawn, check_kind, check_split, check_task
 from gatelens.errors import DataError
 from gatelens.pictures import load_image
 
@@ -29,13 +29,16 @@ class EasyVqa(Named):
         self._questions, self._answers, self._pictures = read()
         self.classes: tuple[str, ...] = tuple(sorted(easy_vqa.get_answers()))
 
-    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, task: str, limit: int | None = None, seed: int = 0, *, kind: str | None = None
+    ) -> list[Example]:
         """``limit`` questions drawn by ``seed`` (all 9,673 of the test split when ``None``).
 
         Raises:
-            DataError: any task but ``vqa``.
+            DataError: any task but ``vqa``, or a kind: its questions are not told apart.
         """
         check_task(self.name, task, self.tasks)
+        check_kind(self.name, task, kind, ())
         check_drawn(self.name, limit, seed)
         n = len(self._questions)
         chosen = np.random.default_rng(seed).permutation(n)[: n if limit is None else limit]

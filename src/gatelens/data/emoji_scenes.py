@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
 from gatelens.data import prompts, scenes
-from gatelens.data.base import TASKS, Example, Named, check_drawn, check_split, check_task
+from gatelens.data.base import TASKS, Example, Named, check_drawn, check_kind, check_split, check_task
 from gatelens.data.pairs import Pair
 from gatelens.data.scene_pairs import KINDS, scene_pair
 
@@ -34,30 +35,39 @@ class EmojiScenes(Named):
         check_split(self.name, split, self.splits)
         self.split = split
 
-    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, task: str, limit: int | None = None, seed: int = 0, *, kind: str | None = None
+    ) -> list[Example]:
         """``limit`` (default 500) examples; the i-th depends on (split, task, seed, i) alone.
 
+        Args:
+            kind: of questions: ``limit`` of this one (``color``, ``shape``, ``presence``, ``side``, ``count`` or
+                ``relation``); they are among those which a larger limit without a kind gives.
+
         Raises:
-            DataError: unknown task, or a limit outside 1 to ``MOST``.
+            DataError: unknown task or kind, or a limit outside 1 to ``MOST``.
         """
+        check_task(self.name, task, self.tasks)
+        check_kind(self.name, task, kind, scenes.QUESTION_KINDS if task == "vqa" else ())
+        check_drawn(self.name, limit, seed, MOST)
+        every = (self._example(task, seed, i) for i in count())
+        wanted = (one for one in every if kind is None or one.meta["kind"] == kind)
+        return list(islice(wanted, DEFAULT_LIMIT if limit is None else limit))
+
+    def _example(self, task: str, seed: int, i: int) -> Example:
         makers: dict[str, Callable[[scenes.Scene, np.random.Generator], dict[str, Any]]] = {
             "class": _class,
             "vqa": _vqa,
             "caption": _caption,
             "draw": _draw,
         }
-        check_task(self.name, task, self.tasks)
-        check_drawn(self.name, limit, seed, MOST)
         one_object = 1 if task in ("class", "draw") else None
-        examples = []
-        for i in range(DEFAULT_LIMIT if limit is None else limit):
-            # Tasks draw from seeds of their own, so that no two tasks ask about the same pictures.
-            scene = self.draw(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
-            made = makers[task](scene, np.random.default_rng([seed, i]))
-            made["meta"] = {"objects": scene.objects, "masks": scene.masks, **made.get("meta", {})}
-            image = None if task == "draw" else scene.image
-            examples.append(Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made))
-        return examples
+        # Tasks draw from seeds of their own, so that no two tasks ask about the same pictures.
+        scene = self.draw(self.split, seed * len(TASKS) + TASKS.index(task), i, one_object)
+        made = makers[task](scene, np.random.default_rng([seed, i]))
+        made["meta"] = {"objects": scene.objects, "masks": scene.masks, **made.get("meta", {})}
+        image = None if task == "draw" else scene.image
+        return Example(image=image, task=task, id=f"{self.split}-{task}-{seed}-{i}", **made)
 
     def pairs(self, differ: str, n: int, seed: int = 0) -> list[Pair]:
         """``n`` pairs of scenes that differ in one fact; the i-th depends on (split, differ, seed, i) alone."""

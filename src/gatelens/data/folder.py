@@ -36,7 +36,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from gatelens.data import prompts
-from gatelens.data.base import BadRows, Example, Named, check_drawn, check_task
+from gatelens.data.base import BadRows, Example, Named, check_drawn, check_kind, check_task
 from gatelens.data.pairs import Pair
 from gatelens.data.tables import Row, json_object, named, plain, read_csv, read_json_lines
 from gatelens.errors import DataError, did_you_mean
@@ -87,15 +87,23 @@ class Folder(Named):
         paired = [row.values for row in self._rows if "image_b" in row.values]
         self.differs = tuple(dict.fromkeys(values.get("differ", "image") for values in paired))
 
-    def examples(self, task: str, limit: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, task: str, limit: int | None = None, seed: int = 0, *, kind: str | None = None
+    ) -> list[Example]:
         """The task's rows, ``limit`` of them drawn by ``seed``, in the table's order.
 
+        Args:
+            kind: only those whose column ``kind`` says so.
+
         Raises:
-            DataError: no row has this task, or a picture cannot be read (named with its row).
+            DataError: no row has this task or kind, or a picture cannot be read (named with its row).
         """
         check_task(self.name, task, self.tasks)
-        check_drawn(self.name, limit, seed)
         rows = [row for row in self._rows if task in row.tasks]
+        kinds = [k for row in rows if isinstance(k := row.facts.get("kind"), str)]
+        check_kind(self.name, task, kind, dict.fromkeys(kinds))
+        check_drawn(self.name, limit, seed)
+        rows = [row for row in rows if kind is None or row.facts.get("kind") == kind]
         if limit is not None and limit < len(rows):
             chosen = sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])
             rows = [rows[i] for i in chosen]

@@ -41,6 +41,7 @@ UNNAMED_COLORS = {
 SHAPES = ("circle", "square", "diamond")
 _BACKGROUNDS = ((250, 250, 248), (216, 216, 220))
 PLAIN_LIGHT = (1.0, 0.0, 0.0)
+QUESTION_KINDS = ("color", "shape", "presence", "side", "count", "relation")
 _NUMBER_WORDS = ("zero", "one", "two", "three")
 # Seeds of the splits are drawn from separate streams, so that no seed of a user's makes them meet.
 _STREAMS = {"train": 0, "test": 1, "unnamed": 2}
@@ -178,7 +179,10 @@ def drawn(
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(kind, question, answer) triples that the scene answers; one of each kind, in random order."""
+    """(kind, question, answer) triples that the scene answers; one of each of ``QUESTION_KINDS``, in random order.
+
+    Only a scene of two objects answers ``relation``.
+    """
     o = scene.objects[rng.integers(len(scene.objects))]
     present = bool(rng.random() < 0.5)
     absent = [c for c in CLASSES if c not in {x.name for x in scene.objects}]

@@ -17,7 +17,7 @@ from gatelens.data.hub.order import round_robin, sample_rows
 from gatelens.data.hub.pictures import LazyExample, decoded, picture_source
 from gatelens.data.hub.rows import Row, Rows
 from gatelens.data.hub.sources import from_disk, from_hub
-from gatelens.errors import DataError
+from gatelens.errors import DataError, shown
 from gatelens.hub_errors import one_line
 
 _NO_LABEL = (None, -1, "")
@@ -60,15 +60,22 @@ class HubDataset(Named):
         self.skipped = self._bad.skipped
         self._columns = self._match_columns()
 
-    def examples(self, task: str, limit: int | None = None, seed: int = 42) -> list[Example]:
+    def examples(
+        self, task: str, limit: int | None = None, seed: int = 42, *, kind: str | None = None
+    ) -> list[Example]:
         """Up to ``limit`` examples in the order the paper takes them; pictures are decoded when looked at.
 
         A smaller limit gives the first of a larger one, up to the paper's own number.
 
         Raises:
-            DataError: another task; or a row is bad (named) and bad rows are not to be skipped.
+            DataError: another task; a kind, by which these are not drawn; or a row is bad (named) and bad rows are not
+                to be skipped.
         """
         check_task(self.name, task, self.tasks)
+        if kind is not None:
+            raise DataError(
+                f"{self.name} is not drawn by kind={shown(kind)}: keep those whose meta['kind'] is it"
+            )
         check_drawn(self.name, limit, seed)
         order = self._order(limit, seed)
         needed = list(dict.fromkeys(c for names in self._columns.values() for c in names))
