@@ -81,6 +81,24 @@ def test_every_layer_has_a_panel_that_can_be_read() -> None:
         assert min(sizes) > 1.3 and figure.get_figwidth() <= 16, (n, sizes, figure.get_figwidth())
 
 
+def test_a_word_is_shrunk_then_cut_and_never_lost() -> None:
+    edges = np.arange(0, 64, 8.0)
+    boxes = np.array([[x, y, x + 8, y + 8] for y in edges for x in edges])
+    words = ["on", "butterfly", "sunflower", "a word of many characters"] * 16
+    one = PicturePanels(Image.new("RGB", (64, 64)), boxes, {"one": np.ones(64)}, {"one": words})
+    figure = value_figure(unit="p", signed=False, panels=one)
+    for _ in range(2):
+        figure.draw_without_rendering()
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "one")
+    shown = [text.get_text() for text in axes.texts]
+    assert shown[:3] == words[:3] and shown[3].startswith("a word") and shown[3].endswith("…")
+    token = axes.get_window_extent().width / 8
+    assert max(text.get_window_extent().width for text in axes.texts) <= 1.02 * token
+    small = PicturePanels(Image.new("RGB", (512, 512)), boxes, {"one": np.ones(64)}, {"one": words})
+    figure = value_figure(unit="p", signed=False, panels=small, title="words")
+    assert figure.get_suptitle() == "words (tokens are too small for their words)"
+
+
 def test_cells_far_below_the_rest_do_not_stretch_the_scale() -> None:
     rest = np.linspace(-4, -1, 30)
     for values, low, clipped in (

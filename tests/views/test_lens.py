@@ -13,7 +13,7 @@ from case import cases
 
 import gatelens as gl
 from browser_kit import SCREENS, overflow, pdf_pages, screenshot, serious_faults, set_screen
-from gatelens.errors import DataError
+from gatelens.errors import DataError, OutputError
 from gatelens.plots.overlay import greyed, opacity
 from gatelens.views import lens, lens_view
 from gatelens.views.prompts import enlarged
@@ -140,6 +140,18 @@ def test_every_screen_is_whole_and_without_serious_faults(read: Any, page: Any, 
         assert serious_faults(page) == []
         screenshot(page, f"lens_{width}_{scheme}", whole=True)
     assert pdf_pages(page) <= 2
+
+
+def test_a_still_picture_has_the_words_of_a_target(read: Any, tmp_path: Path) -> None:
+    view = lens(read)
+    figure = view.figure()
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    table = view.lens.sel(target="top 0", layer=1).table
+    words = [str(word) for word in table[table["role"] == "image"]["word"]]
+    assert [text.get_text() for text in panels["layer 1"].texts] == words
+    assert "'dog' as next token" in view.figure("dog").get_suptitle()
+    with pytest.raises(OutputError, match=r"view\.figure\(\)\.savefig\('x\.png'\)"):
+        view.save(tmp_path / "x.png")
 
 
 def test_errors(read: Any, tiny_chameleon: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,10 @@ CELL = 0.5  # inches of a cell with a number; a word needs more
 WIDEST, HIGHEST = 13.0, 9.0
 PANEL = 2.5  # inches of a picture; less where a row of them would be too wide
 IN_A_ROW = 9  # pictures
+PANEL_OF_WORDS, WORDS_IN_A_ROW = 3.3, 4  # a word stands in every token
+SMALLEST = 4.0  # points of a word; a longer one is cut
+EM = 0.74  # width of a character in its size, with the room around a word
+FEWEST = 4  # characters of a token's box: words of less are unreadable
 FAR_OUT = 3.0  # interquartile ranges below the lower quartile, Tukey's outer fence
 
 
@@ -64,11 +68,15 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class ScaledGrid:
-    """A grid with its own scale of colours: ``unit`` stands beside it; ``signed`` scales are symmetric about 0."""
+    """A grid with its scale of colours: ``unit`` stands beside it; ``signed`` scales are symmetric about 0.
+
+    ``limits`` are the ends of the scale, for grids that are to be compared; None takes them from the grid.
+    """
 
     grid: Grid
     unit: str
     signed: bool
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +86,20 @@ class PicturePanels:
     Attributes:
         boxes: of the tokens, in pixels of the picture (x0, y0, x1, y1).
         panels: by title, one value per token.
-        texts: by the same titles, a word for each token; written where boxes are large enough.
+        texts: by the same titles, a word for each token, written as large as its box allows. None is written where
+            the median box has no room for ``FEWEST`` characters, and the figure says so.
     """
 
     picture: Image
     boxes: Float[np.ndarray, "token 4"]
     panels: Mapping[str, Float[np.ndarray, " token"]]
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def worded(self) -> bool:
+        """Whether words are written: there are some, and boxes have room for them."""
+        wide = float(np.median(self.boxes[:, 2] - self.boxes[:, 0])) / self.picture.width
+        return bool(self.texts) and PANEL_OF_WORDS * 72 * wide >= FEWEST * EM * SMALLEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +138,8 @@ def value_figure(
         sizes = [(_panels_width(panels, bars), _panels_height(panels, bars))] if panels or bars else []
         sizes += [] if grid is None else [grid.inches]
         across = max(width for width, _ in sizes)
+        if panels and panels.texts and not panels.worded:
+            title = f"{title} (tokens are too small for their words)".strip()
         heading = wrapped(title, across) if title else ""
         down = sum(height for _, height in sizes) + 0.22 * (heading.count("\n") + 1 if heading else 0)
         figure = NotebookFigure(figsize=(across, down), layout="constrained")
@@ -146,7 +163,7 @@ def value_figure(
 def scaled_grids(
     grids: Sequence[ScaledGrid], title: str = "", dark: bool = False, in_a_row: int = 3
 ) -> NotebookFigure:
-    """Grids side by side, each on a scale of its own."""
+    """Grids side by side."""
     with styled(dark) as p:
         across = min(in_a_row, len(grids))
         down = -(-len(grids) // across)
@@ -159,7 +176,7 @@ def scaled_grids(
             figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
         places = figure.subfigures(down, across, squeeze=False).flat
         for place, one in zip(places, grids, strict=False):
-            values = np.asarray(one.grid.values, dtype=float).ravel()
+            values = np.asarray(one.limits or one.grid.values, dtype=float).ravel()
             _draw_grid(place, one.grid, _Scale(values[np.isfinite(values)], one.signed, p), one.unit, p)
     return figure
 
@@ -231,8 +248,9 @@ def lower_fence(values: Float[np.ndarray, " n"]) -> float:
 def _layout(panels: PicturePanels) -> tuple[int, int, float]:
     """Rows and columns of pictures, the one without values among them, and the inches of each."""
     n = 1 + len(panels.panels)
-    columns = min(n, IN_A_ROW)
-    return -(-n // columns), columns, min(PANEL, (WIDEST + 1) / columns)
+    most, inches = (WORDS_IN_A_ROW, PANEL_OF_WORDS) if panels.worded else (IN_A_ROW, PANEL)
+    columns = min(n, most)
+    return -(-n // columns), columns, min(inches, (WIDEST + 1) / columns)
 
 
 def _panels_width(panels: PicturePanels | None, bars: Bars | None) -> float:
@@ -281,11 +299,18 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, inc
         fill_boxes(one, panels.boxes, scale.over_picture(values))
         if scale.signed:
             draw_outline(one, panels.boxes[outlined(np.abs(np.nan_to_num(values)), scale.high)])
-        words = panels.texts.get(name, [""] * len(values))
+        words = panels.texts[name] if panels.worded and name in panels.texts else [""] * len(values)
         for (x0, y0, x1, y1), word in zip(panels.boxes, words, strict=True):
-            room = inches * 72 * (x1 - x0) / panels.picture.width / max(1, len(word))  # points a character
-            if word and room > 3.4:
-                write_on(one, (x0 + x1) / 2, (y0 + y1) / 2, word, min(9, 1.35 * room))
+            shown, size = fitted(word, inches * 72 * (x1 - x0) / panels.picture.width)
+            write_on(one, (x0 + x1) / 2, (y0 + y1) / 2, shown, size)
+
+
+def fitted(word: str, room: float) -> tuple[str, float]:
+    """A word and its size in points, so that it fits into ``room`` points: smaller, then cut with an ellipsis."""
+    size = min(9.0, room / (EM * max(1, len(word))))
+    if size >= SMALLEST:
+        return word, size
+    return f"{word[: max(1, int(room / (EM * SMALLEST)) - 1)]}…", SMALLEST
 
 
 def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:

@@ -126,13 +126,17 @@ class LabelledTensor:
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
         """A picture: over the original picture where there are image positions, else a heat map or bars.
 
+        Two axes may be open (have several labels): a grid of cells, or over the picture a panel for each label of the
+        axis that is not positions; positions outside the picture stand in a grid below. Of a logit lens one ``target``
+        is shown, the first that was asked for or else ``top 0``; the title says which, ``sel(target="top 0")`` chooses.
+
         Args:
             title: over it; empty says what it shows.
             image: which picture of the prompt.
             dark: draw on dark ground.
 
         Raises:
-            DataError: more than two axes are open; ``sel`` one of them.
+            DataError: more than two axes are open, or positions of several prompts are: ``sel`` one label.
         """
         prompts = Prompts(self.tokens, self.images, image)
         return draw(self.table, self.axes, self.quantity, prompts, title or self.heading, self.signed, dark)

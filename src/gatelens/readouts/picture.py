@@ -108,7 +108,8 @@ def draw(
         else:
             table = table.drop(columns="word")
             heading = f"'{wanted}' as next token, by layer"
-        title = title or heading
+        others = f" (1 of {len(kinds)} targets; sel(target=...) chooses)" if len(kinds) > 1 else ""
+        title = title or heading + others
     return _cells(table, axes, prompts, title, style)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from gatelens.errors import DataError
 from gatelens.plots.overlay import Part
@@ -61,6 +62,18 @@ class LensView(View):
             others=[(i, self.prompt.word(int(self._positions[i]))) for i in self.others],
         )
 
+    def figure(self, target: str = "top 0", dark: bool = False) -> Figure:
+        """One word of each token, a panel a layer, as a still picture: ``figure().savefig("lens.png")``.
+
+        Args:
+            target: as in the lens: ``top 0`` is the likeliest token, or a target that was asked for.
+            dark: draw on dark ground.
+
+        Raises:
+            DataError: the lens has no such target.
+        """
+        return self.lens.sel(target=target).show(dark=dark)
+
     @property
     def _layers(self) -> list[int]:
         return [int(layer) for layer in self.lens.axes["layer"]["layer"]]
@@ -106,7 +119,13 @@ def lens(lens: LogitLens, example: int = 0) -> LensView:
     Raises:
         DataError: no logit lens, no image token of this prompt in it, or too many numbers for a page.
 
-        >>> gl.views.lens(gl.logit_lens(model, inputs, at="image", targets="dog")).save("lens.html")
+    Example:
+        >>> view = gl.views.lens(gl.logit_lens(model, inputs, at="image", targets="sunflower"))
+        >>> view
+        LensView(Logit lens on the picture; 7 layers, 64 positions)
+        >>> view.save("lens.html")  # doctest: +SKIP
+        PosixPath('lens.html')
+        >>> view.figure().savefig("lens.png")  # doctest: +SKIP
     """
     if not isinstance(lens, LogitLens):
         raise DataError(
