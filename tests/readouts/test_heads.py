@@ -376,6 +376,12 @@ def test_a_table_is_a_data_frame_that_shows_and_is_written(
         "share of attention",
         "share of attention",
     ]
+    both = got.show(["image", "gate", "entropy"]).axes
+    tops = [axes.images[0].norm.vmax for axes in both if axes.images]
+    assert tops[0] == tops[1] == got[["image", "gate"]].to_numpy().max() and tops[2] == got["entropy"].max()
+    assert drawn(got.show()) == [
+        ("attention to the picture", "share of attention")
+    ]  # no knockout in this table
     with pytest.raises(GatelensError, match=r"show\(\[\]\): name some of the columns image"):
         got.show([])
     with pytest.raises(GatelensError, match=r"show\('imag'\): the columns are image"):

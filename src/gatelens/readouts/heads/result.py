@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -57,8 +59,9 @@ class HeadsTable(pd.DataFrame):
     were not fitted; the interval, which adds in quadrature what the draw of subsets leaves open
     (:class:`gatelens.measures.heads.Regression`) to the interval over examples.
 
-    ``.attrs`` hold what is true of the whole table: ``quantity``, ``n`` (examples), ``r2`` and ``r2_held_out`` of the
-    regression, and ``sinks``, the positions that draw attention (as records; :attr:`sinks` is a table of them).
+    ``.attrs`` hold what is true of the whole table: ``n`` (examples); ``quantity``, what is measured of an answer,
+    where a part does; ``r2`` and ``r2_held_out`` of the regression, and ``sinks``, the positions that draw attention
+    (as records; :attr:`sinks` is a table of them).
 
     Example:
         >>> heads = gl.heads_table(model, "emoji-scenes", ["attention", "knockout"], n=4, progress=False)
@@ -86,16 +89,28 @@ class HeadsTable(pd.DataFrame):
         """
         return pd.DataFrame(self.attrs.get("sinks", []))
 
-    def show(self, column: str | Sequence[str] = "knockout", title: str = "", dark: bool = False) -> Figure:
-        """A column, or several side by side, as heat maps of layers and heads, each on a scale of its own.
+    def show(self, column: str | Sequence[str] | None = None, title: str = "", dark: bool = False) -> Figure:
+        """A column, or several side by side, as heat maps of layers and heads.
+
+        Shares of attention have one scale, from 0 to the largest that is shown, so that they compare; each other column
+        has its own. ``image``, ``gate`` and ``text`` sum to less than 1: the rest is attention to what comes before the
+        picture (the beginning-of-sequence token, a system prompt) and to its begin marker.
+
+        Args:
+            column: one or several; None is ``knockout``, or the first column where that part was not measured.
+            title: above; empty says how many examples.
+            dark: draw on dark ground.
 
         Raises:
             DataError: no such column of numbers, or no head has a number there.
         """
+        if column is None:
+            numbers = self._numbers()
+            column = "knockout" if "knockout" in numbers else numbers[:1]
         names = [column] if isinstance(column, str) else list(column)
         if not names:
             raise DataError(f"show([]): name some of the columns {', '.join(self._numbers())}")
-        panels = [self._panel(name) for name in names]
+        panels = _comparable([self._panel(name) for name in names])
         return scaled_grids(panels, title or f"Mean of {self.attrs.get('n', 'some')} examples", dark)
 
     def _numbers(self) -> list[str]:
@@ -121,3 +136,12 @@ class HeadsTable(pd.DataFrame):
             unit=self.attrs.get("quantity", "logit") if unit == "answer" else unit,
             signed=unit == "answer" or bool((values < 0).any()),
         )
+
+
+def _comparable(panels: Sequence[ScaledGrid]) -> list[ScaledGrid]:
+    """Shares of one thing get one scale."""
+    most: dict[str, float] = {}
+    for one in panels:
+        if one.unit.startswith("share"):
+            most[one.unit] = max(most.get(one.unit, 0.0), float(np.nanmax(one.grid.values)))
+    return [replace(one, limits=(0.0, most[one.unit] or 1.0)) if one.unit in most else one for one in panels]

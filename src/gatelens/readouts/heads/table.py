@@ -25,7 +25,7 @@ from gatelens.model import HookedVLM
 from gatelens.readouts.heads.batches import HeadsWork
 from gatelens.readouts.heads.columns import Columns, Settings
 from gatelens.readouts.heads.prompts import Asked, asked_of
-from gatelens.readouts.heads.result import HeadsTable
+from gatelens.readouts.heads.result import HEADINGS, HeadsTable
 from gatelens.readouts.heads.vocabulary import Writing
 from gatelens.tokens import SelectorLike
 from gatelens.units import opened
@@ -66,11 +66,12 @@ def heads_table(
         parts: which; None is all that the data allow (``localisation`` needs masks) but ``regression``. An example
             costs ``knockout`` a run for each head, ``regression`` one for each subset, the others a run or two. What
             runs share before ``ablate_at`` is computed once: the picture's positions at ``"gate | text"``.
-        n, task, seed, queries: which examples are drawn; the rows whose attention is looked at.
-        ablate_at, ablate_with: where ``z`` is replaced, by its ``mean`` over all these positions or ``zero``.
-        subsets, fraction, ridge: of the regression: how many subsets (None: four times the heads, 64 at least), the
-            share of heads left out in each, the penalty (0: least squares).
-        ov_of, top: the positions whose values are written, and how many tokens to give.
+        n, task, seed: how many examples of a data set, which and by what they are drawn.
+        queries: the rows whose attention is looked at.
+        ablate_at, ablate_with: where ``z`` is replaced; by ``zero``, or its ``mean`` over all these positions.
+        subsets, fraction: of the regression: how many (None: 4 × heads, 64 at least); share left out in each.
+        ridge: the penalty of the regression; 0 is least squares.
+        ov_of, top: the positions whose values are written, and how many tokens to give of each head.
         out, workers, ray: as in :func:`gatelens.sweep`; the folder gets the table as ``heads_table.parquet``.
 
     Raises:
@@ -176,8 +177,9 @@ def _summary(work: HeadsWork, made: Columns, ridge: float) -> HeadsTable:
     summary = HeadsTable(table)
     if "vocabulary" in work.chosen:
         summary["writes"] = work.writing.words()
-    quantity = "logit difference" if work.asked[0].wrong is not None else "logit"
-    summary.attrs |= {**attrs, "quantity": quantity, "n": len(work.asked)}
+    summary.attrs |= {**attrs, "n": len(work.asked)}
+    if any(HEADINGS.get(name, ("", ""))[1] == "answer" for name in made):
+        summary.attrs["quantity"] = "logit difference" if work.asked[0].wrong is not None else "logit"
     return summary
 
 
