@@ -104,3 +104,15 @@ def test_a_fit_gives_blas_one_thread_and_gives_the_others_back(monkeypatch: pyte
             probe_normal(100 * x, x[:, 0] > 0, max_iter=2)
         assert blas_threads() == before
     assert seen == [{1}] * 4
+
+
+def test_classes_may_be_words() -> None:
+    x = torch.randn(60, 5, generator=seeded(21))
+    numbers = (x[:, :3] @ torch.tensor([1.0, -1, 2]) > 0).long()
+    words = [("cat", "dog")[int(i)] for i in numbers]
+    assert torch.equal(linear_probe(x, words).correct, linear_probe(x, numbers).correct)
+    assert linear_probe(x, words).accuracy > linear_probe(x, words).majority
+    with pytest.raises(DataError, match="class fox has 1 points for 5 folds"):
+        linear_probe(x, [*words[:-1], "fox"])
+    with pytest.raises(DataError, match="60 points but labels"):
+        linear_probe(x, words[:-1])

@@ -200,6 +200,16 @@ def test_summary_draws_units_not_rows() -> None:
     assert summary(table.assign(word=range(4)), ["row"], unit=["id", "word"], bounds=None).n.tolist() == [4]
 
 
+def test_summary_takes_the_columns_of_a_sweep() -> None:
+    table = pd.DataFrame({"cut": ["a"] * 3, "example": ["x", "x", "y"], "value": [0.0, 1.0, 1.0]})
+    line = summary(table, by=["cut"]).iloc[0]
+    assert (line["mean"], line.n) == (0.75, 2)
+    own = table.assign(id=range(3), score=0.5)
+    assert summary(own, by=["cut"]).iloc[0][["mean", "n"]].tolist() == [0.5, 3]
+    with pytest.raises(DataError, match="column 'id' is missing"):
+        summary(table.drop(columns="example"), by=["cut"])
+
+
 def test_summary_of_several_measures_leaves_out_what_does_not_apply() -> None:
     table = pd.DataFrame(
         {

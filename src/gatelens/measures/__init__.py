@@ -37,7 +37,7 @@ from gatelens.measures.overlap import (
     neighbourhood_overlap,
     representation_overlap,
 )
-from gatelens.measures.probe import linear_probe
+from gatelens.measures.probe import Probe, linear_probe
 from gatelens.measures.stats import (
     drawn_means,
     mean_interval,
@@ -56,6 +56,7 @@ __all__ = [
     "ImageAttention",
     "LLMJudge",
     "OfflineJudge",
+    "Probe",
     "TokenTypeShare",
     "Vocabulary",
     "accuracy",

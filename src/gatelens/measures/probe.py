@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,20 @@ _FITTING = threading.Lock()
 
 @dataclass(frozen=True)
 class Probe:
-    """Cross-validated accuracy, its interval, and what a guess of the commonest class would score."""
+    """What :func:`linear_probe` gives.
+
+    Attributes:
+        accuracy: share of the points that are classified correctly, each by a fit that did not see it.
+        interval: of the accuracy, low and high (95 % as it stands).
+        correct: whether each point is.
+        majority: share of the commonest class: what a guess of it would score.
+
+    Example:
+        >>> x = torch.cat([torch.linspace(-2, -1, 20), torch.linspace(1, 2, 20)])[:, None]
+        >>> probe = gl.measures.linear_probe(x, ["cat"] * 20 + ["dog"] * 20)
+        >>> probe.accuracy, probe.majority, int(probe.correct.sum())
+        (1.0, 0.5, 40)
+    """
 
     accuracy: float
     interval: tuple[float, float]
@@ -39,7 +53,7 @@ class Probe:
 
 def linear_probe(
     x: Float[Tensor, "point feature"],
-    labels: Int[Tensor, " point"],
+    labels: Int[Tensor, " point"] | Sequence[Any],
     folds: int = 5,
     ridge: float = 1e-2,
     seed: int = 0,
@@ -74,7 +88,8 @@ def linear_probe(
         (1.0, 0.5)
     """
     check_points(x, "linear_probe")
-    classes, count = _check_labels(x, labels, folds)
+    names, numbered = _numbered(x, labels)
+    classes, count = _check_labels(x, names, numbered, folds)
     if not ridge > 0:
         raise DataError(
             f"linear_probe: ridge={ridge} must be positive, else separable classes have no solution"
@@ -84,7 +99,7 @@ def linear_probe(
     strength = (2 if len(classes) == 2 else 1) / (ridge * (n - n / folds))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=tolerance, max_iter=max_iter))
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    points, target = x.detach().cpu().double().numpy(), labels.cpu().numpy()
+    points, target = x.detach().cpu().double().numpy(), numbered.numpy()
     with _fitting("linear_probe", max_iter):
         predicted = cross_val_predict(model, points, target, cv=split)
     correct = predicted == target
@@ -141,17 +156,29 @@ def _fitting(who: str, max_iter: int) -> Iterator[None]:
             ) from None
 
 
+def _numbered(x: Float[Tensor, "point feature"], labels: Any) -> tuple[list[Any], Int[Tensor, " point"]]:
+    """The classes in order, and the number of each point's."""
+    if hasattr(labels, "shape"):
+        check_one_each(x, labels, "linear_probe")
+    given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    if len(given) != len(x):
+        raise DataError(f"linear_probe: {len(x)} points but labels of {len(given)}; give one per point")
+    known = sorted(set(given), key=lambda label: (str(type(label)), label))
+    number = {label: i for i, label in enumerate(known)}
+    return known, torch.tensor([number[label] for label in given], dtype=torch.long)
+
+
 def _check_labels(
-    x: Float[Tensor, "point feature"], labels: Int[Tensor, " point"], folds: int
+    x: Float[Tensor, "point feature"], names: Sequence[Any], labels: Int[Tensor, " point"], folds: int
 ) -> tuple[Int[Tensor, " class"], Int[Tensor, " class"]]:
     """The classes and how many points each has."""
     check_one_each(x, labels, "linear_probe")
     if folds < 2:
         raise DataError(f"linear_probe: folds={folds} leaves nothing to test on; give at least 2")
-    classes, count = labels.cpu().unique(return_counts=True)
+    classes, count = labels.unique(return_counts=True)
     if len(classes) < 2:
         raise DataError("linear_probe: all points have one label; a probe needs at least two classes")
     if int(count.min()) < folds:
-        rarest = f"class {classes[count.argmin()].item()} has {int(count.min())} points"
+        rarest = f"class {names[int(count.argmin())]} has {int(count.min())} points"
         raise DataError(f"linear_probe: {rarest} for {folds} folds; drop it or take fewer folds")
     return classes, count

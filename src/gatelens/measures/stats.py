@@ -219,8 +219,10 @@ def summary(
     Args:
         table: one row per unit, or several.
         by: columns that name a group; columns that are constant in a group may stand here to be kept.
-        values: the column of numbers; or the name of each measure with its column, for a row per group and measure.
-        unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one.
+        values: the column of numbers; or the name of each measure with its column, for a row per group and measure. Of
+            a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
+        unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a
+            table without ``id`` it is ``example``, as of a sweep.
         bounds: the least and the most a value can be (:func:`mean_interval`), of all measures or by its name in
             ``values``; a measure that is not named has none.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
@@ -239,6 +241,10 @@ def summary(
         0  none   1.0  0.34238  1.00000  2
         1  gate   0.0  0.00000  0.65762  2
     """
+    if values == "score" and "score" not in table and "value" in table:
+        values = "value"
+    if unit == "id" and "id" not in table and "example" in table:
+        unit = "example"
     measures = {"": values} if isinstance(values, str) else dict(values)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
     _check_has(table, [*by, *keys, *measures.values()], "summary")
