@@ -88,7 +88,6 @@ def test_emoji_scenes_are_the_pixels_they_were():
     assert drawn.hexdigest() == "7258c49e1ed7903720cb26d301079a4415f2003ccd949a79f57b6bd09993c9a9"
 
 
-@pytest.mark.filterwarnings("ignore:.*seen in training")
 @pytest.mark.parametrize("differ", ["class", "color", "shape", "side", "presence", "relation", "count"])
 def test_pairs_differ_where_the_object_is_and_keep_the_light(differ):
     for pair in gl.pairs(gl.data.load("varied-scenes", "style"), differ=differ, n=3):

@@ -262,7 +262,6 @@ def gradients_at_gate(model: Any, pairs: Any, **how: Any) -> Any:
 
 
 @pytest.mark.organism
-@pytest.mark.filterwarnings("ignore:.*was seen in training")
 @pytest.mark.parametrize("differ", ["class", "color", "blur", "noise"])
 @pytest.mark.parametrize("make", [at_gate, gradients_at_gate])
 def test_a_data_set_gives_its_pairs(gated: Any, make: Any, differ: str) -> None:

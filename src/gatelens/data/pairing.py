@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
@@ -39,6 +38,8 @@ def pairs(
     multiple: float = 3.0,
 ) -> Pairs:
     """Pairs of examples that share the prompt and whose pictures differ in one thing.
+
+    :class:`gatelens.data.Pairs` says what the prompt asks for each fact of emoji scenes, and what notes there are.
 
     Args:
         data: a data set, its name or folder; for corruptions also a list of examples.
@@ -83,10 +84,7 @@ def pairs(
         )
     if not made:
         raise DataError(f"{name or 'these examples'} gave no pair that differs in {differ}")
-    found = Pairs(made, name)
-    for said in found.notes:
-        warnings.warn(said, stacklevel=2)
-    return found
+    return Pairs(made, name)
 
 
 def _check_number(n: Any) -> None:

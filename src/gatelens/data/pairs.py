@@ -26,7 +26,7 @@ class Pair:
         base: what is right for the corrupt one; None where it is unknown.
         noise: what is added to the image tokens' embeddings of the corrupt run, as a multiple of their standard
             deviation; 0 is nothing. The picture is then the same.
-        note: what else should be known of it.
+        note: what else should be known of it (:class:`Pairs` says which there are); else empty.
 
     Example:
         >>> pair = pairs[0]
@@ -51,6 +51,27 @@ class Pair:
 
 class Pairs(Sequence[Pair]):
     """A list of pairs; slices are such a list too.
+
+    The prompt of a pair of emoji scenes asks for the fact: ``class`` is completed ("this is a"), the others are
+    questions.
+
+    ============  ============================================  ==================================
+    ``differ``    prompt                                        answers, clean and corrupt
+    ============  ============================================  ==================================
+    ``class``     this is a                                     two classes
+    ``color``     what color is the shape behind the fox?       two colours
+    ``shape``     what shape is behind the fox?                 two shapes
+    ``side``      which side is the fox on?                     left and right
+    ``presence``  is there a fox in the image?                  yes and no
+    ``relation``  what is next to the fox?                      two classes
+    ``count``     how many objects are there?                   three and two
+    ============  ============================================  ==================================
+
+    Scenes of the split ``test`` show combinations of class, colour and shape that training never shows. With another
+    colour or shape they are a combination of training: so in every pair of ``color`` and ``shape`` the corrupt picture
+    is of a kind the model was trained on and the clean one is not. Such pairs have a ``note``; ``print(pairs)``
+    counts them. Pairs of which both pictures are alike in this are those of
+    ``gl.pairs(gl.data.load("emoji-scenes", split="train"), differ="color")``.
 
     Example:
         >>> len(pairs)

@@ -15,7 +15,9 @@ import numpy as np
 from gatelens.data import prompts, scenes
 from gatelens.data.scenes import Scene, SceneObject
 
-SEEN = "the other picture's combination was seen in training"
+SEEN = (
+    "the corrupt picture's class, colour and shape are a combination of training, the clean picture's are not"
+)
 
 
 @dataclass(frozen=True, eq=False)
