@@ -372,6 +372,7 @@ def test_pixel_mask_against_every_pixel(pixels: list[list[bool]]) -> None:
         ("imgae", "'imgae'.*did you mean 'image'"),
         ("image - eio", "'eio'.*did you mean 'eoi'"),
         ("last_imag", "did you mean 'last_image'"),
+        ("image | end-of-image", "unknown word 'end-of-image' .*did you mean 'eoi'.* or 'gate'"),
         ("", "ends too early"),
         ("image &", "ends too early"),
         ("image image", "'image' is out of place"),

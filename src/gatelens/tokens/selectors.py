@@ -233,6 +233,11 @@ def _atom(word: str, text: str) -> Node:
     if match := _IMAGE.fullmatch(word):
         return _image_atom(match, word, text)
     stems = [*NAMES, "random_image", "pos", "word"]
+    if said := re.search(r"end[_-]of[_-]im\w*", text, re.IGNORECASE):
+        raise SelectorError(
+            f"unknown word '{said[0]}' in selector '{text}'; did you mean 'eoi', the literal end-of-image token, or "
+            "'gate', which every family has?"
+        )
     hint = "." if word in stems else did_you_mean(re.split(r"[\[.:(]", word)[0], stems, cutoff=0.5) or "."
     raise SelectorError(f"unknown word '{word}' in selector '{text}'{hint} Known: {', '.join(KNOWN)}")
 
