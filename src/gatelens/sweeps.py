@@ -69,11 +69,11 @@ def sweep(
         progress: show a progress bar.
         make: makes the intervention of a point from its choices, then any values: a function whose arguments are the
             axes. Words and numbers label themselves.
-        task, limit, seed, batch_size: of a data set: which examples (without a task ``class``, or the only one), and
-            how many of one length are a batch at most; None bounds memory.
+        task, limit, seed: of a data set: as in its ``examples``; a task of None is ``class``, or the only one it has.
+        batch_size: over data: how many examples of one length are a batch at most; None bounds memory.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
             one with other settings is refused; a function is known by its code and what it closes over.
-        workers, ray: over data: the number of processes, or of actors on this Ray cluster (``docs/workers.md``).
+        workers, ray: over data: how many processes measure, or actors on the Ray cluster with this address.
 
     Returns:
         One row per point and example, in order. Columns: the axes (labels), ``example`` (its id; in a batch its

@@ -77,12 +77,12 @@ def collect(
         out: the folder. Other settings there are refused.
         sites: see :mod:`gatelens.interventions.sites`; also ``"neuron"``. At sites with heads a row is
             [n_heads, d_head].
-        layers, at: which blocks, None is all; selector of the positions, each of which is a row.
+        layers: which blocks; None is all.
+        at: selector of the positions, each of which is a row.
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, of what is kept.
         task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
-        shard_rows, progress: about how many rows a shard has (it ends with a batch); show a progress bar.
-        workers, ray: the number of processes, or of actors on this Ray cluster, each a shard at a time; the nodes
-            of a cluster share the folder (``docs/workers.md``).
+        shard_rows: about how many rows a shard has; it ends with a batch.
+        workers, ray: how many processes, or actors on the Ray cluster with this address, whose nodes share the folder.
 
     Raises:
         DataError: no such data or task, or two examples of one id.

@@ -97,8 +97,8 @@ class Dataset(Protocol):
     """A source of examples. Implement these four and a study can use it.
 
     The data sets of gatelens also take ``examples(..., kind="color")``: ``limit`` examples of this kind
-    (``meta["kind"]``). Questions about scenes have the kinds ``color``, ``shape``, ``presence``, ``side``, ``count`` and
-    ``relation``, a folder those of its column ``kind``.
+    (``meta["kind"]``). Questions about scenes have the kinds ``color``, ``shape``, ``presence``, ``side``, ``count``
+    and ``relation``; a folder has those of its column ``kind``.
 
     Example:
         >>> scenes = gl.data.load("emoji-scenes")

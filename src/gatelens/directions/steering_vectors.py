@@ -103,7 +103,7 @@ def direction(
         at: selector of the positions; of several in an example the mean is its activation.
         positive, negative: which examples: a label, a function of an example that is true or not, or a list of them;
             ``negative=None`` is all that are not positive.
-        site, layers: see :mod:`gatelens.interventions.sites`; which blocks, None is all.
+        site, layers: see :mod:`gatelens.interventions.sites`; None is all layers.
         method: ``"mean"``: difference of means (Marks and Tegmark, arXiv 2310.06824). ``"probe"``: the normal of a
             logistic regression. ``"pca"``: the first principal component of the differences of pairs in order, about
             zero (Zou et al., arXiv 2310.01405). The last two have the length of the difference of means along them.
@@ -287,7 +287,8 @@ def dose_curve(
             next-token distribution with the unsteered one.
         n_random: how many random directions.
         bounds: the least and the most the metric can be, (0, 1) for right or wrong: they make its interval.
-        task, limit, seed, batch_size: of ``data`` and ``others``; ``seed`` draws the random directions too.
+        task, limit, batch_size: of ``data`` and ``others``, as :func:`gatelens.sweep` takes them.
+        seed: draws the examples and the random directions.
         progress: show a progress bar.
 
     Raises:

@@ -158,11 +158,11 @@ def ablate(
 
     Args:
         at: selector of the positions to overwrite; at ``pattern`` of the rows (queries).
-        site, layers: see :mod:`gatelens.interventions.sites`; which blocks, None is all or a dict's of directions.
+        site, layers: see :mod:`gatelens.interventions.sites`; None is all blocks, or those of a dict of directions.
         with_: one of the words above, ``"zero"``, or a tensor: ``[d_model]`` or ``[batch, d_model]``; at ``q k v
             z`` ``[d_head]``, ``[n_heads, d_head]`` or ``[batch, n_heads, d_head]``.
-        heads, seed: at sites with heads, only those; for ``"random"``.
-        over, reference: for ``"mean"``: selector of what is averaged, None is ``at``; a cache of ``run_with_cache``.
+        heads, seed: at sites with heads, only those; the seed is for ``"random"``.
+        over, reference: for ``"mean"``: selector of what is averaged, None is ``at``; the cache it is taken from.
         direction: for ``"projection"``: as in :func:`gatelens.steer`, of any length but 0.
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 

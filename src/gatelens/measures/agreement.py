@@ -49,7 +49,7 @@ class Agreement:
     def warnings(self) -> list[str]:
         """Why the approximation should not be trusted; empty where nothing speaks against it.
 
-        The first two are of places, the last is of values (``docs/statistics.md``).
+        The first two are of places, the last is of values (*Statistics*).
         """
         said = []
         if self.best[0] != self.best[1]:

@@ -159,6 +159,7 @@ class HookedVLM(HookedBridge):
             ModelError: TransformerLens has no adapter for the decoder, it is wrapped already, or the placeholder
                 is outside its vocabulary.
 
+        Example:
             >>> import torch, gatelens as gl
             >>> from gatelens.families import FixedGrid, Geometry, Layout
             >>> from transformers import LlamaConfig, LlamaForCausalLM

@@ -142,6 +142,8 @@ def overlay(
 ) -> NotebookFigure:
     """The picture, and the same in grey under the values of its tokens.
 
+    The line, white on black, is drawn around the tokens whose value is at least half of the largest.
+
     Where a family shows a picture whole and in tiles, tokens of both lie over the same pixels: each gets a panel
     of its own, on one scale. ``.savefig("x.svg")``, ``.pdf`` and ``.png`` keep boxes and lines as shapes.
 

@@ -73,7 +73,7 @@ def patch_map(
     """The effect of patching each place of a model, over pairs of prompts.
 
     An effect is the metric's (patched − corrupt) / (clean − corrupt) when denoising, and one minus that when noising: 0
-    is no effect in either. Prompts of different length pair role by role (``readouts/prompt_pairs.py``).
+    is no effect in either. Prompts of different length pair role by role; with ``chat`` each is a user's turn.
 
     Args:
         pairs: of :func:`gatelens.pairs`, your own (``gl.data.Pair``), or data for ``gl.pairs(data, differ, n, seed)``.
@@ -86,9 +86,9 @@ def patch_map(
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.
         at: positions of the patched prompt, None is all; a dict of selectors names the groups of an axis ``role``.
             ``image.mask(object)`` is the pair's object, ``image.mask(changed)`` where its pictures differ.
-        layers, heads, neurons: which, None is all; an axis ``neuron`` has a cell a hidden unit or range (None: 32).
-        window, chat: how many of ``layers`` a cell patches, from its own on; make each prompt a user's turn.
-        source_layer, source: the layer and the model they come from; None is the layer that is patched, this model.
+        layers, heads, neurons: which; None is all. Of neurons also ranges, a cell each (None: 32 of them).
+        window: how many of ``layers`` a cell patches, from its own on.
+        source_layer, source: the layer, the model that activations come from; None is the one that is patched.
         out, progress, workers, ray: as in :func:`gatelens.sweep`; the folder gets the map as ``patch_map.parquet``.
 
     Raises:

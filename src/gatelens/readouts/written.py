@@ -115,12 +115,12 @@ def words_table(
     The words are held and the prompt is run again: for attention, for the lens, and for each block of image tokens.
 
     Args:
-        model, generation: ``generation = model.generate(inputs, return_type="map")``, without interventions.
-        example: which prompt of the batch.
+        generation, example: ``model.generate(inputs, return_type="map")`` without interventions; which of its prompts.
         grid: at most so many blocks across and down a picture.
         queries: the rows that a block is hidden from; as it stands all that read the picture but its own tokens.
         layers: where attention is kept and blocks are hidden; None is all.
-        how, top, progress: as of :func:`gatelens.knockout`; how many tokens of the lens to keep; show a progress bar.
+        how: as of :func:`gatelens.knockout`.
+        top: how many tokens of the lens to keep.
 
     Raises:
         InputError: no words were written, the prompt has no picture, or the places of its tokens are unknown.

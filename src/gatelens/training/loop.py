@@ -82,8 +82,10 @@ def fine_tune(
             :class:`gatelens.training.OthersGate`, whose ``repr`` says what it does.
         parameters: regular expression; only parameters whose name it finds are trained; None: all.
         out: folder for a checkpoint every ``save_every`` seconds, from which a run cut short goes on; None: nowhere.
-        steps, batch_size, lr, warmup, weight_decay, clip: AdamW; the learning rate rises over ``warmup`` steps and
-            falls along a half cosine; gradients are clipped to norm ``clip``.
+        steps, batch_size: how many steps, and examples of each.
+        lr: the largest learning rate of AdamW; it falls along a half cosine.
+        warmup: steps over which it rises.
+        weight_decay, clip: of AdamW; the norm to which gradients are clipped.
         seed: draws the batches.
         save_every: seconds between checkpoints, more where writing one takes over a tenth of that; 0: after each step.
         progress: show a bar.

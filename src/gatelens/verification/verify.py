@@ -48,7 +48,7 @@ def verify(
     """Whether the wrapped model is the one that transformers loads: numbers, tokens, interventions, silent traps.
 
     Every check compares with transformers and torch alone, on the same weights, which are held once. What counts as
-    equal is measured on transformers in the same dtype (``docs/verify.md``).
+    equal is measured on transformers in the same dtype (*Check a model*).
 
     Args:
         model: a name or folder, which is loaded here, or a wrapped model.

@@ -266,7 +266,8 @@ def heads(
     Args:
         cache: from ``run_with_cache`` (holding ``blocks.<layer>.attn.hook_pattern``), or the pattern of one layer.
         tokens: the inputs' TokenMap, or the inputs.
-        layer, example: which layer, and which prompt of the batch.
+        layer: which.
+        example: which prompt of the batch.
         layers: several layers instead of one; with neither, all that the cache has.
         heads: which heads; None is all.
         images: ``inputs.images``, or the pictures of this prompt; None takes those that the inputs or the cache have.
@@ -279,8 +280,12 @@ def heads(
     Raises:
         DataError: no pattern in the cache, no such layer, head or example, or a page too large to open.
 
+    Example:
         >>> logits, cache = model.run_with_cache(inputs)
-        >>> gl.views.heads(cache, inputs.tokens, layer=5).save("heads.html")
+        >>> view = gl.views.heads(cache, inputs, layer=5)
+        >>> view.save("heads.html")  # doctest: +SKIP
+        PosixPath('heads.html')
+        >>> view.figure().savefig("heads.png")  # doctest: +SKIP
     """
     if images is None and isinstance(tokens, TokenMap):
         images = getattr(cache, "images", None) or None

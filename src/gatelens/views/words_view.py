@@ -118,15 +118,16 @@ def words(
     Args:
         table: from ``gl.words_table(model, generation)``.
         layers: which of the table's layers; None is all. The page averages over them, or shows one.
-        heads: which heads; ``"mean"`` averages them before they are stored. None is each, or their mean where a page
-            has no room for each.
+        heads: which heads; ``"mean"`` stores their mean. None is each, or their mean where a page has no room for each.
         pool: as in :func:`gatelens.views.heads`.
 
     Raises:
         DataError: no such table, layer or head, or a page too large to open.
 
-        >>> generation = model.generate(inputs, return_type="map")
-        >>> gl.views.words(gl.words_table(model, generation)).save("words.html")
+    Example:
+        >>> table = gl.words_table(model, model.generate(inputs, return_type="map"))
+        >>> gl.views.words(table).save("words.html")  # doctest: +SKIP
+        PosixPath('words.html')
     """
     if not isinstance(table, WordsTable):
         raise DataError(f"words: a {type(table).__name__} is none: give gl.words_table(model, generation)")

@@ -73,7 +73,8 @@ def circuit(
     :mod:`gatelens.readouts.circuits.circuit`.
 
     Args:
-        pairs, metric, chat: as in :func:`gatelens.patch_map`; both prompts of a pair have the same positions.
+        pairs: as in :func:`gatelens.patch_map`; both prompts of a pair have the same positions.
+        metric, chat: as there.
         scores: ``eap-ig`` or ``eap`` for edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and
             logits; ``atp``, ``atp*`` or ``ig`` for heads and MLPs; or an edge map, or one or several maps of ``z``,
             ``attn_out``, ``mlp_out`` (exact ones too), whose cells are the nodes.

@@ -115,16 +115,16 @@ def attribution_map(
     """The map of :func:`gatelens.patch_map` from gradients: a few passes a pair, and how far they are from the truth.
 
     Args:
-        pairs, metric, site, direction, at, heads, chat, differ, n, progress, workers, ray: as in an exact map; the
-            metric must be a smooth function of logits.
+        pairs, site, direction, at, heads, chat, differ, n, progress, workers, ray: as in :func:`gatelens.patch_map`.
+        metric: as there, a smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745; not its
             GradDrop). ``ig``: the mean gradient on the way from one activation to the other, a site and layer at a time
             (arXiv 1703.01365). ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and
             logits (arXiv 2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).
-        over: the axes, of layer, pos, role, head, site; None is layer and pos. Edges have ``sender`` and ``receiver``.
-            A cell is that of an exact map, but of one layer.
-        layers, steps: which, of nodes only, None is all; of ``ig`` and ``eap-ig``, the points of a Gauss–Legendre rule.
+        over: of layer, pos, role, head, site; None is layer and pos. Edges have ``sender`` and ``receiver``.
+        layers: of nodes only: which; None is all.
+        steps: of ``ig`` and ``eap-ig``: the points of a Gauss–Legendre rule.
         check: how many cells to patch exactly too, in every pair: a third those of largest effect, a third of
             smallest, a third drawn by ``seed``. 0 is none.
         out: a folder that keeps finished pairs, as in :func:`gatelens.sweep`, and ``attribution_map.parquet``.
