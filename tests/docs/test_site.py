@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -59,6 +60,36 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_shapes_are_shown_as_written(site: Path) -> None:
     page = re.sub(r"<.*?>", "", (site / "api" / "metrics.html").read_text(encoding="utf-8"))
     assert "batch pos d_vocab" in page.replace("&#39;", "'")
+
+
+class _Prompts(HTMLParser):
+    """Counts prompts of examples, ``>>>``, inside lists of parameters and errors and outside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: list[bool] = []
+        self.inside = self.outside = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        classes = (dict(attrs).get("class") or "").split()
+        if tag == "dl":
+            self.lists.append("field-list" in classes)
+        self.inside += "gp" in classes and any(self.lists)
+        self.outside += "gp" in classes and not any(self.lists)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "dl":
+            self.lists.pop()
+
+
+def test_no_example_is_read_as_an_error_or_a_parameter(site: Path) -> None:
+    shown = 0
+    for page in (site / "api").glob("*.html"):
+        found = _Prompts()
+        found.feed(page.read_text(encoding="utf-8"))
+        assert found.inside == 0, page.name
+        shown += found.outside
+    assert shown > 100
 
 
 def test_the_site_has_its_pages_and_llms_txt_lists_them(site: Path) -> None:

@@ -31,7 +31,7 @@ from gatelens.model.hooked_bridge import HookedBridge
 class HookedVLM(HookedBridge):
     """A transformers VLM wrapped by TransformerLens, with the map of its tokens.
 
-    It is a ``TransformerBridge``: what works on one works on it, with pictures (``docs/transformer-lens.md``).
+    It is a ``TransformerBridge``: what works on one works on it, with pictures (*Coming from TransformerLens*).
     Parameters are frozen; gradients with respect to activations still flow.
 
     Attributes:

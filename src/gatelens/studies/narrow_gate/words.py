@@ -63,7 +63,7 @@ METHOD = {
         "100 studies. One that removes 70 % (image tokens 10 %) is found in 41 of 100 with 24 examples. With 50 it "
         "is found in 62, with 200 in all. Paths that are both needed, or each enough, are never called narrow or "
         "distributed. Of small models with a planted answer, none of "
-        "117 studies of 200 examples erred. See docs/statistics.md."
+        "117 studies of 200 examples erred. See the page Statistics of the documentation."
     ),
     "evidence": (
         f"Patching says narrow where the interval of answers turned lies above {percent(FLIPS[1])}, distributed below "
