@@ -17,11 +17,9 @@ print(guess)
 guess.show()
 
 # %%
-# The rank correlation says whether the cells come in the right order; the error, how far the numbers
-# are off. Gradients may find which cells matter and still give a large effect too small or too large:
-# then take the places from this map and their effects from ``gl.patch_map``.
-#
-# By layer and head, where the exact map patches the output ``z`` of each head:
+# By layer and head: the output ``z`` of each head is patched. The rank correlation says whether the
+# cells come in the right order, the error how far their numbers are off. Here the order is right and
+# the numbers are not: take from this map which heads matter, and how much from ``gl.patch_map``.
 by_head = gl.attribution_map(model, pairs, method="ig", steps=4, over=("layer", "head"), check=8)
 print(by_head)
 by_head.show()

@@ -29,5 +29,5 @@ axes.errorbar(
 )
 axes.axhline(uncut["mean"], color="gray", linestyle="--", label="nothing cut")
 axes.set(xlabel="layers cut", ylabel="accuracy", ylim=(0, 1.05))
-axes.legend()
+axes.legend(loc="lower right")
 figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import SubFigure
+from matplotlib.textpath import TextPath
 from PIL.Image import Image
 
 from gatelens.plots.heatmap import MOST_WRITTEN, lightness
@@ -35,7 +37,7 @@ PANEL = 2.5  # inches of a picture; less where a row of them would be too wide
 IN_A_ROW = 9  # pictures
 PANEL_OF_WORDS, WORDS_IN_A_ROW = 3.3, 4  # a word stands in every token
 SMALLEST = 4.0  # points of a word; a longer one is cut
-EM = 0.74  # width of a character in its size, with the room around a word
+EM = 0.62  # width of most characters in their size
 FEWEST = 4  # characters of a token's box: words of less are unreadable
 FAR_OUT = 3.0  # interquartile ranges below the lower quartile, Tukey's outer fence
 
@@ -307,10 +309,17 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, inc
 
 def fitted(word: str, room: float) -> tuple[str, float]:
     """A word and its size in points, so that it fits into ``room`` points: smaller, then cut with an ellipsis."""
-    size = min(9.0, room / (EM * max(1, len(word))))
+    size = min(9.0, 0.96 * room / max(EM, _ems(word)))
     if size >= SMALLEST:
         return word, size
-    return f"{word[: max(1, int(room / (EM * SMALLEST)) - 1)]}…", SMALLEST
+    kept = next((n for n in range(len(word) - 1, 1, -1) if _ems(f"{word[:n]}…") * SMALLEST <= room), 1)
+    return f"{word[:kept]}…", SMALLEST
+
+
+@lru_cache(maxsize=4096)
+def _ems(word: str) -> float:
+    """How wide a word is drawn, in multiples of its size."""
+    return float(TextPath((0, 0), word, size=100).get_extents().width) / 100 if word.strip() else 0.0
 
 
 def _draw_bars(axes: Axes, bars: Bars, unit: str, p: Palette) -> None:
