@@ -30,7 +30,7 @@ probes = {
 }
 accuracy = pd.DataFrame({fact: [probe.accuracy for probe in several] for fact, several in probes.items()})
 axes = accuracy.plot(
-    marker="o", figsize=(5.5, 3.3), ylim=(0, 1), xlabel="layer", ylabel="accuracy, cross-validated"
+    marker="o", figsize=(5.5, 3.3), ylim=(0, 1.05), xlabel="layer", ylabel="accuracy, cross-validated"
 )
 for fact, line in zip(["class", "shape"], axes.lines, strict=False):
     axes.axhline(probes[fact][0].majority, linestyle="--", color=line.get_color())
