@@ -70,7 +70,7 @@ def linear_probe(
 
     Args:
         x: the activations.
-        labels: the class of each point.
+        labels: the class of each point, as numbers or words.
         folds: of the cross-validation.
         ridge: the penalty on squared weights, per point.
         seed: draws the folds.

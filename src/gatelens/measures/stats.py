@@ -241,10 +241,7 @@ def summary(
         0  none   1.0  0.34238  1.00000  2
         1  gate   0.0  0.00000  0.65762  2
     """
-    if values == "score" and "score" not in table and "value" in table:
-        values = "value"
-    if unit == "id" and "id" not in table and "example" in table:
-        unit = "example"
+    values, unit = _of_a_sweep(table, "score", values, "value"), _of_a_sweep(table, "id", unit, "example")
     measures = {"": values} if isinstance(values, str) else dict(values)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
     _check_has(table, [*by, *keys, *measures.values()], "summary")
@@ -336,6 +333,11 @@ def _per_unit(part: pd.DataFrame, column: str, keys: Sequence[str], skip: bool) 
     if keys and part.duplicated(list(keys)).any():
         numbers = numbers.groupby([part[key] for key in keys], sort=False, dropna=False).mean()
     return numbers.to_numpy()
+
+
+def _of_a_sweep(table: pd.DataFrame, default: str, given: Any, instead: str) -> Any:
+    """The column that is asked for, or a sweep's where the default is not in the table."""
+    return instead if given == default and default not in table and instead in table else given
 
 
 def _check_has(table: pd.DataFrame, columns: Sequence[str], who: str) -> None:
