@@ -115,7 +115,8 @@ def test_parts_and_lenses_are_drawn(tiny: Any, one_image: Any, batch: Any) -> No
     words = {text.get_text() for axes in top.show().axes for text in axes.texts}
     assert set(top.sel(target="top 0", role="query").columns["word"].ravel()) <= words
     target = gl.logit_lens(tiny, one_image, targets="dog").show()
-    assert target._suptitle.get_text() == "'dog' as next token, by layer"
+    chosen = "'dog' as next token, by layer (1 of 6 targets; sel(target=...) chooses)"
+    assert target._suptitle.get_text() == chosen
     with pytest.raises(DataError, match="are all open"):
         three = {
             "a": pd.DataFrame({"a": [0, 1]}),
