@@ -43,7 +43,7 @@ def stage(folder: Path) -> None:
                 shutil.move(shared, folder / shared.name)
             header = scripts / "GALLERY_HEADER.rst"
             if not header.exists():
-                header.write_text(f"{name.title()}: pictures\n{'=' * 40}\n", encoding="utf-8")
+                header.write_text(f"{name.title()}: figures\n{'=' * 40}\n", encoding="utf-8")
     shutil.copytree(
         ROOT / "tutorials", folder / "tutorials", ignore=shutil.ignore_patterns("*.py", "__pycache__")
     )

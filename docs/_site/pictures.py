@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.std import tqdm
 
 from gatelens.plots.style import LIGHT, PAGE_DPI, png, styled
@@ -26,6 +26,7 @@ from gatelens.views.page import View
 
 _STARTED = tqdm.__init__
 SIZE = (960, 672)  # pixels of a thumbnail, twice what it is shown at
+MARGIN = 24  # of white around what it shows
 ROWS, COLUMNS = 7, 5  # of a table on a thumbnail
 ORDER = [
     "lens_on_image_tokens",
@@ -127,15 +128,15 @@ def thumbnail(value: Any, file: Path) -> None:
 
 
 def framed(picture: Image.Image) -> Image.Image:
-    """The picture within the frame of all thumbnails, on white; what is taller is cut off at the bottom."""
-    wide = picture.width / picture.height >= SIZE[0] / SIZE[1] * 0.8
-    scale = SIZE[0] / picture.width if wide else SIZE[1] / picture.height
-    scale = min(scale, SIZE[0] / picture.width, 2)
-    small = picture.resize(
-        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-    )
+    """The picture without its white margins, as large as the frame of all thumbnails takes it."""
+    inside = ImageOps.invert(picture).getbbox()
+    picture = picture.crop(inside) if inside else picture
+    room = (SIZE[0] - 2 * MARGIN, SIZE[1] - 2 * MARGIN)
+    scale = min(room[0] / picture.width, room[1] / picture.height, 2)
+    size = (round(picture.width * scale), round(picture.height * scale))
     frame = Image.new("RGB", SIZE, "white")
-    frame.paste(small, ((SIZE[0] - small.width) // 2, max(0, (SIZE[1] - small.height) // 2)))
+    at = ((SIZE[0] - size[0]) // 2, (SIZE[1] - size[1]) // 2)
+    frame.paste(picture.resize(size, Image.Resampling.LANCZOS), at)
     return frame
 
 

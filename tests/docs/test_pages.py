@@ -17,6 +17,7 @@ import pytest
 import typer
 
 import gatelens as gl
+from gatelens.cli import main
 from gatelens.cli import bench, explore, models, plan, runs, studies, verify  # noqa: F401  (commands)
 from gatelens.cli.options import app
 
@@ -26,6 +27,7 @@ BLOCK = re.compile(
     r"^```(?P<kind>python|\{code-cell\} python|bash)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+OPTIONS = re.compile(r"^:\w+:.*\n", re.MULTILINE)  # of a cell, such as :tags: [hide-input]
 # pages with a test of their own, which runs their blocks on fewer examples or under other names
 ELSEWHERE = {
     "docs/activation-store.md": "tests/activation_store/test_page.py",
@@ -47,7 +49,8 @@ class Block(NamedTuple):
 def blocks(page: Path, *kinds: str) -> list[Block]:
     text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     found = [match for match in BLOCK.finditer(text) if match["kind"] in kinds]
-    return [Block(name, text.count("\n", 0, m.start("code")) + 1, m["code"], m["why"]) for m in found]
+    first = {m: text.count("\n", 0, m.start("code")) + 1 for m in found}
+    return [Block(name, first[m], OPTIONS.sub("\n", m["code"]), m["why"]) for m in found]
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,6 +91,39 @@ def test_the_readme_shows_what_its_lines_print(
 @pytest.mark.parametrize("page", ELSEWHERE)
 def test_pages_that_are_run_elsewhere_are(page: str) -> None:
     assert Path(page).name in (ROOT / ELSEWHERE[page]).read_text(encoding="utf-8")
+
+
+def words(text: str) -> int:
+    """Words of a page that are read: all but its code and its header."""
+    return len(re.sub(r"\A---.*?^---$|^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split())
+
+
+HOW_TO = re.findall(r":caption: How-to\n:hidden:\n\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)
+TASKS = re.findall(r"<([\w-]+)>", HOW_TO[0])
+
+
+@pytest.mark.parametrize("page", TASKS)
+def test_a_how_to_page_is_a_goal_then_code(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert re.search(r"^# (Use|Run|Store|Train|Save|Explore|Check|Add) ", text, re.MULTILINE), "named by the task"
+    before, found, _ = text.partition("\n```")
+    assert found and words(before) <= (60 if page != "add-your-vlm" else 120)
+    assert words(text) <= (950 if page == "verify" else 600)  # verify: tables of its checks
+
+
+def test_the_plan_of_a_7b_model_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
+    ((command, shown),) = re.findall(r"```bash\ngatelens (plan.*?)\n```\n\n```\n(.*?)\n```", text, re.DOTALL)
+    folder = ROOT / "tests" / "planning" / "chameleon-7b"  # its config, as published
+    assert main(shlex.split(command.replace("facebook/chameleon-7b", str(folder)))) == 0
+    said = capsys.readouterr().out.splitlines()
+    start, end = shown.split("\n…\n")
+    assert start.splitlines() == said[: start.count("\n") + 1] and end == said[-1]
+
+
+def test_the_readme_counts_the_gallery() -> None:
+    (n,) = re.findall(r"\]\(docs/gallery\): (\d+) short", (ROOT / "README.md").read_text(encoding="utf-8")) or [""]
+    assert int(n) == len(list((ROOT / "docs" / "gallery").glob("*.py")))
 
 
 def wrong_calls(code: str) -> list[str]:

@@ -98,7 +98,7 @@ def test_what_cannot_be_found_is_one_line(store: Any, sae: gl.SAE, call: Any, wo
 
 
 def test_a_trained_sparse_coder_becomes_an_sae(store: Any) -> None:
-    """The example of docs/activation-store.md: eai-sparsify's SparseCoder, fed by a store."""
+    """The example of docs/saes.md: eai-sparsify's SparseCoder, fed by a store."""
     sparsify = pytest.importorskip("sparsify", reason="eai-sparsify is not installed")
     torch.manual_seed(0)
     coder = sparsify.SparseCoder(32, sparsify.SparseCoderConfig(num_latents=64, k=8))
