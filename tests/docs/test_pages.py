@@ -17,8 +17,7 @@ import pytest
 import typer
 
 import gatelens as gl
-from gatelens.cli import main
-from gatelens.cli import bench, explore, models, plan, runs, studies, verify  # noqa: F401  (commands)
+from gatelens.cli import bench, explore, main, models, plan, runs, studies, verify  # noqa: F401  (commands)
 from gatelens.cli.options import app
 
 ROOT = Path(__file__).parents[2]
@@ -98,14 +97,18 @@ def words(text: str) -> int:
     return len(re.sub(r"\A---.*?^---$|^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split())
 
 
-HOW_TO = re.findall(r":caption: How-to\n:hidden:\n\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)
+HOW_TO = re.findall(
+    r":caption: How-to\n:hidden:\n\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL
+)
 TASKS = re.findall(r"<([\w-]+)>", HOW_TO[0])
 
 
 @pytest.mark.parametrize("page", TASKS)
 def test_a_how_to_page_is_a_goal_then_code(page: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    assert re.search(r"^# (Use|Run|Store|Train|Save|Explore|Check|Add) ", text, re.MULTILINE), "named by the task"
+    assert re.search(r"^# (Use|Run|Store|Train|Save|Explore|Check|Add)\b", text, re.MULTILINE), (
+        "named by the task"
+    )
     before, found, _ = text.partition("\n```")
     assert found and words(before) <= (60 if page != "add-your-vlm" else 120)
     assert words(text) <= (950 if page == "verify" else 600)  # verify: tables of its checks
@@ -122,7 +125,9 @@ def test_the_plan_of_a_7b_model_is_what_the_command_prints(capsys: pytest.Captur
 
 
 def test_the_readme_counts_the_gallery() -> None:
-    (n,) = re.findall(r"\]\(docs/gallery\): (\d+) short", (ROOT / "README.md").read_text(encoding="utf-8")) or [""]
+    (n,) = re.findall(
+        r"\]\(docs/gallery\): (\d+) short", (ROOT / "README.md").read_text(encoding="utf-8")
+    ) or [""]
     assert int(n) == len(list((ROOT / "docs" / "gallery").glob("*.py")))
 
 
