@@ -17,8 +17,9 @@ study: $(VENV)/.installed
 	$(BIN)/gatelens study narrow-gate --model organism:llava --out runs/llava
 	@echo "Reports: runs/gated/report.html  runs/open/report.html  runs/llava/report.html"
 
+# A file's tests run in one process: what its fixtures make is made once.
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build.py

@@ -1,53 +1,72 @@
-"""Fixtures every test can use: tiny models in the real transformers classes, wrapped and plain."""
+"""Fixtures every test can use: tiny models in the real transformers classes, wrapped and plain.
+
+Libraries are imported where they are used: the process that hands out tests to workers loads this file too.
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from PIL import Image
-from transformers import ChameleonForConditionalGeneration, LlavaForConditionalGeneration
 
 from browser_kit import browser, page  # noqa: F401  (fixtures)
-from gatelens.engine.plan import hooks_stand
-from gatelens.model import HookedVLM
-from tiny_models import (
-    make_chameleon,
-    make_chameleon_processor,
-    make_llava,
-    make_llava_processor,
-    make_picture,
-)
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import ChameleonForConditionalGeneration, LlavaForConditionalGeneration
+
+    from gatelens.model import HookedVLM
 
 _SHARED: list[HookedVLM] = []  # models of the whole session
-# the oracles: plain transformers models that no hook has touched, with the same weights as the fixtures
-_CHAMELEON = make_chameleon()
-_LLAVA = make_llava()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What collecting makes, modules and tests, lives to the end: the garbage collector never walks through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
 def hf_chameleon() -> ChameleonForConditionalGeneration:
-    return _CHAMELEON
+    """The oracle: a plain transformers model that no hook has touched, with the weights of ``tiny_chameleon``."""
+    from tiny_models import make_chameleon
+
+    return make_chameleon()
 
 
 @pytest.fixture(scope="session")
 def hf_llava() -> LlavaForConditionalGeneration:
-    return _LLAVA
+    """The oracle: a plain transformers model that no hook has touched, with the weights of ``tiny_llava``."""
+    from tiny_models import make_llava
+
+    return make_llava()
 
 
 @pytest.fixture(scope="session")
-def tiny_chameleon() -> HookedVLM:
+def tiny_chameleon(hf_chameleon: ChameleonForConditionalGeneration) -> HookedVLM:
     """4x4 image tokens between boi and eoi; 3 layers, 4 heads, 2 key-value heads, d_model 32."""
-    _SHARED.append(HookedVLM.from_module(copy.deepcopy(_CHAMELEON), make_chameleon_processor()))
+    from gatelens.model import HookedVLM
+    from tiny_models import make_chameleon_processor
+
+    _SHARED.append(HookedVLM.from_module(copy.deepcopy(hf_chameleon), make_chameleon_processor()))
     return _SHARED[-1]
 
 
 @pytest.fixture(scope="session")
-def tiny_llava() -> HookedVLM:
+def tiny_llava(hf_llava: LlavaForConditionalGeneration) -> HookedVLM:
     """4x4 image tokens, no markers; 3 layers, 4 heads, 2 key-value heads, d_model 32."""
-    _SHARED.append(HookedVLM.from_module(copy.deepcopy(_LLAVA), make_llava_processor()))
+    from gatelens.model import HookedVLM
+    from tiny_models import make_llava_processor
+
+    _SHARED.append(HookedVLM.from_module(copy.deepcopy(hf_llava), make_llava_processor()))
     return _SHARED[-1]
 
 
@@ -55,8 +74,10 @@ def tiny_llava() -> HookedVLM:
 def shared_models_stay_as_they_are() -> Iterator[None]:
     """A hook that one test leaves behind would be the next one's mystery."""
     yield
-    for model in _SHARED:
-        assert not hooks_stand(model), "a hook was left on a model that tests share"
+    if _SHARED:
+        from gatelens.engine.plan import hooks_stand
+
+        assert not any(map(hooks_stand, _SHARED)), "a hook was left on a model that tests share"
 
 
 @pytest.fixture(scope="session", params=["chameleon", "llava"])
@@ -66,13 +87,15 @@ def tiny(request: pytest.FixtureRequest) -> HookedVLM:
 
 
 @pytest.fixture(scope="session")
-def oracle(tiny: HookedVLM) -> Any:
+def oracle(tiny: HookedVLM, request: pytest.FixtureRequest) -> Any:
     """Plain transformers with the weights of ``tiny``."""
-    return {"chameleon": _CHAMELEON, "llava": _LLAVA}[tiny.family.name]
+    return request.getfixturevalue(f"hf_{tiny.family.name}")
 
 
 @pytest.fixture(scope="session")
 def picture() -> Image.Image:
+    from tiny_models import make_picture
+
     return make_picture()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +140,8 @@ def test_unwritable_output_costs_nothing(
     "arguments",
     [["--help"], ["study", "--help"], ["report", "--help"], ["sections", "--help"], ["tokens", "--help"]],
 )
-def test_help_is_fast_and_imports_no_torch(arguments: list[str]) -> None:
+def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = f"import sys; from gatelens.cli import main; main({arguments}); assert 'torch' not in sys.modules"
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
     )
@@ -151,7 +149,6 @@ def test_help_is_fast_and_imports_no_torch(arguments: list[str]) -> None:
     assert "Usage" in done.stdout
     if "study" in arguments:
         assert all(name in done.stdout for name in STUDIES)
-    assert time.perf_counter() - started < 10  # seconds on a busy machine; about 0.3 on a quiet one
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

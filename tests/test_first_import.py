@@ -41,7 +41,10 @@ def test_only_who_waits_at_a_terminal_is_told(
     monkeypatch.delitem(sys.modules, "transformer_lens", raising=False)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # tests of notebooks load it
     monkeypatch.setattr("gatelens.first_import._AFTER", 0.0)
-    assert said(capsys) == ""  # stderr is a file here
+    assert said(capsys) == ""  # a script whose stderr is a file
+    with monkeypatch.context() as prompt:
+        prompt.setattr(sys, "ps1", ">>> ", raising=False)
+        assert said(capsys).startswith("gatelens: importing torch, transformers and TransformerLens")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert said(capsys).startswith("gatelens: importing torch, transformers and TransformerLens")
     assert said(capsys, quiet=True) == ""

@@ -64,7 +64,6 @@ def run(path: Path) -> Any:
 
 
 @pytest.mark.organism
-@pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_a_script_runs_and_shows_something(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

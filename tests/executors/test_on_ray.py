@@ -24,7 +24,6 @@ from gatelens.units import measured
 
 pytest.importorskip("ray")
 
-pytestmark = pytest.mark.xdist_group("ray")  # one worker runs this file, so what it starts is started once
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 # a node that is gone is known to be within a second or two
 HEALTH = {

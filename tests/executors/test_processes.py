@@ -32,10 +32,6 @@ from gatelens.studies import STUDIES
 from gatelens.studies.runner import run_study
 from gatelens.units import measured
 
-pytestmark = pytest.mark.xdist_group(
-    "workers"
-)  # one worker runs this file, so what it starts is started once
-
 USERS = (
     "sweeps",
     "readouts.patch_maps",

@@ -21,8 +21,6 @@ from browser_kit import SCREENS, overflow, screenshot, serious_faults, set_scree
 from gatelens.explore.explorer import Explorer
 from gatelens.explore.state import read_state
 
-pytestmark = pytest.mark.xdist_group("explorer")  # one worker runs this file, so the server is started once
-
 PATIENT = 30_000  # ms: other tests may take the machine's time
 
 

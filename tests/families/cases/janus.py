@@ -115,8 +115,7 @@ CASE = Case(
     unmix=unmix,
     blur=3,
     full={
-        "1.3B": lambda: full(24, 2048, 16, 5632),
-        "Pro-1B": lambda: full(24, 2048, 16, 5632),
+        "1.3B-and-Pro-1B": lambda: full(24, 2048, 16, 5632),
         "Pro-7B": lambda: full(30, 4096, 32, 11008),
     },
 )

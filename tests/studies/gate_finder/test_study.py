@@ -23,8 +23,6 @@ from gatelens.tokens import Role
 from section_helpers import setup_of
 from study_helpers import TinyData
 
-pytestmark = pytest.mark.xdist_group("gate search")  # one worker runs this file, so a search is made once
-
 SMALLER: dict[str, Any] = {
     "n": 32,
     "n_pairs": 16,

@@ -32,8 +32,6 @@ MEASURED = {
     "n_boot": 50,
     "random_repeats": 1,
 }
-pytestmark = pytest.mark.xdist_group("fine-tuning")  # one worker runs this file, so the model is trained once
-
 SMALL = {
     "n_train": 24,
     "steps": 3,
