@@ -15,9 +15,9 @@ from gatelens.bench import KINDS, Plant, Refused, check, declare, make, plant
 from gatelens.bench.checks import kind_of, numbers_of
 from gatelens.bench.declared import HARD, PLAIN, Slot
 from gatelens.bench.pictures import joint_value
-from gatelens.bench.truth import tensors
 from gatelens.engine import last_logits
 from gatelens.examples import prepare
+from gatelens.plain_runs import tensors
 
 
 @cache
@@ -25,6 +25,12 @@ def planted(kind: str, family: str) -> Plant:
     return make(
         declare(np.random.default_rng([4, KINDS.index(kind)]), kind, family), f"{kind} {family}", 7, 32
     )
+
+
+def given(one: Plant) -> dict[str, torch.Tensor]:
+    """What transformers takes."""
+    examples = one.questions[0].data.examples()
+    return tensors(one.shell.processor, [e.image for e in examples], [e.prompt for e in examples])
 
 
 def accuracy(one: Plant, logits: torch.Tensor) -> float:
@@ -36,7 +42,7 @@ def accuracy(one: Plant, logits: torch.Tensor) -> float:
 def test_the_answer_comes_through_the_carriers_alone_in_plain_transformers(kind: str, family: str) -> None:
     one = planted(kind, family)
     question, hf = one.questions[0], one.shell.hf
-    inputs = tensors(one.shell.processor, question.data.examples())
+    inputs = given(one)
     n, pos = inputs["input_ids"].shape
     hf.set_attn_implementation("eager")
 
@@ -113,7 +119,7 @@ def entering(one: Plant, moved: torch.Tensor | None = None) -> tuple[torch.Tenso
     question = one.questions[0]
     layer = one.shell.decoder.layers[one.declared.layers[1]]
     with layer.register_forward_pre_hook(hook, with_kwargs=True):
-        logits = one.shell.hf(**tensors(one.shell.processor, question.data.examples())).logits[:, -1]
+        logits = one.shell.hf(**given(one)).logits[:, -1]
     return logits[:, [one.shell.words[name] for name in question.data.names]], seen[0]
 
 

@@ -16,12 +16,12 @@ from gatelens.organisms.graded import card
 from gatelens.organisms.graded import cuts as cutting
 from gatelens.organisms.graded.cases import graded_case, measured_facts
 from gatelens.organisms.graded.kinds import EOI, FACTS, IMAGE, KINDS, QUESTIONS, TEXT, Kind
-from gatelens.organisms.graded.plain import Cut
 from gatelens.organisms.graded.train import difference, prepare
 from gatelens.organisms.graded.truth import FactRuns
 from gatelens.shipped_organisms import DIFFERENCE_FILE, graded_names, organism_folder
 
 ALL = (*IMAGE, EOI)
+PARTNER = torch.tensor([1, 0, 3, 2, 5, 4])
 LENGTHS = {"class": 3, "color": 10, "shape": 9, "side": 9}
 
 
@@ -160,7 +160,7 @@ def close(a, b):
 @pytest.mark.parametrize("how", ["mask", "zero"])
 def test_a_plain_cut_is_the_knockout_of_the_last_row(runs, how):
     plain, model, inputs = runs
-    got = plain.logits(Cut((EOI, *IMAGE[:40]), how, (1, 2, 4)))
+    got = plain.logits(dict.fromkeys((1, 2, 4), (EOI, *IMAGE[:40])), how)
     keys = torch.zeros(inputs.ids.shape, dtype=torch.bool)
     keys[:, [EOI, *IMAGE[:40]]] = True
     want = model.run(inputs, gl.knockout("last", keys, layers=[1, 2, 4], how=how))[:, -1]
@@ -178,15 +178,15 @@ def test_the_attention_of_the_answering_row_is_that_of_the_wrapped_model(runs):
 def test_plain_resampling_is_a_patch_from_the_partners_run(runs):
     plain, model, inputs = runs
     _, cache = model.run_with_cache(
-        inputs.select([1, 0, 3, 2, 5, 4]), names_filter=lambda name: name.endswith("hook_resid_pre")
+        inputs.select(PARTNER.tolist()), names_filter=lambda name: name.endswith("hook_resid_pre")
     )
     at = torch.zeros(inputs.ids.shape, dtype=torch.bool)
     at[:, list(IMAGE)] = True
     want = model.run(inputs, gl.patch(cache, at=at))[:, -1]
-    assert close(plain.resampled(IMAGE), want)
+    assert close(plain.resampled(IMAGE, PARTNER), want)
     # all that the answering row reads of the picture is another's, and the words bring nothing of their own
-    read = plain.logits(Cut(tuple(range(2, inputs.ids.shape[1] - 1)), "resample", tuple(range(6))))
-    assert torch.equal(read.argmax(-1), plain.logits().argmax(-1)[plain.partner])
+    read = plain.logits(range(2, inputs.ids.shape[1] - 1), "resample", PARTNER)
+    assert torch.equal(read.argmax(-1), plain.logits().argmax(-1)[PARTNER])
 
 
 @pytest.mark.parametrize("name", graded_names())

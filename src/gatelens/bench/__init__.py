@@ -2,7 +2,8 @@
 
 ``declared`` draws what a plant is from a seed; ``plants`` makes it, over ``pictures``, ``shells`` (the classes of
 transformers) and what is written into the decoder (``wiring``, of ``circuits`` and ``neurons``); ``checks`` measures
-its truth by ``truth``, plain passes of transformers, and refuses a plant that does not do what was declared.
+its truth by passes of plain transformers (:mod:`gatelens.plain_runs`) and refuses a plant that does not do what was
+declared.
 ``scoring`` runs methods on plants and compares what they find with the truth (``cases``); ``methods`` are those of the
 field, ``rules`` make sets of their scores, and ``results`` are the page and figures of a run.
 

@@ -1,13 +1,13 @@
 """The truth of a plant, measured: a plant that does not do what was declared is not shipped.
 
-Every number is a plain pass of transformers (:mod:`gatelens.bench.truth`), of which the answering row is changed: some
+Every number is a plain pass of transformers (:mod:`gatelens.plain_runs`), of which the answering row is changed: some
 positions hidden from it, before the softmax (``mask``) or after it (``zero``), or the stream of some positions taken
 from another picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice, product
 from typing import TypeAlias
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from gatelens.bench.declared import KINDS, PLAIN, declare
 from gatelens.bench.plants import Plant, Question, make
 from gatelens.bench.shells import CLASSES
-from gatelens.bench.truth import How
 from gatelens.errors import DataError, InputError, did_you_mean, shown, whole_number
+from gatelens.plain_runs import How, Positions
 
 SPLITS = {"dev": 1, "heldout": 2}  # the first number of every seed
 N_PICTURES = 64  # of a question
@@ -150,9 +150,9 @@ class _Tests:
     def row(self, test: str, how: str, value: float, low: float, high: float = 1.0, place: int = -1) -> Row:
         return self.question.name, test, how, place, value, low, high
 
-    def without(self, hide: Iterable[int] | Mapping[int, Iterable[int]], how: How) -> float:
+    def without(self, cut: Positions, how: How) -> float:
         """Accuracy with positions hidden from the answering row."""
-        return self.accuracy(self.runs.logits(hide, how))
+        return self.accuracy(self.runs.logits(cut, how))
 
     def moves(
         self,

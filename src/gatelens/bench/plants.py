@@ -26,9 +26,9 @@ from gatelens.bench.declared import MARKER, Asked, Declared, Slot
 from gatelens.bench.neurons import write_product, write_steps
 from gatelens.bench.pictures import GRID, PATCH, PatchPictures
 from gatelens.bench.shells import ENDS, Shell, shell
-from gatelens.bench.truth import PlainRuns, tensors
 from gatelens.bench.wiring import erased_by, products_of, routes_of, steps_of
 from gatelens.model import HookedVLM
+from gatelens.plain_runs import PlainRuns, tensors
 
 N_FIT = 192  # pictures that thresholds and the head are fitted on
 
@@ -99,8 +99,12 @@ class Plant:
 
     def plain(self, question: Question) -> PlainRuns:
         """Plain passes over a question's pictures."""
-        layers = self.shell.decoder.layers
-        return PlainRuns(self.shell.hf, layers, self.shell.processor, question.data.examples())
+        return _plain(self.shell, question.data)
+
+
+def _plain(made: Shell, data: PatchPictures) -> PlainRuns:
+    examples = data.examples()
+    return PlainRuns(made.hf, made.processor, [e.image for e in examples], [e.prompt for e in examples])
 
 
 def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
@@ -148,7 +152,8 @@ class _Prompt:
 
     def __init__(self, made: Shell, declared: Declared, data: PatchPictures) -> None:
         self.declared, self.made = declared, made
-        self.ids: list[int] = tensors(made.processor, data.examples()[:1])["input_ids"][0].tolist()
+        image = data.examples(limit=1)[0].image
+        self.ids: list[int] = tensors(made.processor, [image], [data.prompt])["input_ids"][0].tolist()
         self.patches = [i for i, token in enumerate(self.ids) if token == made.words["<image>"]]
 
     def positions(self, slots: Sequence[Slot]) -> tuple[int, ...]:
@@ -179,7 +184,7 @@ class _Prompt:
 def _fit(made: Shell, declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt) -> None:
     """Fit, layer by layer, what depends on the size of the stream; then the head."""
     decoder, examples = made.decoder, data.examples()
-    runs = PlainRuns(made.hf, decoder.layers, made.processor, examples)
+    runs = _plain(made, data)
     places = prompt.by_kind(declared.slots) | {asked.last: (len(prompt.ids) - 1,)}
 
     def seen(norm: Any, kinds: frozenset[str]) -> torch.Tensor:

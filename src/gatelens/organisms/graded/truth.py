@@ -2,7 +2,7 @@
 
     python -m gatelens.organisms.graded.truth build/graded/gate-at-image-47
 
-Every number is a pass of plain transformers (:mod:`gatelens.organisms.graded.plain`) over pairs of scenes of one object
+Every number is a pass of plain transformers (:mod:`gatelens.plain_runs`) over pairs of scenes of one object
 that differ in the fact asked for (:mod:`gatelens.data.scene_pairs`), of combinations kept out of training. Of each pass
 only what the answering row reads is changed, the last row of the prompt: it does not read some positions, before the
 softmax (``mask``) or after it (``zero``), or reads them in the prompt of the pair's other picture (``resample``). In
@@ -30,7 +30,7 @@ from gatelens.data.pairing import pairs as make_pairs
 from gatelens.measures.stats import mean_interval
 from gatelens.model.differences import add_difference, read_difference
 from gatelens.organisms.graded.kinds import EOI, IMAGE, KINDS, QUESTIONS, Kind
-from gatelens.organisms.graded.plain import Cut, How, PlainRuns
+from gatelens.plain_runs import How, PlainRuns
 from gatelens.shipped_organisms import DIFFERENCE_FILE, organism_folder
 
 Logits: TypeAlias = Float[Tensor, "prompt d_vocab"]
@@ -54,24 +54,25 @@ class FactRuns:
             warnings.simplefilter("ignore", UserWarning)
             pairs = make_pairs(data.load("emoji-scenes"), differ=fact, n=n, seed=seed)
         examples = [example for pair in pairs for example in (pair.clean, pair.corrupt)]
-        partner = torch.arange(len(examples)) ^ 1
+        self.partner = torch.arange(len(examples)) ^ 1
         images, texts = [e.image for e in examples], [e.prompt for e in examples]
-        self.runs = PlainRuns(hf, processor, images, texts, partner)
+        self.runs = PlainRuns(hf, processor, images, texts)
         words = processor.tokenizer.get_vocab()
         self.own = torch.tensor([words[e.answers[0]] for e in examples])
-        self.other = self.own[partner]
+        self.other = self.own[self.partner]
         self.answers = [words[name] for name in QUESTIONS[fact][1]]
         most = Counter(self.own.tolist()).most_common(1)[0][1] / len(examples)
         self.chance = max(1 / len(self.answers), most)
-        self.layers = tuple(range(self.runs.n_layers))
-
-    def said(self, cut: Cut | None = None) -> Logits:
-        """What the answering row says under a cut."""
-        return self.runs.logits(cut)
+        self.layers = tuple(range(len(self.runs.layers)))
 
     def cut(self, positions: Sequence[int], how: How, layers: Sequence[int] | None = None) -> Logits:
-        """The same with positions cut in some layers, or in all."""
-        return self.said(Cut(tuple(positions), how, self.layers if layers is None else tuple(layers)))
+        """What the answering row says with positions cut in some layers, or in all."""
+        where = self.layers if layers is None else layers
+        return self.runs.logits(dict.fromkeys(where, positions), how, self.partner)
+
+    def resampled(self, positions: Sequence[int], own: Sequence[int] = ()) -> Logits:
+        """The same with positions the other picture's for all rows, and ``own`` ones as in an unmodified run."""
+        return self.runs.resampled(positions, self.partner, own)
 
     def right(self, logits: Logits, other: bool = False) -> list[float]:
         """1 where the likeliest token is the right answer."""
@@ -127,7 +128,7 @@ def _tests(one: FactRuns, kind: Kind) -> Iterator[Row]:
     others = tuple(p for p in everything if p not in carriers)
     reading = tuple(layer for layer in one.layers if kind.reads(layer))
     rest = tuple(layer for layer in one.layers if not kind.reads(layer))
-    clean = one.said()
+    clean = one.runs.logits()
     unchanged, guess = one.accuracy(clean) - CLOSE, one.chance + FAR
     yield "nothing cut", "", "own", clean, LEAST, 1.0
     for how in HOWS:
@@ -139,8 +140,8 @@ def _tests(one: FactRuns, kind: Kind) -> Iterator[Row]:
             yield "carriers cut in their layers", how, "own", one.cut(carriers, how, reading), 0.0, guess
         yield from _groups(one, kind, how, everything, unchanged)
     everywhere = "resample, all rows"
-    yield "carriers from another picture", everywhere, "other", one.runs.resampled(carriers), LEAST, 1.0
-    held = one.runs.resampled(others, own=carriers)
+    yield "carriers from another picture", everywhere, "other", one.resampled(carriers), LEAST, 1.0
+    held = one.resampled(others, own=carriers)
     yield "all others from another picture", everywhere, "own", held, unchanged, 1.0
 
 
@@ -177,7 +178,7 @@ def by_position(hf: Any, processor: Any, kind: Kind, n: int, seed: int) -> pd.Da
     rows: list[dict[str, Any]] = []
     for fact in kind.facts:
         one = FactRuns(hf, processor, fact, n, seed)
-        clean = one.accuracy(one.said())
+        clean = one.accuracy(one.runs.logits())
         for position in range(IMAGE[0], one.runs.ids.shape[1] - 1):
             cut = {str(how): one.accuracy(one.cut((position,), how)) for how in HOWS}
             rows.append({"fact": fact, "position": position, "clean": clean, **cut})
