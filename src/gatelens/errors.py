@@ -73,7 +73,7 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the known word nearest to an unknown one, else an empty string.
 
     Args:
-        cutoff: how alike two words are at least, of 0..1, as difflib counts it.
+        cutoff: the minimum similarity of two words, 0..1, as difflib counts it.
     """
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""

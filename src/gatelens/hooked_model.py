@@ -57,7 +57,7 @@ def _same_shape(fn: HookFn, name: str) -> HookFn:
         if not isinstance(new, Tensor) or new.shape != tensor.shape:
             given = tuple(new.shape) if isinstance(new, Tensor) else shown(new)
             raise InterventionError(
-                f"the hook on '{name}' gave {given} where {tuple(tensor.shape)} was due: return an edited activation, "
+                f"the hook on '{name}' gave {given}, expected {tuple(tensor.shape)}: return an edited activation, "
                 "or None to leave it"
             )
         return new
@@ -77,7 +77,7 @@ def hook_pairs(hooks: Any, name: str = "fwd_hooks") -> list[tuple[HookName, Hook
     for pair in hooks:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InterventionError(
-                f"{name} hold {shown(pair)}: give a list of pairs (name, function), also for a single one"
+                f"{name} hold {shown(pair)}: give a list of pairs (name, function), even for a single one"
             )
         point, function = pair
         if not isinstance(point, str) and not callable(point):
@@ -147,7 +147,7 @@ class HookPoints:
     """The hook points of a model by TransformerLens' names.
 
     Attributes:
-        lock: held while hooks stand on any of them.
+        lock: held while any of them has hooks.
         by_name: all of them.
         of_towers: those outside the decoder.
         unread: the reason why an edit would change nothing, for points where that is so.
@@ -307,7 +307,7 @@ def check_room(model: HookedModel, position_ids: Int[Tensor, "*stream batch pos"
             "give fewer or smaller pictures"
         )
     raise InputError(
-        f"the prompt takes {taken} positions and {new} new tokens are asked for, this model has {limit} "
+        f"the prompt takes {taken} positions and {new} new tokens are requested, this model has {limit} "
         f"(max_position_embeddings): ask for {limit - taken} at most, or shorten the prompt"
     )
 
@@ -318,10 +318,10 @@ def forward_step(
     """One forward pass: (logits, cache or None); see :meth:`gatelens.model.HookedVLM.forward_step`."""
     if not isinstance(tensors, Mapping) or not isinstance(tensors.get("input_ids"), Tensor):
         raise InputError(
-            f"tensors is {shown(tensors)}: give transformers' arguments by name, input_ids among them"
+            f"tensors is {shown(tensors)}: give transformers' arguments by name, including input_ids"
         )
     if past is not None and not isinstance(past, Cache):
-        raise InputError(f"past is a {type(past).__name__}: give a cache that forward_step gave, or None")
+        raise InputError(f"past is a {type(past).__name__}: give a cache that forward_step returned, or None")
     kwargs = {name: value for name, value in tensors.items() if value is not None}
     if "position_ids" not in kwargs and "attention_mask" in kwargs:
         n_new = kwargs["input_ids"].shape[1]
@@ -330,7 +330,7 @@ def forward_step(
             if past is not None and past.get_seq_length():
                 raise InputError(
                     "position_ids are missing, and this family counts positions in its own way: "
-                    "go on from the prompt's with gatelens.inputs.next_position_ids"
+                    "continue from the prompt's with gatelens.inputs.next_position_ids"
                 )
             kwargs |= model.family.complete(model.hf, kwargs)
     n_pos = kwargs["input_ids"].shape[1] + (0 if past is None else past.get_seq_length())

@@ -73,7 +73,7 @@ def model_name(model: HookedVLM | str | Path) -> str:
 
 
 def model_fingerprint(model: HookedVLM) -> str:
-    """Changes when the weights do: names, shapes and two moments of every parameter, wherever it lies.
+    """Changes when the weights do: names, shapes and two moments of every parameter, wherever it is.
 
     Of a weight in 4 bits the codes are counted, as bitsandbytes changes their order when the layer first runs.
     """

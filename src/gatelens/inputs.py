@@ -42,10 +42,10 @@ class VLMInputs:
     ``tensors``: what transformers' forward takes (``input_ids``, ``attention_mask``, ``position_ids`` and,
     with images, ``pixel_values``). ``images``: the original pictures of each prompt, empty when unknown.
     ``rows``: for tensors whose rows are pictures or patches, how many belong to each example. ``made_for``: the
-    model that they were made for; another one runs them where it would make the same of them.
+    model that they were made for; another model runs them if it would prepare them identically.
 
-    ``inputs[2:5]`` and ``inputs[:, :30]`` are batches, pictures going along; so is each prompt of a loop. What takes
-    an axis away (``inputs[0]``, ``inputs[:, -1]``) gives ids alone, a Tensor, which no model takes for a prompt with
+    ``inputs[2:5]`` and ``inputs[:, :30]`` are batches with their pictures; so is each prompt of a loop. Indexing away
+    an axis (``inputs[0]``, ``inputs[:, -1]``) gives ids alone, a Tensor, which no model accepts as a prompt with
     pictures.
 
     Example:
@@ -218,7 +218,7 @@ class VLMInputs:
         )
 
     def _rows_of(self, name: str, counts: Sequence[tuple[int, int]]) -> list[int]:
-        """The first rows of examples, so many of each."""
+        """The first rows of examples, with the number of each."""
         starts = np.cumsum([0, *self.rows[name]]).tolist()
         return [row for example, count in counts for row in range(starts[example], starts[example] + count)]
 
@@ -255,7 +255,7 @@ class VLMInputs:
         return bool(set(self.tensors) - own - set(self.rows))
 
     def grown(self, ids: Int[Tensor, "batch new"], tokens: TokenMap, texts: Sequence[str]) -> VLMInputs:
-        """These prompts with what was written after them.
+        """These prompts with the text generated after them.
 
         Args:
             tokens: the map of the grown prompts, with role ``pad`` where an example had ended.

@@ -211,7 +211,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def thumbnail(picture: Image.Image, side: int = 96) -> str:
-    """The picture in HTML, at most so many pixels a side."""
+    """The picture in HTML, with a maximum number of pixels per side."""
     small, file = picture.copy(), io.BytesIO()
     small.thumbnail((side, side))
     small.save(file, format="PNG")

@@ -89,7 +89,7 @@ def prompt_of(image: int, text: int, batch: int = 1) -> TokenMap:
 
 
 def check_length(model: HookedVLM, image: int, text: int) -> None:
-    """Raises InputError where a prompt of so many tokens is longer than the model's positions reach."""
+    """Raises InputError if a prompt with this number of tokens exceeds the model's positions."""
     limit = model.cfg.position_limit
     if limit is not None and image + text > limit:
         raise InputError(

@@ -71,8 +71,8 @@ def sweep(
             axes. Words and numbers label themselves.
         task, limit, seed: of a data set: as in its ``examples``; a task of None is ``class``, or the only one it has.
         batch_size: over data: how many examples of one length are a batch at most; None bounds memory.
-        out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call goes on there,
-            one with other settings is refused; a function is known by its code and what it closes over.
+        out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call resumes there,
+            one with other settings is refused; a function is identified by its code and closure.
         workers, ray: over data: how many processes measure, or actors on the Ray cluster with this address.
 
     Returns:
@@ -119,7 +119,7 @@ def examples_of(data: Any, task: str | None, limit: int | None, seed: int) -> li
     """The examples of a data set, its name or folder, or those of a list; each id once.
 
     Raises:
-        DataError: there are none, a task or limit beside a list, or two examples of one id.
+        DataError: there are none, a task or limit with a list, or two examples of one id.
     """
     data = load(data) if isinstance(data, str | Path) else data
     if callable(getattr(data, "examples", None)):

@@ -163,7 +163,7 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     for arguments, words in (
         ([str(tmp_path / "none.py")], "there is no file"),
         (["--baseline", "attention"], "--baseline 'attention': there are attention_share"),
-        ([], "there is no method"),
+        ([], "no method is given"),
         (["--baseline", "all", "--split", "heldout", "--tune"], "rules are tuned on dev"),
         (["--baseline", "all", "--organism", "all", "--tune"], "--organism with --tune, --kind or --split"),
         (["--baseline", "all", "--organism", "open/gate-at-text"], "did you mean 'open/gate-at-text-0'?"),

@@ -383,7 +383,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"validation\.parquet is not a readable Parquet file"):
         data.load(f"vqav2:{tmp_path}")
     (tmp_path / "a.jsonl").write_text('{"image": 1}\n{"image"\n')
-    with pytest.raises(DataError, match=r"a\.jsonl line 2: no JSON"):
+    with pytest.raises(DataError, match=r"a\.jsonl line 2: not JSON"):
         data.load(f"vqav2:{tmp_path / 'a.jsonl'}")
     copies.write(tmp_path / "other/train.parquet", copies.vqav2(2))
     with pytest.raises(DataError, match=r"no files of split 'validation' \(it has: train\)"):

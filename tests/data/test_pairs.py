@@ -192,7 +192,7 @@ BAD = {
         "names no pairs: give a second picture in a column 'image_b'",
     ),
     "no picture": ("image,image_b,label\n0.png,9.png,dog\n", {}, "row 1: no picture '9.png'"),
-    "outside": ("image,image_b,label\n0.png,/1.png,dog\n", {}, "leads out of"),
+    "outside": ("image,image_b,label\n0.png,/1.png,dog\n", {}, "is outside"),
     "answers alone": ("image,label,answers_b\n0.png,dog,cat\n", {}, "'answers_b' without 'image_b'"),
     "both": (
         "image,image_b,label,answer_b,answers_b\n0.png,1.png,dog,cat,cat\n",

@@ -307,7 +307,7 @@ def test_what_cannot_be_asked(llava: Built) -> None:
             context.answer(questions)
     with pytest.raises(InterventionError, match="max_new_tokens=0: give a whole number, 1 or more"):
         context.answer("is it", max_new_tokens=0)
-    with pytest.raises(InterventionError, match="describe with max_new_tokens of 1 or more"):
+    with pytest.raises(InterventionError, match="give max_new_tokens of 1 or more"):
         describe(llava.model, llava.inputs(), 0).compress(0.5)
     with pytest.raises(InterventionError, match="keeps nothing of prompt"):
         compress(llava.model, llava.inputs(), 0, always="boi")

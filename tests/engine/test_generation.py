@@ -346,7 +346,7 @@ def test_a_sample_is_of_its_seed_and_not_of_its_batch(tiny: Any) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"num_beams": 3}, "beams are not searched"),
+        ({"num_beams": 3}, "beam search under interventions is not supported"),
         ({"temperature": 0}, "above 0"),
         ({"top_k": 0}, "at least 1"),
         ({"top_p": 1.5}, "up to 1"),

@@ -225,7 +225,7 @@ def test_memory_running_out_halves_the_batch_and_changes_nothing(
         return whole(self, part, some)
 
     monkeypatch.setattr(RunBatch, "_logits", tight)
-    with pytest.warns(UserWarning, match="out of memory with 5 at once: going on with 3"):
+    with pytest.warns(UserWarning, match="out of memory with 5 at once: continuing with 3"):
         got = last_logits(tiny, batch, runs)
     assert sizes == [5, 3, 2, 2, 1]
     for a, b in zip(got, want, strict=True):

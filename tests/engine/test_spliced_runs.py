@@ -94,7 +94,7 @@ def test_prompts_of_other_layouts_are_refused(tiny: Any) -> None:
     picture = TinyData(n=1).examples("class")[0].image
     inputs = tiny.prepare([picture, picture], ["<image>this animal is a", "this <image> animal is a"])
     none = torch.zeros(1, 1, inputs.tokens.n_pos, dtype=torch.bool)
-    with pytest.raises(InterventionError, match="pair 0: the prompts differ in what stands at a position"):
+    with pytest.raises(InterventionError, match="pair 0: the prompts differ in the role of a position"):
         SplicedRuns(tiny, inputs, inputs.tokens.n_pos - 1).logits(torch.tensor([[0, 1]]), none, none)
 
 

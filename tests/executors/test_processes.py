@@ -213,7 +213,7 @@ def test_what_cannot_be_sent_is_refused(
         sent(threading.Lock())
     name = "blocks.0.hook_resid_pre"
     model.add_hook(name, lambda x, hook: x)
-    with pytest.raises(ModelError, match="the model holds hooks of add_hook"):
+    with pytest.raises(ModelError, match="the model has hooks from add_hook"):
         sent(model)
     model.reset_hooks()
     with monkeypatch.context() as patch:

@@ -369,7 +369,7 @@ def test_circuits_of_all_and_of_none(built: Built) -> None:
     want = [float(metric(logits)) for logits in (model.run(clean, dropped), model(clean))]
     assert got == pytest.approx(want, abs=TOLERANCE * 10) and abs(got[0] - got[1]) > 1e-4
     if model.family.adds_later or "blocks.0.hook_resid_mid" not in model.hook_dict:
-        with pytest.raises(gl.errors.ModelError, match="its edges are not told apart"):
+        with pytest.raises(gl.errors.ModelError, match="its edges cannot be separated"):
             Graph.of(model)
         return
     patches = EdgePatches(model, Graph.of(model))

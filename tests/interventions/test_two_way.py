@@ -78,7 +78,7 @@ def test_a_key_further_on_in_the_block_can_be_cut(model: HookedVLM) -> None:
     inputs = prompts(model)
     spec = gl.knockout("first_image", "last_image & image[0]", layers=[2])
     if model.family.name == "llava":
-        with pytest.raises(InterventionError, match="every key stands after every query"):
+        with pytest.raises(InterventionError, match="every key comes after every query"):
             model.run(inputs.select([0]), spec)
         return
     inputs = inputs.select([0])
@@ -108,7 +108,7 @@ def test_a_row_is_empty_only_without_its_whole_block(paligemma: HookedVLM) -> No
 
 def test_pictures_do_not_attend_to_each_other_ahead(gemma3: HookedVLM) -> None:
     inputs = prompts(gemma3).select([1])
-    with pytest.raises(InterventionError, match="every key stands after every query"):
+    with pytest.raises(InterventionError, match="every key comes after every query"):
         gemma3.run(inputs, gl.knockout("image[0]", "image[1]"))
     blocked = gl.knockout("image[0]", "all - image[0]")
     assert gemma3.run(inputs, blocked).isfinite().all()

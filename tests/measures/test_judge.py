@@ -195,7 +195,7 @@ def test_thoughts_before_the_answer_and_objects_without_a_partner(stand: Stand, 
 def test_a_mended_log_is_believed(stand: Stand, tmp_path: Path) -> None:
     stand.answers = [says("no idea")]
     judge = make(stand, tmp_path / "log", retries=0)
-    with pytest.raises(DataError, match="fix it there to go on"):
+    with pytest.raises(DataError, match="fix it there to continue"):
         judge.objects("a dog")
     judge.log.write_text(judge.log.read_text().replace("no idea", r"[\"dog\"]"))
     assert make(stand, tmp_path / "log").objects("a dog") == ["dog"] and len(stand.requests) == 1

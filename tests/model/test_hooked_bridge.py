@@ -224,7 +224,7 @@ def test_start_at_layer_without_tokens_counts_from_zero(tiny: HookedVLM) -> None
     assert close(tiny(cache["resid_pre", 1], start_at_layer=1), want)
     with pytest.raises(InputError, match="a loss needs the words"):
         tiny(cache["resid_pre", 1], start_at_layer=1, return_type="loss")
-    with pytest.raises(InputError, match="wants the residual stream entering it"):
+    with pytest.raises(InputError, match="needs the residual stream entering it"):
         tiny(inputs, start_at_layer=1)
     with pytest.raises(InputError, match="tokens are"):
         tiny(cache["resid_pre", 1][:, :-1], start_at_layer=1, tokens=inputs)

@@ -257,7 +257,10 @@ BY_MODULE: dict[str, tuple[Callable[[], Any], str]] = {
     "ids": (lambda: Layout(placeholder_id="5", plan=print), "placeholder_id is '5': give token ids"),  # type: ignore[arg-type]
     "markers": (lambda: Layout(5, plan=print, eoi_ids=7), "eoi_ids is 7: give token ids"),  # type: ignore[arg-type]
     "plan": (lambda: Layout(5, plan=3), "plan is 3: give a function"),  # type: ignore[arg-type]
-    "placeholder": (lambda: Layout(5, plan=print, placeholder=""), "placeholder is '': give what stands"),  # type: ignore[arg-type]
+    "placeholder": (
+        lambda: Layout(5, plan=print, placeholder=""),
+        "placeholder is '': give the text that represents",
+    ),  # type: ignore[arg-type]
     "two_way": (lambda: Layout(5, plan=print, two_way="all"), "two_way is 'all': give one of"),  # type: ignore[arg-type]
     "pixels": (lambda: Layout(5, plan=print, pixels="row"), "pixels is 'row': give one of"),  # type: ignore[arg-type]
 }

@@ -27,7 +27,7 @@ CALLS: dict[str, tuple[Call, str]] = {
     "no positions": (lambda m, i: gl.attribute(m, i, 30, at=None), "selector of type NoneType"),
     "no batch": (lambda m, i: gl.attribute(m, 5, 30), "inputs is a int"),
     "layers in words": (lambda m, i: gl.logit_lens(m, i, layers="all"), "layers: 'a' is none of 0"),
-    "no layers": (lambda m, i: gl.logit_lens(m, i, layers=[]), "layers names none"),
+    "no layers": (lambda m, i: gl.logit_lens(m, i, layers=[]), "layers is empty"),
     "half a layer": (lambda m, i: gl.logit_lens(m, i, layers=1.5), "layers: 1.5 is none of"),
     "targets by name": (lambda m, i: gl.logit_lens(m, i, targets={"a": 3}), "target {'a': 3}: give a token"),
     "a float": (lambda m, i: gl.logit_lens(m, i, targets=1.5), "target 1.5: give a token"),

@@ -360,7 +360,7 @@ CALLS: dict[str, tuple[Callable[[Any, Pair], Any], str]] = {
     "a metric": (lambda m, p: gl.patch_map(m, p, "loss"), "metric='loss': write one of logit_diff"),
     "a near metric": (lambda m, p: gl.patch_map(m, p, "logit-diff"), "did you mean 'logit_diff'"),
     "a number": (lambda m, p: gl.patch_map(m, p, 3), "metric=3: write one of"),
-    "no number": (no_pairs, r"the metric gave \(1, 44\) where \(1,\) was due: one number per example"),
+    "no number": (no_pairs, r"the metric gave \(1, 44\), expected \(1,\): one number per example"),
     "of three": (lambda m, p: gl.patch_map(m, p, lambda a, b, c: a), r"is not a function of \(logits\)"),
     "of a second": (lambda m, p: gl.patch_map(m, p, lambda a, b: a), "call its second argument pair"),
     "NaN": (
@@ -377,7 +377,7 @@ CALLS: dict[str, tuple[Callable[[Any, Pair], Any], str]] = {
     ),
     "neurons": (
         lambda m, p: gl.patch_map(m, p, measured, "neuron", site="z"),
-        "neurons are of site='neuron', which has no heads",
+        "neurons go with site='neuron', which has no heads",
     ),
     "a neuron": (
         lambda m, p: gl.patch_map(m, p, measured, "neuron", neurons=[48]),

@@ -229,16 +229,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a query sends": ({"senders": "L0H1.q"}, "a head sends its whole output, write L0H1"),
     "a head receives": ({"receivers": "L1H1"}, r"say what of the head is to receive, L1H1.q, .k or .v"),
     "the stream receives": ({"receivers": "L1 resid_pre"}, "the stream is read by all that follows"),
-    "none": ({"senders": []}, "senders name none"),
-    "an empty group": ({"senders": {"all": []}}, "senders name none"),
+    "none": ({"senders": []}, "no sender comes before a receiver"),
+    "an empty group": ({"senders": {"all": []}}, "no sender comes before a receiver"),
     "a group of a number": ({"senders": {"all": 3}}, "sender 3: write a head"),
     "no receivers": ({"receivers": []}, "receivers is empty"),
     "logits and": ({"receivers": ["logits", "L1H1.q"]}, "ask for them by themselves"),
     "backwards": ({"senders": "L2H0", "receivers": "L1H1.q"}, "'L2H0' is computed after every receiver"),
-    "nothing before": ({"receivers": "L0H1.q"}, "senders name none that a receiver comes after"),
+    "nothing before": ({"receivers": "L0H1.q"}, "no sender comes before a receiver"),
     "elsewhere": (
         {"senders": "L0H1@image", "receivers": "L1H1.q@last"},
-        "stands at none of the positions of sender 'L0H1@image'",
+        "is at none of the positions of sender 'L0H1@image'",
     ),
     "not at the last": (
         {"senders": "heads@image", "metric": gl.metrics.logit(3)},
@@ -249,7 +249,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mlps": ({"mlps": "gone"}, "mlps='gone': write 'recomputed' or 'frozen'"),
     "no metric": ({"metric": None}, "metric=None: for prepared batches give a function"),
     "a word": ({"metric": "logit"}, "metric='logit': for prepared batches give a function"),
-    "a scalar": ({"metric": lambda logits: logits.sum()}, r"the metric gave \(\) where \(1,\) was due"),
+    "a scalar": ({"metric": lambda logits: logits.sum()}, r"the metric gave \(\), expected \(1,\)"),
     "no pairs": ({"pairs": 3}, "pairs is 3: give"),
 }
 

@@ -20,7 +20,7 @@ ROLE_NAMES = {int(role): role.name.lower() for role in Role}
 def index_of(
     inputs: VLMInputs, mask: Bool[Tensor, "batch pos"], part: Sequence[int], examples: Sequence[Example]
 ) -> pd.DataFrame:
-    """A line a selected position, in the order of the rows; :attr:`ActivationStore.index` says what stands in it.
+    """A line a selected position, in the order of the rows; :attr:`ActivationStore.index` says what it is.
 
     Args:
         part: the numbers of the batch's examples in the data.

@@ -1,4 +1,4 @@
-"""What stands where in the folder of a store; ``docs/activation-store.md`` says it to others.
+"""The layout of a store's folder; ``docs/activation-store.md`` documents it.
 
 ::
 

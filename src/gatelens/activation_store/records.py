@@ -86,7 +86,7 @@ class Records:
             self.check(self.folder / name)
 
     def check(self, file: Path) -> None:
-        """Refuse a file that is not as it was written; asked again in a process, the first answer stands.
+        """Refuse a file that is not as it was written; a process checks it once.
 
         Raises:
             OutputError: it is missing, cut short or changed, and how it is collected again.

@@ -32,7 +32,7 @@ class ActivationStore:
     """Activations that :func:`gatelens.collect` kept in a folder. Opening it reads no activation.
 
     A row is one position of one example; its number counts the rows of the whole store from 0. ``store.index`` says
-    who it is, :meth:`read` and :meth:`iterate` give what it holds::
+    what it is, :meth:`read` and :meth:`iterate` return its activations::
 
         store = gl.ActivationStore("acts")
         dogs = store.index.query("label == 'dog' and role == 'image'").index
@@ -45,8 +45,8 @@ class ActivationStore:
         path: the folder.
         points: the (site, layer) pairs it holds.
         at: the selector of the positions, as text.
-        dtype: of what is kept.
-        settings: what was asked for, the model included.
+        dtype: of the stored activations.
+        settings: of the call that made it, including the model.
 
     Raises:
         OutputError: no store there, one that is not finished, or a damaged one; the file is named.
@@ -87,7 +87,7 @@ class ActivationStore:
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """Who each row is, numbered as the rows are.
+        """What each row is, numbered as the rows are.
 
         Columns: ``example`` (its id), its ``number`` in the data and ``label``; ``position`` in the prompt, padding
         not counted; ``role``, ``token`` (the word there); ``image`` (which picture of the prompt, −1 outside) and
@@ -105,10 +105,10 @@ class ActivationStore:
         return table
 
     def point(self, site: str | None = None, layer: int | None = None) -> tuple[str, int]:
-        """The one (site, layer) that is meant.
+        """The one (site, layer) that these arguments select.
 
         Raises:
-            InputError: it is not there, or several are.
+            InputError: there is none, or there are several.
         """
         found = [p for p in self.points if site in (None, p[0]) and layer in (None, p[1])]
         if len(found) != 1:
@@ -127,7 +127,7 @@ class ActivationStore:
     def read(
         self, rows: Any = None, *, site: str | None = None, layer: int | None = None
     ) -> Float[Tensor, "row ..."]:
-        """What rows hold, in the order asked for, in the store's dtype; None is all of them.
+        """The activations of rows, in the order given, in the store's dtype; None is all rows.
 
         Args:
             rows: their numbers, a slice, or a mask with a truth value for each row.
@@ -149,7 +149,7 @@ class ActivationStore:
         layer: int | None = None,
         with_rows: bool = False,
     ) -> Iterator[Any]:
-        """Batches of rows: Float[batch, ...] in the store's dtype, the last one with what is left.
+        """Batches of rows: Float[batch, ...] in the store's dtype, the last one with the rest.
 
         Args:
             batch: rows of each.
@@ -177,7 +177,7 @@ class ActivationStore:
         """Read every file and compare it with the checksum it was written with.
 
         Reading does so only with files that were touched since then (changed, copied, restored), once in a process;
-        bits that a disk loses by itself are found here alone. A shard that is right is trusted from then on.
+        bit rot on disk is only detected here. A shard that passes is trusted from then on.
 
         Raises:
             OutputError: files are missing, cut short or changed; it says which, and how they are collected again.

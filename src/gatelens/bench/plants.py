@@ -1,6 +1,6 @@
 """Plants: models made from a seed whose answers come through positions that are known, in seconds and without training.
 
-What kinds there are stands in :mod:`gatelens.bench.declared`.
+The kinds are in :mod:`gatelens.bench.declared`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Plant:
 
     @property
     def layout(self) -> str:
-        """How the carriers stand: ``contiguous``, ``spread``, or empty."""
+        """How the carriers are placed: ``contiguous``, ``spread``, or empty."""
         return self.declared.layout
 
     @property

@@ -1,4 +1,4 @@
-"""What a run of the benchmark shows: a page of tables, and two figures in the house style."""
+"""The results of a benchmark run: a page of tables, and two figures in the package's style."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def page(result: BenchResult, pictures: Mapping[str, str] | None = None) -> str:
     """All tables of a result in Markdown.
 
     Args:
-        pictures: files of figures beside the page, with what each shows.
+        pictures: files of figures next to the page, with what each shows.
     """
     cases = result.cases
     questions = cases.drop_duplicates(["plant", "question"])
@@ -95,7 +95,7 @@ def by_size(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_layout(cases: pd.DataFrame) -> pd.DataFrame:
-    """F1 of sets of several carriers that stand in a row, or not."""
+    """F1 of sets of several carriers that are adjacent, or not."""
     several = cases["size"] > 1
     return _in_parts(cases, {name: several & (cases.layout == name) for name in ("contiguous", "spread")})
 

@@ -209,7 +209,7 @@ def score(
         if not callable(one):
             raise InputError(f"method {name!r} is {shown(one)}: give a function of a model and a task")
     if not named:
-        raise InputError("there is no method: give at least one")
+        raise InputError("no method is given: give at least one")
     if split not in SPLITS:
         raise InputError(f"split={shown(split)}: give {' or '.join(map(repr, SPLITS))}")
     own = isinstance(plants, Mapping)
@@ -298,7 +298,7 @@ def _left_as_it_was(model: HookedVLM) -> Iterator[None]:
     left = _hooks(model) - before[0]
     if left:
         raise MethodError(
-            f"left {left} hook{'s' * (left > 1)} on the model: remove them, also when it raises"
+            f"left {left} hook{'s' * (left > 1)} on the model: remove them, even when it raises"
         )
     if not torch.equal(before[1], _weights(model)):
         raise MethodError("changed the model's weights: put them back, or work on a copy")

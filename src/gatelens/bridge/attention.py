@@ -283,7 +283,7 @@ def _hook_inside(attention: Any) -> None:
     inner = attention.original_component
     if not is_exchangeable(inner):
         raise ModelError(
-            f"the attention of {type(inner).__name__} is none that transformers lets exchange: "
+            f"the attention of {type(inner).__name__} cannot be exchanged in transformers: "
             "this decoder is not supported"
         )
     kind: Any = type(attention)

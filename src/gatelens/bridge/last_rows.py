@@ -16,7 +16,7 @@ from gatelens.bridge.layer_arguments import known, of_rows
 
 
 class KeysDone(Exception):
-    """Leaves a layer once its keys and values lie in the cache."""
+    """Leaves a layer once its keys and values are in the cache."""
 
 
 @contextmanager

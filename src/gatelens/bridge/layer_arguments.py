@@ -1,4 +1,5 @@
-"""What transformers gives a decoder layer beside the stream: along which axes arguments hold positions and examples."""
+"""What transformers passes a decoder layer besides the stream: along which axes arguments hold positions and
+examples."""
 
 from __future__ import annotations
 

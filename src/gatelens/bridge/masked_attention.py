@@ -89,7 +89,7 @@ class PassCuts(Protocol):
         """Keys and values that all runs of the pass share, [batch, kv_head, pos, d_head]; None without them."""
 
     def shown_rows(self, layer: int) -> range | None:
-        """Rows whose pattern is to be shown; None for no row."""
+        """Rows whose pattern is shown; None for no row."""
 
     def show(self, layer: int, pattern: Tensor, first_row: int) -> None:
         """Takes a block of the pattern, Float[batch, head, rows, key], from row ``first_row`` on."""

@@ -22,7 +22,7 @@ class Parts(nn.Module):
     Args:
         language_model: a causal language model of transformers.
         embed_images: from pixels to features, one row for each placeholder.
-        placeholder_id: the id that stands for a feature.
+        placeholder_id: the id that represents a feature.
         evidence: names of tensors that go to ``embed_images`` by keyword instead of to the decoder.
 
     Raises:

@@ -1,6 +1,6 @@
 """What each part of a decoder adds to the residual stream, and how the logits read it: all of it linear, exactly.
 
-A part is what stands between two points of the stream, so post-norms, residual multipliers and whatever else a
+A part is what lies between two points of the stream, so post-norms, residual multipliers and whatever else a
 family does on the way are in it, and the parts always sum to the stream. Inside a part, heads and neurons reach
 the stream through a linear layer and, in some families, a norm; a norm is linear once its scale is held at the
 value it has (Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*; the "frozen" norm of direct
@@ -240,7 +240,7 @@ def weight_of(component: Any, name: str, layer: int) -> Tensor:
         ) from error
     if not isinstance(weight, Tensor):
         raise ModelError(
-            f"layer {layer} has no {name} ({type(component).__name__}): its heads or neurons cannot be taken apart; "
+            f"layer {layer} has no {name} ({type(component).__name__}): its heads or neurons cannot be separated; "
             "by='component' can"
         )
     return readable(weight, component)

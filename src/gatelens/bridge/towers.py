@@ -1,6 +1,6 @@
 """Vision towers: edits at their hook points take effect on the picture's features, or are refused.
 
-Three things stand in the way in TransformerLens' bridges of CLIP and SigLIP:
+Three obstacles in TransformerLens' bridges of CLIP and SigLIP:
 
 - transformers records a layer's output before the bridge fires ``hook_out``, so a decoder fed from recorded
   states (LLaVA) never sees the edit: here the hook fires in the wrapped module, before the recorder.

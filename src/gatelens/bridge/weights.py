@@ -34,7 +34,7 @@ def named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def named_values(root: nn.Module) -> Iterator[tuple[str, Tensor, list[Tensor]]]:
     """(name, parameter, plain tensors that hold its values), each parameter once, also those that are not in memory.
 
-    A parameter whose values lie nowhere has no tensors: that of a model made on the device "meta".
+    A parameter without values has no tensors: that of a model made on the device "meta".
     """
     maps: list[tuple[str, Any]] = []
     for path, module in root.named_modules():
@@ -73,14 +73,14 @@ def _plain(value: Any) -> list[Tensor]:
 
 
 def _code_counts(value: Any) -> Tensor:
-    """How often each 4-bit code stands in the first 32 rows, which bitsandbytes repacks together."""
+    """How often each 4-bit code occurs in the first 32 rows, which bitsandbytes repacks together."""
     codes = value.detach().as_subclass(Tensor).flatten().view(torch.uint8)
     codes = codes[: 16 * shape_of(value)[-1]]
     return torch.bincount(torch.cat([codes & 15, codes >> 4]).long(), minlength=16)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of the matrix that a weight stands for."""
+    """The shape of the matrix that a weight represents."""
     return tuple(getattr(getattr(value, "quant_state", None), "shape", None) or value.shape)
 
 
@@ -107,7 +107,7 @@ def scales(value: Any) -> list[Tensor]:
 
 
 def is_quantised(value: Any) -> bool:
-    """Whether a weight is not simply the numbers it stands for."""
+    """Whether a weight is stored as anything other than its own numbers."""
     return (
         hasattr(value, "__tensor_flatten__") or not value.dtype.is_floating_point or value.dtype.itemsize < 2
     )

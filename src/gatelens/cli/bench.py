@@ -23,9 +23,7 @@ def bench(
     ] = None,
     organism: Annotated[
         list[str] | None,
-        typer.Option(
-            "--organism", help="In place of plants a graded organism, or all of them; repeat for more."
-        ),
+        typer.Option("--organism", help="A graded organism instead of plants, or all; repeat for more."),
     ] = None,
     n: Annotated[
         int | None,
@@ -35,7 +33,7 @@ def bench(
         list[str] | None, typer.Option("--kind", help="Only plants of this kind; repeat for more.")
     ] = None,
     split: Annotated[
-        Literal["dev", "heldout"], typer.Option(help="Plants to develop a method on, or to report it on.")
+        Literal["dev", "heldout"], typer.Option(help="Plants: dev to develop a method, heldout to report it.")
     ] = "dev",
     out: Annotated[
         Path | None,
@@ -60,7 +58,7 @@ def bench(
     from gatelens.errors import InputError
 
     if organism and (tune or kind or split != "dev"):
-        raise InputError("--organism with --tune, --kind or --split: these are of plants; leave them out")
+        raise InputError("--organism with --tune, --kind or --split: these are for plants; leave them out")
     if tune and split != "dev":
         raise InputError("--tune with --split heldout: rules are tuned on dev; leave one of them out")
     methods = _methods(method, baseline or [])
@@ -132,6 +130,6 @@ def _methods(file: Path | None, baseline: list[str]) -> dict[str, Any]:
         methods[file.stem] = method_of(file)
     if not methods:
         raise InputError(
-            "there is no method: give a file with a function method(model, task), or --baseline all"
+            "no method is given: give a file with a function method(model, task), or --baseline all"
         )
     return methods

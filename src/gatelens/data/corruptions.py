@@ -45,7 +45,7 @@ def erased(picture: Image.Image, mask: Mask, fill: Fill = "background") -> Image
     gone = binary_dilation(mask, iterations=EDGE)
     around = binary_dilation(gone, iterations=RING) & ~gone if fill == "background" else ~gone
     if not around.any():
-        raise DataError("the object fills its picture: nothing around it says what to fill it with")
+        raise DataError("the object fills its picture: there is nothing around it to fill it with")
     pixels[gone] = np.median(pixels[around], axis=0).round().astype(np.uint8)
     return Image.fromarray(pixels)
 

@@ -147,7 +147,7 @@ class Folder(Named):
         return Pair(clean, corrupt, row.values.get("differ", "image"), clean.answers[0], base)
 
     def _lines(self) -> tuple[Callable[[Any], Row], Sequence[tuple[int, Any]]]:
-        """The table's rows as they lie, with their numbers, and what reads one."""
+        """The table's rows in order, with their numbers, and what reads one."""
         if self._table.suffix == ".jsonl":
             return json_object, read_json_lines(self._table)
         columns, rows = read_csv(self._table)
@@ -177,7 +177,7 @@ class Folder(Named):
         path = self.path / name
         end = os.path.realpath(path)
         if Path(name).is_absolute() or not Path(end).is_relative_to(self._root):
-            raise ValueError(f"{name!r} leads out of {self.path}; copy the file into the folder")
+            raise ValueError(f"{name!r} is outside {self.path}; copy the file into the folder")
         if not os.path.isfile(path):
             raise ValueError(f"no picture {name!r} in {self.path}")
         return path
@@ -224,7 +224,7 @@ def _values(row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
         if name not in _READERS:
             near = "" if "_" in column else did_you_mean(column.lower(), [*_READERS, *_ALSO], cutoff=0.8)
             if near:
-                raise ValueError(f"nothing reads a column {column!r}{near}")
+                raise ValueError(f"unknown column {column!r}{near}")
             facts[column] = value
         elif name in values:
             other = next(short for short, long in _ALSO.items() if long == name)
@@ -246,7 +246,7 @@ def _tasks(values: Mapping[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"no {_ANSWERS[only]!r}, which task {only} needs")
     tasks = tuple(able) if only is None else (only,)
     if not tasks:
-        raise ValueError(f"no {' or '.join(map(repr, _ANSWERS.values()))}, so nothing is right")
+        raise ValueError(f"no {' or '.join(map(repr, _ANSWERS.values()))}, so there is no right answer")
     if only is None and "question" in values and "vqa" not in tasks:
         raise ValueError("a 'question' without 'answers'")
     prompt = values.get("prompt")
@@ -264,7 +264,7 @@ def _text(value: Any) -> str:
     """The text of a cell. Raises ValueError, with what it is instead."""
     if not isinstance(value, str):
         kind = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
-        raise ValueError(f"{kind.get(type(value), 'a number')}, no text")
+        raise ValueError(f"{kind.get(type(value), 'a number')}, not text")
     return plain(value)
 
 

@@ -73,9 +73,9 @@ def json_object(line: str) -> Row:
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"no JSON ({getattr(error, 'msg', error)})") from error
+        raise ValueError(f"not JSON ({getattr(error, 'msg', error)})") from error
     if not isinstance(value, dict):
-        raise ValueError('no JSON object: give {"column": value, ...} on each line')
+        raise ValueError('not a JSON object: give {"column": value, ...} on each line')
     return value
 
 
@@ -98,7 +98,7 @@ def plain(text: str) -> str:
         ValueError: it holds what cannot be written as UTF-8, or a NUL.
     """
     if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("text with a NUL or half a character in it")
+        raise ValueError("text with a NUL or an unpaired surrogate")
     return text
 
 

@@ -38,7 +38,7 @@ def sides_of(
     minus = [not one for one in plus] if negative is None else _chosen(examples, negative, "negative")
     both = next((e.id for e, p, m in zip(examples, plus, minus, strict=True) if p and m), None)
     if both is not None:
-        raise DataError(f"example {both!r} is positive and negative: choose so that none is both")
+        raise DataError(f"example {both!r} is both positive and negative: choose disjoint examples")
     parts = [[e for e, mine in zip(examples, side, strict=True) if mine] for side in (plus, minus)]
     for word, part in zip(("positive", "negative"), parts, strict=True):
         if not part:
@@ -102,7 +102,7 @@ def stored_sides(
                 f"{word}={one!r} is not a label of the examples of {store.path}{did_you_mean(one, known)}"
             )
     if positive == negative:
-        raise DataError(f"{positive!r} is positive and negative: choose two labels")
+        raise DataError(f"{positive!r} is both positive and negative: choose two labels")
     plus = labels.index[labels == positive].tolist()
     minus = labels.index[labels != positive if negative is None else labels == negative].tolist()
     if not minus:

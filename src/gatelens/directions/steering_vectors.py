@@ -1,4 +1,4 @@
-"""Steering vectors: a direction from two sets of examples, and what adding it in doses turns and costs."""
+"""Steering vectors: a direction from two sets of examples, and what adding it in doses changes and costs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SteeringVector(Mapping[int, Tensor]):
     """A direction in each layer: ``gl.steer(vector, vector.at, vector.site)``, or ``gl.ablate(…, direction=vector)``.
 
     Attributes:
-        vectors: by layer, float32 on the CPU: [d_model], at sites with heads [n_heads, d_head]. Scale 1 is the way from
+        vectors: by layer, float32 on the CPU: [d_model], at sites with heads [n_heads, d_head]. Scale 1 goes from
             the mean of the negative examples to that of the positive ones along it.
         at, site: where it was read.
         source: the examples, the method and the model it is from, in words.
@@ -101,7 +101,7 @@ def direction(
         data: a data set, its name or folder, a list of examples; ``gl.pairs`` (clean is positive, corrupt negative);
             a ``gl.ActivationStore``, read without running the model; None where the next two are lists of examples.
         at: selector of the positions; of several in an example the mean is its activation.
-        positive, negative: which examples: a label, a function of an example that is true or not, or a list of them;
+        positive, negative: which examples: a label, a predicate on examples, or a list of them;
             ``negative=None`` is all that are not positive.
         site, layers: see :mod:`gatelens.interventions.sites`; None is all layers.
         method: ``"mean"``: difference of means (Marks and Tegmark, arXiv 2310.06824). ``"probe"``: the normal of a
@@ -136,7 +136,7 @@ def direction(
     vectors = {layer: _direction(plus[layer], minus[layer], method) for layer in chosen}
     if not any(bool(v.any()) for v in vectors.values()):
         raise DataError(
-            f"at={shown(at)}, {site} is the same in positive and negative examples; read it later"
+            f"at={shown(at)}, {site} is the same in positive and negative examples; take a later layer or position"
         )
     source = f"{method} of {len(sides[0])} {words[0]} − {len(sides[1])} {words[1]}, {model_name(model)}"
     return SteeringVector(vectors, at, site, source)
@@ -217,7 +217,7 @@ def overlaps_with_first(
 
 
 class DoseCurve(pd.DataFrame):
-    """What a steering vector turns and costs, dose by dose, which :meth:`show` draws.
+    """What a steering vector changes and costs, dose by dose, which :meth:`show` draws.
 
     Columns ``on`` (``data``, ``others``), ``measure``, ``direction`` (``none``, ``own``, ``random``), ``scale``,
     ``mean``, ``low``, ``high`` (95 %, over examples), ``n``.
@@ -235,7 +235,7 @@ class DoseCurve(pd.DataFrame):
         return DoseCurve
 
     def show(self, title: str = "", dark: bool = False) -> Figure:
-        """A panel for each measure: the vector's doses, and random directions of its length beside them."""
+        """A panel for each measure: the vector's doses, next to random directions of its length."""
         panels = list(dict.fromkeys(zip(self["on"], self["measure"], strict=True)))
         if not panels:
             raise DataError("this dose curve has no rows to draw")
@@ -274,19 +274,19 @@ def dose_curve(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> DoseCurve:
-    """What a steering vector turns, dose by dose, beside random directions of its length and what else it changes.
+    """What a steering vector changes, dose by dose, next to random directions of its length, and what it costs.
 
     Args:
         model: the model.
         direction: from :func:`gatelens.direction`; it is added where it was read.
-        data: the examples that are steered, as :func:`gatelens.sweep` takes them; not those it was made of.
+        data: the examples that are steered, as :func:`gatelens.sweep` takes them; not those it was made from.
         scales: the doses; 0 is always among them.
-        metric: as of :func:`gatelens.sweep`.
+        metric: as in :func:`gatelens.sweep`.
         layers: in which of the vector's layers it is added; None is all of them.
         others: examples (likewise) whose answer should stay; of them ``overlap`` is measured, Σ min(p, q) of the
             next-token distribution with the unsteered one.
         n_random: how many random directions.
-        bounds: the least and the most the metric can be, (0, 1) for right or wrong: they make its interval.
+        bounds: minimum and maximum of the metric, (0, 1) for right or wrong: they make its interval.
         task, limit, batch_size: of ``data`` and ``others``, as :func:`gatelens.sweep` takes them.
         seed: draws the examples and the random directions.
         progress: show a progress bar.

@@ -101,7 +101,7 @@ def encode(vq: ChameleonVQVAE, pixels: UInt8[Tensor, "n height width 3"]) -> Int
 def decode(
     vq: ChameleonVQVAE, decoder: PictureDecoder, codes: Int[Tensor, "n code"]
 ) -> UInt8[Tensor, "n height width 3"]:
-    """The pictures that these codes stand for."""
+    """The pictures that these codes represent."""
     table = vq.quantize.embedding
     z = table(codes.to(table.weight.device)).view(len(codes), GRID, GRID, -1).permute(0, 3, 1, 2)
     # a model may stand elsewhere than its picture decoder, and in another dtype

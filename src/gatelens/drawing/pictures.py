@@ -40,7 +40,7 @@ def draw_pictures(
         text: prompts, with or without ``<image>``.
         temperature, guidance, seed: see :func:`gatelens.engine.drawing.draw`.
         fwd_hooks: TransformerLens hooks that hold while the prompted picture is drawn.
-        images: what ``<image>`` stands for, see ``model.prepare``.
+        images: what ``<image>`` represents, see ``model.prepare``.
         interventions: hold at every step while the prompted picture is drawn.
 
     Raises:

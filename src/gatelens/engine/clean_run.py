@@ -104,7 +104,7 @@ class CleanRun:
         return out
 
     def branch(self, position: int) -> DynamicCache:
-        """A cache that grows after ``position``; what stands before is shared."""
+        """A cache that grows after ``position``; earlier positions are shared."""
         out = DynamicCache()
         out.layers = [SharedLayer(position) for _ in self.shared]
         return out

@@ -105,7 +105,7 @@ class CompressedContext:
             questions: one for all prompts; or, of a single prompt, several; or several a prompt, as a list of
                 lists. A question is tokenised alone, without special tokens: begin it with what parts it from
                 the prompt, and end it with what asks for an answer, where the model is used to that.
-            max_new_tokens: at most so many new tokens each.
+            max_new_tokens: the maximum number of new tokens each.
             stop_at_eos: end an answer at its end of sequence.
             batch_size: how many are answered at once.
 
@@ -272,9 +272,7 @@ class Described:
         if keep == 0:
             return kept
         if self.attention is None:
-            raise InterventionError(
-                f"keep={keep} goes by attention: describe with max_new_tokens of 1 or more"
-            )
+            raise InterventionError(f"keep={keep} selects by attention: give max_new_tokens of 1 or more")
         scores = self.attention.masked_fill(~ranked, -1.0)
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         counts = [max(1, math.floor(keep * n + 0.5)) if n else 0 for n in ranked.sum(dim=1).tolist()]

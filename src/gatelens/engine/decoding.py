@@ -149,7 +149,7 @@ class Sampling:
 
     Attributes:
         temperature: logits are divided by it; above 0.
-        top_k: only so many of the likeliest tokens compete.
+        top_k: the number of most likely tokens that compete.
         top_p: only the likeliest tokens whose probabilities reach this sum compete.
         seed: of the random numbers. An example's draw does not depend on the others of its batch.
     """

@@ -38,7 +38,7 @@ class Explanation:
 
     @property
     def lines(self) -> list[str]:
-        """What stands under the table."""
+        """The lines under the table."""
         return [self.summary, str(self.footprint), *self.notes]
 
     def __str__(self) -> str:

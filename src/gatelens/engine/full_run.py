@@ -99,7 +99,7 @@ def full_decoder(
     tensors = with_mask(inputs)
     check_room(model, tensors["position_ids"], max_new_tokens)
     if not bool(tensors["attention_mask"][:, -1].all()):
-        raise InputError("a prompt ends in padding: go on from each text alone, inputs[i : i + 1, :n]")
+        raise InputError("a prompt ends in padding: continue each text alone, inputs[i : i + 1, :n]")
     full = FullRun(model, specs, inputs.tokens.extend(max_new_tokens), see)
     if hooks_stand(model):
         return Regrown(model, dataclasses.replace(inputs, tensors=tensors), full, raw_logits)

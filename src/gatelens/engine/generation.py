@@ -32,7 +32,7 @@ class Generation:
         token_ids: the new tokens on the CPU; after an example's end of sequence, that token again.
         texts: one string an example, without the end of sequence.
         tokens: the prompt's map with the new positions (role ``generated``; ``pad`` after an example's end).
-        prompt: what it wrote after.
+        prompt: the prompt that it continued.
 
     Example:
         >>> written = model.generate(inputs, max_new_tokens=3, return_type="map")
@@ -47,7 +47,7 @@ class Generation:
 
     @property
     def inputs(self) -> VLMInputs:
-        """Prompts and what was written after them, to be run again: the new words keep role ``generated``."""
+        """Prompts with what was written after them, as a batch to run again: the new words keep role ``generated``."""
         return self.prompt.grown(self.token_ids, self.tokens, self.texts)
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ def generate(
         model: the model.
         inputs: prompts, padded on the left.
         interventions: an intervention, a (nested) list of them, or None.
-        max_new_tokens: at most so many new tokens.
+        max_new_tokens: the maximum number of new tokens.
         stop_at_eos: end an example at its end-of-sequence token, and the run when all have ended.
         see: shown the attention of the row that writes each token, ``see(layer, pattern, position)`` with
             Float[batch, head, 1, key]: row ``last`` for the first new token, then each generated row.

@@ -52,7 +52,7 @@ def sweep(
             is an intervention, a list of them, or None for nothing. The points are the product of the axes,
             the last axis moving fastest; the choices of one point act together, in the order of the axes.
         metric: logits ``Float[batch, pos, d_vocab]`` to ``Float[batch]``, e.g. from ``gl.metrics``; or a dict
-            of column name to metric. Those of ``gl.metrics`` that read the last position spare the other
+            of column name to metric. Those of ``gl.metrics`` that read the last position skip the other
             rows of the logits. The logits are overwritten after the metric has returned: keep a copy.
         progress: show a progress bar.
         make: makes the intervention of a point from its choices, which are then any values: a function whose
@@ -203,7 +203,7 @@ def metrics_of(metric: Any, grid: Grid) -> dict[str, Metric]:
     for name in grid if isinstance(grid, Mapping) else ():
         if name in (*RESERVED, "value", *metrics):
             raise InterventionError(
-                f"an axis cannot be called {name!r}, that is a column of the table; rename it"
+                f"an axis cannot be called {name!r}, which is a column of the table; rename it"
             )
     return dict(metrics)
 
@@ -214,5 +214,5 @@ def numbers_of(values: Any, batch: int) -> list[float]:
         given = type(values).__name__
         if isinstance(values, Tensor):
             given = f"complex {tuple(values.shape)}" if values.is_complex() else str(tuple(values.shape))
-        raise InterventionError(f"the metric gave {given} where {(batch,)} was due: one number per example")
+        raise InterventionError(f"the metric gave {given}, expected {(batch,)}: one number per example")
     return values.detach().cpu().double().tolist()

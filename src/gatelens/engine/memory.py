@@ -28,7 +28,7 @@ def halving(
             if len(some) == 1 or not out_of_memory(error):
                 raise
             size = (len(some) + 1) // 2
-            warnings.warn(f"out of memory with {len(some)} at once: going on with {size}", stacklevel=3)
+            warnings.warn(f"out of memory with {len(some)} at once: continuing with {size}", stacklevel=3)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue

@@ -130,7 +130,7 @@ def make_plan(
     starts: tuple[Starts, Starts] = ({}, {})  # of runs that end in one row, and of others
     why_not = None if can_apply_cuts(model) else "this decoder's attention is not exchangeable"
     if why_not is None and hooks_stand(model):
-        why_not = "hooks stand in the decoder, and they may count positions from the first"
+        why_not = "the decoder has hooks, and these may count positions from the first"
     for i, specs in enumerate(runs):
         reach = reach_of(specs, tokens, model.cfg)
         if reach is None:

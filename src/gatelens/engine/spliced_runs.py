@@ -74,7 +74,7 @@ class SplicedRuns:
             other: positions that have the lending prompt's.
 
         Raises:
-            InterventionError: the prompts of a pair differ in what stands at a position.
+            InterventionError: the prompts of a pair differ in the role of a position.
         """
         return torch.cat(list(self.each(pairs, own, other)))
 
@@ -86,7 +86,7 @@ class SplicedRuns:
         differ = (roles[pairs[:, 0]] != roles[pairs[:, 1]]).any(1).nonzero()
         if len(differ):
             raise InterventionError(
-                f"pair {int(differ[0])}: the prompts differ in what stands at a position; pair prompts of one layout"
+                f"pair {int(differ[0])}: the prompts differ in the role of a position; pair prompts of one layout"
             )
         if not self.can_mix:
             yield self._patched(pairs, own, other)
@@ -105,7 +105,7 @@ class SplicedRuns:
     def _mixed(
         self, pairs: Int[Tensor, "pair 2"], layers: list[list[Tensor]], own: Masks, other: Masks
     ) -> Float[Tensor, "run pair d_vocab"]:
-        """Runs stand one after the other in the rows of each pair, and a mask says which keys are read by which."""
+        """Runs follow each other in the rows of each pair, and a mask says which keys are read by which."""
         first, clean, device = self.first, self._run, self.model.device
         runs, n, (mine, theirs) = len(own), self.inputs.tokens.n_pos - first, pairs.T
         past = DynamicCache()

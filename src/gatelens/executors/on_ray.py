@@ -146,7 +146,7 @@ def _check_session(address: str, connected: str) -> None:
     if port.isdigit() and "/" not in address and port != connected.rpartition(":")[2]:
         raise WorkerError(
             f"this process is connected to the Ray cluster at {connected}, not to {address!r}: give ray='auto' to use "
-            "it, or end it by ray.shutdown()"
+            "it, or end it with ray.shutdown()"
         )
 
 

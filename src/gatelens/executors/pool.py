@@ -154,7 +154,7 @@ class Pool:
         self._starting.remove(worker)
         self._ended_early += 1
         if self._ended_early >= STARTS:
-            raise WorkerError(f"workers end before they are ready ({why}): see what they print above")
+            raise WorkerError(f"workers end before they are ready ({why}): see their output above")
         return None
 
 

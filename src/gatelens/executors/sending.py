@@ -47,7 +47,7 @@ class ModelSource:
             )
         if hooks_stand(model):
             raise ModelError(
-                "the model holds hooks of add_hook, which workers would not have: model.reset_hooks() takes them off"
+                "the model has hooks from add_hook, which workers would not have: remove them by model.reset_hooks()"
             )
         name, options = model.loaded_from
         if torch.device(options.get("device") or "cpu").type == "cuda":

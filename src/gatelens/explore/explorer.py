@@ -88,7 +88,7 @@ class Row:
         position: absolute.
         inputs: the prompt; for a row after it, with what was written up to that row.
         ids: what was written up to that row.
-        note: what is to be said where another row was asked for.
+        note: the message where another row was asked for.
     """
 
     position: int
@@ -373,7 +373,7 @@ def row_of(asked: int | None, written: Written) -> Row:
         return Row(n_pos - 1 if asked is None else asked, written.inputs)
     last = n_pos + written.n_written - 2  # the last new token is not read again
     position = min(asked, last)
-    note = f"position {asked} is not there: the last row that writes the answer is shown" * (asked > last)
+    note = f"position {asked} does not exist: the last row that writes the answer is shown" * (asked > last)
     n_read = position + 1 - n_pos
     if n_read == 0:
         return Row(position, written.inputs, note=note)

@@ -46,7 +46,7 @@ class Call:
     Attributes:
         control: where on the page it was asked for.
         verb: a key of :data:`VERBS`.
-        arguments: plain values, and names for what stands before it in the script.
+        arguments: plain values, and names for what comes before it in the script.
     """
 
     control: str

@@ -32,7 +32,7 @@ class Shown:
         image: upright RGB.
         label: what the page calls it.
         source: the Python that gives it.
-        comment: what is to be said of that line.
+        comment: the comment on that line.
         prompt: what its data set asks about it.
     """
 

@@ -106,7 +106,7 @@ class State(BaseModel):
             size: of the picture, width and height.
 
         Raises:
-            ControlError: there is none, or none of it lies on the picture.
+            ControlError: there is none, or it is outside the picture.
         """
         if self.region is None:
             raise ControlError("region", "no region is drawn: drag a box on the picture")

@@ -5,7 +5,7 @@ tokens of each row and a row break, end of frame, ``<|image end|>``. transformer
 breaks at placeholders; a picture the model draws has them as ids of its own vocabulary.
 
 Pictures prepared together are padded to a common shape before the VQ encoder, whose norms and attention see
-the padding: the codes of a picture depend on the shapes of those beside it, in transformers as here.
+the padding: the codes of a picture depend on the shapes of the others, in transformers as here.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def layout(config: Any, processor: Any = None) -> Layout:
 def process(processor: Any, pictures: Pictures, texts: list[str]) -> dict[str, Tensor]:
     """The processor takes one list of pictures a prompt and stumbles over a prompt without any.
 
-    Pan-and-scan is off: its crops would stand in the prompt as pictures of their own, with words between them.
+    Pan-and-scan is off: its crops would be in the prompt as separate pictures, with words between them.
     """
     made = picture_tensors(processor, pictures, do_pan_and_scan=False)
     made.pop("num_crops", None)

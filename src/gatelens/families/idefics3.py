@@ -84,7 +84,7 @@ class Tiles:
 
 
 def written(rows: int, cols: int, n_tokens: int) -> str:
-    """What stands in a prompt for a picture of ``rows`` x ``cols`` tiles."""
+    """The text in a prompt for a picture of ``rows`` x ``cols`` tiles."""
     tokens = PLACEHOLDER * n_tokens
     lines = [
         "".join(MARKER + TILE.format(row + 1, col + 1) + tokens for col in range(cols)) + "\n"

@@ -49,7 +49,7 @@ class Ablate(SiteEdit):
     seed: int = field(default=0, kw_only=True, repr=False)
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
-        check_same_model(self.reference, cfg, self, "take the mean of it yourself and give it as with_=")
+        check_same_model(self.reference, cfg, self, "compute the mean yourself and give it as with_=")
         return super().edits(tokens, cfg, span)
 
     def prepare(self, tokens: TokenMap, cfg: Any) -> _Means | tuple[TokenMap, Any] | None:
@@ -146,13 +146,13 @@ def ablate(
 
     ``with_="mean"`` is one vector per layer (one per head at ``q k v z``): the unweighted mean of this site's
     activation over all (example, position) pairs that ``over`` selects among the prompt positions of the
-    whole batch, each pair counting once. It is taken in this very run, after the edits of earlier layers and
-    of interventions standing earlier in the list; while decoding, the mean of the prompt pass is kept. With
+    whole batch, each pair counting once. It is taken in this run, after the edits of earlier layers and
+    of interventions earlier in the list; while decoding, the mean of the prompt pass is kept. With
     ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts.
 
-    ``with_="projection"`` takes out what lies along ``direction`` u: ``x − (x·u)u/|u|²`` (of each head).
+    ``with_="projection"`` removes the component along ``direction`` u: ``x − (x·u)u/|u|²`` (of each head).
 
-    At ``site="pattern"`` rows of attention are replaced, which no knockout narrows: ``"zero"`` (the row reads nothing),
+    At ``site="pattern"`` rows of attention are replaced, unaffected by knockouts: ``"zero"`` (the row reads nothing),
     ``"uniform"`` (the same weight for every key it can read) or ``"random"`` (drawn evenly from all weights that sum to
     one over those keys, by ``seed``, layer, example and row: the same in every batch and while decoding).
 

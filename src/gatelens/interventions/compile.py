@@ -79,7 +79,7 @@ def compile_hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> CompiledHook
 def hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
     """Plain ``(hook name, function)`` pairs of several interventions for one whole forward pass over ``tokens``.
 
-    They act as ``model.run`` lets them act, which the ``.hooks()`` of each, put in one list, need not.
+    They act as in ``model.run``; the ``.hooks()`` of each, put in one list, may not.
 
     Args:
         specs, tokens, cfg: see :func:`compile_hooks`.

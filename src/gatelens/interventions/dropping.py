@@ -30,9 +30,9 @@ class Drop(Knockout):
 def drop(at: SelectorLike, layer: int, masks: Mapping[str, Any] | None = None) -> Drop:
     """Remove tokens from a layer on: no other position reads them there, and the rows of attention renormalise.
 
-    For all other positions this is the model run on without these tokens, each keeping its position (Chen et al.
+    For all other positions this is the model continued without these tokens, each keeping its position (Chen et al.
     2024, FastV, arXiv 2403.06764). It is the knockout ``how="mask"`` of their keys for all other queries. What the
-    model computes at the dropped positions themselves, logits included, means nothing.
+    model computes at the dropped positions themselves, logits included, is meaningless.
 
     Args:
         at: selector of the tokens.

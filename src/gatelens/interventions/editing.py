@@ -61,7 +61,7 @@ def edit(
     heads: Heads = None,
     masks: Mapping[str, Any] | None = None,
 ) -> FunctionEdit:
-    """Replace the activations at ``at`` by what a function makes of them.
+    """Replace the activations at ``at`` by a function of them.
 
     The function is called in each layer with ``(rows, where)`` and returns rows of the same shape. ``rows``,
     Float[n, ...], are the selected activations of all examples, example by example: [n, d_model]; at sites with
@@ -81,7 +81,7 @@ def edit(
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 
     Raises:
-        InterventionError: no function of two arguments, or an unknown site. When run: it gives something of another
+        InterventionError: not a function of two arguments, or an unknown site. When run: it returns rows of another
             shape, or numbers that are not finite.
 
     Example:

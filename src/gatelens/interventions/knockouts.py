@@ -75,7 +75,7 @@ def knockout(
     """Cut the attention from ``queries`` to ``keys``.
 
     Args:
-        queries: selector of the rows that lose something (string, ``Bool[batch, pos]``, positions).
+        queries: selector of the rows that lose attention (string, ``Bool[batch, pos]``, positions).
         keys: selector of the columns they lose. Only keys a query can read matter: those at or before it, and
             where tokens attend both ways (``TokenMap.two_way``) those of its own block.
         layers: which blocks; None is all of them.
@@ -86,7 +86,7 @@ def knockout(
 
     Raises:
         InterventionError: for a bad ``how``, ``layers`` or ``heads``. When it is run: for a layer or head
-            the model lacks, for a selection without one (query, key) pair that attention reads, and for
+            the model lacks, for a selection without any (query, key) pair that attention reads, and for
             ``"mask"`` knockouts which together leave a row nothing to attend to.
 
     Example:
@@ -123,13 +123,13 @@ def _resolve(spec: Knockout, tokens: TokenMap, cfg: Any) -> ResolvedKnockout:
     layers = spec.layer_numbers(cfg)
     if not (visible_keys(keys, tokens).bool() & queries).any():
         raise InterventionError(
-            f"{spec!r}: every key stands after every query, and attention is causal: there is nothing to "
+            f"{spec!r}: every key comes after every query, and attention is causal: there is nothing to "
             "cut; are queries and keys swapped?"
         )
     windows = {layer: window_of(cfg, layer) for layer in layers}
     if not any((visible_keys(keys, tokens, w).bool() & queries).any() for w in set(windows.values())):
         raise InterventionError(
-            f"{spec!r}: every key stands further back than these layers look ({max(filter(None, windows.values()))} "
+            f"{spec!r}: every key is further back than these layers look ({max(filter(None, windows.values()))} "
             "positions), there is nothing to cut; choose layers that see the whole prompt"
         )
     heads = None

@@ -1,6 +1,6 @@
 """Activation patching: put activations of another run in the place of this run's.
 
-Positions are paired by what they are, not by where they stand: the k-th position a selector names in this
+Positions are paired by their role, not by their number: the k-th position a selector names in this
 prompt takes the activation of the k-th position it names in the other, so prompts of different length can be
 patched.
 """
@@ -69,7 +69,7 @@ class Patch(SiteEdit):
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         if not self.other_model:
-            fix = "take it from this one's run_with_cache, or say other_model=True if that is meant"
+            fix = "take it from this one's run_with_cache, or say other_model=True if this is intended"
             check_same_model(self.cache, cfg, self, fix)
         return super().edits(tokens, cfg, span)
 

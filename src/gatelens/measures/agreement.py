@@ -16,7 +16,7 @@ MOST_ERROR = 0.3
 
 @dataclass(frozen=True)
 class Agreement:
-    """An approximation beside the truth.
+    """An approximation compared with the truth.
 
     Attributes:
         cells: how many were compared.

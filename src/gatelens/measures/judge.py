@@ -202,7 +202,7 @@ class LLMJudge:
                 try:
                     answer = read(reply)
                 except _Unreadable as error:
-                    problem = f"{error}: {_short(reply)}; it is kept in {self.log}, fix it there to go on"
+                    problem = f"{error}: {_short(reply)}; it is kept in {self.log}, fix it there to continue"
                 else:
                     self._replies[id_] = reply
                     return answer
@@ -296,7 +296,7 @@ def _read_log(log: Path) -> dict[str, str]:
 
 
 def _list_in(reply: str) -> list[Any]:
-    """The last JSON list of a reply, which may stand in a code fence or after thoughts."""
+    """The last JSON list of a reply, which may be in a code fence or follow reasoning."""
     decoder, last, start = json.JSONDecoder(), None, reply.find("[")
     while start >= 0:
         try:

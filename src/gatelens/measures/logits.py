@@ -268,7 +268,7 @@ def _at(logits: Float[Tensor, "batch pos d_vocab"], pos: int, word: str = "logit
     n_pos = logits.shape[1]
     if whole_number(pos) is None or not -n_pos <= pos < n_pos:
         raise GatelensError(
-            f"pos={pos!r:.60} is none of the {n_pos} positions of the {word}: give a whole number"
+            f"pos={pos!r:.60} is not one of the {n_pos} positions of the {word}: give a whole number"
         )
     row = logits[:, pos]
     return row if row.dtype == torch.float64 else row.float()

@@ -1,4 +1,4 @@
-"""How far image tokens stand from text tokens: cosines of pairs, and clusters that hold one modality only.
+"""How far image tokens are from text tokens: cosines of pairs, and clusters that hold one modality only.
 
 NG, section 3: in models trained natively on both, |cos| of image and text tokens stays near 0 and clusters are of one
 modality; in models that only write text the two mix in the middle layers. One call measures one layer.

@@ -178,7 +178,7 @@ class Vocabulary:
         return None
 
     def _names_nothing(self, text: _Words, phrase: _Phrase, starts: set[int]) -> bool:
-        """Whether one word is a colour here, or stands directly in front of the object it describes ("baby")."""
+        """Whether one word is a colour here, or comes directly before the object it describes ("baby")."""
         if phrase.stop - phrase.first > 1:
             return False
         word, after = text.words[phrase.first], phrase.stop

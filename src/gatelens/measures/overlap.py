@@ -1,4 +1,4 @@
-"""How alike two distributions, or two groups of activations, are."""
+"""How similar two distributions, or two groups of activations, are."""
 
 from __future__ import annotations
 

@@ -213,12 +213,12 @@ def summary(
 ) -> pd.DataFrame:
     """The mean of each group with its 95 % interval over units: ``*by, mean, low, high, n`` (of units).
 
-    Groups stand in the order in which they first appear. Several rows of one unit in a group (repeats of a random
+    Groups are in the order in which they first appear. Several rows of one unit in a group (repeats of a random
     cut, words of a picture) are averaged first, so every unit weighs the same and is drawn as a whole.
 
     Args:
         table: one row per unit, or several.
-        by: columns that name a group; columns that are constant in a group may stand here to be kept.
+        by: columns that name a group; columns that are constant in a group may be named here to be kept.
         values: the column of numbers; or the name of each measure with its column, for a row per group and measure. Of
             a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a

@@ -119,7 +119,7 @@ class TokenTypeShare:
         """One row per layer and kind: ``layer, kind, share, se, even, mass, n, n_rows``.
 
         ``share`` sums to 1 over a layer, ``se`` is its standard error over ``n`` pictures; ``even`` what the kind would
-        get if all positions were looked at alike; ``mass`` a row's whole attention (1 but for zeroing knockouts).
+        get under uniform attention; ``mass`` a row's whole attention (1 but for zeroing knockouts).
 
         Raises:
             DataError: no row of a generated token was seen in some layer, or a batch was not added.
@@ -173,7 +173,7 @@ def by_kind(
 
 
 def _even_shares(tokens: TokenMap, n_rows: int) -> Float[Tensor, "batch row kind"]:
-    """What a row would give each kind if it looked at every position it can see alike."""
+    """What a row would give each kind under uniform attention over the positions it can see."""
     kinds = kind_of(tokens)[:, : tokens.prompt_length]
     prompt = by_kind(torch.ones_like(kinds, dtype=torch.float64), kinds)
     counts = prompt[:, None].repeat(1, n_rows, 1)

@@ -64,7 +64,7 @@ class KeptRows:
     def find(
         self, example: Int[Tensor, " n"], position: Int[Tensor, " n"], owner: object
     ) -> Int[Tensor, " n"]:
-        """Where positions stand among the kept ones.
+        """The places of positions among the kept ones.
 
         Raises:
             InterventionError: a position was not kept; the message begins with ``owner``.
@@ -139,7 +139,7 @@ def caching_hooks(
 
 
 class ActivationCache(transformer_lens.ActivationCache):
-    """TransformerLens' cache, whose ways of taking the residual stream apart hold for pictures in every family.
+    """TransformerLens' cache, with decompositions of the stream that hold for pictures in every family.
 
     What differs from TransformerLens, where each of these is wrong for a VLM or a norm with weights:
 
@@ -152,7 +152,7 @@ class ActivationCache(transformer_lens.ActivationCache):
 
     Attributes:
         vlm: the model.
-        tokens: who is where.
+        tokens: role and place of every position.
         kept: the rows that are kept; None where all are.
         images: the pictures of each prompt as the inputs have them, empty where they are unknown.
 
@@ -308,7 +308,7 @@ class ActivationCache(transformer_lens.ActivationCache):
         recompute_ln: bool = False,
     ) -> Float[Tensor, "component *batch_and_pos d_model"]:
         """What a layer's norm, or the final one, makes of parts of its input: at the scale it has in this run and
-        with its weight; its bias is no part's. Where a block reads the stream without a norm they stay as they are.
+        with its weight; its bias belongs to no part. Where a block reads the stream without a norm they stay the same.
 
         Args:
             recompute_ln: apply the final norm itself to each part, for a logit lens.

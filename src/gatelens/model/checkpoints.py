@@ -86,7 +86,7 @@ def _tensor(root: nn.Module, name: str) -> Tensor:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module of transformers that a module of the bridge stands around."""
+    """The module of transformers that a module of the bridge wraps."""
     while isinstance(module, GeneralizedComponent):
         assert module.original_component is not None
         module = module.original_component

@@ -54,7 +54,7 @@ class HookedBridge(VLMBridge):
         tokens: Any = None,
         **tensors: Any,
     ) -> Any:
-        """One pass; the hooks that stand on the model act.
+        """One pass; the hooks on the model act.
 
         Args:
             inputs: from ``prepare`` or ``inputs``; also text without a picture, or ids with their ``tensors``. With
@@ -110,7 +110,7 @@ class HookedBridge(VLMBridge):
         width = int(self.cfg.d_model)
         if not isinstance(residual, Tensor) or residual.ndim != 3 or residual.shape[-1] != width:
             raise InputError(
-                f"start_at_layer wants the residual stream entering it, Float[batch, pos, {width}]"
+                f"start_at_layer needs the residual stream entering it, Float[batch, pos, {width}]"
             )
         if tokens is None and self.family.complete is not None:
             raise InputError(
@@ -244,7 +244,7 @@ class HookedBridge(VLMBridge):
     ) -> None:
         """A hook that stays until ``reset_hooks``, in every call of the model.
 
-        A sweep computes each of its runs in full while one stands, and :meth:`generate` runs the grown prompt again
+        A sweep computes each of its runs in full while one is set, and :meth:`generate` runs the grown prompt again
         for each token, as a hook may count positions from the first.
 
         Raises:

@@ -122,7 +122,7 @@ class HookedVLM(HookedBridge):
             layout: replaces the family's; needed where TransformerLens has an adapter but gatelens no family.
 
         Raises:
-            ModelError: the class is not supported, the model is already wrapped, or the processor is none.
+            ModelError: the class is not supported, the model is already wrapped, or the processor is not one.
         """
         loading.check_wrappable(hf_model, processor)
         architecture, family = loading.family_for(hf_model, layout)
@@ -193,7 +193,7 @@ class HookedVLM(HookedBridge):
     ) -> Path:
         """Write a plain transformers checkpoint, config, weights and processor; returns the folder.
 
-        transformers' ``from_pretrained`` and gatelens' load it. It is written beside ``folder`` and renamed when
+        transformers' ``from_pretrained`` and gatelens' load it. It is written next to ``folder`` and renamed when
         whole. An organism's picture decoder goes along.
 
         Args:
@@ -221,7 +221,7 @@ class HookedVLM(HookedBridge):
 
     @property
     def memory_limit(self) -> int | None:
-        """Bytes that runs side by side may take, weights among them: as many run at once as fit. Takes "80GB" too.
+        """Bytes that simultaneous runs may take, weights included: as many run at once as fit. Takes "80GB" too.
 
         None, the default: what is free on the model's GPUs, and no limit elsewhere.
         """
@@ -236,7 +236,7 @@ class HookedVLM(HookedBridge):
         """How layers with no hook inside their attention compute it: "fused" (default) or "stepwise".
 
         "fused": transformers' own kernel, several times faster on long prompts and equal to rounding.
-        "stepwise": one computation whether a hook looks or not, so runs can be compared to the last bit.
+        "stepwise": the same computation with and without hooks, so runs can be compared to the last bit.
         """
         return self._attention
 
@@ -275,7 +275,7 @@ class HookedVLM(HookedBridge):
         images: Sequence[Sequence[Any]] | None = None,
         **rest: Any,
     ) -> VLMInputs:
-        """A batch from tensors, its TokenMap read off the ids.
+        """A batch from tensors, its TokenMap read from the ids.
 
         Args:
             attention_mask: without it leading padding ids are masked.
@@ -309,7 +309,7 @@ class HookedVLM(HookedBridge):
     ) -> Any:
         """Token ids of text alone, Int[batch, pos]; ``prepend_bos=False`` leaves special tokens out.
 
-        A batch that is prepared already is given back, pictures and all.
+        A prepared batch is returned as it is, with its pictures.
         """
         if isinstance(text, VLMInputs):
             return text
@@ -361,7 +361,7 @@ class HookedVLM(HookedBridge):
         """Decoding with the interventions holding at every step: greedy, or sampled.
 
         Args:
-            inputs: prompts; the ``inputs`` of an earlier Generation go on from there.
+            inputs: prompts; the ``inputs`` of an earlier Generation continue from there.
             do_sample: None samples where ``temperature``, ``top_k``, ``top_p`` or ``seed`` is given.
             temperature, top_k, top_p: as transformers'.
             seed: of the sampling; an example's draw does not depend on the others of its batch.
@@ -375,13 +375,13 @@ class HookedVLM(HookedBridge):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")
         if num_beams != 1:
             raise InputError(
-                "beams are not searched under interventions: give do_sample or none; without interventions "
-                "model.hf.generate(**inputs.tensors, num_beams=...) is transformers' own"
+                "beam search under interventions is not supported: use do_sample or greedy decoding; without "
+                "interventions model.hf.generate(**inputs.tensors, num_beams=...) is transformers' own"
             )
         given = (temperature, top_k, top_p, seed) != (1.0, None, None, 0)
         if given and do_sample is False:
             raise InputError(
-                "do_sample=False takes the likeliest token: leave temperature, top_k, top_p, seed out"
+                "do_sample=False takes the most likely token: leave temperature, top_k, top_p, seed out"
             )
         sampling = engine.Sampling(temperature, top_k, top_p, seed) if given or do_sample else None
         inputs = self.batch(inputs)

@@ -49,7 +49,7 @@ def as_texts(text: Any, what: str = "text") -> list[str]:
         lone = next((at for at, letter in enumerate(one) if "\ud800" <= letter <= "\udfff"), None)
         if lone is not None:
             raise InputError(
-                f"{what} {i} has half a character, {one[lone]!r}, at place {lone}: decode the text it comes from "
+                f"{what} {i} has an unpaired surrogate, {one[lone]!r}, at index {lone}: decode the text it comes from "
                 "with errors='replace'"
             )
     return texts
@@ -61,7 +61,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
     except Exception as error:  # torch and numpy raise errors of any kind, for ragged lists and for objects
         raise InputError(
-            f"{name} is a {type(value).__name__} and no tensor: give one, or a list whose rows are equally long"
+            f"{name} is a {type(value).__name__}, not a tensor: give one, or a list whose rows are equally long"
         ) from error
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InputError(f"{name} is not a dense tensor: give {name}.to_dense()")
@@ -132,7 +132,7 @@ def check_in_memory(model: HookedModel) -> None:
 
 
 def checked_rest(model: HookedModel, ids: Tensor, rest: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors beside ids, mask and pixels. Raises InputError for names and shapes that mean nothing here.
+    """The tensors besides ids, mask and pixels. Raises InputError for names and shapes that mean nothing here.
 
     transformers' forward takes any keyword and drops those it does not know.
     """
@@ -146,7 +146,7 @@ def checked_rest(model: HookedModel, ids: Tensor, rest: dict[str, Any]) -> dict[
         if known is not None and name not in known:
             near = did_you_mean(name, known | {"pixel_values", "attention_mask"})
             raise InputError(
-                f"{name} is nothing that {model.family.name} reads{near}; beside input_ids, attention_mask and "
+                f"{name} is not an input of {model.family.name}{near}; besides input_ids, attention_mask and "
                 f"pixel_values it reads {', '.join(sorted(known)) or 'nothing'}"
             )
         checked[name] = as_tensor(name, value)
@@ -183,7 +183,7 @@ def _arguments_of_forward(model: HookedModel) -> set[str]:
 
 
 def _known_tensors(model: HookedModel) -> frozenset[str] | None:
-    """Names of the tensors of a prompt that forward takes beside ids, mask and pixels; None if it names nothing."""
+    """Names of the tensors of a prompt that forward takes besides ids, mask and pixels; None if it names nothing."""
     names = _arguments_of_forward(model)
     if not names:
         return None
@@ -240,7 +240,7 @@ def check_counts(
     """How many rows of the tensors that go by picture belong to each example.
 
     Raises:
-        InputError: pixel values, placeholders and the tensors beside them do not fit together.
+        InputError: pixel values, placeholders and the other tensors do not fit together.
     """
     counts = tuple(len(one) for one in plans)
     seen = rest.get("pixel_attention_mask")

@@ -126,7 +126,7 @@ def load(
     graded = _graded(name)
     if graded is not None and (quantised or device_map is not None):
         raise ModelError(
-            f"'{name}' is stored as a difference to other weights, which cannot be added to packed or spread ones: "
+            f"'{name}' is stored as a difference from other weights, which cannot be added to packed or spread ones: "
             "load it without quantization_config and device_map"
         )
     if quantised and device is not None:  # packed weights cannot be moved once they are loaded
@@ -207,7 +207,7 @@ def _check_complete(model: Any, name: str, report: Mapping[str, Any]) -> None:
     if any(faults):
         raise ModelError(
             f"'{name}' does not hold the weights of a {type(model).__name__} with its config: "
-            f"{'; '.join(fault for fault in faults if fault)}; get all of its files, or if it is meant so {_BY_HAND}"
+            f"{'; '.join(fault for fault in faults if fault)}; get all of its files, or if this is intended {_BY_HAND}"
         )
     wrong = _counted(
         (
@@ -239,7 +239,7 @@ def _is_finite(value: Tensor) -> bool:
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Without the pages transformers and the hub's client log beside the error they raise: ours is one line."""
+    """Without the pages that transformers and the hub's client log with the error they raise: ours is one line."""
     loggers = (hf_logging, hub_logging)
     levels = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:

@@ -109,7 +109,7 @@ def bars(
 
     Args:
         table: columns ``groups``, ``mean`` and, where known, ``low``, ``high`` and ``n``.
-        groups: column whose values stand along the axis, in their order in the table.
+        groups: column whose values are along the axis, in their order in the table.
         colors: for one bar a group, its colour in :class:`~gatelens.plots.style.Palette` by group; others are faint.
         by: for several bars a group, the column whose values are the keys of ``series``.
         series: the bars of a group, in order.
@@ -118,9 +118,9 @@ def bars(
         labels: what a group is called on the axis.
         titles: what a panel is called; without, its value and the number of examples.
         title: over a single panel.
-        value_label: beside the axis of values.
+        value_label: at the axis of values.
         top: where the axis of values ends, for all panels or by panel; without, at the largest value.
-        values: write the mean beside each bar.
+        values: write the mean next to each bar.
         horizontal: the values run along x.
         dark: draw on dark ground.
 
@@ -184,7 +184,7 @@ class _Panel:
         width: float,
         values: bool,
     ) -> None:
-        """One bar in every group, beside the middle of its group."""
+        """One bar in every group, next to the middle of its group."""
         one = table.reindex(self.names)
         places = np.arange(len(self.names)) + shift
         low, high = (one.low, one.high) if {"low", "high"} <= set(one.columns) else (None, None)
@@ -267,7 +267,7 @@ class _Panel:
 
 
 def _size(n_groups: int, n_panels: int, n_series: int, horizontal: bool) -> tuple[float, float]:
-    """Inches for so many bars; more than ten would make the writing small on a page."""
+    """Inches for a number of bars; more than ten would make the writing small on a page."""
     if not horizontal:
         return min(10.0, max(5.5, 1.45 * n_groups * n_panels + 0.8)), 3.9
     height = (0.42 if n_series == 0 else 0.1 + 0.22 * n_series) * n_groups + 1.0

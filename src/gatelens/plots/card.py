@@ -247,7 +247,7 @@ class Html:
     """A widget.
 
     Attributes:
-        markup: as it stands on the page.
+        markup: as it is on the page.
         styles, scripts: files of ``plots/templates`` that it needs; a page takes in each once.
     """
 
@@ -278,7 +278,7 @@ class Card:
         framed: False where the blocks bring their own frames.
         name: what links to it, ``#name``; without, made of the title.
         short: its name in the contents bar; without, the title.
-        finding: what came out, in a few words beside the title.
+        finding: the result, in a few words next to the title.
     """
 
     title: str

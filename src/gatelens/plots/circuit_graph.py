@@ -29,7 +29,7 @@ Link = tuple[Name, Name, str, float]  # from, to, what it reads, how large
 
 @dataclass(frozen=True)
 class Box:
-    """A node to draw. Boxes of one ``line`` stand side by side, and lines upwards in order.
+    """A node to draw. Boxes of one ``line`` are side by side, and lines go upwards in order.
 
     Attributes:
         frame: its width in points.

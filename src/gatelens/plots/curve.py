@@ -69,7 +69,7 @@ def reference(
 
     Args:
         axes: where to draw.
-        level: where the line stands; nothing is drawn at NaN.
+        level: the height of the line; nothing is drawn at NaN.
         label: name in the legend; empty leaves it out.
         color: any Matplotlib colour.
         line: Matplotlib line style.
@@ -182,7 +182,7 @@ def curves(
         titles: what a column of panels is called, by its value; without, the value itself.
         title: over the first panel.
         xlabel: under the lowest panels; empty means the name of ``x``.
-        ylabel: beside the first panels; empty means the value of ``rows`` and the number of examples.
+        ylabel: next to the first panels; empty means the value of ``rows`` and the number of examples.
         ylim: limits of the vertical axis; None fits them to the data.
         dark: draw on dark ground.
 

@@ -43,7 +43,7 @@ def heat_map(
         count: column of the number of examples, written under the mean; None writes none.
         color: of the largest value, in :class:`~gatelens.plots.style.Palette`.
         limits: the values at the two ends of the scale.
-        row_label, column_label: beside the axes.
+        row_label, column_label: at the axes.
         title: over the map.
         dark: draw on dark ground.
 

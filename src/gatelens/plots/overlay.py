@@ -39,7 +39,7 @@ PANEL = 3.1  # inches of a picture
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Image tokens that lie side by side on a picture: all of it, the whole of one that is cut up too, or its tiles.
+    """Image tokens that are side by side on a picture: all of it, the whole of one that is cut up too, or its tiles.
 
     Attributes:
         image: which picture of the prompt.
@@ -56,7 +56,7 @@ class Part:
     places: list[tuple[int, int, int]]
 
     def only(self, positions: Collection[int]) -> Part:
-        """The tokens of it that stand at these positions."""
+        """Its tokens at these positions."""
         wanted = set(positions)
         kept = [i for i, p in enumerate(self.positions) if p in wanted]
         where, places = [self.positions[i] for i in kept], [self.places[i] for i in kept]
@@ -237,7 +237,7 @@ def boundary(boxes: Float[np.ndarray, "inside 4"]) -> list[list[tuple[float, flo
 
 
 def heat_colors(p: Palette) -> LinearSegmentedColormap:
-    """The scale beside an overlay: what a value makes of the page's ground."""
+    """The scale next to an overlay: what a value makes of the page's ground."""
     ground = np.array([int(p.ground[i : i + 2], 16) for i in (1, 3, 5)])
     alpha = opacity(np.linspace(0, 1, 64), 1.0)[:, None]
     return LinearSegmentedColormap.from_list("heat", (alpha * np.array(HEAT) + (1 - alpha) * ground) / 255)

@@ -40,7 +40,7 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """What is read beside the mark."""
+        """The text next to the mark."""
         return {FOR: "for", AGAINST: "against"}.get(self.mark, self.says or "undecided")
 
 
@@ -105,7 +105,7 @@ class Page:
     Attributes:
         title: of the browser's tab.
         lead: the line over the verdict; a pair is a name and its value.
-        verdicts: one; two stand side by side.
+        verdicts: one; two are shown side by side.
         cards: the sections, in order.
         method: what words mean that no card explains.
         facts: settings and versions, from :func:`facts`.

@@ -1,4 +1,4 @@
-"""The house style: colours, fonts and axes that all figures and pages share, on light and on dark ground.
+"""The common style: colours, fonts and axes that all figures and pages share, on light and dark backgrounds.
 
 A page holds each figure once, as SVG whose colours are CSS variables (:func:`inline_svg`, :func:`theme_css`): it
 follows the reader's light or dark ground. The three colours that carry meaning are told apart by colour-blind readers.

@@ -34,7 +34,7 @@ def css(*more: str) -> Markup:
 
 
 def script(name: str) -> Markup:
-    """A script as it stands in its file."""
+    """A script as it is in its file."""
     return Markup(_text(name))
 
 

@@ -70,9 +70,9 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class ScaledGrid:
-    """A grid with its scale of colours: ``unit`` stands beside it; ``signed`` scales are symmetric about 0.
+    """A grid with its scale of colours: ``unit`` is written next to it; ``signed`` scales are symmetric about 0.
 
-    ``limits`` are the ends of the scale, for grids that are to be compared; None takes them from the grid.
+    ``limits`` are the ends of the scale, for comparable grids; None takes them from the grid.
     """
 
     grid: Grid
@@ -129,7 +129,7 @@ def value_figure(
     """What of panels over a picture, bars and a grid of cells is given; cells and pictures on one scale of colours.
 
     Args:
-        unit: what a value is, beside the scale, which is shown once.
+        unit: what a value is, next to the scale, which is shown once.
         signed: the scale is symmetric about 0: blue below, orange above.
         panels, bars: side by side.
         grid: below them.
@@ -239,7 +239,7 @@ class _Scale:
 
 
 def lower_fence(values: Float[np.ndarray, " n"]) -> float:
-    """Where values are so far below the rest that the rest would all look alike: the scale begins above them.
+    """Where values are so far below the rest that the rest would all look the same: the scale begins above them.
 
     Only at this end: what stands out at the upper one is what a map is drawn to show.
     """

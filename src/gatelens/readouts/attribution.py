@@ -37,7 +37,7 @@ class Attribution(LabelledTensor):
 
     Attributes:
         total: Float[row], the sum of all parts.
-        logit_difference: Float[row], what the model itself says; the logit where the target is one token.
+        logit_difference: Float[row], the model's own value; the logit where the target is one token.
 
     Example:
         >>> parts = gl.attribute(model, inputs, ("sunflower", "crown"), by="head")
@@ -52,7 +52,7 @@ class Attribution(LabelledTensor):
 
     @property
     def error(self) -> float:
-        """How far the sum of parts is from the model's own, at most."""
+        """The largest difference between the sum of parts and the model's own value."""
         return float((self.total - self.logit_difference).abs().max())
 
     def _summary(self) -> str:
@@ -79,14 +79,14 @@ def attribute(
             MLP of every layer, features that a family adds between layers, and biases. ``layer``: attention and MLP
             together. ``head``, ``neuron``: those of attention or MLP apart. ``mlp``: the MLP of each layer, and
             attention as one. ``position``: what each head reads at each source position.
-        at: the positions whose next-token logits are taken apart.
+        at: the positions whose next-token logits are decomposed.
 
-    Hooks that stand on the model hold: within ``with model.hooks(knockout.hooks(inputs.tokens, model.cfg)):`` it is
-    the knocked-out run that is taken apart.
+    Hooks on the model stay active: within ``with model.hooks(knockout.hooks(inputs.tokens, model.cfg)):`` it is
+    the knocked-out run that is decomposed.
 
     Raises:
         InputError: the target is not a token of the model, or nothing is selected.
-        ModelError: the parts do not sum to the logit, or a layer cannot be taken apart in this way.
+        ModelError: the parts do not sum to the logit, or a layer cannot be decomposed this way.
 
     Example:
         >>> parts = gl.attribute(model, inputs, ("sunflower", "crown"), by="position")

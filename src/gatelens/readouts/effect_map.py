@@ -24,7 +24,7 @@ class EffectMap(LabelledTensor):
     where another prompt lacks the place.
 
     Attributes:
-        bounds: the least and the most an effect can be, None where nothing bounds it.
+        bounds: minimum and maximum of an effect, None where it is unbounded.
         cells: what each cell patches (``MapAxes`` or ``EdgeAxes``), from which a circuit is made.
 
     Example:
@@ -42,7 +42,7 @@ class EffectMap(LabelledTensor):
     def mean(self, level: float = 0.95) -> LabelledTensor:
         """The mean over pairs, with its interval (``low``, ``high``), the number of pairs and the mean metric.
 
-        Intervals are over pairs: Wilson's for answers that turn or do not (``metric="top1"``), else BCa.
+        Intervals are over pairs: Wilson's for answers that change or do not (``metric="top1"``), else BCa.
         """
         values = self.tensor.numpy().reshape(len(self.tensor), -1)
         low, high = np.full((2, values.shape[1]), np.nan)

@@ -34,7 +34,7 @@ class LabelledTensor:
         quantity: what a number is, with its unit.
         tokens, images: the prompts, for positions: their roles, words and pictures.
         columns: further values of every cell, each of the tensor's shape.
-        heading: what a picture says above it; empty where the numbers say it.
+        heading: the title above a picture; empty where the numbers say it.
         signed: 0 is no effect, so it is the middle of a picture's colours.
 
     Example:
@@ -77,7 +77,7 @@ class LabelledTensor:
         """Some of the cells: ``sel(layer=3, role="image")``, by columns of ``.table`` that label an axis.
 
         A value, several (a list or range), a slice (``slice(2, 5)`` is 2, 3, 4) or a function of a column's values.
-        All axes stay.
+        All axes are kept.
 
         Raises:
             DataError: no axis has such a column, or nothing is left.
@@ -131,7 +131,7 @@ class LabelledTensor:
         is shown, the first that was asked for or else ``top 0``; the title says which, ``sel(target="top 0")`` chooses.
 
         Args:
-            title: over it; empty says what it shows.
+            title: over it; empty: a description of what it shows.
             image: which picture of the prompt.
             dark: draw on dark ground.
 

@@ -62,7 +62,7 @@ def logit_lens(
             Negative ones count from there (-1). None is all.
         targets: tokens (words or ids) whose log-probability and rank to give; each one for all examples, or a
             tensor or list with one for each.
-        top: how many of the likeliest tokens to give.
+        top: how many of the most likely tokens to give.
         translators: for a tuned lens, a map of Float[row, d_model] for each layer (a list, or a mapping of layers),
             applied before the final norm; a layer without one is read plainly. None is the plain lens.
 
@@ -114,8 +114,8 @@ def _streams(
     written = own[own > torch.finfo(logits.dtype).min]  # Chameleon never writes image tokens
     if not far <= ROUNDING[logits.dtype == torch.float32] * (1 + float(written.abs().max())):
         raise ModelError(
-            f"the last layer read by the lens is {far:.2g} from the model's own logits: this model makes its logits "
-            "in another way than final norm, unembedding, scale and soft cap"
+            f"the last layer read by the lens is {far:.2g} from the model's own logits: this model does not make its "
+            "logits as final norm, unembedding, scale and soft cap"
         )
     return {layer: rows.activations[name] for layer, name in names.items()}
 
@@ -162,11 +162,11 @@ def _layers(layers: Any, n_layers: int) -> list[int]:
         else [given]
     )
     if not wanted:
-        raise InputError("layers names none: give some, or None for all")
+        raise InputError("layers is empty: give some, or None for all")
     for layer in wanted:
         if type(layer) is not int or not -n_layers - 1 <= layer <= n_layers:
             raise InputError(
-                f"layers: {layer!r} is none of 0 … {n_layers} ({n_layers} is the model's own output)"
+                f"layers: {layer!r} is not one of 0 … {n_layers} ({n_layers} is the model's own output)"
             )
     return list(dict.fromkeys(layer % (n_layers + 1) for layer in wanted))
 

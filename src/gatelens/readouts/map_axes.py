@@ -183,7 +183,7 @@ class MapAxes:
         """The hidden units of each cell."""
         if self.sites != ("neuron",) or heads is not None or "head" in self.over:
             raise InputError(
-                "neurons are of site='neuron', which has no heads: leave other sites and heads out"
+                "neurons go with site='neuron', which has no heads: leave other sites and heads out"
             )
         n = int(head_count("neuron", model.cfg) or 0)
         if given is None:

@@ -77,7 +77,7 @@ class MapMetric:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Of an effect: right or wrong turns wholly or not at all, other numbers have no bounds."""
+        """Bounds of an effect: right or wrong changes completely or not at all, other numbers have no bounds."""
         return SHARE if self.given == "top1" else None
 
     @property
@@ -162,7 +162,7 @@ def number_of(metric: Metric, logits: Tensor, where: str) -> float:
 
 
 def _takes_pair(function: Any) -> bool:
-    """Whether a function wants the pair beside the logits."""
+    """Whether a function takes the pair in addition to the logits."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # some functions written in C do not say what they take

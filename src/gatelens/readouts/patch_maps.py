@@ -79,8 +79,8 @@ def patch_map(
         pairs: of :func:`gatelens.pairs`, your own (``gl.data.Pair``), or data for ``gl.pairs(data, differ, n, seed)``.
         metric: ``logit_diff`` of the two answers; ``logit``, ``prob``, ``log_prob``, ``top1`` of the clean one's;
             ``kl``, ``similarity`` to the clean run; one of ``gl.metrics``; a function of logits or ``(logits, pair)``.
-        over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. What is no
-            axis is patched together: all ``layers``, all positions of ``at``, all ``heads``.
+        over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. Without an
+            axis they are patched together: all ``layers``, all positions of ``at``, all ``heads``.
         site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with
             an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.

@@ -87,7 +87,7 @@ def path_patch(
     """What each sender changes through the receivers alone.
 
     Args:
-        pairs: (clean, corrupt), two prepared batches of as many prompts; or pairs of :func:`gatelens.pairs`.
+        pairs: (clean, corrupt), two prepared batches with equally many prompts; or pairs of :func:`gatelens.pairs`.
         senders: ``heads`` or ``mlps``, all before the last receiver, each by itself; a name or a list of them, each by
             itself (head ``"L3H2"``, MLP ``"L3 mlp"``, the stream entering a layer ``"L3 resid_pre"``); or a mapping of
             a label to names that send together. ``"L3H2@last"`` sends from some positions only, by a selector; the k-th
@@ -239,7 +239,7 @@ class Paths:
         at = self._of(receiver) & torch.stack([self._of(one) for one in senders]).any(0)
         if receiver.site != "logits" and not bool(at.any()):
             raise InputError(
-                f"receiver {receiver.name!r} stands at none of the positions of sender {senders[0].name!r}: heads "
+                f"receiver {receiver.name!r} is at none of the positions of sender {senders[0].name!r}: heads "
                 "between them are frozen, so nothing reaches it; take positions that both have"
             )
         reads_last = receiver.site == "logits" and getattr(self.metric, "last_only", False)
@@ -268,7 +268,7 @@ class Paths:
         values, n = self.metric(logits), self.clean.batch_size
         if not isinstance(values, Tensor) or tuple(values.shape) != (n,):
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InterventionError(f"the metric gave {given} where {(n,)} was due: one number per example")
+            raise InterventionError(f"the metric gave {given}, expected {(n,)}: one number per example")
         return values.detach().float().cpu()
 
 

@@ -1,4 +1,4 @@
-"""How a labelled tensor is drawn: which of its numbers lie over the picture, in a grid or as bars."""
+"""How a labelled tensor is drawn: which of its numbers are shown over the picture, in a grid or as bars."""
 
 from __future__ import annotations
 

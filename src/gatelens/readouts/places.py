@@ -86,7 +86,7 @@ def receivers_of(given: Any, cfg: Any) -> list[Place]:
     """Receivers that receive together.
 
     Raises:
-        InputError: none, one that cannot be read, or ``logits`` beside others.
+        InputError: none, one that cannot be read, or ``logits`` with others.
     """
     places = [place_of(name, "receiver", cfg) for name in _several(given)]
     if not places:
@@ -119,9 +119,7 @@ def senders_of(given: Any, receivers: Sequence[Place], cfg: Any) -> dict[str, li
         places = [place_of(name, "sender", cfg) for name in _several(given)]
         found = {one.name: [one] for one in places}
     if not found or not all(found.values()):
-        raise InputError(
-            f"senders name none that a receiver comes after: write 'heads', 'mlps', {EXAMPLES['sender']}"
-        )
+        raise InputError(f"no sender comes before a receiver: write 'heads', 'mlps', {EXAMPLES['sender']}")
     for places in found.values():
         for one in places:
             if one.order >= last:

@@ -29,7 +29,7 @@ from gatelens.tokens import SelectorLike, TokenMap
 
 @dataclass(frozen=True, eq=False)
 class ImageBlock:
-    """Image tokens that are cut together: those whose middle lies in one cell of a grid over the picture.
+    """Image tokens that are cut together: those whose middle is in one cell of a grid over the picture.
 
     Attributes:
         image: which picture of the prompt.
@@ -116,8 +116,8 @@ def words_table(
 
     Args:
         generation, example: ``model.generate(inputs, return_type="map")`` without interventions; which of its prompts.
-        grid: at most so many blocks across and down a picture.
-        queries: the rows that a block is hidden from; as it stands all that read the picture but its own tokens.
+        grid: the maximum number of blocks across and down a picture.
+        queries: the rows that a block is hidden from; by default all that read the picture, except its own tokens.
         layers: where attention is kept and blocks are hidden; None is all.
         how: as of :func:`gatelens.knockout`.
         top: how many tokens of the lens to keep.
@@ -210,7 +210,7 @@ def _spelled(words: Words, rows: Sequence[Sequence[int]], log_probs: Sequence[fl
 def _log_prob(
     rows: Sequence[int], ids: Sequence[int], first: int
 ) -> Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]:
-    """A metric: the log-probability of a word, given what stands before each of its tokens."""
+    """A metric: the log-probability of a word, given what comes before each of its tokens."""
 
     def log_prob(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         row = logits[:, [first + k for k in rows]].float().log_softmax(-1)

@@ -139,7 +139,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was asked for."""
+        """The settings of the call."""
         return self.manifest["settings"]
 
     @property
@@ -148,7 +148,7 @@ class Run:
         return "(in memory)" if self.path is None else str(self.path)
 
     def note(self, **info: Any) -> None:
-        """Add to the manifest's info what came up on the way, such as bad rows left out; the runner alone does."""
+        """Add to the manifest's info what happened in the run, such as bad rows left out; only the runner does this."""
         if {**self.manifest["info"], **info} != self.manifest["info"]:
             self.manifest["info"] |= info
             if self.path is not None:
@@ -169,7 +169,7 @@ class Run:
     # -- what was measured of a batch
 
     def check_versions(self) -> None:
-        """Asked before more is measured: numbers of other code or libraries must not come beside those of a run.
+        """Called before more is measured: a run must not mix numbers of different code or libraries.
 
         With ``GATELENS_MIXED_CODE=1`` they may, and the manifest says so.
 
@@ -193,7 +193,7 @@ class Run:
         return Claims(None if self.path is None else self.path / SHARDS / section)
 
     def missing(self, section: str, batches: Iterable[str]) -> set[str]:
-        """Those of these batches that are not measured; a listing of the folder tells most of them."""
+        """Those of these batches that are not measured; known mostly from a listing of the folder."""
         there = self._measured(section)
         return {
             name for name in batches if folder_name(name) not in there or not self.has_batch(section, name)
@@ -238,7 +238,7 @@ class Run:
         return tables
 
     def seconds(self) -> float:
-        """What measuring took in all, over all sessions that worked on the run."""
+        """Seconds of measuring in total, over all sessions that worked on the run."""
         files = [Path(n) for n in self._memory if n.startswith(f"{SHARDS}/")]
         if self.path is not None:
             whole = [p for p in (self.path / SHARDS).glob("*/*/*.parquet") if not is_partial(p.parent)]
@@ -349,7 +349,7 @@ class Run:
         return self._parquet(file, pd.read_parquet)
 
     def _noted(self, file: str) -> dict[str, Any]:
-        """What stands beside a table of a batch; the table itself is not read."""
+        """What is stored with a table of a batch; the table itself is not read."""
         kept = self._parquet(file, pq.read_schema).metadata or {}
         return json.loads(kept.get(b"PANDAS_ATTRS", b"{}"))
 

@@ -1,4 +1,4 @@
-"""Sparse autoencoders on activations: load one, put it into a run, look at what its features stand for."""
+"""Sparse autoencoders on activations: load one, put it into a run, look at what its features represent."""
 
 from gatelens.saes.features import FeatureHits
 from gatelens.saes.sae import SAE

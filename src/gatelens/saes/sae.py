@@ -44,7 +44,7 @@ class SAE:
             ``threshold`` (jumprelu); or ``b_gate``, ``b_mag``, ``r_mag`` (gated).
 
     Raises:
-        ModelError: settings or tensors this does not know, or tensors that are missing or of other shapes.
+        ModelError: unknown settings or tensors, or tensors that are missing or of other shapes.
 
     Example:
         >>> weights = {"W_enc": torch.eye(8), "W_dec": torch.eye(8), "b_enc": torch.zeros(8), "b_dec": torch.zeros(8)}
@@ -127,17 +127,17 @@ class SAE:
         """The activations of features; not for one that normalises its input, which :meth:`reconstruct` undoes.
 
         Raises:
-            InterventionError: features of another number, or an SAE that normalises its input.
+            InterventionError: a wrong number of features, or an SAE that normalises its input.
         """
         if features.shape[-1] != self.d_sae or self._normalization != "none":
-            why = "the way back needs the input, call reconstruct(x)" if self._normalization != "none" else ""
+            why = "decoding needs the input, call reconstruct(x)" if self._normalization != "none" else ""
             raise InterventionError(
                 f"decode: {why or f'{features.shape[-1]} features, {self!r} has {self.d_sae}'}"
             )
         return decoded(features, self.weights, self.config)
 
     def reconstruct(self, x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_in"]:
-        """What encoding and decoding make of activations."""
+        """Activations encoded and decoded again."""
         return self.changed(x, lambda features: None)[1]
 
     def changed(self, x: Tensor, change: Any) -> tuple[Tensor, Tensor, Tensor]:

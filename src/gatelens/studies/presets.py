@@ -33,7 +33,7 @@ class Preset:
     note: str = ""
 
     def arguments(self, **instead: Any) -> dict[str, Any]:
-        """The study's parameters; those given here count instead, ``None`` stands for not given."""
+        """The study's parameters; those given here count instead, ``None`` means not given."""
         return {**self.settings, **{k: v for k, v in instead.items() if v is not None}}
 
 

@@ -85,7 +85,7 @@ def render_report(study: Study, run: Run) -> str:
 
 
 def write_report(study: Study, run: Run) -> None:
-    """Draw a run’s figures (``figures/NAME.png``, ``.svg``, ``.pdf``) and write ``report.html`` beside its tables."""
+    """Draw a run’s figures (``figures/NAME.png``, ``.svg``, ``.pdf``) and write ``report.html`` next to its tables."""
     shown = page_of(study, run)
     figures = page.draw_charts(shown)
     for name, drawn in figures.items():

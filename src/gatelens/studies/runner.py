@@ -123,7 +123,7 @@ def _settings(
 
 
 def _info(vlm: HookedVLM, source: Dataset) -> dict[str, Any]:
-    """What the manifest says beside the settings; it may differ when a run is continued."""
+    """What the manifest says besides the settings; it may differ when a run is continued."""
     return {
         "device": str(vlm.device),
         "model_class": type(vlm.hf).__name__,
@@ -218,7 +218,7 @@ class Progress:
         self._bar = tqdm(total=0, disable=not enabled, bar_format=form, dynamic_ncols=True)
 
     def expect(self, section: str, batches: Sequence[Batch]) -> None:
-        """These batches are to be measured."""
+        """These batches will be measured."""
         for batch in batches:
             if (section, batch.name) not in self._expected:
                 self._expected.add((section, batch.name))
@@ -226,7 +226,7 @@ class Progress:
         self._bar.refresh()
 
     def step(self, section: str, units: int) -> None:
-        """Batches of so many units are measured."""
+        """A number of batches, in units, have been measured."""
         self.say(section)
         self._bar.update(units)
 

@@ -51,7 +51,7 @@ class Absent(GatelensError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Work as data: whatever ``measure`` needs beside the model. It can be pickled; a section adds fields.
+    """Work as data: whatever ``measure`` needs besides the model. It can be pickled; a section adds fields.
 
     Attributes:
         name: of the batch in its section, such as ``class-0003``; its tables are kept under it.

@@ -76,11 +76,11 @@ class Study:
         unpaired: by metric, why its cells can have no values by example.
         always: sections that are measured whether or not they are asked for.
         ask: the drawn examples as this model is asked, such as in turns of a chat.
-        settings: what the manifest says beside the options, of model, data, examples and options.
+        settings: what the manifest says besides the options, about model, data, examples and options.
         summary: lines for a terminal when a run is finished.
         tones: colours of the report by what a verdict or a piece of evidence says.
         lead: settings named over the verdict, and their names there.
-        words: terms the report explains beside those of its cards.
+        words: terms the report explains besides those of its cards.
         closing: cards after those of the sections.
         decides: the section whose tables the verdict is made of.
         opening: the drawings under the verdict, of the run and its verdict.

@@ -188,7 +188,7 @@ def _words(text: str) -> list[str]:
 
 
 def _check_order(words: Sequence[str], text: str) -> None:
-    """Raises SelectorError for the first word that cannot stand where it does."""
+    """Raises SelectorError for the first word that is not allowed where it is."""
     wants_name, depth = True, 0
     for word in words:
         if wants_name:

@@ -41,7 +41,7 @@ class TokenMap:
     """Role, image and grid place of every position of a left-padded batch. All tensors live on the CPU.
 
     ``example_ids`` number the examples for ``random_image``: they stay with an example in a sub-batch,
-    so that its draw does not depend on which batch it rides in. ``tile`` numbers the pieces of a picture
+    so that its draw does not depend on which batch it is in. ``tile`` numbers the pieces of a picture
     that is cut up (0: the whole, 1..: pieces). ``two_way``: positions of one number attend to each other in
     both directions, -1 only backwards.
 

@@ -1,4 +1,4 @@
-"""Where a word stands among tokens, whatever pieces the tokenizer makes of it."""
+"""Where a word is among tokens, whatever pieces the tokenizer makes of it."""
 
 from __future__ import annotations
 

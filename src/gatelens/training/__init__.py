@@ -1,6 +1,6 @@
 """Training under interventions: a model learns while some of its tokens cannot read others.
 
-``batches`` turns examples into a batch and what is to be predicted; ``loop`` trains, with checkpoints;
+``batches`` turns examples into a batch and its targets; ``loop`` trains, with checkpoints;
 ``others_gate`` is an intervention that differs from batch to batch.
 
 >>> examples = gl.data.load("emoji-scenes", "train").examples("class", limit=4)

@@ -21,7 +21,7 @@ IGNORED = -100  # the target torch's cross-entropy leaves out
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """Prompts with their answers, and what is to be predicted.
+    """Prompts with their answers, and the targets.
 
     Attributes:
         inputs: prompts with their answers, padded on the left, so that all answers end at the last position.

@@ -33,7 +33,7 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: ``measured`` is to be at most ``bound``; ``effect`` is what the edit does to plain logits."""
+    """What a check found: ``measured`` must be at most ``bound``; ``effect`` is what the edit does to plain logits."""
 
     status: str
     reason: str = ""
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, the group it stands in, what is compared, and the function that does it."""
+    """One check: its name, its group, what is compared, and the function that does it."""
 
     group: str
     name: str
@@ -187,5 +187,5 @@ def weight_sums(hf: Any) -> dict[str, tuple[str, int]]:
 
 
 def real(inputs: VLMInputs) -> Bool[Tensor, "batch pos"]:
-    """Where a batch holds no padding: what stands at padding means nothing."""
+    """Where a batch holds no padding: values at padding are meaningless."""
     return inputs.tokens.roles != Role.PAD

@@ -44,7 +44,7 @@ def nearest(ways: Sequence[Tensor], got: Tensor, where: Tensor | None = None) ->
 
 
 def largest(a: Tensor, where: Tensor | None = None) -> float:
-    """The largest number, those that stand for minus infinity left out."""
+    """The largest number, without those that represent minus infinity."""
     most = 0.0
     for i in range(len(a)):
         x = (a[i] if where is None else a[i][where[i].to(a.device)]).float().abs()

@@ -1,4 +1,4 @@
-"""A verification as a page that needs no network, and as Markdown beside it."""
+"""A verification as a page that needs no network, and as Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's central table beside a small run of it, cell by cell: agrees, differs, or not comparable and why."""
+"""The paper's central table next to a small run of it, cell by cell: agrees, differs, or not comparable and why."""
 
 from __future__ import annotations
 

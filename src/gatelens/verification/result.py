@@ -30,7 +30,7 @@ class Verification:
         rule: what counts as equal.
         rows: the checks, in order.
         planned: how many there are when it is finished.
-        paper: ``source``, ``note`` and ``cells`` of the published table beside measured numbers; empty without one.
+        paper: ``source``, ``note`` and ``cells`` of the published table next to measured numbers; empty without one.
         created: when it began, UTC.
 
     Example:
@@ -59,7 +59,7 @@ class Verification:
         return self.finished and not self.count(FAIL)
 
     def count(self, status: str) -> int:
-        """How many checks came out so."""
+        """How many checks have this outcome."""
         return sum(row.status == status for row in self.rows)
 
     @property
@@ -69,7 +69,7 @@ class Verification:
 
     @property
     def headline(self) -> str:
-        """What came out, in a line."""
+        """The result in one line."""
         n, failed, skipped = len(self.rows), self.count(FAIL), self.count(NOT_APPLICABLE)
         parts = [f"{self.count(PASS)} of {self.planned} checks pass"]
         parts += [f"{failed} fail"] if failed else []
@@ -133,7 +133,7 @@ class Verification:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no infinity, which a NaN in a comparison stands as: 1e308 is as large."""
+    """JSON has no infinity, which represents a NaN in a comparison: 1e308 is as large."""
     return 1e308 if isinstance(value, float) and not value < 1e308 else value
 
 

@@ -83,7 +83,7 @@ def _columns(tokens: Mapping[str, Any]) -> list[str]:
 
 
 def paper_lines(paper: Mapping[str, Any]) -> list[str]:
-    """The published table beside what was measured."""
+    """The published table next to what was measured."""
     if not paper.get("cells"):
         return [str(paper["source"])] if paper else []
     cells = [

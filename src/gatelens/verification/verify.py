@@ -57,7 +57,7 @@ def verify(
         images: two pictures of one size for the prompts; without them two shipped scenes.
         paper: how many examples of each task to run of the paper's table, where the model is in it.
         data: the data of that run; without it the paper's.
-        out: a folder for ``verify.json``, ``verify.md`` and ``verify.html``. The same call goes on there; what failed
+        out: a folder for ``verify.json``, ``verify.md`` and ``verify.html``. The same call resumes there; what failed
             is tried again.
         progress: print each check when it is done (a function is given the lines).
         load: for a name: ``device``, ``dtype``, ``device_map``, ``revision`` and what else ``from_pretrained`` takes.

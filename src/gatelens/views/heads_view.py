@@ -259,9 +259,9 @@ def heads(
 ) -> HeadsView:
     """Where each head looks, the image tokens shown as the image; the words also in circuitsvis.
 
-    Point at a word of the prompt, or move with Tab and the arrow keys: its attention lies over the picture, for each
-    head, and under the other words. Weights are stored as bytes: exact to 1/510 of the largest in their row on that
-    picture.
+    Point at a word of the prompt, or move with Tab and the arrow keys: its attention is shown over the picture, for
+    each head, and under the other words. Weights are stored as bytes: exact to 1/510 of the largest in their row on
+    that picture.
 
     Args:
         cache: from ``run_with_cache`` (holding ``blocks.<layer>.attn.hook_pattern``), or the pattern of one layer.
@@ -271,7 +271,7 @@ def heads(
         layers: several layers instead of one; with neither, all that the cache has.
         heads: which heads; None is all.
         images: ``inputs.images``, or the pictures of this prompt; None takes those that the inputs or the cache have.
-            Where none are known, boxes lie on a blank ground.
+            Where none are known, boxes are drawn on a blank background.
         queries: selector of the positions whose attention is shown; None is all words, and the image tokens as far as
             there is room, in squares whose rows are averaged. Click a patch to choose it.
         pool: image tokens in squares of ``pool`` × ``pool``, their weights summed; ``"auto"`` is the least with which

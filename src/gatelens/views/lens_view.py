@@ -30,7 +30,7 @@ class LensView(View):
         prompt: whose.
         lens: of this prompt alone.
         parts: the image tokens that the lens has, by picture and part.
-        others: numbers of the lens' positions that lie on no picture.
+        others: numbers of the lens' positions that are on no picture.
     """
 
     title: str
@@ -113,7 +113,7 @@ def lens(lens: LogitLens, example: int = 0) -> LensView:
 
     Args:
         lens: from ``gl.logit_lens(model, inputs, at="image")``. Targets that it has can be shown too, by probability
-            and rank; other positions, such as ``last``, stand below.
+            and rank; other positions, such as ``last``, are below.
         example: which prompt of the batch.
 
     Raises:
@@ -154,7 +154,7 @@ def lens(lens: LogitLens, example: int = 0) -> LensView:
 
 
 def _columns(part: Part) -> int:
-    """How many tokens stand side by side on the part, about."""
+    """About how many tokens are side by side on the part."""
     width = float(part.boxes[:, 2].max() - part.boxes[:, 0].min())
     return max(1, round(width / max(1e-6, float(np.median(part.boxes[:, 2] - part.boxes[:, 0])))))
 

@@ -70,5 +70,5 @@ def render(name: str, scripts: Sequence[str], data: Mapping[str, Any], **values:
 
 
 def as_json(data: Any) -> Markup:
-    """JSON that can stand within a script element."""
+    """JSON that is safe within a script element."""
     return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))

@@ -47,7 +47,7 @@ class Prompt:
 
     @property
     def unplaced(self) -> dict[str, list[int]]:
-        """Positions of pictures that lie nowhere on them, by what they are."""
+        """Positions of pictures without a place on them, by kind."""
         placed = {p for part in self.parts for p in part.positions}
         roles = self.tokens.roles[self.example].tolist()
         found: dict[str, list[int]] = {}
@@ -69,7 +69,7 @@ class Prompt:
         return f"{name}, {part.name}" if part.name else name
 
     def panel(self, part: Part, longest: int | None = None) -> dict[str, Any]:
-        """A panel for a page, at most ``longest`` pixels wide and high: its picture and where its cells lie."""
+        """A panel for a page, at most ``longest`` pixels wide and high: its picture and where its cells are."""
         picture = self.pictures[part.image]
         shown = enlarged(picture, longest or (SHOWN if len(self.parts) == 1 else SHOWN_OF_SEVERAL))
         photo = max(picture.size) > SMALL

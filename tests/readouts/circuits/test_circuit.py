@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "edges and nodes": (
         lambda m: {"scores": [maps_of(m, method="eap"), maps_of(m, site="mlp_out")]},
-        "a map of edges stands alone",
+        "a map of edges cannot be combined with others",
     ),
     "heads twice": (
         lambda m: {"scores": [maps_of(m, site=s, over="layer") for s in ("z", "attn_out")]},

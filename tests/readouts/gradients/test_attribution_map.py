@@ -256,14 +256,14 @@ def test_prompts_of_other_lengths_pair_by_role(tiny: Any) -> None:
     [
         ({"metric": "top1"}, "metric 'top1' has no gradient"),
         ({"method": "atp+"}, "method='atp\\+': write one of atp"),
-        ({"over": ("layer", "neuron")}, "site='neuron' is of exact maps"),
+        ({"over": ("layer", "neuron")}, "site='neuron' is only for exact maps"),
         ({"over": ("pos",)}, "patches 3 layers at once"),
         ({"over": ("layer", "head"), "site": "resid_pre"}, "'resid_pre' has no heads"),
         ({"layers": 7}, "layer 7 does not exist, the model has 3 layers"),
         ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"check": -1}, "check=-1: give a whole number, 0 or more"),
         ({"pairs": "emoji"}, "no data set 'emoji'"),
-        ({"method": "eap", "site": "z"}, "site='z' is of a map of nodes"),
+        ({"method": "eap", "site": "z"}, "site='z' is only for maps of nodes"),
         ({"metric": lambda logits: logits.sum()}, "one number per example"),
     ],
 )

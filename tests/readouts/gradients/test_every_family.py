@@ -101,7 +101,7 @@ def test_integrated_gradients_of_a_whole_stream_sum_to_the_difference(family: Ma
 
 def test_edges_are_slopes_of_what_a_receiver_reads(family: Mapped) -> None:
     if family.model.family.name in WITHOUT_EDGES:
-        with pytest.raises(ModelError, match="its edges are not told apart; take method='atp'"):
+        with pytest.raises(ModelError, match="its edges cannot be separated; take method='atp'"):
             family.gained("eap")
         return
     got = gl.attribution_map(family.model, family.pair, measured, "eap", check=0)

@@ -220,7 +220,7 @@ def test_patching_tells_which_of_two_cuts_does_damage() -> None:
     assert "cutting the image tokens too removes most, by damage" in narrow["sentence"]
     assert narrow["answer"].endswith("cutting the image tokens 100\u00a0%, by damage.")
     assert not narrow["disagree"]
-    assert "the gate turns few answers" in open_["sentence"] and open_["headline"] == "distributed"
+    assert "the gate changes few answers" in open_["sentence"] and open_["headline"] == "distributed"
     clear = task_verdicts(scored(task="class", none=1, floor=0, gate=0, image=1), 4, 50, 0)
     spoken = verdict(clear, [{"kind": PATCHED_INPUT, "says": "distributed", "text": ""}], "<eoss>")
     assert spoken["verdict"] == "narrow" and "by damage" not in spoken["sentence"]  # one cut alone decides

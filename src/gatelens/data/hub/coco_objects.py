@@ -107,7 +107,7 @@ def _runs(text: str | bytes) -> list[int]:
         value, shift, more = 0, 0, True
         while more:
             if at == len(codes):
-                raise ValueError("a mask that breaks off")
+                raise ValueError("a truncated mask")
             bits = codes[at] - 48
             value |= (bits & 0x1F) << shift
             more, shift, at = bool(bits & 0x20), shift + 5, at + 1

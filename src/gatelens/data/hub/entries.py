@@ -1,4 +1,4 @@
-"""One short entry a data set: where it lies, its columns, and how the papers ask about a row.
+"""One short entry per data set: where it is, its columns, and how the papers ask about a row.
 
 Column names are those of the data sets' own cards on the hub; after the first name stand other names seen in
 copies of the same data. Which rows the paper took is read off its public code (``order``).

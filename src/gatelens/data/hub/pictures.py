@@ -57,7 +57,7 @@ def picture_source(
 
     Args:
         cells: the row's picture columns that are not empty: bytes, a path, an address, or a mapping with one.
-        base: where the table lies, for paths.
+        base: the folder of the table, for paths.
         folder: the folder below ``base`` that the row names, or "".
         address: where the picture is when it is nowhere else.
 
@@ -93,9 +93,7 @@ def _candidates(names: Sequence[str], base: Path | None, folder: str) -> Iterato
             for below in ("", folder, "images"):
                 path = Path(below, name)
                 if path.is_absolute() or ".." in path.parts:
-                    raise ValueError(
-                        f"the picture {str(path)!r} leads out of {base}; copy it beside the table"
-                    )
+                    raise ValueError(f"the picture {str(path)!r} is outside {base}; copy it beside the table")
                 yield base / path
 
 

@@ -28,7 +28,7 @@ class ParquetRows:
     """Rows of Parquet files, local paths or anything fsspec opens (``hf://…``), as one table.
 
     Attributes:
-        base: the folder in which pictures that the rows name may lie.
+        base: the folder in which pictures that the rows name may be.
         features: the table's ``datasets.Features``, or None when nothing says.
     """
 

@@ -1,4 +1,4 @@
-"""Opening the rows of a data set wherever they lie: on the hub, in files, or in COCO's own annotation file."""
+"""Opening the rows of a data set wherever they are: on the hub, in files, or in COCO's own annotation file."""
 
 from __future__ import annotations
 

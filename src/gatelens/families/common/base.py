@@ -26,14 +26,14 @@ class Family:
         process: ``process(processor, pictures, texts)`` gives the tensors of a left-padded batch, where the
             processor itself cannot be called.
         processor_kwargs: for every call of the processor where it can be called.
-        complete: ``complete(hf, tensors)`` gives what forward needs beside ids, mask and pixels (position ids of
-            three streams, token types), for those who give tensors only.
-        when: ``when(config)`` says which configs it covers, where a class is home to several kinds (a LLaVA with
+        complete: ``complete(hf, tensors)`` gives what forward needs besides ids, mask and pixels (position ids of
+            three streams, token types), for callers who pass tensors only.
+        when: ``when(config)`` says which configs it covers, where one class covers several kinds (a LLaVA with
             another tower).
         adjust: ``adjust(bridge)``, last changes after wrapping.
         adds_later: whether pictures are added to the residual stream of later layers too.
         turn: a prompt as one user turn, where the tokenizer has no chat template; ``{}`` is the prompt.
-        markers: these four are words for ``gatelens models``.
+        markers: these four are text for ``gatelens models``.
         grid: see ``markers``.
         checkpoints: see ``markers``.
         note: see ``markers``.

@@ -34,26 +34,26 @@ class Layout:
     """The image tokens of a family.
 
     Attributes:
-        placeholder_id: stands once for every token of a picture.
+        placeholder_id: occurs once for every token of a picture.
         plan: says what the placeholders of a picture are, in order.
         drawn: ids that are image tokens themselves.
         boi_ids: markers before a picture.
         eoi_ids: markers after a picture.
-        inner_ids: what may stand between the tokens of one picture (row breaks, tile markers).
+        inner_ids: what may occur between the tokens of one picture (row breaks, tile markers).
         bos_id: what a prompt starts with.
         placeholder: what the processor looks for in a prompt.
-        written: what a person writes for a picture when that takes more (``<image>`` in a prompt is replaced by
+        written: what a user writes for a picture if it takes more than that (``<image>`` in a prompt is replaced by
             it).
         evidence: names of tensors with a row per picture that ``plan`` reads.
         evidence_by_prompt: names of such tensors with a row per prompt.
         two_way: ``image`` where the tokens of a picture attend in both directions, ``prompt`` where all do.
-        pixels: whether rows of ``pixel_values`` go by ``picture`` or by ``example``.
-        within: whether the ids between two placeholders stand inside one picture, where that takes more than
+        pixels: whether a row of ``pixel_values`` is a ``picture`` or an ``example``.
+        within: whether the ids between two placeholders are inside one picture, where this takes more than
             being ``inner_ids``.
-        process: goes before ``Family.process``, for processing that needs numbers of the config.
+        process: takes precedence over ``Family.process``, for processing that needs numbers of the config.
 
     Raises:
-        ModelError: ids that are none, or a word that is not one of those above.
+        ModelError: invalid ids, or a word that is not one of those above.
 
     Example:
         >>> geometry = gl.Geometry((64, 64), exact=(64, 64))
@@ -88,11 +88,11 @@ class Layout:
                 )
         if not callable(self.plan):
             raise ModelError(
-                f"the layout's plan is {self.plan!r}: give a function of a Picture, as FixedGrid is"
+                f"the layout's plan is {self.plan!r}: give a function of a Picture, such as FixedGrid"
             )
         if not isinstance(self.placeholder, str) or not self.placeholder:
             raise ModelError(
-                f"the layout's placeholder is {self.placeholder!r}: give what stands for a picture"
+                f"the layout's placeholder is {self.placeholder!r}: give the text that represents a picture"
             )
         for name, known in {"pixels": ("picture", "example"), "two_way": (None, "image", "prompt")}.items():
             if getattr(self, name) not in known:

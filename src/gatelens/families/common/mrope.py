@@ -75,7 +75,7 @@ def three_streams(hf: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     n_pictures = 0 if grids is None else len(grids)
     if stretches != n_pictures:
         raise InputError(
-            f"{n_pictures} picture(s) stand in {stretches} place(s): put the markers around each picture"
+            f"{n_pictures} picture(s) are in {stretches} place(s): put the markers around each picture"
         )
     positions, _ = hf.model.get_rope_index(
         tensors["input_ids"],

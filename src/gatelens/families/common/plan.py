@@ -1,4 +1,4 @@
-"""What the placeholders of one picture stand for, one after the other."""
+"""What the placeholders of one picture represent, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("row", "col", "tile", "box", "breaks")
 
 @dataclass(frozen=True)
 class Picture:
-    """What is known of a picture when its tokens are to be placed.
+    """What is known about a picture when its tokens are placed.
 
     Attributes:
         size: (width, height) of the original in pixels, None when only tensors were given.

@@ -79,7 +79,7 @@ def read(
     plans: list[list[PicturePlan]] = []
     for b in range(batch):
         if 1 not in mask[b]:
-            raise InputError(f"prompt {b} is padding alone: give it a token")
+            raise InputError(f"prompt {b} is only padding: give it a token")
         start = mask[b].index(1)
         if 0 in mask[b][start:]:
             raise InputError(f"prompt {b} is padded on its right or inside: pad on the left only")
@@ -125,7 +125,7 @@ def _check_batch(ids: Any, mask: Any, by_prompt: Mapping[str, Any]) -> None:
     if mask is not None:
         if mask.shape != ids.shape:
             raise InputError(
-                f"attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: make them alike"
+                f"attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: give both the same shape"
             )
         other = mask[(mask != 0) & (mask != 1)]
         if len(other):
@@ -233,7 +233,7 @@ class _Prompt:
         return plan
 
     def mark_around(self, pictures: list[list[int]], roles: Tensor, image_index: Tensor) -> None:
-        """What stands before, between and after the tokens of each picture."""
+        """What comes before, between and after the tokens of each picture."""
         ids, boi_ids, eoi_ids = self.ids, self.layout.boi_ids, self.layout.eoi_ids
         taken = self.start
         for i, positions in enumerate(pictures):

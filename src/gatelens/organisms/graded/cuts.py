@@ -53,7 +53,7 @@ class Rows:
     end: int
 
     def packed(self, position: int) -> int:
-        """Where a position of the prompt stands in the packed document."""
+        """The place of a position of the prompt in the packed document."""
         return position if position < TEXT else self.first + position - TEXT
 
 
@@ -193,7 +193,7 @@ def _mark(mask: Tensor, document: int, rows: list[int], keys: list[int]) -> None
 def targets(
     kind: Kind, rows: list[Rows], cuts: Cuts, answers: Int[Tensor, "batch question"]
 ) -> list[Float[Tensor, "batch answer"]]:
-    """For each question, how likely each of its answers is to be.
+    """For each question, the target probability of each of its answers.
 
     Args:
         answers: the number of the right one, of each document.

@@ -2,7 +2,7 @@
 
     python -m gatelens.organisms.graded.train gate-at-image-47 --out build/graded/gate-at-image-47
 
-Only factors of low rank beside the decoder's matrices, and its norms, are trained. Every document is a scene of one
+Only low-rank factors added to the decoder's matrices, and its norms, are trained. Every document is a scene of one
 object with all questions of the kind; each is read under one cut (:mod:`gatelens.organisms.graded.cuts`).
 """
 
@@ -184,7 +184,7 @@ def _mean(values: Tensor, where: Tensor) -> float:
 
 
 def prepare(model: Any, rank: int, start: Difference | None = None) -> dict[str, nn.Parameter]:
-    """Put factors beside the decoder's matrices; what is trained, by name.
+    """Add factors to the decoder's matrices; returns what is trained, by name.
 
     Args:
         start: a difference to begin from, whose rank is kept; None begins from the model itself.

@@ -69,7 +69,7 @@ def circuit(
 ) -> Circuit:
     """A small circuit: the nodes or edges that carry a share of a metric while all others are as in the corrupt run.
 
-    Exact runs decide; what faithfulness is, what is found and what is not promised stands in
+    Exact runs decide; for what faithfulness is, what is found and what is not guaranteed, see
     :mod:`gatelens.readouts.circuits.circuit`.
 
     Args:
@@ -86,7 +86,7 @@ def circuit(
         seed: of the random sets.
 
     Raises:
-        InputError: no pairs, prompts of different length or grids, a share that is none, scores of other things, or a
+        InputError: no pairs, prompts of different length or grids, an invalid share, scores of other things, or a
             metric that all parts together do not change.
         InterventionError: a metric that is not a scalar per example.
         ModelError: edges in a model whose parts do not add up to the stream.

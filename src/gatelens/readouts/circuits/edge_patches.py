@@ -96,7 +96,7 @@ class EdgePass:
         self.stream: Float[Tensor, "row pos d_model"] = torch.empty(0)
 
     def __call__(self, tap: Tap, flat: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."] | None:
-        """The rows of a tap as they are to be; None leaves them."""
+        """The new rows of a tap; None leaves them."""
         (site, layer), rows = tap, flat.unflatten(0, (-1, self.n_pos))
         if site in ("resid_pre", "resid_mid"):
             self.stream = rows
@@ -142,7 +142,7 @@ class EdgePass:
         if far > ROUNDING[stream.dtype == torch.float32] * (1 + float(stream.abs().max())):
             raise ModelError(
                 f"{self.patches.model!r}: its heads and MLPs do not add up to the stream ({far:.2g} apart), so edges "
-                "are not told apart; take nodes, scores='ig'"
+                "cannot be separated; take nodes, scores='ig'"
             )
 
     def _missing(self, receivers: list[int]) -> Float[Tensor, "row receiver pos d_model"]:

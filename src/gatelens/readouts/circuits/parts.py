@@ -79,7 +79,9 @@ def _mean(one: EffectMap) -> Float[np.ndarray, "..."]:
 
 def _edges(maps: Sequence[EffectMap], model: Any) -> Parts:
     if len(maps) > 1:
-        raise InputError("scores: a map of edges stands alone; a circuit is of edges or of nodes")
+        raise InputError(
+            "scores: a map of edges cannot be combined with others; a circuit is of edges or of nodes"
+        )
     axes, graph = maps[0].cells, maps[0].cells.graph
     there = graph.is_edge()
     if axes.model is not model:

@@ -37,10 +37,10 @@ class Circuit(LabelledTensor):
             scores), ``circuit`` and ``random`` ones of the same size. Intervals (95 %) are over pairs, of ``random``
             over sets.
         parts: every part with its ``score``, and whether it is ``kept``.
-        share: the faithfulness that was asked for.
+        share: the faithfulness to reach.
         method: of the scores, or ``given scores``.
         metric: what is measured, in words.
-        n_pairs: over which means are taken.
+        n_pairs: how many pairs the means are over.
         group: how many query heads share a key and a value.
 
     Example:

@@ -43,7 +43,7 @@ OF_EDGES = ("eap", "eap-ig")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttributionMap(EffectMap):
-    """An :class:`EffectMap` whose effects are approximated, to first order or along a way.
+    """An :class:`EffectMap` whose effects are approximated, to first order or along a path.
 
     ``columns["exact"]`` holds the effects of the cells that were patched exactly, NaN elsewhere; ``patched`` is what
     the approximation makes of the metric.
@@ -119,9 +119,9 @@ def attribution_map(
         metric: as there, a smooth function of logits.
         method: ``atp``: attribution patching, the gradient of the run times the difference of activations. ``atp*``:
             the same, but at ``q`` and ``k`` the softmax is recomputed (the QK fix of arXiv 2403.00745; not its
-            GradDrop). ``ig``: the mean gradient on the way from one activation to the other, a site and layer at a time
+            GradDrop). ``ig``: the mean gradient from one activation to the other, a site and layer at a time
             (arXiv 1703.01365). ``eap``: edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and
-            logits (arXiv 2310.10348); ``eap-ig``: with the mean gradient on the way of the input (arXiv 2403.17806).
+            logits (arXiv 2310.10348); ``eap-ig``: with the mean gradient on the input's path (arXiv 2403.17806).
         over: of layer, pos, role, head, site; None is layer and pos. Edges have ``sender`` and ``receiver``.
         layers: of nodes only: which; None is all.
         steps: of ``ig`` and ``eap-ig``: the points of a Gauss–Legendre rule.
@@ -175,10 +175,10 @@ def _node_axes(model: HookedVLM, at: Any, over: Any, site: Any, layers: Layers, 
     over = ("layer", "pos") if over is None else over
     axes = MapAxes(model, model, over, site, layers, heads, at, 1, None)
     if "neuron" in axes.sites:
-        raise InputError("site='neuron' is of exact maps: take gl.patch_map, or site='mlp_out'")
+        raise InputError("site='neuron' is only for exact maps: take gl.patch_map, or site='mlp_out'")
     if max(map(len, axes.windows)) > 1:
         raise InputError(
-            f"over={shown(over)} patches {len(axes.layers)} layers at once, of which no gradient tells: put 'layer' in "
+            f"over={shown(over)} patches {len(axes.layers)} layers at once, unlike any gradient: put 'layer' in "
             "over, or give one layer"
         )
     return axes
@@ -188,7 +188,7 @@ def _edge_axes(model: HookedVLM, method: str, at: Any, given: Mapping[str, Any])
     for name, value in given.items():
         if value is not None:
             raise InputError(
-                f"{name}={shown(value)} is of a map of nodes: leave it out for method={method!r}"
+                f"{name}={shown(value)} is only for maps of nodes: leave it out for method={method!r}"
             )
     return EdgeAxes(model, "all" if at is None else at)
 

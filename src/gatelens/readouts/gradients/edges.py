@@ -56,8 +56,8 @@ class Graph:
         n_layers = int(model.cfg.n_layers)
         if model.family.adds_later or hook_name("resid_mid", 0) not in model.bridge.hook_dict:
             raise ModelError(
-                f"{model!r} adds pictures to later layers, or runs attention and MLP side by side: its edges are not "
-                "told apart; take method='atp'"
+                f"{model!r} adds pictures to later layers, or runs attention and MLP side by side: its edges cannot be "
+                "separated; take method='atp'"
             )
         senders: list[dict[str, Any]] = [{"sender": "embed", "kind": "embed"}]
         receivers: list[dict[str, Any]] = []
@@ -143,8 +143,8 @@ def heads_and_way(
 ) -> tuple[Float[Tensor, "n head d_head"], Float[Tensor, "head d_head d_model"]]:
     """What the heads of a layer computed in a run, and the matrices that lead it to the stream.
 
-    Where a norm stands on the way, its scale in that run is taken into the heads, so that the way is the same in every
-    run.
+    Where there is a norm on the way, its scale in that run is taken into the heads, so that the way is the same in
+    every run.
     """
     z, route = ResidualStream(model.bridge, lambda name: rows).heads(layer)
     way, norm = route.weight, route.norm

@@ -190,7 +190,7 @@ class GradientPasses:
         if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
             given = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InterventionError(
-                f"the metric gave {given} where {(len(logits),)} was due: one number per example"
+                f"the metric gave {given}, expected {(len(logits),)}: one number per example"
             )
         return value
 

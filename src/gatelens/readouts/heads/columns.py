@@ -56,7 +56,7 @@ def attention(batch: Batch, settings: Settings) -> Columns:
 
 
 def localisation(batch: Batch, settings: Settings) -> Columns:
-    """The share of a head's attention on the picture that lies in the mask of the object asked about."""
+    """The share of a head's attention on the picture that is in the mask of the object asked about."""
     rows = batch.attention.rows()
     found = {name: torch.full(batch.shape, torch.nan) for name in ("object", "object_chance")}
     for i, one in enumerate(batch.asked):

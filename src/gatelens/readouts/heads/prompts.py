@@ -25,7 +25,7 @@ from gatelens.tokens import SelectorLike
 
 @dataclass(frozen=True)
 class Asked:
-    """An example, the token that is right, and one that is wrong; None where all answers begin alike."""
+    """An example, the token that is right, and one that is wrong; None where all answers begin the same."""
 
     example: Example
     right: int

@@ -46,7 +46,7 @@ class HeadsTable(pd.DataFrame):
                       large in the decoder (:func:`gatelens.measures.heads.sink_origins`); others are in neither
     ``attribution``   what it writes towards the answer directly (:func:`gatelens.attribute`)
     ``knockout``      what is lost when its output ``z`` is replaced
-    ``regression``    its weight in a linear regression of the answer on which heads are there, over random subsets
+    ``regression``    its weight in a linear regression of the answer on which heads are kept, over random subsets
     ``vocabulary``    ``writes``: the tokens its OV circuit writes for the mean value of chosen positions
     ================  =============================================================================================
 

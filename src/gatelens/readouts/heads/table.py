@@ -63,7 +63,7 @@ def heads_table(
 
     Args:
         data: a data set, its name or folder, a list of examples, or pairs.
-        parts: which; None is all that the data allow (``localisation`` needs masks) but ``regression``. An example
+        parts: which; None is all that the data allow (``localisation`` needs masks) except ``regression``. An example
             costs ``knockout`` a run for each head, ``regression`` one for each subset, the others a run or two. What
             runs share before ``ablate_at`` is computed once: the picture's positions at ``"gate | text"``.
         n, task, seed: how many examples of a data set, which and by what they are drawn.
@@ -75,7 +75,7 @@ def heads_table(
         out, workers, ray: as in :func:`gatelens.sweep`; the folder gets the table as ``heads_table.parquet``.
 
     Raises:
-        GatelensError: an unknown part, no examples, no masks, or another argument that means nothing.
+        GatelensError: an unknown part, no examples, no masks, or another invalid argument.
 
     Example:
         >>> heads = gl.heads_table(model, "emoji-scenes", parts=["attention"], n=8, progress=False)

@@ -85,7 +85,7 @@ def _alone(result: SearchResult) -> BarTable:
 
 
 def _together(result: SearchResult) -> BarTable:
-    """What so many positions carry together: how many it takes."""
+    """What the positions carry together: how many it takes."""
     curve = result.curves[result.curves.how == result.decides]
     doubled = [2**i for i in range(int(curve["size"].max()).bit_length())]
     part = curve[curve["size"].isin([*doubled, curve["size"].max()])]

@@ -79,7 +79,7 @@ class Carriers:
 
     @property
     def redundant(self) -> list[int]:
-        """Chosen players that add clearly more alone than last: others stand in for them."""
+        """Chosen players that add clearly more alone than last: others can replace them."""
         return self._more(0, 1)
 
     @property

@@ -30,7 +30,7 @@ _SAME = 1e-6  # inputs that differ by less than this share of the largest number
 
 @dataclass(frozen=True)
 class Place:
-    """One position of the template. ``position`` is where it stands in the first example that has it."""
+    """One position of the template. ``position`` is its position in the first example that has it."""
 
     number: int
     role: str
@@ -51,7 +51,7 @@ class Layout:
     """The candidates of a gate: the picture's places, then those between it and the answer, in prompt order.
 
     The picture is every place from the first to the last whose input differs between examples of the one prompt (row
-    breaks between them included). What stands before cannot know the picture, so it is not a candidate; neither is the
+    breaks between them included). A position before it cannot know the picture, so it is not a candidate; nor is the
     last position, which answers: nothing after it reads it.
     """
 
@@ -78,7 +78,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LocatedPrompts:
-    """Prompts of some examples, and where the places stand in them."""
+    """Prompts of some examples, and where the places are in them."""
 
     inputs: VLMInputs
     columns: Int[Tensor, "batch place"]  # the absolute position of each place, −1 where an example has none
@@ -143,10 +143,10 @@ def varying_inputs(
 
 
 def find_places(positions: pd.DataFrame, n: int) -> Layout:
-    """Find the picture, and what stands between it and the answer, in ``positions`` of ``n`` :func:`varying_inputs`.
+    """Find the picture, and what comes between it and the answer, in ``positions`` of ``n`` :func:`varying_inputs`.
 
     Raises:
-        Absent: the input is the same for all examples, or nothing stands after the picture.
+        Absent: the input is the same for all examples, or nothing comes after the picture.
     """
     key = positions.groupby(KEY)
     # pictures of other sizes: what an example lacks varies

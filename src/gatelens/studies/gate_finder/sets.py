@@ -38,7 +38,7 @@ class SearchState(PlacesState):
         return judge(asked_of(self.measured.table("added", "again-")), [], None) if self.singles else None
 
     def together(self) -> dict[str, list[int]]:
-        """Of several chosen places those that stand in for others, and those that need others."""
+        """Of several chosen places those that can replace others, and those that need others."""
         look = self.second_look
         if look is None or len(self.chosen) < 2:
             return {"redundant": [], "complementary": []}

@@ -1,4 +1,4 @@
-"""Find the gate: which positions carry the picture to the answer, a few or many, wherever they stand.
+"""Find the gate: which positions carry the picture to the answer, a few or many, wherever they are.
 
 :func:`find_gate` says what every position of the picture and every position between it and the answer adds, and looks
 for a small set that carries 90 % of what the picture is worth.
@@ -202,14 +202,14 @@ def find_gate(
 
     Args:
         model: the model, or its name.
-        data: a data set with the task ``class``, or its name; all prompts must be alike.
+        data: a data set with the task ``class``, or its name; all prompts must be the same.
         n: examples.
         how: kinds of knockout, as evidence: ``"zero"``, ``"mask"`` or ``"both"``.
         n_pairs: pairs of examples in which the chosen set is patched layer by layer.
         prompt: asked instead of the data's own, with ``<image>`` in it; the class name must be what follows.
         block: positions of the picture in a block.
         refine: blocks taken apart at most.
-        narrow: a set of at most so many positions is a narrow gate (and of at most an eighth of the picture's).
+        narrow: the maximum number of positions of a narrow gate (and of at most an eighth of the picture's).
         k: neighbours of the overlap; None is 30 or, with few examples, one less than a class has on average.
         n_boot: bootstrap replicates.
         seed: draws examples, halves and pairs.

@@ -1,7 +1,7 @@
 """What a gate search says, in words: narrow, distributed or nothing found, and which measures agree.
 
 What sets of positions carry decides, with another picture's activations in place of theirs. Knockouts, attention,
-overlap and patching are evidence beside it: each is asked what it would have said alone, and is named where that is
+overlap and patching are further evidence: each is asked what it would have said alone, and is named where that is
 something else.
 """
 
@@ -73,7 +73,7 @@ def gate_verdict(
 
 
 def _reading(facts: Facts) -> str | None:
-    """What is to be said before any position is looked at; None when the picture is worth a search."""
+    """What can be said before any position is looked at; None when the picture is worth a search."""
     if facts["worth"] >= LEAST_WORTH and facts["worth_low"] > 0:
         return None
     return NOTHING if facts["worth"] < LEAST_WORTH and facts["naming_p"] > CHANCE else INCONCLUSIVE
@@ -160,11 +160,11 @@ def _patching(places: Sequence[Place], facts: Facts) -> Evidence:
     low, high = facts["joint_low"], facts["joint_high"]
     says = NARROW if low > FLIPS[1] else DISTRIBUTED if high < FLIPS[0] else INCONCLUSIVE
     text = (
-        f"patched in all layers from an example of another class, {named(places, facts['patched'])} turns "
+        f"patched in all layers from an example of another class, {named(places, facts['patched'])} changes "
         f"{percent_cell(facts['joint_mean'], low, high)} of the answers into that example's"
     )
     turns = percent_cell(facts["joint_mean"], low, high)
-    line = f"{named(places, facts['patched'])} of another class turns {turns} of the answers into that class"
+    line = f"{named(places, facts['patched'])} of another class changes {turns} of the answers to that class"
     return {"kind": "patching", "says": says, "text": text, "line": line}
 
 

@@ -196,7 +196,7 @@ def page(run: Run) -> list[Card]:
     curve = Chart(
         "loss",
         partial(loss_curves, loss),
-        f"Cross-entropy of the answers’ tokens while training, the mean of every {AVERAGED} steps. No interval: each "
+        f"Cross-entropy of the answers’ tokens during training, the mean of every {AVERAGED} steps. No interval: each "
         "training ran once.",
         loss.drop(columns="lr"),
     )
@@ -227,7 +227,7 @@ def _stage_blocks(stages: Sequence[Mapping[str, Any]]) -> list[Block]:
             MISSING if flips is None else percent(flips),
             MISSING if loss is None else number(loss, 3),
         ])  # fmt: skip
-    header = ["", "verdict", "answers turned by\nanother picture’s gate", "loss at the end\nnats a token"]
+    header = ["", "verdict", "answers changed by\nanother picture’s gate", "final loss\nnats per token"]
     links = [
         Markup('<a href="{}">{}</a>').format(report_of(stage["name"]), TITLES[stage["name"]].lower())
         for stage in stages
@@ -239,7 +239,7 @@ def _stage_blocks(stages: Sequence[Mapping[str, Any]]) -> list[Block]:
 
 
 def report_of(stage: str) -> str:
-    """Where the report of a stage lies, from the run's own folder."""
+    """The path of a stage's report, from the run's own folder."""
     return f"{stage}/report.html" if stage == BEFORE else f"{stage}/study/report.html"
 
 

@@ -218,7 +218,7 @@ def inner_runs(run: Run) -> dict[str, Run]:
 
 
 def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
-    """What is left when nothing, the gate or the image tokens are cut: the stages of each beside each other."""
+    """What is left when nothing, the gate or the image tokens are cut: the stages of each side by side."""
     table = shown_rows(run.table("knockout"))
     rows = [(cut, stage) for cut in (NONE, GATE, IMAGE) for stage in table.stage.unique()]
     names = {NONE: "nothing cut", GATE: "gate cut", IMAGE: "image cut"}
@@ -235,7 +235,7 @@ def _bars(run: Run, shares: pd.DataFrame) -> BarTable:
 
 def _stage_evidence(stage: dict[str, Any], rows: pd.DataFrame) -> Evidence:
     gate, image = paths_of(rows)
-    flips = "" if stage["flips"] is None else f"; another picture’s gate turns {percent(stage['flips'])}"
+    flips = "" if stage["flips"] is None else f"; another picture’s gate changes {percent(stage['flips'])}"
     ended = "" if stage["loss"] is None else f"training ended at {stage['loss']:.3f} nats per token. "
     name = stage["name"]
     return {

@@ -83,14 +83,14 @@ def _split(part: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def all_pairs(known: Sequence[str], most_classes: int, rng: np.random.Generator) -> list[ClassPair]:
-    """Every ordered pair among at most so many classes, which are drawn, in an order that is drawn too."""
+    """Every ordered pair among a limited number of classes, which are drawn, in an order that is drawn too."""
     few = [known[int(i)] for i in rng.permutation(len(known))[:most_classes]]
     pairs = list(permutations(few, 2))
     return [pairs[int(i)] for i in rng.permutation(len(pairs))]
 
 
 def ring_of_pairs(known: Sequence[str], most: int, rng: np.random.Generator) -> list[ClassPair]:
-    """At most so many pairs, no class the base of two or the target of two."""
+    """A limited number of pairs, no class the base of two or the target of two."""
     order = [known[int(i)] for i in rng.permutation(len(known))]
     return (
         [(name, order[(i + 1) % len(order)]) for i, name in enumerate(order)][:most] if len(order) > 1 else []

@@ -1,4 +1,4 @@
-"""Section *finder*: the search for a gate that is told no names, beside the study's own.
+"""Section *finder*: the search for a gate without using names, in addition to the study's own.
 
 The study asks about one token, the end of the image. :func:`gatelens.studies.find_gate` ranks every position of the
 picture and after it by what it does, and says how few of them carry the picture to the answer, wherever they stand.

@@ -6,7 +6,7 @@ image-side positions that stand out in attention, by layer of the residual strea
 - *overlap*: the paper's χ^{l,gt}, the share of a prompt's k nearest neighbours (Euclidean) that have its class;
 - *probe*: cross-validated accuracy of a linear map (:func:`gatelens.measures.probe.linear_probe`);
 - *overlap with the gate*: the share of nearest neighbours that the place has in common with the gate
-  (Doimo et al., NeurIPS 2020): whether the two arrange the pictures alike.
+  (Doimo et al., NeurIPS 2020): whether the two arrange the pictures in the same way.
 
 There is no evidence for the verdict in it. A narrow gate must hold the class, but so may any token after the picture
 in a model whose text reads the image tokens directly, and a class that neither neighbours nor a linear map find may

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to stand beside a run of the same model: not results of this package."""
+"""The paper's own numbers, shown next to a run of the same model: not results of this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From the numbers to words: is there a narrow gate, or do many image tokens speak to the text?
 
-The knockout decides; attention and patching are evidence beside it, and the verdict says where they disagree. Where
+The knockout decides; attention and patching are further evidence, and the verdict says where they disagree. Where
 both cuts remove most, patching decides which of them does damage (:func:`told_from_damage`).
 For each task, with *floor* what is left when gate and image are both cut off from the text (for classes at
 least 1 / number of classes, for questions at least what is guessed from the question alone), the share of the
@@ -31,7 +31,7 @@ LEAST_ABOVE_FLOOR = 0.1  # accuracy (or CIDEr-D) the picture must be worth for a
 EITHER = "either path alone is enough"
 NEEDED = "both paths are needed"
 BEYOND = "Above 100 %, answers with the cut are worse than without any picture: the cut does damage besides."
-DAMAGE = "cutting the {cut} too removes most, by damage: taken from another picture, the gate turns {turns} answers"
+DAMAGE = "cutting the {cut} too removes most, by damage: taken from another picture, the gate changes {turns} answers"
 ATTENTION = "attention share"  # what its evidence is called
 PATCHED, PATCHED_INPUT = "patching the gate", "patching the gate’s attention input"
 FEWEST = 20  # examples of a task
@@ -66,7 +66,7 @@ def task_verdicts(
 
     Columns ``how, task, metric, n, none, chance, floor, worth, gate, gate_low, gate_high, image, image_low, image_high,
     verdict, why``; intervals are over examples, the cuts paired (95 %). ``chances``: what a blind guesser
-    scores in a task, below which its floor cannot lie.
+    scores in a task, a lower limit for its floor.
     """
     rows = []
     for (how, task), part in predictions.groupby(["how", "task"], sort=False):
@@ -312,7 +312,7 @@ def _knockout_evidence(row: dict[str, Any]) -> dict[str, str]:
 
 
 def gate_stands_out(share: float, n_positions: int) -> bool:
-    """Whether a share of the attention to an image side of so many positions is that of a gate."""
+    """Whether a share of the attention to an image side with this number of positions is that of a gate."""
     return share >= max(GATE_SHARE, GATE_TIMES / n_positions)
 
 
@@ -355,7 +355,7 @@ def patching_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
         f"the gate's residual stream of another picture flips the prediction to that picture's in {_of_pairs(best)} "
         f"{where}" + (f"; only {int(best.n)} pairs, at least {FEWEST} are needed" if few else "")
     )
-    line = f"another picture’s gate turns {_of_pairs(best)} to that picture’s answer" + (
+    line = f"another picture’s gate changes {_of_pairs(best)} to that picture’s answer" + (
         f" (layer {int(best.layer)}, the best)" if best["mean"] > 0 else ""
     )
     says = INCONCLUSIVE if few else _turns(best)
@@ -373,7 +373,7 @@ def attention_input_evidence(table: pd.DataFrame) -> list[dict[str, str]]:
     if n < FEWEST:
         text = f"only {n} pairs have two right clean predictions, at least {FEWEST} are needed"
         return [{"kind": PATCHED_INPUT, "says": INCONCLUSIVE, "text": text, "line": text}]
-    line = f"all that is read at the gate, from another picture, turns {_of_pairs(rows.iloc[0])}"
+    line = f"all that is read at the gate, from another picture, changes {_of_pairs(rows.iloc[0])}"
     text = (
         "with all that the attention reads at the gate taken from another picture, in every layer, the prediction is "
         f"that picture's class in {_of_pairs(rows.iloc[0])}"

@@ -66,7 +66,7 @@ METHOD = {
         "117 studies of 200 examples erred. See the page Statistics of the documentation."
     ),
     "evidence": (
-        f"Patching says narrow where the interval of answers turned lies above {percent(FLIPS[1])}, distributed below "
+        f"Patching says narrow where the interval of answers changed lies above {percent(FLIPS[1])}, distributed below "
         f"{percent(FLIPS[0])}. A truth on the bound is misjudged in 3 of 100 studies. Attention says narrow where the "
         f"gate takes at least {percent(GATE_SHARE)} of the image side’s attention in some layer, and {GATE_TIMES:g} "
         "times an even share. Random scores hardly ever do."

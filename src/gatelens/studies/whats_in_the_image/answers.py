@@ -1,7 +1,7 @@
-"""What a compressed context costs and saves: questions answered from it, beside the full context.
+"""What a compressed context costs and saves: questions answered from it and from the full context.
 
 Of every picture a description prompt is run once (:mod:`gatelens.engine.compression`); then all its questions are
-answered from contexts of several sizes. Two more rows stand beside them, neither compressed: ``asked afresh``
+answered from contexts of several sizes. Two more rows are added, neither compressed: ``asked afresh``
 puts each question into a prompt of its own with the picture, as one would without any of this, and
 ``description re-prompt`` puts it after the description's words, without the picture (Kaduri et al. 2025).
 """
@@ -60,7 +60,7 @@ def answer_all(
         others: whether to ask afresh and after the description's words as well.
         batch_size: pictures at once.
         score: (answer, accepted answers) to a number from 0 to 1.
-        joint: stands between the prompt and a question.
+        joint: the text between the prompt and a question.
         chat: whether ``prompt`` becomes a user turn; questions are appended as they are.
 
     Returns:

@@ -159,7 +159,7 @@ def evidence(run: Run) -> list[Evidence]:
 
 
 def page(run: Run) -> list[Card]:
-    """The trade-off, and MME's scores beside those of the paper."""
+    """The trade-off, and MME's scores next to those of the paper."""
     if not run.has("trade_off"):
         return []
     trade = run.table("trade_off")
@@ -208,7 +208,7 @@ def _trade_off_block(trade: pd.DataFrame) -> Table:
 
 
 def _mme_block(scores: pd.DataFrame) -> Table:
-    """ACC and ACC+ of every context, beside what the paper reports for its model."""
+    """ACC and ACC+ of every context, next to what the paper reports for its model."""
     rows: list[list[Cell]] = []
     for r in scores[scores.subset == MEAN].itertuples():
         reported = REPORTED.get(r.context)

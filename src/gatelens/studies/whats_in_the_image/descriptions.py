@@ -225,12 +225,12 @@ def evidence(run: Run) -> list[Evidence]:
     if run.has("localisation"):
         best = _best(run.table("localisation"))
         text = (
-            "the word of a named object looks hardest at a point of that object in "
+            "the word of a named object attends most to a point of that object in "
             f"{percent_cell(best.hit, best.hit_low, best.hit_high)} of {int(best.n)} cases in "
             f"{_band(best)}, the best; chance is {percent(best.chance)}"
         )
         hit = percent_cell(best.hit, best.hit_low, best.hit_high)
-        line = f"an object’s word looks hardest at it in {hit} of {int(best.n)} cases; chance {percent(best.chance)}"
+        line = f"an object’s word attends most to it in {hit} of {int(best.n)} cases; chance {percent(best.chance)}"
         notes.append(
             {"kind": "localisation", "says": NOTE, "text": text, "line": line, "link": "#localisation"}
         )
@@ -323,7 +323,7 @@ def token_types_figure(types: pd.DataFrame, dark: bool = False) -> NotebookFigur
 
 
 def localisation_figure(places: pd.DataFrame, dark: bool = False) -> NotebookFigure:
-    """How often an object's word looks hardest at a point of the object, by layers, with chance beside it."""
+    """How often an object's word attends most to a point of the object, by layers, with chance."""
     line = places.sort_values("first")
     single = bool((line["first"] == line["last"]).all())
     layers = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(line["first"], line["last"], strict=True)]

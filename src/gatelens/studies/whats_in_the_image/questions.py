@@ -23,7 +23,7 @@ def draw_questions(data: Dataset, n: int | None, seed: int) -> list[Example]:
 
     Args:
         data: the data set.
-        n: at most so many pictures; None is all of MME, or 60 of any other.
+        n: the maximum number of pictures; None is all of MME, or 60 of any other.
         seed: draws them.
 
     Raises:

@@ -72,7 +72,7 @@ def scored(
     """Texts under knockouts with their scores.
 
     Args:
-        texts: ``id`` and ``text`` beside the columns of ``PLACE``.
+        texts: ``id`` and ``text`` besides the columns of ``PLACE``.
         descriptions: the unmodified description of each picture.
         truth: the objects of each picture, None where they are not known.
         judge: says which objects a text names.

@@ -226,7 +226,7 @@ def summary(run: Run) -> list[str]:
     lines = [said["headline"], said["sentence"]]
     if said["planted"] is not None and said["planted"]["accordingly"] is not None:
         come = "come" if said["planted"]["accordingly"] else "do not come"
-        lines.append(f"what was planted in this model is known: the configurations {come} out accordingly")
+        lines.append(f"what was planted in this model is known: the configurations {come} out as expected")
     return lines
 
 

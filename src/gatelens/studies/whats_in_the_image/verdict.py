@@ -105,7 +105,7 @@ def _kept(scores: pd.DataFrame, n_boot: int, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"floor": floor, "worth": worth}
     draws = _draws(columns, n_boot, seed)
     if not reason and (worth < LEAST_WORTH or middle(draws["worth"])[0] <= 0):
-        reason = f"without sight of the image F1 is still {floor:.2f}: nothing to keep or lose"
+        reason = f"without the image F1 is still {floor:.2f}: nothing to keep or lose"
     for name, values in (("generated", columns[0]), ("query", columns[1])):
         low = high = share = float("nan")
         if not reason:

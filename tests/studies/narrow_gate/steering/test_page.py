@@ -49,7 +49,7 @@ def run() -> Run:
 def test_dose_curve_shows_the_table() -> None:
     left, right = dose_curve(table(), layers()).axes
     lines = {str(line.get_label()): line for line in right.lines}
-    turned = lines["answers turned to the target class"]
+    turned = lines["answers changed to the target class"]
     assert list(turned.get_xdata()) == [0, 1, 2] and list(turned.get_ydata()) == [0.0, 0.9, 0.7]
     assert turned.get_color() == palette(False).gate
     cost = lines["other questions right"]

@@ -80,7 +80,7 @@ def attention_positions(
 ) -> NotebookFigure:
     """Share of every position of the image side, in its highest layer and in the mean over layers.
 
-    ``positions`` is a study's ``attention_positions`` table; ``least`` and ``times`` an even share stand as lines.
+    ``positions`` is a study's ``attention_positions`` table; ``least`` and ``times`` an even share are drawn as lines.
     """
     each = table.groupby(["kind", "index"], sort=False).agg(
         order=("order", "first"), highest=("share", "max"), mean=("share", "mean")

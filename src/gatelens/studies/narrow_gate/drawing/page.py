@@ -139,8 +139,8 @@ def said(table: pd.DataFrame) -> Table:
     """What the model says of the picture under the same edits."""
     part = table[table.measure.isin(SAYS) & (table.prompt == table.prompt.iloc[0])]
     caption = (
-        "The same edits while the model says the plate’s colour in the prompt’s picture. An edit that turns what is "
-        "said but not what is drawn acts on the path of words alone."
+        "The same edits while the model says the plate’s colour in the prompt’s picture. An edit that changes what is "
+        "said but not what is drawn acts only on the path of words."
     )
     return _grid(part, caption, title="Said, not drawn")
 

@@ -2,7 +2,7 @@
 
 The paper leaves image generation to future work. A native model is asked to draw after a picture of something
 else; paths from that picture into the drawing are cut, and the gate is patched or steered. What the same edits of
-the gate do to a *said* answer stands beside it: the check that they are edits that can do something.
+the gate do to a *said* answer is shown next to it: the check that they are edits that can do something.
 """
 
 from __future__ import annotations

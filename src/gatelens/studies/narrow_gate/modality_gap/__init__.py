@@ -1,1 +1,1 @@
-"""Section *modality gap*: how far image tokens stand from text tokens in the residual stream."""
+"""Section *modality gap*: how far image tokens are from text tokens in the residual stream."""

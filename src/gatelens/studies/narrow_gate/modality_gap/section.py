@@ -1,4 +1,4 @@
-"""Section *modality gap*: how far image tokens stand from text tokens in the residual stream, by layer.
+"""Section *modality gap*: how far image tokens are from text tokens in the residual stream, by layer.
 
 As the paper measures it (NG, section 3): of every picture with its caption one image token and one text token are
 drawn; the median of |cos| over all pairs of an image and a text token, and the homogeneity by modality of the clusters

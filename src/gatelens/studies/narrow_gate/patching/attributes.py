@@ -2,7 +2,7 @@
 
 Two pictures are asked the same question and have different answers. The gate comes from the other picture's run, and
 the answer that comes out tells whether it holds what the question asks for. The kinds of question are what the data
-call them; how deep a fact stands is the layer in which taking the gate over changes most answers.
+call them; the depth of a fact is the layer in which replacing the gate changes most answers.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def summarise_attributes(pairs: pd.DataFrame, n_boot: int, seed: int) -> pd.Data
 
 
 def depths(table: pd.DataFrame) -> pd.DataFrame:
-    """How deep each attribute stands at the gate, off :func:`summarise_attributes`.
+    """The depth of each attribute at the gate, from :func:`summarise_attributes`.
 
     ``attribute, layer, mean, low, high, n, first, last``: the layer of the highest share, and the layers around it in
-    which it is at least half as high; −1 where the gate turns no answer measurably in any layer.
+    which it is at least half as high; −1 where the gate changes no answer measurably in any layer.
     """
     rows = []
     for name, part in table.groupby("attribute", sort=False):

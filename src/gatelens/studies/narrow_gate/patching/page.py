@@ -72,7 +72,7 @@ def cards(run: Run) -> list[Card]:
 
 
 def _finding(run: Run) -> str:
-    """How many answers the gate of another picture turns, or the best layer for each attribute."""
+    """How many answers the gate of another picture changes, or the best layer for each attribute."""
     if run.has("patching_depths"):
         found = run.table("patching_depths").to_dict("records")
         return "best layer: " + ", ".join(
@@ -80,7 +80,7 @@ def _finding(run: Run) -> str:
         )
     table = run.table("patching")
     flips = table[(table.measure == "flipped") & (table.layer >= 0)]["mean"]
-    return f"turns at most {percent(flips.max())} of predictions" if len(flips) else ""
+    return f"changes at most {percent(flips.max())} of predictions" if len(flips) else ""
 
 
 def _caption(table: pd.DataFrame) -> str:
@@ -113,9 +113,9 @@ def _depth_table(table: pd.DataFrame) -> Table:
     ]
     header = [
         "what is asked",
-        "layer that turns\nmost answers",
-        "turned there",
-        "layers that turn\nhalf as many",
+        "layer that changes\nmost answers",
+        "changed there",
+        "layers that change\nhalf as many",
     ]
     text = "The layer is the best of these same pairs, so its share is a little too high."
     return Table(header, rows, text)

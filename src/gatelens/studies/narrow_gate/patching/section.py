@@ -292,7 +292,7 @@ def conclude(setup: Setup, measured: Measured) -> Mapping[str, Any]:
 
 
 def evidence(run: Run) -> list[Evidence]:
-    """What the two curves say, and how deep each attribute stands."""
+    """What the two curves say, and the depth of each attribute."""
     said = patching_evidence(run.table("patching"))
     if said and run.has("patching_depths"):
         said[0]["text"] += f". The gate holds {in_words(run.table('patching_depths'))}"

@@ -157,8 +157,8 @@ def answers(items: Sequence[Item], logits: Float[Tensor, "batch d_vocab"], label
 
 
 def chosen_layer(fitted: pd.DataFrame, place: str = "gate") -> int:
-    """The layer in which the directions turn most of the fitting half, over all pairs; of equals, the one that makes
-    the target likelier, then the first.
+    """The layer in which the directions change most answers of the fitting half, over all pairs; of equals, the one
+    that makes the target more likely, then the first.
 
     Raises:
         DataError: nothing was fitted at that place.

@@ -1,4 +1,4 @@
-"""A direction added at the gate, on the page: what it turns and what it costs."""
+"""A direction added at the gate, on the page: what it changes and what it costs."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def cards(run: Run) -> list[Card]:
 
 
 def _finding(table: pd.DataFrame) -> str:
-    """What dose 1 turns."""
+    """The share of answers that dose 1 changes."""
     part = table[(table.pair == ALL) & (table.measure == SUCCESS) & (table.dose == 1.0)]
     by_direction = part.groupby("direction")["mean"].first()
     if MEANS not in by_direction:
         return ""
     random = f" (random direction {percent(by_direction[RANDOM])})" if RANDOM in by_direction else ""
-    return f"dose 1 turns {percent(by_direction[MEANS])} of answers{random}"
+    return f"dose 1 changes {percent(by_direction[MEANS])} of answers{random}"
 
 
 def _table(table: pd.DataFrame, layers: pd.DataFrame) -> Table:
@@ -111,7 +111,7 @@ def _table(table: pd.DataFrame, layers: pd.DataFrame) -> Table:
     controls = [n for n in names if isinstance(n, str) and n.startswith((RANDOM, OTHER, REFERENCE))]
     layer = int(layers[(layers.place == "gate") & layers.chosen].layer.iloc[0])
     caption = (
-        "The best dose turns most answers and leaves questions and captions as they were. The directions are in "
+        "The best dose changes most answers and leaves questions and captions as they were. The directions are in "
         "directions.safetensors: "
         f'gl.steer(load_file("directions.safetensors")["BASE-TARGET"], at="gate", layers=[{layer}], scale=1.0).'
     )
@@ -145,7 +145,7 @@ def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) ->
         _by_layer(left, layers, p)
         part = table[table.pair == ALL]
         lines = [
-            (MEANS, SUCCESS, "answers turned to the target class", p.gate, "-", "o"),
+            (MEANS, SUCCESS, "answers changed to the target class", p.gate, "-", "o"),
             (RANDOM, SUCCESS, "the same, random direction", p.neutral, "-", "o"),
             (OTHER, SUCCESS, "the same, another pair’s direction", p.neutral, ":", "s"),
             (MEANS, VQA, "other questions right", p.image, "-", "o"),

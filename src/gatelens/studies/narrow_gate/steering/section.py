@@ -83,7 +83,7 @@ from gatelens.studies.section import (
 
 FIT = "fit"
 KINDS = ("pictures", "captions", "questions")  # what is steered; also the tables of the answers
-FEWEST_TO_FIT = 10  # pictures of a class, for a direction that turns little to mean anything
+FEWEST_TO_FIT = 10  # pictures of a class, for a direction that changes little to mean anything
 SHOWN, SHOWN_DOSES = 4, (0.0, 0.5, 1.0, 2.0, 4.0)  # pictures on the page, and the doses of their captions
 
 
@@ -345,16 +345,18 @@ def evidence(run: Run) -> list[Evidence]:
         if n_fit < FEWEST_TO_FIT:
             says = INCONCLUSIVE
             note = f"; a class mean of {n_fit} pictures says little, at least {FEWEST_TO_FIT} are needed"
-    most = f"no dose up to {above.index.max():g} turns more than that"
+    most = f"no dose up to {above.index.max():g} changes more than that"
     if best["mean"] > 0:
         most = f"at best, dose {best.name:g}, in {percent(best['mean'])}"
     text = (
-        f"the difference of class means added at the gate in layer {int(once.layer)} turns the answer to the target "
+        f"the difference of class means added at the gate in layer {int(once.layer)} changes the answer to the target "
         f"class in {percent_cell(once['mean'], once.low, once.high)} of {int(once.n)} pictures more "
-        f"than a random push of its length does; {most}{note}"
+        f"than a random direction of the same length does;  {most}{note}"
     )
     turned = percent_cell(once["mean"], once.low, once.high)
-    line = f"a class direction (layer {int(once.layer)}) turns {turned} more answers than a random one{note}"
+    line = (
+        f"a class direction (layer {int(once.layer)}) changes {turned} more answers than a random one{note}"
+    )
     return [{"kind": kind, "says": says, "text": text, "line": line}]
 
 
@@ -383,7 +385,7 @@ def _pushes(table: pd.DataFrame) -> pd.Series:
 
 SECTION = Section(
     "steering",
-    "a class direction added at the gate: what it turns, and what it costs",
+    "a class direction added at the gate: what it changes, and what it costs",
     batches,
     measure,
     conclude,

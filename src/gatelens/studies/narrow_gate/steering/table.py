@@ -1,4 +1,4 @@
-"""From steered answers to the table of section *steering*: what a push turns, and what it costs."""
+"""From steered answers to the table of section *steering*: what a push changes, and what it costs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(text: str, name: str) -> bool:
 def content_words(
     caption: str, leave_out: Sequence[str], wording: frozenset[str] = frozenset()
 ) -> Counter[str]:
-    """How often each word of a caption stands in it, without the names to leave out and the wording."""
+    """How often each word of a caption occurs in it, without the names to leave out and the wording."""
     text = caption.lower()
     for name in leave_out:
         text = re.sub(rf"\b{re.escape(name.lower())}(?:e?s)?\b", " ", text)
