@@ -133,7 +133,7 @@ INPUTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "positions below 0": ("position_ids", lambda x: -1 - x, "whole numbers from 0 on"),
     "positions float": ("position_ids", lambda x: x.float(), "whole numbers from 0 on"),
     "positions short": ("position_ids", lambda x: x[:, 1:], "one per token"),
-    "an unknown name": ("pixel_value", lambda x: torch.ones(2), "nothing .* did you mean 'pixel_values'"),
+    "an unknown name": ("pixel_value", lambda x: torch.ones(2), "not an input .* did you mean 'pixel_values'"),
     "labels": ("labels", lambda x: torch.ones(2), "labels is not an input of"),
     "logits_to_keep": ("logits_to_keep", lambda x: 1, "logits_to_keep is not an input of"),
     "use_cache": ("use_cache", lambda x: True, "use_cache is not an input of"),

@@ -97,7 +97,7 @@ def test_layers_count_from_the_end_and_targets_can_be_one_each(tiny: Any, batch:
 
 def test_refusals(tiny: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     for bad in ([4], [1.5], ["last"]):
-        with pytest.raises(InputError, match=r"is none of 0 … 3 \(3 is the model's own output\)"):
+        with pytest.raises(InputError, match=r"is not one of 0 … 3 \(3 is the model's own output\)"):
             gl.logit_lens(tiny, batch, layers=bad)
     with pytest.raises(InputError, match="top=0: give how many"):
         gl.logit_lens(tiny, batch, top=0)
