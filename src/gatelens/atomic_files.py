@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all; OutputError says that the disk refused."""
+"""Files and folders written completely or not at all; OutputError says what the disk refused."""
 
 from __future__ import annotations
 

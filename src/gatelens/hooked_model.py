@@ -172,7 +172,7 @@ class HookPoints:
     def resolve(self, name: HookName) -> list[tuple[str, HookPoint]]:
         """The points of a name or of a predicate on names, each once, with the name it was asked for by.
 
-        A point that a predicate knows by several names goes by its own. Points that wait for a switch are none of a
+        A point with several names that satisfy a predicate has its own. Points that wait for a switch are left out of a
         predicate's.
 
         Raises:

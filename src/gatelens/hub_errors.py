@@ -1,4 +1,4 @@
-"""Why a repository of the Hugging Face hub cannot be had, and what to do about it."""
+"""Why a repository of the Hugging Face hub cannot be loaded, and what to do about it."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ class VLMInputs:
 
 
 def next_position_ids(position_ids: Tensor, step: int) -> Tensor:
-    """Positions of the token ``step`` after the prompt: one after the highest, in every stream alike."""
+    """Positions of the token ``step`` after the prompt: one after the highest, the same in every stream."""
     highest = position_ids.amax(dim=-1, keepdim=True)
     if highest.ndim == 3:  # streams of time, height and width run together again after a picture
         highest = highest.amax(dim=0, keepdim=True).expand_as(highest)

@@ -1,4 +1,4 @@
-"""Pictures: one reader for every way in, whatever a picture comes as.
+"""Pictures: one reader for every kind of input.
 
 What is read is upright RGB of 8 bits: a photo is turned as its EXIF data says, transparency becomes white, of an
 animation the first frame is taken, CMYK is converted without a colour profile. Grey of 16 bits is scaled

@@ -176,7 +176,7 @@ def test_a_folded_norm_changes_nothing(picture: Any) -> None:
 
 def test_tokens_a_model_never_writes_are_refused(tiny_chameleon: Any, picture: Any) -> None:
     inputs = tiny_chameleon.prepare(picture, "this <image> animal is a")
-    with pytest.raises(ModelError, match="these tokens, in another way"):
+    with pytest.raises(ModelError, match="these tokens, differently"):
         gl.attribute(tiny_chameleon, inputs, 20)  # an image token: its logit is overwritten
 
 

@@ -1,4 +1,4 @@
-"""Who each kept row is."""
+"""The index of the kept rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the files of each shard, written when it is whole, and whether they still are as they were.
+"""What is known about the files of each shard, written when it is complete, and whether they are unchanged.
 
 A file that was touched after the record was written (changed, copied, restored) is compared with its checksum when a
 process first reads it. Others are trusted, so that reading costs no more than the copy.

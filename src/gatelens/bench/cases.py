@@ -141,7 +141,7 @@ class Prediction:
     Attributes:
         scores: a number for every position of the prompt, or for every layer and position; higher carries more.
         positions: those that carry the picture; None leaves it to the :class:`Rule` of the run.
-        size: the least and the most positions there can be; None where a method gives no interval.
+        size: the minimum and maximum number of positions; None where a method gives no interval.
     """
 
     scores: Any
@@ -195,7 +195,7 @@ def read(given: Any, task: Task, n_layers: int) -> Prediction:
     if wrong is not None:
         raise MethodError(f"chose position {wrong}, which is not a candidate: choose among task.candidates")
     if one.size is not None and not 0 <= one.size[0] <= one.size[1]:
-        raise MethodError(f"gave the size {one.size}: give the least and the most")
+        raise MethodError(f"gave the size {one.size}: give the minimum and the maximum")
     return Prediction(scores, positions, one.size)
 
 

@@ -1,4 +1,4 @@
-"""What a plant is declared to be, drawn from a seed, before it is made: see :data:`KINDS` for what there is.
+"""What a plant is declared to be, drawn from a seed, before it is made: see :data:`KINDS` for the kinds.
 
 Kinds of a plain read, in which the answering position copies what carriers hold:
 

@@ -2,7 +2,7 @@
 
 A gated MLP computes ``silu(gate) · up``. The difference of two steep ones is a ramp between two constants, and
 ``silu(x) · y - silu(-x) · y`` is exactly ``x · y``. ``up`` and all thresholds are read from the coordinate of a
-position's kind, so that a neuron is 0 at positions of other kinds, and the norm before the MLP scales both alike.
+position's kind, so that a neuron is 0 at positions of other kinds, and the norm before the MLP scales both equally.
 """
 
 from __future__ import annotations

@@ -191,12 +191,12 @@ def score(
         method: a function of a model and a :class:`~gatelens.bench.cases.Task` that gives a score for every position,
             Float[pos], or by layer, Float[layer, pos]; or a :class:`~gatelens.bench.cases.Prediction`, which may name
             the set and an interval of its size. Or several, by name.
-        plants: how many, or their numbers; or cases of one's own: by name, functions that make a
+        plants: how many, or their numbers; or your own cases: by name, functions that make a
             :class:`~gatelens.bench.cases.Case` each.
         split: ``"dev"``, to develop and tune a method, or ``"heldout"``, to report it.
         rules: by method, how scores become a set where it names none; by default those of at least half the highest.
         pictures: of a question.
-        out: a folder that keeps what is measured; the same call goes on there.
+        out: a folder that keeps what is measured; the same call resumes there.
         workers: the number of processes.
 
     Raises:

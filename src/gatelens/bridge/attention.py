@@ -1,4 +1,4 @@
-"""One attention for every family: transformers' own, with TransformerLens' hook points standing inside it.
+"""One attention for every family: transformers' own, with TransformerLens' hook points inside it.
 
 transformers computes queries, keys and values (norms, rotary angles of one or three streams, scaling) and
 then calls whichever attention function its config names. That function is ours: it fires ``hook_rot_q`` and

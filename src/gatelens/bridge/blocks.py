@@ -1,4 +1,4 @@
-"""Decoder layers that are left out of a pass, joined by more examples, or computed again on the way back."""
+"""Decoder layers that are left out of a pass, joined by more examples, or recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def joined_blocks(bridge: Any, joining: Mapping[int, Tensor], in_tuples: bool) -
 
 @contextmanager
 def recompute_blocks(bridge: Any, but_last: int) -> Iterator[None]:
-    """Let each block keep its input alone for the way back and compute the rest again there (arXiv 1604.06174).
+    """Let each block keep only its input for the backward pass and recompute the rest there (arXiv 1604.06174).
 
-    The last ``but_last`` blocks, which the way back comes to first, keep all. Gradients have to be taken before this
-    ends, as hooks fire again on the way back. Blocks that are skipped stay so.
+    The last ``but_last`` blocks, which the backward pass reaches first, keep everything. Gradients must be taken before
+    this ends, as hooks fire again in the backward pass. Skipped blocks stay skipped.
     """
     with ExitStack() as stack:
         blocks = list(bridge.blocks)

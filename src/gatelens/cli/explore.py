@@ -1,4 +1,4 @@
-"""``gatelens explore``: a local page on which one prompt is changed and watched."""
+"""``gatelens explore``: a local page to intervene on one prompt and watch the effect."""
 
 from __future__ import annotations
 

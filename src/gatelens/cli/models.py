@@ -1,4 +1,4 @@
-"""``gatelens models`` and ``tokens``: what is known, and how a prompt is read."""
+"""``gatelens models`` and ``tokens``: the supported models, and how a prompt is read."""
 
 from __future__ import annotations
 

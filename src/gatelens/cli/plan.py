@@ -1,4 +1,4 @@
-"""``gatelens plan``: what an experiment needs, before any weight is there."""
+"""``gatelens plan``: what an experiment needs, before any weights are downloaded."""
 
 from __future__ import annotations
 

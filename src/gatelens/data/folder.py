@@ -173,7 +173,7 @@ class Folder(Named):
         return _Row(number, _tasks(values), values, facts)
 
     def _inside(self, name: str) -> Path:
-        """A file of the folder, which may not lead out of it: a table may come from anywhere."""
+        """A file of the folder, which may not be outside it: a table may come from anywhere."""
         path = self.path / name
         end = os.path.realpath(path)
         if Path(name).is_absolute() or not Path(end).is_relative_to(self._root):

@@ -72,7 +72,7 @@ class Decoder:
         return 2 * self.n_kv * self.d_head * self.width
 
     def layer(self, rows: int, n_pos: int, stepwise: int = 0) -> int:
-        """Bytes that a layer holds at once while it computes so many rows over ``n_pos`` keys.
+        """Bytes that a layer holds at once while it computes this many rows over ``n_pos`` keys.
 
         ``stepwise``: of how many rows it builds scores and pattern.
         """

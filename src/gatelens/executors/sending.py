@@ -1,4 +1,4 @@
-"""Work as bytes. A model in it goes as where it was loaded from, and is loaded there again."""
+"""Work as bytes. A model is sent as the place it was loaded from, and loaded again on the worker."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def nothing_newer() -> None:
 
 
 class Recent:
-    """The last things that were made, by what they were made of."""
+    """The last results, by what they were made from."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -114,7 +114,7 @@ class Tiles:
         return chain(parts, pixel_rows=len(parts))
 
     def _unseen(self, n_tiles: int) -> PicturePlan:
-        """Without the picture's size, 2 x 3 tiles can't be told from 3 x 2: only the thumbnail has boxes."""
+        """Without the picture's size, 2 x 3 tiles can't be distinguished from 3 x 2: only the thumbnail has boxes."""
         size = (self.side[1], self.side[0])
         unknown = torch.full((self.n * self.n, 4), float("nan"))
         parts = [grid(unknown, self.n, size, tile=number) for number in range(1, n_tiles)]

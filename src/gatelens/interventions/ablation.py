@@ -1,4 +1,4 @@
-"""Ablation: replace activations by what carries less: nothing, a mean, all but a direction, an even pattern."""
+"""Ablation: replace activations by something that carries less: zero, a mean, all but a direction, an even pattern."""
 
 from __future__ import annotations
 

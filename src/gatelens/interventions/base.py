@@ -1,4 +1,4 @@
-"""What every intervention is: a frozen description that becomes plain hook functions.
+"""The base of all interventions: a frozen description that becomes plain hook functions.
 
 An intervention names positions (selectors), layers, perhaps heads, and a site. It holds no model. Given a
 :class:`~gatelens.tokens.TokenMap` it becomes ``(hook name, function)`` pairs in TransformerLens' sense.
@@ -130,7 +130,7 @@ class Reach:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Intervention(ABC):
-    """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of one's own."""
+    """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of your own."""
 
     layers: Indices = field(default=None, kw_only=True)
     masks: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False)  # of its selectors

@@ -1,4 +1,4 @@
-"""Activation patching: put activations of another run in the place of this run's.
+"""Activation patching: replace activations by those of another run.
 
 Positions are paired by their role, not by their number: the k-th position a selector names in this
 prompt takes the activation of the k-th position it names in the other, so prompts of different length can be

@@ -1,4 +1,4 @@
-"""The rows an edit is about, and attention patterns made for them."""
+"""The rows an edit changes, and attention patterns made for them."""
 
 from __future__ import annotations
 

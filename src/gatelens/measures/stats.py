@@ -1,11 +1,11 @@
-"""How sure a mean is: intervals over examples, and tables of means with their intervals.
+"""How certain a mean is: intervals over examples, and tables of means with their intervals.
 
 :func:`mean_interval` decides for every mean of the package:
 
 - a proportion (outcomes of 0 and 1) has Wilson's score interval;
 - other scores between known bounds (partial credit, outcomes averaged over repeats, differences of outcomes of the same
   examples) have a Bayesian bootstrap in which one made-up example, half of it at each bound, stands for what was
-  not drawn. For a proportion this is Jeffreys' interval. It has a width however alike the values are, where
+  not drawn. For a proportion this is Jeffreys' interval. It has a width however similar the values are, where
   resampling the values alone finds none;
 - values without bounds (nats, CIDEr-D), and quantities that are measured and not scored, whose bounds say nothing of
   what was not drawn (attention, overlaps), have the BCa bootstrap.
@@ -34,7 +34,7 @@ SHARE: Bounds = (0.0, 1.0)
 CHANGE: Bounds = (-1.0, 1.0)  # the difference of two shares
 IN_WORDS = (
     "95 %. Wilson’s for proportions. A Bayesian bootstrap for other scores between known bounds. One made-up example "
-    "stands for what was not drawn, so it has a width however alike the examples score. The BCa bootstrap for all "
+    "stands for what was not drawn, so it has a width however similar the scores are. The BCa bootstrap for all "
     "other "
     "values (CIDEr-D, nats, attention, overlaps)."
 )
@@ -58,7 +58,7 @@ def mean_interval(
 
     Args:
         values: one per example.
-        bounds: the least and the most an example can score, whether or not any does: :data:`SHARE`, :data:`CHANGE`
+        bounds: the minimum and maximum of an example's score, whether or not any does: :data:`SHARE`, :data:`CHANGE`
             for differences; None where there are none, or values are measured and not scored.
         n_boot, seed: of the intervals that are drawn.
         level: 0.95 means a 95 % interval.
@@ -130,11 +130,11 @@ def drawn_means(
 
     The Bayesian bootstrap (Rubin, Ann. Statist. 9 (1981) 130): in each draw every example has a random weight, the same
     in all columns. Made-up examples, one for every way in which the columns can take their bounds, share the weight
-    of a single example. Without them a column whose values are all alike would seem to be known exactly.
+    of a single example. Without them a column whose values are all equal would seem to be known exactly.
 
     Args:
         columns: paired by example.
-        bounds: the least and the most a value can be, in every column; None adds no examples.
+        bounds: the minimum and maximum of a value, in every column; None adds no examples.
         n_boot, seed: draws. One seed gives the same weights for columns of one length.
 
     Raises:
@@ -223,7 +223,7 @@ def summary(
             a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a
             table without ``id`` it is ``example``, as of a sweep.
-        bounds: the least and the most a value can be (:func:`mean_interval`), of all measures or by its name in
+        bounds: the minimum and maximum of a value (:func:`mean_interval`), of all measures or by its name in
             ``values``; a measure that is not named has none.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
         missing: what NaN means: an error, or a unit that is left out; a group without any unit left has no row.

@@ -1,4 +1,4 @@
-"""Which layers carry an effect, read off a curve of knockouts instead of set by hand.
+"""Which layers carry an effect, read off a curve of knockouts rather than set by hand.
 
 WI reports that the middle quarter of the layers carries most of the flow from image to text, with windows set by hand
 (layers 4–20 of 32, 20–40 of 80). Here the effect of each layer is read off the knockouts, and decides on the window.

@@ -1,4 +1,4 @@
-"""Differences: a model stored as what to add to the weights of another one.
+"""Differences: a model stored as a difference from the weights of another one.
 
 A file of safetensors holds, for a weight, either two factors of low rank, ``NAME:up`` and ``NAME:down``, whose product
 is added to it, or ``NAME:added``, which is added itself; and in its metadata the checksum of the weights that it

@@ -237,7 +237,7 @@ def check_shape(model: HookedModel, pixels: Tensor) -> None:
 def check_counts(
     model: HookedModel, plans: list[list[PicturePlan]], pixels: Tensor | None, rest: dict[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    """How many rows of the tensors that go by picture belong to each example.
+    """How many rows of the tensors with a row per picture belong to each example.
 
     Raises:
         InputError: pixel values, placeholders and the other tensors do not fit together.

@@ -1,4 +1,4 @@
-"""TransformerLens' bridge as a VLM has it: its names, its words, its weights.
+"""TransformerLens' bridge for a VLM: its names, its words, its weights.
 
 Whatever runs the model is in :mod:`gatelens.model.hooked_bridge`; ``docs/transformer-lens.md`` lists every name with
 its proof.

@@ -55,7 +55,7 @@ def write(name: str, model: HookedVLM, training: dict[str, Any], measured: dict[
 
 
 def past_the_gate(truth: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Facts that are answered with the gate cut more often than by what knows nothing, the whole interval being above.
+    """Facts that are answered with the gate cut more often than by guessing, the whole interval being above.
 
     Two things know nothing of the picture: the best constant answer, and the model with picture and gate both hidden
     before the softmax.

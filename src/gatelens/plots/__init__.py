@@ -1,1 +1,1 @@
-"""How numbers look: curves, bars, maps, heads, pages. Knows no study."""
+"""Figures and pages: curves, bars, maps, heads. Independent of any study."""

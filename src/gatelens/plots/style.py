@@ -57,7 +57,7 @@ class Palette:
 
 
 # gate, image and third are vermilion, blue and bluish green after Okabe and Ito (2008), the green darker so that
-# lightness differs too. No two colours of LIGHT are alike: a page finds them in a figure by their values.
+# lightness differs too. No two colours of LIGHT are the same: a page finds them in a figure by their values.
 LIGHT = Palette(
     "#ffffff", "#1d2430", "#5b6675", "#e3e7ed", "#d15a00", "#0072b2", "#6b7686", "#c3cad4", "#006b4e"
 )

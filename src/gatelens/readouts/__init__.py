@@ -1,4 +1,4 @@
-"""What one looks at in runs: where a prediction comes from, what each layer would say, what each place carries."""
+"""What can be read from runs: where a prediction comes from, what each layer would say, what each place carries."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ def _result(
     if not error <= ROUNDING[parts.stream.at(0).dtype == torch.float32] * parts.size:
         raise ModelError(
             f"the parts by {by} sum to {total.tolist()} and the model says {own.tolist()}: in this model they "
-            "reach the logits, or these tokens, in another way"
+            "reach the logits, or these tokens, differently"
         )
     if "position" in labels:
         labels = pd.concat([labels, _shared_places(inputs, rows, labels["position"])], axis=1)

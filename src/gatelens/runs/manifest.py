@@ -1,4 +1,4 @@
-"""The manifest of a run: what was asked for, and with what; written once, and read with suspicion."""
+"""The manifest of a run: its settings and versions; written once, and checked when read."""
 
 from __future__ import annotations
 

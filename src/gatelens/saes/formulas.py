@@ -65,7 +65,7 @@ def decoded(features: Features, w: Weights, config: Mapping[str, Any]) -> Input:
 
 
 def normalized(x: Input, how: str) -> tuple[Input, Callable[[Input], Input]]:
-    """The input as the encoder wants it, and the way back."""
+    """The input as the encoder takes it, and the inverse."""
     if how == "layer_norm":
         mean, spread = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
         return (x - mean) / (spread + 1e-5), lambda y: y * spread + mean

@@ -21,7 +21,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors in a folder, under SAELens's names.
 
     Raises:
-        ModelError: a file is missing or damaged, or holds what would be computed in another way than it was trained.
+        ModelError: a file is missing or damaged, or holds what would be computed differently from how it was trained.
         OutputError: a file cannot be read.
     """
     weights = SPARSIFY if (folder / SPARSIFY).is_file() and not (folder / WEIGHTS).is_file() else WEIGHTS

@@ -183,7 +183,7 @@ class SAE:
         keep_error: bool = True,
         masks: Mapping[str, Any] | None = None,
     ) -> Splice:
-        """Put the autoencoder in the place of activations at ``at``, with some features changed, as an intervention.
+        """Replace activations at ``at`` by the autoencoder's, with some features changed, as an intervention.
 
         As in ``model.run(inputs, [sae.splice("image", ablate=[7])])``; in a sweep its runs share work as others do.
 
@@ -262,7 +262,7 @@ class SAE:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what would be computed in another way than it was trained."""
+    """Refuse what would be computed differently from how it was trained."""
     architecture = config.get("architecture")
     if architecture not in ENCODERS:
         known = ", ".join(ENCODERS)

@@ -1,4 +1,4 @@
-"""An autoencoder in the place of activations, as an intervention."""
+"""An autoencoder that replaces activations, as an intervention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studies there are, by name; a study is listed here once."""
+"""All studies by name; each is listed here once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is where: the role of every position of a batch, and the selector language that names positions."""
+"""The role of every position of a batch, and the selector language that names positions."""
 
 from gatelens.tokens.roles import Role
 from gatelens.tokens.selectors import Selection, SelectorLike

@@ -1,4 +1,4 @@
-"""The selector language: naming token positions by what they are.
+"""The selector language: naming token positions by role.
 
 Operators are Python's own, with Python's precedence, in text as between :class:`Selection` objects: ``~`` (not)
 binds tightest, then ``-`` (but not), then ``&`` (and), then ``|`` (or). Operators of one kind go from left to right.

@@ -1,4 +1,4 @@
-"""TokenMap: who is where in a batch of prompts, and where on the picture every image token looks."""
+"""TokenMap: the role of every position in a batch of prompts, and what every image token shows."""
 
 from __future__ import annotations
 

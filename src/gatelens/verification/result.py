@@ -1,4 +1,4 @@
-"""What a verification found, as one JSON file made to be sent: no path, user or machine is in it."""
+"""The result of a verification, as one JSON file made to be shared: no path, user or machine is in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in silence: edits that are lost, pictures that are not read, hooks that stay."""
+"""Silent failures: edits that are lost, pictures that are not read, hooks that stay."""
 
 from __future__ import annotations
 

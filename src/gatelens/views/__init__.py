@@ -1,4 +1,4 @@
-"""What one looks at: heads and overlays of a prompt, a run's figures and report, two runs side by side.
+"""Interactive views: heads and overlays of a prompt, a run's figures and report, two runs side by side.
 
 >>> logits, cache = model.run_with_cache(inputs)
 >>> view = gl.views.heads(cache, inputs, layer=3)

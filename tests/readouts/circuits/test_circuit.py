@@ -160,7 +160,7 @@ BAD: dict[str, tuple[Any, str]] = {
             "scores": maps_of(m, site="z"),
             "pairs": [pair_of(2, LONGER, LONGER)],
         },
-        "laid out otherwise than pair 0 .*: write 'role' for 'pos'",
+        "with another layout than pair 0 .*: write 'role' for 'pos'",
     ),
     "nothing to carry": ({"metric": lambda logits: logits[:, 0, 0]}, "there is nothing to restore"),
 }

@@ -71,7 +71,7 @@ def test_verdicts_in_words() -> None:
     assert some.verdict["verdict"] == "inconclusive" and "class name follows" in str(some)
     weak = made_up(joint_mean=0.02, joint_low=0.0, joint_high=0.05)
     assert weak.verdict["disagree"] == ["patching"]
-    assert "Evidence that does not agree: patching." in str(weak)
+    assert "Evidence that disagrees: patching." in str(weak)
     one = {
         "size": 3,
         "low": 1,

@@ -98,7 +98,7 @@ def test_disagreeing_evidence_is_named() -> None:
     said = verdict(narrow.table("tasks"), further, "<eoss>")
     assert said["verdict"] == "narrow"
     assert said["disagree"] == ["attention share", "patching the gate"]
-    assert "does not agree: attention share, patching the gate" in said["sentence"]
+    assert "disagrees: attention share, patching the gate" in said["sentence"]
     why = next(e["text"] for e in said["evidence"] if e["kind"] == "attention share")
     most = percent(narrow.table("tasks").image.max())
     assert f"looks at the image tokens without using them: cutting them off removes at most {most}" in why

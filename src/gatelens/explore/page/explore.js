@@ -160,7 +160,7 @@ const isSample = (prompt) => setup.samples.some((one) => one.prompt === prompt);
 
 function newPicture(id) {
   const sample = setup.samples.find((one) => one.id === id);
-  const asked = sample && isSample(state.prompt) ? { prompt: sample.prompt } : {}; // a text of one's own stays
+  const asked = sample && isSample(state.prompt) ? { prompt: sample.prompt } : {}; // the user's own text stays
   return { picture: id, region: null, look_at: null, ...asked };
 }
 

@@ -1,4 +1,4 @@
-"""What each graded organism is meant to be: which positions carry a fact of the picture to the answering row.
+"""What each graded organism is designed to be: which positions carry a fact of the picture to the answering row.
 
 Prompts are a picture and a question, so positions are the same in all of them: 0 and 1 begin the prompt, 2 to 65 are
 the picture's tokens, 66 is the end-of-image token, and the words begin at 67.

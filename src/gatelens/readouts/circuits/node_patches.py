@@ -58,7 +58,7 @@ class NodePatches:
             alike = tokens.roles.shape[1] == one.tokens.roles.shape[1]
             if one.cells.has_positions and not (alike and bool((tokens.roles == one.tokens.roles[:1]).all())):
                 raise InputError(
-                    f"scores has positions of a prompt that is laid out otherwise than {where}: write 'role' for 'pos'"
+                    f"scores has positions of a prompt with another layout than {where}: write 'role' for 'pos'"
                 )
         found: dict[Tap, Int[Tensor, "example pos head"]] = {}
         shape = (len(tokens.roles), tokens.n_pos)

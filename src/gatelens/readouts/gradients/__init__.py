@@ -1,4 +1,4 @@
-"""Gradients of a metric in the place of patches: one backward pass for all cells of a map, and how far off it is."""
+"""Gradients of a metric instead of patches: one backward pass for all cells of a map, and how far off it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gl.attribution_map``: gradients in the place of patches, with how far they are from them."""
+"""``gl.attribution_map``: gradients instead of patches, with how far they are from them."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Edge:
 
 
 class EdgeAxes:
-    """The axes of an edge map, in the place of those of a patching map.
+    """The axes of an edge map, instead of those of a patching map.
 
     Raises:
         ModelError: the model's parts do not add up to the stream in the way edges need.

@@ -1,10 +1,10 @@
-"""Passes forth and back: what a metric gains, to first order, by moving activations from the base to the source.
+"""Forward and backward passes: what a metric gains, to first order, by moving activations from the base to the source.
 
 The gradient at a cell is that of the edit by which the engine patches it, so both mean the same cell in every family.
 Parameters are left alone: a zero added to the rows of each tap is what the metric is differentiated by, and nothing
-below the first tap is part of the graph. Blocks are computed again on the way back (arXiv 1604.06174), but for as many
-of the last ones as :data:`KEPT_BYTES` holds. So what is held is these blocks' activations, or one block's where that is
-more, the stream between blocks, and the rows of the taps that were named.
+below the first tap is part of the graph. Blocks are recomputed in the backward pass (arXiv 1604.06174), except as many
+of the last ones as :data:`KEPT_BYTES` holds. So memory holds these blocks' activations, or one block's where that is
+more, the stream between blocks, and the rows of the named taps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Take: TypeAlias = Callable[
     [Tap, Float[Tensor, "step n ..."]], None
 ]  # takes the gradient of a tap, step by step
 MOST_ROWS = 4096  # of several steps computed at once
-KEPT_BYTES = 2**28  # of the insides of blocks, kept for the way back in the place of computing them again
+KEPT_BYTES = 2**28  # of the insides of blocks, kept for the backward pass instead of recomputing them
 
 
 class GradientPasses:

@@ -58,7 +58,7 @@ def search_line(result: SearchResult) -> str:
         return "the search is inconclusive" if said["verdict"] == INCONCLUSIVE else str(said["verdict"])
     bound = "" if one["size"] == 1 else "at most "
     if one["size"] is None:
-        return f"more than were cut of {len(result.places)} positions carry the picture"
+        return f"of {len(result.places)} positions, more carry the picture than were cut"
     where = f": {named(result.places, one['places'])}" if said["verdict"] == NARROW else ""
     size, verb = f"[{one['low']}, {one['high']}]", "carries" if one["size"] == 1 else "carry"
     share = percent(min(one["share"], 1.0))
@@ -141,7 +141,7 @@ def search_cards(result: SearchResult, name: str, title: str) -> list[Card]:
     """Figures, named from ``name`` on, and the strongest positions."""
     shown = (
         "Above: every candidate’s measures in prompt order, with 95 % intervals over examples. Orange: a narrow gate. "
-        "Below: what so many positions carry together."
+        "Below: what the strongest positions carry together."
     )
     blocks: list[Block] = [
         Chart(name, partial(gate_figure, result), shown, _with_interval(result.curves.drop(columns="added")))

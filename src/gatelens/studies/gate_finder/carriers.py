@@ -2,10 +2,10 @@
 
 A game says what a set of players is worth, in each of several pairs of examples: here players are positions of a
 prompt, and a set is worth the log-odds of the answer against the other picture's when only the set keeps its own
-activations and all others have the other picture's. Each player is asked three questions, as a share of the way from
-nobody to everybody:
+activations and all others have the other picture's. Each player has three measures, as shares of the
+difference between no players and all:
 
-- *alone*: what it adds to nobody. Players that stand in for each other are seen here;
+- *alone*: what it adds to no players. Players that can replace each other are seen here;
 - *last*: what it adds to all others. Players that only work together are seen here;
 - *shared*: what it adds on average over random orders of the players, its Shapley value (Castro et al. 2009, by
   permutations; each is also gone through backwards). Players of which some are enough are seen here.

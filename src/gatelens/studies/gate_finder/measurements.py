@@ -150,7 +150,7 @@ def _common(here: LocatedPrompts, there: LocatedPrompts) -> list[LocatedPrompts]
 
 
 def _groups(sets: Sequence[Sequence[int]], numbers: int) -> list[list[int]]:
-    """Sets whose source activations, of so many numbers a place, fit into memory together."""
+    """Sets whose source activations, each place with this many numbers, fit into memory together."""
     groups: list[list[int]] = [[]]
     held = 0
     for s, one in enumerate(sets):

@@ -1,4 +1,4 @@
-"""Which positions a gate can be at: aligned over examples, and told by what varies, not by what they are called.
+"""Which positions a gate can be at: aligned over examples, and identified by what varies, not by name.
 
 A place is one position of the prompt's template, the same in every example: the role it has and its number among the
 positions of that role. Names of roles serve for nothing else than this alignment (and, later, for labels): which

@@ -40,7 +40,7 @@ def why_not(examples: Sequence[Example]) -> str | None:
 
 
 def bounds_of(measure: str) -> Bounds | None:
-    """The least and the most an example can score in a measure; None where it is not a score."""
+    """The minimum and maximum of an example's score in a measure; None where it is not a score."""
     return {"flipped": SHARE, "kept": CHANGE}.get(measure, CHANGE if measure.endswith("accuracy") else None)
 
 

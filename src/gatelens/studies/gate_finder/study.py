@@ -1,4 +1,4 @@
-"""Find the gate: which positions carry the picture to the answer, a few or many, wherever they are.
+"""Find the gate: which positions carry the picture to the answer, few or many, anywhere in the prompt.
 
 :func:`find_gate` says what every position of the picture and every position between it and the answer adds, and looks
 for a small set that carries 90 % of what the picture is worth.

@@ -24,7 +24,7 @@ NOTHING, INCONCLUSIVE = "no communication found", "inconclusive"
 LEAST_WORTH = 0.1
 CHANCE = 0.05  # answers name the right classes when shuffled names fit as well less often than this
 FLIPS = (0.2, 0.5)  # patching: below, a position does not carry the class; above, it does
-# positions stand out when the low ends of their intervals are so many times the high ends of all others
+# positions stand out when the low ends of their intervals are this many times the high ends of all others
 STANDS_OUT = 1.5
 ALONG = "interval is over examples, along the one order in which positions were added"
 
@@ -59,7 +59,7 @@ def gate_verdict(
     sentence = _sentence(says, gate, first, facts)
     if says in (NARROW, DISTRIBUTED):
         disagree = [e["kind"] for e in evidence if e["says"] not in (says, INCONCLUSIVE)]
-        against = f"Evidence that does not agree: {', '.join(disagree)}."
+        against = f"Evidence that disagrees: {', '.join(disagree)}."
         sentence += f" {against if disagree else 'All conclusive measures agree.'}"
     return {
         "verdict": says,

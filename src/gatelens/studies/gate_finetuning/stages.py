@@ -1,8 +1,8 @@
-"""The trainings, and the narrow-gate study before and after each: the one section of this study.
+"""The training runs, and the narrow-gate study before and after each: the one section of this study.
 
 A batch is a stage: the model as given, or trained as the stage says. Unlike any other, its ``measure`` uses a folder:
-the stage's own, for checkpoints of the training, the trained weights and the inner run, so that a stage that was cut
-short goes on there. The model has its own weights back when the stage is measured.
+the stage's own, for checkpoints of the training, the trained weights and the inner run, so an interrupted stage
+resumes there. The model has its own weights back when the stage is measured.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ NAMED = (
     "category",
 )  # where data sets keep the kind of a question (VQAv2: its answer type; MME: its subset)
 SEED = 104_729  # of the questions it learns from, apart from all that are asked
-LEARNS_FROM = 4  # so many times as many questions as it answers…
+LEARNS_FROM = 4  # this many times the questions that it answers…
 AT_MOST = 2000  # …and at most
 ENOUGH = 8  # the same question, so often, tells its usual answer
 CANDIDATES = 20  # answers it chooses from, the most frequent ones

@@ -36,7 +36,7 @@ def metric_of(task: str) -> str:
 
 
 def bounds_of(task: str) -> Bounds | None:
-    """The least and the most that an example of a task can score; CIDEr-D weighs words by how rare they are."""
+    """The minimum and maximum of an example's score in a task; CIDEr-D weighs words by how rare they are."""
     return None if kind(task) == "caption" else SHARE
 
 

@@ -139,7 +139,7 @@ def _tokens(setup: Setup) -> dict[str, Any]:
 
 
 def _examples(setup: Setup, predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first drawn examples of each task with every row's answer: not chosen by what they show."""
+    """The first drawn examples of each task with every row's answer: not selected."""
     first = kinds_of_knockout(setup.options.how)[0]
     shown = predictions[(predictions.how == first) & (predictions["repeat"] == 0)]
     out = []
@@ -249,7 +249,7 @@ def closing(run: Run) -> list[card.Card]:
     for e in run.json("examples"):
         answers = [_marked(e, row) for row in e["rows"]]
         shown.append(card.Example(e["picture"], e["id"], e["task"], e["prompt"], e["answers"], answers))
-    text = "The first examples drawn of each task, not chosen by what they show. Random rows: the first draw."
+    text = "The first examples drawn of each task, not selected. Random rows: the first draw."
     named = f"{len(shown)} pictures with every answer"
     return [
         tokens,

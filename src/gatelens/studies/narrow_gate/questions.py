@@ -1,7 +1,7 @@
 """Section *questions*: is the gate enough for questions that need a relation or a count?
 
 The paper leaves open whether one token can carry what such questions ask for (Serra et al. 2025, arXiv 2412.06646,
-future work). The answers of the knockout table are broken down by what the data call the kind of their question; kinds
+future work). The answers of the knockout table are broken down by kind of question, as the data name it; kinds
 that are scarce among them get further questions, drawn by a seed of their own.
 """
 
@@ -51,7 +51,7 @@ from gatelens.studies.section import VALUES, Absent, Batch, Evidence, Measured, 
 
 ROWS = (NONE, GATE, IMAGE, FLOOR)
 SEED = 7919  # keeps the further questions apart from those every section shares
-LOOKED_AT = 20  # further questions are sought among so many times as many as are wanted of a kind
+LOOKED_AT = 20  # further questions are sought among this many times the number wanted of a kind
 
 
 MOST_GROUPS = 8  # kinds in the figure; data with more show the most frequent ones

@@ -1,4 +1,4 @@
-"""From the numbers to words: is there a narrow gate, or do many image tokens speak to the text?
+"""From the numbers to words: is there a narrow gate, or does the text read many image tokens?
 
 The knockout decides; attention and patching are further evidence, and the verdict says where they disagree. Where
 both cuts remove most, patching decides which of them does damage (:func:`told_from_damage`).
@@ -184,7 +184,7 @@ def verdict(
             e["line"] += f", yet a cut there loses at most {percent(_most_lost(first, overall))}"
     sentence = _sentence(of_gate, first, gate) if found is None else _found_sentence(found, first, gate)
     if disagree:
-        sentence += f" Evidence that does not agree: {', '.join(disagree)}."
+        sentence += f" Evidence that disagrees: {', '.join(disagree)}."
     elif decided and not found and sum(e["says"] == overall for e in evidence) > 1:
         sentence += " All other conclusive evidence agrees."
     name = (found.name if found else gate) if overall == NARROW else None

@@ -1,4 +1,4 @@
-"""The knockout configurations of Kaduri et al. (arXiv 2411.17491): who loses sight of the image, and in which layers.
+"""The knockout configurations of Kaduri et al. (arXiv 2411.17491): which rows cannot see the image, in which layers.
 
 The paper's *query tokens* are all tokens of the prompt that are not image tokens, the system prompt and the markers
 around the image among them. *Generated* rows are those at generated positions: the row that writes the first new

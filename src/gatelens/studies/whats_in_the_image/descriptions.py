@@ -48,7 +48,7 @@ LOOKED, HIT = "attention of generated tokens", "words that attend most to their 
 BANDS = ["first", "last"]  # layers of a band, both included
 
 LOOKING = (
-    "The first pictures drawn, not chosen by what they show. Point at a word, tap it, or use the arrow keys. The "
+    "The first pictures drawn, not selected. Point at a word, tap it, or use the arrow keys. The "
     "attention of the row that wrote the word lies over the picture; a line goes around what reaches half of its "
     "largest value. Underlined words name an object."
 )

@@ -1,4 +1,4 @@
-"""Section *knockouts*: what is still named when the query rows, the generated rows or both lose sight of the image.
+"""Section *knockouts*: what is still named when the query rows, the generated rows or both cannot see the image.
 
 Each path is cut in all layers and from one layer after another on. From that curve the window of layers in which most
 is read is found, and each path is cut only there, and everywhere else.

@@ -1,4 +1,4 @@
-"""The pictures that are described, and what the data knows of them: the objects in them and their masks."""
+"""The pictures that are described, and what the data says about them: objects and their masks."""
 
 from __future__ import annotations
 

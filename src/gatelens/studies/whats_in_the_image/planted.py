@@ -1,4 +1,4 @@
-"""What was planted in the organisms, as outcomes the study must come to."""
+"""What was planted in the organisms, as outcomes the study must find."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def verdict(
     disagree = [e["kind"] for e in evidence if decided and e["says"] not in (overall, NOTE, INCONCLUSIVE)]
     sentence = _sentence(overall, first)
     if disagree:
-        sentence += f" Evidence that does not agree: {', '.join(disagree)}."
+        sentence += f" Evidence that disagrees: {', '.join(disagree)}."
     return {
         "verdict": overall,
         "headline": HEADLINES[overall],

@@ -66,7 +66,7 @@ class AttentionOptions(Options):
 
     n: Annotated[Examples, Field(description="Examples.")] = 200
     least: Annotated[NonNegative, Field(description="A share of cross-modal attention.")] = 0.01
-    times: Annotated[NonNegative, Field(description="So many even shares.")] = 2.0
+    times: Annotated[NonNegative, Field(description="A multiple of an even share.")] = 2.0
 
 
 @dataclass(frozen=True)

@@ -118,14 +118,14 @@ def in_words(table: pd.DataFrame) -> str:
 
 
 def pictures(drawn: dict[str, Any]) -> Pictures:
-    """The first drawings of the run under every row; not chosen by what they show."""
+    """The first drawings of the run under every row, not selected."""
     heads = ["", *(f"“{p['text']}”" for p in drawn["prompts"])]
     named = [
         ("the prompt’s picture", drawn["pictures"]),
         *((one["row"], one["drawn"]) for one in drawn["rows"]),
     ]
     rows = [(name, [(uri, "") for uri in uris]) for name, uris in named]
-    return Pictures(heads, rows, "The first drawings of the run, not chosen.")
+    return Pictures(heads, rows, "The first drawings of the run, not selected.")
 
 
 def shares(table: pd.DataFrame, prompt: str) -> Table:

@@ -1,4 +1,4 @@
-"""What a drawing shows: read by the model itself, and, apart from any model, off its pixels."""
+"""What a drawing shows: read by the model itself, and, apart from any model, from its pixels."""
 
 from __future__ import annotations
 

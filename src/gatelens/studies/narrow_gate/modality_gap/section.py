@@ -232,8 +232,8 @@ def _caption(table: pd.DataFrame) -> str:
     part = table[table.pair == "image-text"].set_index("layer")
     top = part["median"].idxmax()
     return (
-        f"How alike image and text tokens are: {int(part.n.iloc[0]):,} pairs per layer, all with their quartiles. The "
-        f"median |cos| is highest in layer {int(top)} ({part['median'].max():.2f}). The verdict ignores it: where "
+        f"How similar image and text tokens are: {int(part.n.iloc[0]):,} pairs per layer, all with their quartiles. "
+        f"The median |cos| is highest in layer {int(top)} ({part['median'].max():.2f}). The verdict ignores it: where "
         "tokens lie does not show which path is used."
     )
 

@@ -74,7 +74,7 @@ class PatchingOptions(Options):
     ] = 48
     pairs: AskedPairs = None
     classes: Annotated[
-        AtLeastTwo | None, Field(description="Without pairs: of at most so many classes, drawn.")
+        AtLeastTwo | None, Field(description="Without pairs: the maximum number of classes, drawn.")
     ] = 8
     every: Every = None
 
@@ -99,7 +99,7 @@ def draw_pairs(
         examples: of the task ``class``.
         n, seed: how many are drawn.
         pairs: see :func:`~gatelens.studies.narrow_gate.class_pairs.given_pairs`; None is all of ``classes``.
-        classes: without ``pairs``: of at most so many classes, drawn; None is all.
+        classes: without ``pairs``: the maximum number of classes, drawn; None is all.
 
     Raises:
         DataError: all examples are of one class; a pair of classes that is not there.

@@ -126,9 +126,7 @@ def _pictures(examples: list[dict[str, Any]]) -> Pictures:
         cells = [(str(one["picture"]) if dose == doses[0] else "", said.get(dose, MISSING)) for dose in doses]
         rows.append((" → ".join(one["pair"]), cells))
     heads = ["direction", *("unsteered" if dose == 0 else f"dose {dose:g}" for dose in doses)]
-    return Pictures(
-        heads, rows, "Captions of the first pictures of the first pairs, not chosen by what they show."
-    )
+    return Pictures(heads, rows, "Captions of the first pictures of the first pairs, not selected.")
 
 
 def dose_curve(table: pd.DataFrame, layers: pd.DataFrame, dark: bool = False) -> NotebookFigure:
