@@ -30,7 +30,7 @@ WORDS = {
     ),
     "overlap with the classes": (
         "The share of a residual stream’s nearest neighbours that show the same class, at its best layer. The class "
-        "can be read there; nothing need read it."
+        "can be read there, whether or not the model reads it."
     ),
     "a position cut": (
         "Nothing after the picture reads it, in any layer or head; positions of the picture still read each other. "
@@ -39,7 +39,7 @@ WORDS = {
     "a position taken or kept": (
         "Taken: its residual stream in every layer is that of a picture of another class. Flips: answers that become "
         "that picture’s. Overlap: Σ min(p, q) with its answer. Kept: all others have the other picture’s; how much of "
-        "the own answer, against that picture’s, is there with it alone."
+        "the original answer, against that picture’s, remains with it alone."
     ),
     "smallest set": (
         "Positions are ranked by what they add: alone, to all others, and in random orders. Then all sets of the "

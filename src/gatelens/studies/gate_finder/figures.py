@@ -137,7 +137,7 @@ def _growing_sets(axes: Axes, result: SearchResult, p: Palette) -> None:
     axes.minorticks_off()
     if result.verdict["verdict"] in (NARROW, DISTRIBUTED):  # else shares mean nothing
         axes.set_ylim(min(-0.05, result.curves.low.min()), max(1.1, 1.03 * result.curves.high.max()))
-    axes.set_xlabel("positions of the set, in the one order found (the least number is an upper bound)")
+    axes.set_xlabel("positions of the set, in the one order found (the smallest number is an upper bound)")
     part = percent(result.settings["part"])
     axes.set_title(f"Share of what the picture is worth that the set carries (dotted: {part})", fontsize=9.5)
     axes.grid(axis="y")

@@ -121,7 +121,7 @@ class FindGateOptions(StudyOptions):
     ] = "both"
     n: Annotated[AtLeastOne, Field(description="Examples."), CountsExamples()] = 96
     prompt: Annotated[
-        str | None, Field(description="Asked instead of the data's own, with <image> in it.")
+        str | None, Field(description="Prompt to use instead of the data's own, with <image> in it.")
     ] = None
 
 

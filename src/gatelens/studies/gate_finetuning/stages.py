@@ -45,7 +45,7 @@ TITLES = {
     BEFORE: "Before",
     MASKED: "Trained with the gate masked",
     SWAPPED: "… then with another picture’s gate",
-    CONTROL: "Trained as long with nothing cut",
+    CONTROL: "Trained equally long with nothing cut",
 }
 SHOWN = {NONE: "neutral", GATE: "gate", IMAGE: "image", FLOOR: "faint"}  # rows, and their colours
 AVERAGED = 25  # steps

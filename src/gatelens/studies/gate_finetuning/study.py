@@ -59,7 +59,7 @@ class GateFinetuningOptions(StudyOptions):
     swap_steps: Annotated[
         Count, Field(description="Further steps in which the text reads another picture's gate.")
     ] = 0
-    control: Annotated[bool, Field(description="Also train as long with nothing cut.")] = False
+    control: Annotated[bool, Field(description="Also train equally long with nothing cut.")] = False
     batch_size: Annotated[AtLeastOne, Field(description="Training examples of a step.")] = 32
     lr: Annotated[
         float | None,
@@ -281,7 +281,7 @@ def finetune_gate(
     3. *swapped*, where ``swap_steps`` is not 0: further ones in which it reads the gate of another picture. Masking
        leaves what the text once read at the gate as it was, so that either way alone may do; here what it reads there
        is wrong;
-    4. *control*: with ``control``, the model given is trained as long with nothing cut.
+    4. *control*: with ``control``, the model given is trained equally long with nothing cut.
 
     After each training the study runs again, and the weights are kept in ``out/STAGE/model`` as a checkpoint of
     transformers. The model has its own weights back at the end.

@@ -25,7 +25,7 @@ METHOD = {
         "the image tokens with their start and row-break markers."
     ),
     "X → text": (
-        "A knockout: text after the gate cannot read X in any layer or head, also while generating. The gate itself "
+        "A knockout: text after the gate cannot read X in any layer or head, nor while generating. The gate itself "
         "still reads the image."
     ),
     "knockout zero": (

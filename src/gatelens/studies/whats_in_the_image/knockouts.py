@@ -65,7 +65,7 @@ WORDS = {
         "image are among them, an end-of-image token too."
     ),
     "image → generated": (
-        "A knockout of X → Y: rows Y cannot read the image tokens in any layer or head, also while generating. "
+        "A knockout of X → Y: rows Y cannot read the image tokens in any layer or head, nor while generating. "
         "Generated: rows at generated positions. Both: query and generated rows."
     ),
     "knockout mask": (

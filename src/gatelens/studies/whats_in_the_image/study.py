@@ -68,7 +68,7 @@ class WhatsInTheImageOptions(StudyOptions):
         Says("'data' or 'paper'"),
     ] = "data"
     prompt: Annotated[
-        str | None, Field(description="Asked in place of the preset's, with <image> in it.")
+        str | None, Field(description="Prompt to use instead of the preset's, with <image> in it.")
     ] = None
     max_new_tokens: Annotated[
         AtLeastOne | None,

@@ -49,9 +49,9 @@ NEED = 17  # distinct points: the density estimate takes 16 neighbours
 
 WORDS = {
     "modality gap": (
-        "One image token and one text token after the gate are drawn of every picture, with its caption where there is "
-        "one. The measure is |cos| between their residual streams, over all pairs. The last layer is the output of the "
-        "last block."
+        "One image token and one text token after the gate are drawn from each picture, with its caption where there "
+        "is one. The measure is |cos| between their residual streams, over all pairs. The last layer is the output of "
+        "the last block."
     ),
     "homogeneity": (
         "1 if every cluster holds tokens of one modality, 0 if clusters say nothing about it. Clusters are made by "
