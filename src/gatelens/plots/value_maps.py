@@ -38,6 +38,7 @@ IN_A_ROW = 9  # pictures
 PANEL_OF_WORDS, WORDS_IN_A_ROW = 3.3, 4  # a word stands in every token
 SMALLEST = 4.0  # points of a word; a longer one is cut
 EM = 0.62  # width of most characters in their size
+FILLED = 0.84  # of a token by its word: small letters on a screen are up to a seventh wider than in print
 FEWEST = 4  # characters of a token's box: words of less are unreadable
 FAR_OUT = 3.0  # interquartile ranges below the lower quartile, Tukey's outer fence
 
@@ -309,7 +310,8 @@ def _draw_panels(axes: Sequence[Axes], panels: PicturePanels, scale: _Scale, inc
 
 def fitted(word: str, room: float) -> tuple[str, float]:
     """A word and its size in points, so that it fits into ``room`` points: smaller, then cut with an ellipsis."""
-    size = min(9.0, 0.96 * room / max(EM, _ems(word)))
+    room *= FILLED
+    size = min(9.0, room / max(EM, _ems(word)))
     if size >= SMALLEST:
         return word, size
     kept = next((n for n in range(len(word) - 1, 1, -1) if _ems(f"{word[:n]}…") * SMALLEST <= room), 1)
