@@ -15,14 +15,12 @@ from gatelens.runs import Run
 from gatelens.studies.narrow_gate.attention.section import listed
 from gatelens.studies.narrow_gate.knockout_table import summarise
 from gatelens.studies.narrow_gate.patching.section import summarise_patching
-from gatelens.studies.narrow_gate.study import STUDY
 from gatelens.studies.narrow_gate.verdict import (
     attention_evidence,
     patching_evidence,
     task_verdicts,
     verdict,
 )
-from gatelens.studies.report import write_report
 
 COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220), "dog": (90, 200, 90), "cat": (230, 200, 40)}
 
@@ -177,7 +175,7 @@ def synthetic_examples(predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Run:
-    """A finished run of made-up numbers, without any model; its report too where it has a folder."""
+    """A finished run of made-up numbers, without any model and without a report."""
     settings = {
         "model": model or f"organism:{kind}",
         "data": "tiny",
@@ -213,6 +211,4 @@ def synthetic_run(path: Any, kind: str, n: int = 200, model: str = "") -> Run:
     run.save("verdict", verdict(tasks, further, "<eoss>"))
     run.save("tokens", TOKENS)
     run.save("examples", synthetic_examples(predictions))
-    if path is not None:
-        write_report(STUDY, run)
     return run

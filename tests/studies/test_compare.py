@@ -20,9 +20,8 @@ from gatelens.studies.whats_in_the_image.descriptions import localisation_table
 from study_helpers import synthetic_run
 
 
-def test_comparison(tmp_path: Path) -> None:
-    run = synthetic_run(None, "narrow", 60)
-    other = synthetic_run(tmp_path / "open", "open", 60)
+def test_comparison() -> None:
+    run, other = synthetic_run(None, "narrow", 60), synthetic_run(None, "open", 60)
     table = compare(run, other)
     row = table[(table.metric == "class accuracy") & (table.row == "gate → text")].iloc[0]
     assert row.apart

@@ -62,8 +62,6 @@ LAST = [f"{name}.json" for name in ("verdict", "tokens")]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "r"
     synthetic_run(folder, "narrow", n=20)
-    shutil.rmtree(folder / "figures")
-    (folder / "report.html").unlink()
     return folder
 
 

@@ -174,11 +174,8 @@ def test_a_stage_goes_on_where_it_was_cut_short(
         pd.testing.assert_frame_equal(run.table(name), finished.table(name))
 
 
-def test_the_sentence_says_what_the_cuts_remove_before_and_after(tmp_path: Path) -> None:
-    runs = {
-        "before": synthetic_run(tmp_path / "a", "narrow"),
-        "masked": synthetic_run(tmp_path / "b", "open"),
-    }
+def test_the_sentence_says_what_the_cuts_remove_before_and_after() -> None:
+    runs = {"before": synthetic_run(None, "narrow"), "masked": synthetic_run(None, "open")}
     stages = [
         {"name": name, **run.json("verdict"), "loss": loss, "flips": flips}
         for (name, run), loss, flips in zip(runs.items(), (None, 1.0), (0.75, None), strict=True)
