@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from case import cases
 from test_conformance import Built
 
 import gatelens as gl
+from forks import in_a_fork
 from gatelens.activation_store.collecting import _Kept
 from gatelens.activation_store.files import RowWriter
 from gatelens.data import Example
@@ -25,7 +24,6 @@ from gatelens.interventions import hook_name
 from gatelens.tokens import Role
 from store_helpers import examples, small_store
 
-TESTS = Path(__file__).parents[1]
 SITES = ("resid_pre", "resid_mid", "mlp_in", "mlp_out", "k", "z", "neuron")
 FAMILIES = ["chameleon", "gemma3", "llava-next", "qwen2-vl"]
 
@@ -99,34 +97,12 @@ def test_equal_pictures_have_one_name(tiny_llava: Any, tmp_path: Path) -> None:
     assert index[index.role != "image"].image_id.isna().all()
 
 
-SCRIPT = """
-import os, signal, sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from gatelens.model import HookedVLM
-from store_helpers import small_store
-from tiny_models import make_llava, make_llava_processor
-model = HookedVLM.from_module(make_llava(), make_llava_processor())
-step, passes = HookedVLM.forward_step, []
-def counted(self, *args, **options):
-    passes.append(1)
-    print("pass", flush=True)
-    if len(passes) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **options)
-HookedVLM.forward_step = counted
-small_store(model, Path({folder!r}), batch_size=1)
-"""
-
-
 def test_a_killed_collection_goes_on_and_ends_with_the_same_bytes(
     tiny_llava: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Killed in the second batch of the second shard: the first shard is not computed again."""
-    script = SCRIPT.format(paths=[str(TESTS)], folder=str(tmp_path / "killed"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert done.stdout.count("pass") == 3
+    work = lambda: small_store(tiny_llava, tmp_path / "killed", batch_size=1)  # noqa: E731
+    assert in_a_fork(work, (type(tiny_llava), "forward_step"), kill_at=3) == -signal.SIGKILL
     with pytest.raises(OutputError, match=r"2 of 8 examples: call gl\.collect again"):
         gl.ActivationStore(tmp_path / "killed")
     passes: list[int] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import gatelens as gl
+from forks import in_a_fork
 from gatelens.data import Example, Pair
 from gatelens.errors import GatelensError, OutputError
 from gatelens.readouts.gradients.attribution_map import GradientWork
@@ -73,7 +73,8 @@ def test_a_map_that_is_killed_goes_on_where_it_stopped(tiny_llava: Any, name: st
     make_it = (MAPS | {"heads_table": heads})[name]
 
     def make(out: str, kill: bool) -> Path:
-        ended = in_a_process(lambda: make_it(tiny_llava, some_pairs(), out=tmp_path / out), UNITS[name], kill)
+        work = lambda: make_it(tiny_llava, some_pairs(), out=tmp_path / out)  # noqa: E731
+        ended = in_a_fork(work, UNITS[name], kill_at=2 if kill else None)
         assert ended == (-signal.SIGKILL if kill else 0)
         return tmp_path / out / f"{name}.parquet"
 
@@ -90,31 +91,6 @@ def test_a_map_that_is_killed_goes_on_where_it_stopped(tiny_llava: Any, name: st
         undisturbed = heads(tiny_llava, some_pairs())
         pd.testing.assert_frame_equal(pd.DataFrame(undisturbed), pd.DataFrame(whole), rtol=1e-4, atol=1e-5)
         assert undisturbed.attrs["n"] == whole.attrs["n"]
-
-
-def in_a_process(work: Callable[[], Any], unit: tuple[Any, str], kill: bool) -> int:
-    """The exit status of a fork that does the work; it can be killed as the second unit begins."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    status = 1
-    try:
-        torch.set_num_threads(1)  # the threads of the parent are not in the fork
-        begun: list[Any] = []
-        owner, name = unit
-        plain = getattr(owner, name)
-
-        def counted(self: Any, *given: Any) -> Any:
-            begun.append(given)
-            if kill and len(begun) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return plain(self, *given)
-
-        setattr(owner, name, counted)
-        work()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 @pytest.mark.parametrize("name", MAPS)
