@@ -66,6 +66,7 @@ def test_an_answering_row_loses_what_its_cut_says(drawn):
                 left = carriers if where == "reading" else set()
                 how = "mask" if name.endswith("mask") else "zero" if name.endswith("zero") else "swap"
                 assert not any(keys for kind_of_cut, keys in lost.items() if kind_of_cut != how)
+                assert name.startswith("only") or cuts.alone[document, number] == -1
                 if name == "plain":
                     assert not lost[how]
                 elif name.startswith("only"):  # at least one group is left, and all others are gone
@@ -74,11 +75,22 @@ def test_an_answering_row_loses_what_its_cut_says(drawn):
                     if where == "reading":
                         groups = [{one.packed(p) for p in group} for group in kind.carriers[one.fact]]
                         assert any(group <= kept for group in groups)
+                        assert cuts.alone[document, number] == (groups.index(kept) if kept in groups else -1)
                 elif name.startswith("others"):
                     assert lost[how] == everything - left
                 else:
                     assert lost[how] == left
     assert met == set(cutting.CUTS)
+
+
+def test_each_of_several_groups_is_often_read_alone():
+    kind = KINDS["redundant-4"]
+    rows = packed_rows(kind)
+    alone = cutting.draw_cuts(kind, rows, 400, np.random.default_rng(3)).alone
+    shares = [(alone == group).float().mean() for group in range(4)]
+    assert all(0.06 <= share <= 0.11 for share in shares), (
+        shares
+    )  # (0.28 + 0.24) * (1/2 + 1/2 * 1/4) / 4 = 0.081
 
 
 def test_targets_are_alike_for_all_answers_that_fit_what_is_read():
@@ -256,6 +268,25 @@ def test_what_was_measured_of_one_holds_on_the_wrapped_model(case):
     streams = lambda name: name.endswith("hook_resid_pre")  # noqa: E731
     _, donor = model.run_with_cache(inputs.select(list(question.partners)), names_filter=streams)
     assert right(gl.patch(donor, at=carriers), partner=True) >= 0.8
+
+
+def test_of_redundant_carriers_each_is_enough_and_none_is_needed():
+    """By the engine's knockouts, on other scenes than the card's."""
+    (question,) = (case := graded_case("open/redundant-3", n=6, seed=11, facts=["color"])).questions
+    examples = question.data.examples()
+    inputs = case.model.prepare(images=[e.image for e in examples], text=[e.prompt for e in examples])
+
+    def right(cut: set[int], how: str = "mask") -> float:
+        at = torch.zeros(inputs.ids.shape, dtype=torch.bool)
+        at[:, sorted(cut)] = True
+        said = case.model.run(inputs, gl.knockout("last", at, how=how))[:, -1].argmax(-1, keepdim=True)
+        words = case.model.decode(said.tolist())
+        return sum(w.strip() == e.answers[0] for w, e in zip(words, examples, strict=True)) / len(examples)
+
+    for carrier in question.carriers:
+        assert right({*ALL} - {carrier}) >= 0.8 and right({carrier}) >= 0.8
+        assert right({*ALL} - {carrier}, "zero") >= 0.8
+    assert right({*question.carriers}) <= 0.5 and right({*question.carriers}, "zero") <= 0.5
 
 
 def test_a_case_has_what_a_benchmark_asks(case):

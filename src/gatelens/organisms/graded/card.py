@@ -39,6 +39,7 @@ def write(folder: Path) -> str:
         measured=measured,
         kilobytes=round((folder / DIFFERENCE_FILE).stat().st_size / 1000),
         facts=kind.facts,
+        held=[fact for fact in kind.facts if measured["holds"][fact]],
         tests=tests,
         alternatives=", ".join(spoken(group) for group in groups) if several else "",
         spoken=spoken,

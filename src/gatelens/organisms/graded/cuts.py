@@ -33,6 +33,8 @@ from gatelens.organisms.graded.kinds import EOI, IMAGE, N_LAYERS, QUESTIONS, TEX
 ATTENTION = "gatelens_cuts"
 CUTS = ("plain", "only, mask", "only, zero", "others another's", "another's", "cut, mask", "cut, zero")
 SHARES = (0.15, 0.15, 0.1, 0.2, 0.15, 0.15, 0.1)
+# where any one group is enough, the groups alone take most of the learning
+SHARES_REDUNDANT = (0.06, 0.28, 0.24, 0.12, 0.12, 0.1, 0.08)
 DEFAULT = 6.0
 UNREAD, OWN, OTHERS = 0, 1, 2
 
@@ -82,6 +84,7 @@ class Cuts:
         cuts: its number in :data:`CUTS`.
         read: of each digit of the answer, whether what is read tells it of the own picture, of another, or not at all.
             A kind without digits has one, which is the whole answer.
+        alone: the number of the group of carriers that is read where all else is cut; -1 where it is not one group.
     """
 
     kind: Kind
@@ -90,6 +93,7 @@ class Cuts:
     answering: list[int]
     cuts: Int[Tensor, "batch question"]
     read: Int[Tensor, "batch question digit"]
+    alone: Int[Tensor, "batch question"]
     attention: list[Float[Tensor, "batch head question key"]] = field(default_factory=list)
 
     def of_layer(self, layer: int) -> LayerCuts:
@@ -102,7 +106,8 @@ class Cuts:
 
 def draw_cuts(kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator) -> Cuts:
     """A cut for each question of ``n`` documents."""
-    cuts = rng.choice(len(CUTS), size=(n, len(rows)), p=SHARES)
+    shares = SHARES_REDUNDANT if kind.redundant else SHARES
+    cuts = rng.choice(len(CUTS), size=(n, len(rows)), p=shares)
     cuts[0] = 0  # attention is looked at where nothing is cut
     length = rows[-1].end
     shape = (n, length - TEXT, length)
@@ -117,11 +122,14 @@ def draw_cuts(kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator) ->
         for what in ("hidden", "emptied", "swapped")
     }
     read = torch.zeros(n, len(rows), max(len(kind.digits), 1), dtype=torch.long)
+    alone = torch.full((n, len(rows)), -1)
     for number, one in enumerate(rows):
         for document in range(n):
             cut = CUTS[cuts[document, number]]
             kept = _kept(kind, len(kind.carriers[one.fact]), cut, rng)
             _cut(made, kind, one, document, cut, kept, bool(rng.random() < 0.5))
+            if cut.startswith("only") and kept.sum() == 1:
+                alone[document, number] = int(kept.argmax())
             own = torch.from_numpy(kept) if kind.digits else torch.tensor([kept.any()])
             read[document, number] = torch.where(own, OWN, OTHERS if cut == "another's" else UNREAD)
     for where in ("reading", "closed"):
@@ -131,7 +139,7 @@ def draw_cuts(kind: Kind, rows: list[Rows], n: int, rng: np.random.Generator) ->
         for where in ("reading", "closed")
     )
     answering = [one.answering - TEXT for one in rows]
-    return Cuts(kind, reading, closed, answering, torch.from_numpy(cuts), read)
+    return Cuts(kind, reading, closed, answering, torch.from_numpy(cuts), read, alone)
 
 
 def _kept(kind: Kind, n: int, cut: str, rng: np.random.Generator) -> Bool[np.ndarray, " group"]:

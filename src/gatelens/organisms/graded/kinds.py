@@ -59,6 +59,11 @@ class Kind:
         """What it is asked."""
         return tuple(self.carriers)
 
+    @property
+    def redundant(self) -> bool:
+        """Whether a fact has several groups of which any one is enough."""
+        return not self.digits and any(len(groups) > 1 for groups in self.carriers.values())
+
     def positions(self, fact: str) -> tuple[int, ...]:
         """All positions that carry a fact, in order."""
         return tuple(sorted({p for group in self.carriers[fact] for p in group}))
@@ -89,10 +94,11 @@ KINDS: Mapping[str, Kind] = {
     "wide-3": Kind({"class": ((*IMAGE[-2:], EOI),)}),
     "wide-8": Kind(_of(_TWO, (*_LAST_TOKENS, EOI))),
     # any one of several
-    "redundant-2": Kind(_of(_TWO, (image_token(61),), (EOI,))),
+    "redundant-2": Kind(_of(_TWO, (image_token(60),), (EOI,))),
+    "redundant-3": Kind(_of(_TWO, *((p,) for p in (*IMAGE[-2:], EOI)))),
     "redundant-4": Kind(_of(_TWO, *((p,) for p in (*IMAGE[-3:], EOI)))),
     "redundant-8": Kind(_of(_TWO, *((p,) for p in (*_LAST_TOKENS, EOI)))),
-    "redundant-gate-and-image": Kind(_of(_TWO, (EOI,), tuple(IMAGE))),
+    "redundant-gate-and-image": Kind({"class": ((EOI,), tuple(IMAGE))}),
     # several, of which none can be spared
     "complementary-2": Kind({"class": ((image_token(63),), (EOI,))}, digits=(4, 4)),
     "complementary-4": Kind({"class": tuple((p,) for p in (*IMAGE[-3:], EOI))}, digits=(2, 2, 2, 2)),

@@ -37,6 +37,7 @@ from gatelens.training.loop import half_cosine
 
 BASE = "open"
 SEED = 17
+LOGGED = {"plain": "plain", "other": "another's", "own": "others another's", "cut": "cut, mask"}
 EOS_WEIGHT, STRAY_WEIGHT, DISTRACTOR_WEIGHT = 0.05, 0.2, 1.0
 
 
@@ -165,17 +166,14 @@ def loss(
     stray, lacking = cutting.stray_attention(kind, rows, cuts)
     total = off.sum() / asked.sum() + EOS_WEIGHT * F.cross_entropy(ended.flatten(0, 1), eos)
     total = total + STRAY_WEIGHT * stray + DISTRACTOR_WEIGHT * lacking
-    by_cut = {
-        f"{fact} {name}": _mean(off.detach()[:, which], asked[:, which] & cuts.are(cut)[:, which])
-        for fact in kind.facts
-        for which in [[i for i, r in enumerate(rows) if r.fact == fact]]
-        for name, cut in (
-            ("plain", "plain"),
-            ("other", "another's"),
-            ("own", "others another's"),
-            ("cut", "cut, mask"),
-        )
-    }
+    by_cut = {}
+    for fact in kind.facts:
+        which = [i for i, r in enumerate(rows) if r.fact == fact]
+        read_under = {name: cuts.are(cut) for name, cut in LOGGED.items()}
+        if kind.redundant:
+            read_under |= {f"{p[0]} alone": cuts.alone == i for i, p in enumerate(kind.carriers[fact])}
+        for name, where in read_under.items():
+            by_cut[f"{fact} {name}"] = _mean(off.detach()[:, which], (asked & where)[:, which])
     return total, by_cut | {"stray": stray.item(), "lacking": lacking.item()}
 
 
@@ -233,6 +231,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--noise", type=float, default=0.3, help="most of a picture's tokens that are others")
+    parser.add_argument("--readings", type=int, default=2, help="how often a document asks each question")
     parser.add_argument("--start", type=Path, help="folder of a trained difference to begin from")
     parser.add_argument("--n-scenes", type=int, default=12_000)
     parser.add_argument("--log-every", type=int, default=25)
@@ -242,7 +241,9 @@ def main() -> None:
     model, base = (ChameleonForConditionalGeneration.from_pretrained(where) for _ in range(2))
     model.set_attn_implementation(cutting.ATTENTION)
     tokenizer = AutoProcessor.from_pretrained(where).tokenizer
-    documents = Documents(KINDS[args.kind], Scenes(model, args.n_scenes), tokenizer, noise=args.noise)
+    documents = Documents(
+        KINDS[args.kind], Scenes(model, args.n_scenes), tokenizer, args.readings, args.noise
+    )
     start, before = None, []
     if args.start is not None:
         start = read_difference(args.start / DIFFERENCE_FILE, where)
