@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +22,19 @@ sys.path.insert(0, str(ROOT / "docs"))
 from _site import api, links  # noqa: E402
 
 import gatelens  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+WIDEST = (
+    "index",
+    "transformer-lens",
+    "your-model",
+    "concepts/tokens",
+    "gallery/index",
+    "genindex",
+    "api/readouts",
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +133,18 @@ def test_the_gallery_index_leads_to_every_script(site: Path) -> None:
 def test_the_reference_shows_the_scripts_that_use_a_function(site: Path) -> None:
     page = links.Page((site / "api" / "interventions.html").read_text(encoding="utf-8"))
     assert "../gallery/window_knockout.html" in {urlsplit(link).path for link in page.links}
+
+
+def test_no_page_scrolls_sideways_on_a_phone(site: Path, page: Page) -> None:
+    beyond = (
+        "(() => { const e = document.querySelector('.content'); return e.scrollWidth - e.clientWidth })()"
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    for name in WIDEST:
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate(beyond) <= 0, name
+    page.evaluate("document.querySelector('article p').style.width = '500px'")
+    assert page.evaluate(beyond) > 0  # what is too wide is seen
 
 
 def test_broken_and_foreign_links_are_seen(tmp_path: Path) -> None:
