@@ -13,7 +13,7 @@ import transformers.models.llama.modeling_llama as llama
 from PIL import Image
 from torch import Tensor
 
-from gatelens.interventions import compile_hooks
+from gatelens.interventions.compile import compile_hooks
 
 TEXTS = ["this <image> animal is a", "<image> what color is the cat ?", "this is a dog . <image> and it"]
 

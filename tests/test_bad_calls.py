@@ -16,7 +16,8 @@ import torch
 
 import gatelens as gl
 from gatelens.errors import GatelensError
-from gatelens.interventions import compile_hooks, hook_name
+from gatelens.interventions import hook_name
+from gatelens.interventions.compile import compile_hooks
 
 INF, NAN = float("inf"), float("nan")
 VECTOR = torch.ones(32)

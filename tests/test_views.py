@@ -10,6 +10,7 @@ import gatelens.views as views
 from gatelens.errors import OutputError
 from gatelens.plots.style import png
 from gatelens.runs import Run
+from gatelens.studies.narrow_gate.patching.page import patching_curve
 from study_helpers import synthetic_run
 
 
@@ -23,7 +24,7 @@ def test_views_are_functions_whatever_was_imported() -> None:
 
 def test_figures_and_reports_of_a_run(tmp_path: Path) -> None:
     run = synthetic_run(None, "narrow", 60)
-    assert png(views.figure(run, "patching")) == png(views.patching_curve(run.table("patching")))
+    assert png(views.figure(run, "patching")) == png(patching_curve(run.table("patching")))
     assert "Narrow gate at the end-of-image token &lt;eoss&gt;" in views.render_report(run)
     views.write_report(run)
     assert run.has("report")

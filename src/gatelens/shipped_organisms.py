@@ -18,7 +18,12 @@ _WEIGHTS = Path(str(resources.files("gatelens"))) / "organisms" / "weights"
 
 
 def organism_names() -> list[str]:
-    """Names of the organisms with weights of their own."""
+    """Names of the organisms with weights of their own.
+
+    Example:
+        >>> gl.organisms.names()
+        ['gated', 'llava', 'open']
+    """
     return sorted(config.parent.name for config in _WEIGHTS.glob("*/config.json"))
 
 
@@ -33,6 +38,10 @@ def organism_folder(name: str) -> Path:
 
     Raises:
         ModelError: no organism of this name ships with the package.
+
+    Example:
+        >>> (gl.organisms.folder("gated") / "config.json").exists()
+        True
     """
     names = organism_names() + graded_names()
     if name not in names:

@@ -18,6 +18,7 @@ import gatelens as gl
 from attack.oracle import HEAD_SITES, Change, Cut, Operation, Oracle, Seen, must_refuse
 from gatelens.engine.run_batch import RunBatch, last_logits
 from gatelens.errors import GatelensError
+from gatelens.interventions.compile import compile_hooks
 from gatelens.interventions.sites import SITES
 from gatelens.tokens import Role
 
@@ -333,7 +334,7 @@ def compare(outcome: Outcome, got: Tensor, want: Tensor, rows: Tensor, where: st
 def by_hooks(who: Subject, inputs: Any, lists: Sequence[Any]) -> list[Tensor]:
     """Plain TransformerLens hooks, no engine."""
     model = who.built.model
-    pairs = [gl.interventions.compile_hooks(one, inputs.tokens, model.cfg).pairs for one in lists]
+    pairs = [compile_hooks(one, inputs.tokens, model.cfg).pairs for one in lists]
     return [model.run_with_hooks(inputs, hooks) for hooks in pairs]
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import gatelens as gl
-from gatelens.bench import KINDS, Plant, Refused, check, declare, make, plant
-from gatelens.bench.checks import kind_of, numbers_of
-from gatelens.bench.declared import HARD, PLAIN, Slot
+from gatelens.bench import KINDS, Plant, Refused, plant
+from gatelens.bench.checks import check, kind_of, numbers_of
+from gatelens.bench.declared import HARD, PLAIN, Slot, declare
 from gatelens.bench.pictures import joint_value
+from gatelens.bench.plants import make
 from gatelens.engine import last_logits
 from gatelens.examples import prepare
 from gatelens.plain_runs import tensors

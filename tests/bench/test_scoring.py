@@ -15,7 +15,9 @@ import torch
 import gatelens as gl
 from gatelens.bench import METHODS, MethodError, Prediction, Rule, score
 from gatelens.bench.cases import Truth, average_precision, compare, counted, read, task_of
+from gatelens.bench.declared import declare
 from gatelens.bench.methods import direct_effects
+from gatelens.bench.plants import make
 from gatelens.bench.scoring import method_of
 from gatelens.cli import main
 from gatelens.errors import OutputError
@@ -89,7 +91,7 @@ def test_known_methods_get_known_scores_and_a_run_goes_on(tmp_path: Path) -> Non
 
 
 def test_bad_methods_are_named_in_a_line_with_their_plant() -> None:
-    made = gl.bench.make(gl.bench.declare(np.random.default_rng(0), "blind", "llava"), "x", 1, 8)
+    made = make(declare(np.random.default_rng(0), "blind", "llava"), "x", 1, 8)
     task = task_of(made, made.questions[0])
     n_pos = task.inputs.tokens.n_pos
 
@@ -129,7 +131,7 @@ def test_bad_methods_are_named_in_a_line_with_their_plant() -> None:
 
 
 def test_passes_are_counted_where_they_are_computed() -> None:
-    made = gl.bench.make(gl.bench.declare(np.random.default_rng(0), "gate", "llava"), "x", 1, 4)
+    made = make(declare(np.random.default_rng(0), "gate", "llava"), "x", 1, 4)
     task = task_of(made, made.questions[0])
     whole = 4 * task.inputs.tokens.n_pos * 4
     with counted(made.shell.decoder.layers) as count:
@@ -143,7 +145,7 @@ def test_passes_are_counted_where_they_are_computed() -> None:
 def test_what_the_answer_reads_is_found_and_decoys_are_not() -> None:
     for kind in ("redundant", "blind"):
         rng = np.random.default_rng([7, len(kind)])
-        made = gl.bench.make(gl.bench.declare(rng, kind, "chameleon"), kind, 2, 32)
+        made = make(declare(rng, kind, "chameleon"), kind, 2, 32)
         found = direct_effects(made.model, task_of(made, made.questions[0]))
         carriers = made.questions[0].carriers
         assert tuple(found.positions or ()) == carriers and found.size is not None

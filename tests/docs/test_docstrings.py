@@ -22,24 +22,16 @@ from _site import api  # noqa: E402
 MODULES = {name: value for name in gl.__all__ if isinstance(value := getattr(gl, name), ModuleType)}
 # what the reference shows is what is public
 SHOWN = {entry.name.removeprefix("gatelens."): entry for room in api.ROOMS for entry in api.entries(room)}
-UNFINISHED = (
-    "interventions",
-    "engine",
-    "studies",
-    "training",
-    "views",
-    "bench",
-    "families",
-    "organisms",
-    "errors",
-)
-SHOWN = {name: entry for name, entry in SHOWN.items() if not name.startswith(UNFINISHED)}
+WHOLE_STUDIES = (
+    "studies.find_gate",
+    "studies.finetune_gate",
+)  # seconds and minutes at least, with examples elsewhere
 CODE = {
     name: entry.value
     for name, entry in SHOWN.items()
     if inspect.isclass(entry.value) or inspect.isroutine(entry.value)
 }
-NAMES = MODULES | CODE
+NAMES = {name: value for name, value in (MODULES | CODE).items() if name not in WHOLE_STUDIES}
 FUNCTIONS = {name: value for name, value in CODE.items() if inspect.isfunction(value)}
 CONSTANTS = SHOWN.keys() - CODE.keys()
 
@@ -56,8 +48,10 @@ def session() -> dict[str, Any]:
 @pytest.mark.organism
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_name_has_an_example_that_runs(
-    name: str, session: dict[str, Any], tmp_path: Path
+    name: str, session: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    families = dict(gl.families._BY_ARCHITECTURE)  # what an example registers is gone afterwards
+    monkeypatch.setattr(gl.families, "_BY_ARCHITECTURE", families)
     names = {**session, "folder": tmp_path / "out"}
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(NAMES[name]) or "", names, name, None, None)
     said: list[str] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 import gatelens.interventions as gi
 from gatelens.bridge import attention
 from gatelens.engine import generate, last_logits, look
+from gatelens.interventions.compile import compile_hooks
 from gatelens.measures.attention import AttentionShare
 from intervention_helpers import prompts
 
@@ -25,7 +26,7 @@ def test_shown_rows_are_the_pattern(
     _, cache = tiny.run_with_cache(
         batch,
         lambda name: name.endswith("attn.hook_pattern") and name.startswith("blocks."),
-        fwd_hooks=gi.compile_hooks(specs, batch.tokens, tiny.cfg).pairs,
+        fwd_hooks=compile_hooks(specs, batch.tokens, tiny.cfg).pairs,
     )
     seen: dict[tuple[int, int], Tensor] = {}
 
@@ -90,7 +91,7 @@ def test_the_rows_that_write_are_shown_while_decoding(tiny_chameleon: Any, how: 
     hooks = [
         (f"blocks.{n}.attn.hook_pattern", lambda t, hook, n=n: found.update({n: t.clone()})) for n in range(3)
     ]
-    tiny.forward_step(tensors, [*gi.compile_hooks(specs, tokens, tiny.cfg).pairs, *hooks])
+    tiny.forward_step(tensors, [*compile_hooks(specs, tokens, tiny.cfg).pairs, *hooks])
     for (layer, at), pattern in seen.items():
         want = found[layer][:, :, at : at + 1, : pattern.shape[-1]]
         torch.testing.assert_close(pattern, want, atol=1e-5, rtol=1e-4)

@@ -15,6 +15,9 @@ import gatelens.interventions as gi
 from gatelens.engine import explain, generate, generate_many, last_logits, run, sweep
 from gatelens.engine.run_batch import RunBatch, specs_of
 from gatelens.errors import InterventionError
+from gatelens.interventions.ablation import Ablate
+from gatelens.interventions.compile import compile_hooks
+from gatelens.interventions.knockouts import Knockout
 from intervention_helpers import plain
 
 LAYERS = st.sets(st.integers(0, 2), min_size=1).map(sorted) | st.none()
@@ -59,7 +62,7 @@ RUNS = st.lists(st.lists(interventions(), max_size=2), min_size=1, max_size=5)
 def sound(model: Any, inputs: Any, specs: list[Any]) -> bool:
     """Whether the run can be made at all (a draw may leave a row empty, or select nothing)."""
     try:
-        gi.compile_hooks(specs, inputs.tokens, model.cfg)
+        compile_hooks(specs, inputs.tokens, model.cfg)
     except InterventionError:
         return False
     return True
@@ -114,7 +117,7 @@ def grown(model: Any, inputs: Any, specs: list[Any], n: int) -> Tensor:
         pairs = []
         for spec in specs:  # one that names generated rows alone has nothing to do yet
             try:
-                pairs += gi.compile_hooks([spec], tokens, model.cfg).pairs
+                pairs += compile_hooks([spec], tokens, model.cfg).pairs
             except InterventionError:
                 continue
         logits, _ = model.forward_step({**tensors, "input_ids": ids, "attention_mask": mask}, pairs)
@@ -172,7 +175,7 @@ def test_stacked_runs_that_begin_in_a_later_layer(tiny: Any, batch: Any, real: T
         tokens = batch.tokens.extend(n)
         got = stacked.view(len(runs), len(ids), -1)
         for place, i in enumerate(part.runs):
-            pairs = gi.compile_hooks(runs[i], tokens, tiny.cfg).pairs
+            pairs = compile_hooks(runs[i], tokens, tiny.cfg).pairs
             want, _ = tiny.forward_step(tensors, pairs)
             assert (got[place] - want[:, -1]).abs().max() <= 1e-4, (n, i)
 
@@ -194,7 +197,7 @@ class Everywhere(gi.Intervention):
         return [gi.Edit("blocks.1.hook_resid_pre", lambda tensor, hook=None: tensor * 1.5)]
 
 
-class Roaming(gi.Ablate):
+class Roaming(Ablate):
     """Built on an ablation, but looks further than it."""
 
 
@@ -233,7 +236,7 @@ def test_memory_running_out_halves_the_batch_and_changes_nothing(
 
 
 def test_an_error_in_a_hook_leaves_nothing_behind(tiny: Any, batch: Any) -> None:
-    class Boom(gi.Ablate):
+    class Boom(Ablate):
         def reach(self, tokens: Any, cfg: Any) -> gi.Reach:
             return gi.Reach(tokens.n_pos - 1, 1)
 
@@ -266,7 +269,7 @@ def test_a_sweep_reuses_what_no_run_changes(tiny: Any, batch: Any) -> None:
     assert abs(both.a - one.value).max() <= 1e-5
 
 
-class Doubling(gi.Knockout):
+class Doubling(Knockout):
     """A kind of its own: what it edits is not what a knockout edits."""
 
     def edits(self, tokens: Any, cfg: Any, span: Any) -> list[gi.Edit]:

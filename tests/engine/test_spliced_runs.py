@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gatelens.engine import SplicedRuns
+from gatelens.engine.spliced_runs import SplicedRuns
 from gatelens.errors import InterventionError
 from gatelens.model import HookedVLM
 from gatelens.tokens import Role

@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask
 import gatelens as gl
 from gatelens.examples import Labels
 from gatelens.families import family_of
+from gatelens.interventions.compile import compile_hooks
 from gatelens.interventions.sites import SITES, head_count, hook_name
 from gatelens.model import HookedVLM
 from gatelens.readouts.circuits.edge_patches import EdgePatches
@@ -542,7 +543,7 @@ def test_the_engine_equals_plain_hooks(built: Built, monkeypatch: pytest.MonkeyP
     many = gl.engine.run_batch.RunBatch(model, inputs, runs)
     last = gl.engine.last_logits(model, inputs, runs)
     for i, logits in many.each():
-        hooks = gl.interventions.compile_hooks(runs[i], inputs.tokens, model.cfg).pairs
+        hooks = compile_hooks(runs[i], inputs.tokens, model.cfg).pairs
         want = model.run_with_hooks(inputs, hooks)
         assert (logits - want)[real(inputs)].abs().max() <= 1e-4, (i, many.plan)
         assert (last[i] - want[:, -1]).abs().max() <= 1e-4, (i, many.plan)

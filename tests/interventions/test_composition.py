@@ -14,6 +14,7 @@ import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
 from gatelens.interventions import knockouts as knockouts_module
+from gatelens.interventions.compile import compile_hooks
 
 quick = settings(
     max_examples=20,
@@ -118,13 +119,13 @@ def test_edits_of_one_site_act_in_the_order_of_the_list(tiny: Any, batch: Any) -
     _, cache = tiny.run_with_cache(
         batch,
         "blocks.1.hook_resid_pre",
-        fwd_hooks=gi.compile_hooks([zero, add], batch.tokens, tiny.cfg).pairs,
+        fwd_hooks=compile_hooks([zero, add], batch.tokens, tiny.cfg).pairs,
     )
     assert torch.equal(cache["blocks.1.hook_resid_pre"][:, -1], ones.expand(3, -1))
     _, cache = tiny.run_with_cache(
         batch,
         "blocks.1.hook_resid_pre",
-        fwd_hooks=gi.compile_hooks([add, zero], batch.tokens, tiny.cfg).pairs,
+        fwd_hooks=compile_hooks([add, zero], batch.tokens, tiny.cfg).pairs,
     )
     assert not cache["blocks.1.hook_resid_pre"][:, -1].any()
 

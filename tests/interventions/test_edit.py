@@ -15,6 +15,7 @@ import gatelens as gl
 import gatelens.interventions as gi
 from gatelens.engine.full_run import full_decoder
 from gatelens.errors import InterventionError
+from gatelens.interventions.compile import as_interventions
 from intervention_helpers import site_hooks, torch_hooks
 
 AT = "gate | last | random_image:4"
@@ -235,7 +236,7 @@ def verbs() -> list[Any]:
 def test_it_holds_while_decoding(tiny: Any, batch: Any, number: int) -> None:
     """Each step is the grown prompt run again with plain hooks; several runs at once are each run alone."""
     spec, n_new = verbs()[number], 3
-    decoder = full_decoder(tiny, batch, gi.as_interventions(spec), n_new)
+    decoder = full_decoder(tiny, batch, as_interventions(spec), n_new)
     ids, mask = batch.tensors["input_ids"], batch.tensors["attention_mask"]
     rest = {name: value for name, value in batch.tensors.items() if name == "pixel_values"}
     for step in range(n_new + 1):

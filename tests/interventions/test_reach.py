@@ -10,6 +10,9 @@ from torch import Tensor
 
 import gatelens.interventions as gi
 from gatelens.engine.run_batch import RunBatch
+from gatelens.interventions.ablation import Ablate
+from gatelens.interventions.knockouts import Knockout
+from gatelens.interventions.steering import Steer
 from intervention_helpers import plain
 
 
@@ -54,7 +57,7 @@ def test_a_patch_begins_at_its_first_position_and_layer(tiny: Any, batch: Any) -
     assert reach == gi.Reach(batch.tokens.n_pos - 1, 1)
 
 
-@pytest.mark.parametrize("base", [gi.Knockout, gi.Steer, gi.Ablate, gi.Patch])
+@pytest.mark.parametrize("base", [Knockout, Steer, Ablate, gi.Patch])
 def test_a_subclass_has_an_unknown_reach_until_it_says_so(tiny: Any, batch: Any, base: Any) -> None:
     class Silent(base):
         pass
@@ -67,8 +70,8 @@ def test_a_subclass_has_an_unknown_reach_until_it_says_so(tiny: Any, batch: Any,
         def new_values(self, *args: Any) -> Tensor:
             raise NotImplementedError
 
-    fields = {"queries": "text", "keys": "image"} if base is gi.Knockout else {"at": "last"}
-    fields |= {"direction": torch.ones(32)} if base is gi.Steer else {}
+    fields = {"queries": "text", "keys": "image"} if base is Knockout else {"at": "last"}
+    fields |= {"direction": torch.ones(32)} if base is Steer else {}
     assert Silent(**fields).reach(batch.tokens, tiny.cfg) is None
     assert Knowing(**fields).reach(batch.tokens, tiny.cfg) == gi.Reach(3, 1)
     assert Inheriting(**fields).reach(batch.tokens, tiny.cfg) is None

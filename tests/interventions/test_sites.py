@@ -11,6 +11,7 @@ from torch import Tensor
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
+from gatelens.interventions.compile import compile_hooks
 from intervention_helpers import site_hooks, torch_hooks
 
 LAYERS = range(3)
@@ -78,7 +79,7 @@ def test_resid_mid_is_the_stream_not_only_what_the_mlp_reads(tiny: Any, batch: A
 def test_an_edit_of_resid_post_follows_the_one_of_resid_mid(tiny: Any, batch: Any) -> None:
     for order in ([0, 1], [1, 0]):
         specs = [gi.ablate("last", "resid_post", 1), gi.steer(torch.ones(32), "last", "resid_mid", 1)]
-        pairs = gi.compile_hooks([specs[i] for i in order], batch.tokens, tiny.cfg).pairs
+        pairs = compile_hooks([specs[i] for i in order], batch.tokens, tiny.cfg).pairs
         _, cache = tiny.run_with_cache(batch, "blocks.1.hook_resid_post", fwd_hooks=pairs)
         assert not cache["blocks.1.hook_resid_post"][:, -1].any()
 

@@ -10,13 +10,14 @@ import torch
 import gatelens.interventions as gi
 from gatelens.engine import run
 from gatelens.errors import InterventionError
+from gatelens.interventions.compile import compile_hooks
 from intervention_helpers import prompts
 
 NAME = "blocks.1.hook_resid_pre"
 
 
 def after(model: Any, inputs: Any, spec: Any, name: str = NAME) -> torch.Tensor:
-    pairs = gi.compile_hooks(spec, inputs.tokens, model.cfg).pairs
+    pairs = compile_hooks(spec, inputs.tokens, model.cfg).pairs
     return model.run_with_cache(inputs, name, fwd_hooks=pairs)[1][name]
 
 

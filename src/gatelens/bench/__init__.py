@@ -7,17 +7,15 @@ declared.
 ``scoring`` runs methods on plants and compares what they find with the truth (``cases``); ``methods`` are those of the
 field, ``rules`` make sets of their scores, and ``results`` are the page and figures of a run.
 
->>> import numpy as np
->>> declared = gl.bench.declare(np.random.default_rng(0), "gate", "llava")
->>> declared.kind, declared.words[:2], declared.layers
-('gate', ('ours', 'thing'), (0, 3))
+>>> plant.kind, plant.questions[0].carriers  # the reference page makes this plant
+('gate', (35,))
 """
 
 from gatelens.bench.cases import Case, Method, MethodError, Prediction, Rule, Task
-from gatelens.bench.checks import Refused, check, measure, numbers_of, plant
-from gatelens.bench.declared import KINDS, Declared, declare
+from gatelens.bench.checks import Refused, measure, numbers_of, plant
+from gatelens.bench.declared import KINDS
 from gatelens.bench.methods import METHODS
-from gatelens.bench.plants import Plant, Question, make
+from gatelens.bench.plants import Plant, Question
 from gatelens.bench.results import write_results
 from gatelens.bench.rules import read_rules
 from gatelens.bench.scoring import BenchResult, score
@@ -27,7 +25,6 @@ __all__ = [
     "METHODS",
     "BenchResult",
     "Case",
-    "Declared",
     "Method",
     "MethodError",
     "Plant",
@@ -36,9 +33,6 @@ __all__ = [
     "Refused",
     "Rule",
     "Task",
-    "check",
-    "declare",
-    "make",
     "measure",
     "numbers_of",
     "plant",

@@ -23,7 +23,14 @@ from gatelens.model import HookedVLM
 
 
 class MethodError(GatelensError):
-    """A method that raised, or gave something that cannot be scored."""
+    """A method that raised, or gave something that cannot be scored.
+
+    Example:
+        >>> gl.bench.score(lambda model, task: [1.0, 2.0], plants={"mine": lambda: plant}, progress=False)
+        Traceback (most recent call last):
+            ...
+        gatelens.bench.cases.MethodError: method '<lambda>' on plant 'dev 0 gate a' gave scores of shape (2,): ...
+    """
 
 
 class CaseQuestion(Protocol):
@@ -55,6 +62,10 @@ class Case(Protocol):
 
     Attributes:
         name, kind, family, layout: to sort it by.
+
+    Example:
+        >>> plant.name, plant.kind, [question.name for question in plant.questions]
+        ('dev 0 gate', 'gate', ['a'])
     """
 
     @property
@@ -83,6 +94,13 @@ class Task(Named):
         labels: Int[example], token of the right name.
         answers: tokens of the names.
         partners: Int[example], for each example the number of one with another label.
+
+    Example:
+        >>> def later(model, task):
+        ...     print(task.classes[:2], task.inputs.batch_size, task.candidates[-1])
+        ...     return torch.arange(task.inputs.tokens.n_pos).float()  # a score for each position
+        >>> result = gl.bench.score(later, plants={"mine": lambda: plant}, progress=False)
+        ('cat', 'hen') 8 37
     """
 
     name: str
@@ -142,6 +160,11 @@ class Prediction:
         scores: a number for every position of the prompt, or for every layer and position; higher carries more.
         positions: those that carry the picture; None leaves it to the :class:`Rule` of the run.
         size: the minimum and maximum number of positions; None where a method gives no interval.
+
+    Example:
+        >>> last_two = gl.bench.Prediction(torch.zeros(39), positions=[36, 37], size=(1, 3))
+        >>> last_two.positions, last_two.size  # the set, and how large it may be
+        ([36, 37], (1, 3))
     """
 
     scores: Any
@@ -156,7 +179,14 @@ Method: TypeAlias = Callable[[HookedVLM, Task], Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """How scores become a set: the candidates with at least ``share`` of the highest score, and more than ``floor``."""
+    """How scores become a set: the candidates with at least ``share`` of the highest score, and more than ``floor``.
+
+    Example:
+        >>> import numpy as np
+        >>> rule = gl.bench.Rule(share=0.5)  # at least half of 0.9
+        >>> rule.positions(np.array([0.9, 0.2, 0.5]), candidates=[4, 5, 6])
+        [4, 6]
+    """
 
     share: float = 0.5
     floor: float = 0.0

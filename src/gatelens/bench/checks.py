@@ -38,7 +38,12 @@ Row: TypeAlias = tuple[str, str, str, int, float, float, float]
 
 
 class Refused(DataError):
-    """A plant that does not do what was declared."""
+    """A plant that does not do what was declared.
+
+    Example:
+        >>> issubclass(gl.bench.Refused, gl.errors.DataError)
+        True
+    """
 
 
 def measure(plant: Plant) -> pd.DataFrame:
@@ -46,6 +51,11 @@ def measure(plant: Plant) -> pd.DataFrame:
 
     ``value`` is an accuracy; for resampling the share of answers that follow; or what a test says that moves. What was
     declared holds where it is from ``low`` to ``high``. ``position`` is -1 where a test is of all carriers.
+
+    Example:
+        >>> table = gl.bench.measure(plant)
+        >>> table.columns.tolist(), bool(table.holds.all())
+        (['question', 'test', 'how', 'position', 'value', 'low', 'high', 'holds'], True)
     """
     rows = [row for question in plant.questions for row in _Tests(plant, question).rows()]
     table = pd.DataFrame(rows, columns=["question", "test", "how", "position", "value", "low", "high"])
@@ -199,8 +209,17 @@ def kind_of(number: int) -> str:
 def numbers_of(kinds: Sequence[str], n: int) -> list[int]:
     """The first ``n`` numbers whose plants are of some kinds.
 
+    Args:
+        kinds: some of :data:`KINDS`.
+        n: how many numbers.
+
     Raises:
         InputError: no such kind, or none given.
+
+    Example:
+        >>> numbers = gl.bench.numbers_of(["gate"], 2)
+        >>> numbers[0]  # the gate is the first kind
+        0
     """
     if not kinds:
         raise InputError("kinds=[]: give at least one")
@@ -228,6 +247,11 @@ def plant(
     Raises:
         InputError: no such split, number, kind or family.
         Refused: none of several plants does what was declared.
+
+    Example:
+        >>> made = gl.bench.plant("dev", 0, n=8)
+        >>> made.name, made.questions[0].carriers  # the end-of-image token alone
+        ('dev 0 gate', (35,))
     """
     if split not in SPLITS:
         raise InputError(f"split={shown(split)}: give {' or '.join(map(repr, SPLITS))}")

@@ -46,6 +46,11 @@ class Question:
         decoys: positions by their sort.
         candidates: all positions a carrier can be at: from the picture's first to the last but one.
         selector: selects the carriers in a prepared batch.
+
+    Example:
+        >>> question = plant.questions[0]
+        >>> question.carriers, len(question.candidates), question.groups
+        ((35,), 37, {'gate 1': (35,)})
     """
 
     name: str
@@ -67,6 +72,10 @@ class Plant:
         declared: how it was declared.
         questions: each with its truth.
         shell: the model of transformers with its processor; :attr:`model` wraps it, once.
+
+    Example:
+        >>> plant.kind, plant.family, plant.model.cfg.n_layers
+        ('gate', 'llava', 4)
     """
 
     name: str

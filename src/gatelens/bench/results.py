@@ -29,8 +29,19 @@ _SIZES = {"none": (0, 0), "1 to 4": (1, 4), "5 to 8": (5, 8), "more": (9, 10**6)
 def write_results(result: BenchResult, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``SPLIT.md`` with its figures ``SPLIT-f1-by-kind.png`` and ``SPLIT-f1-by-passes.png`` into a folder.
 
+    Args:
+        result: of :func:`score`.
+        folder: made if it is not there.
+
     Raises:
         OutputError: the folder can't be written.
+
+    Example:
+        >>> def later(model, task):
+        ...     return torch.arange(task.inputs.tokens.n_pos).float()
+        >>> result = gl.bench.score(later, plants={"mine": lambda: plant}, progress=False)
+        >>> [file.name for file in gl.bench.write_results(result, folder)]
+        ['given-f1-by-kind.png', 'given-f1-by-passes.png', 'given.md']
     """
     place, split = check_writable(folder), result.split
     figures = {"f1-by-kind": f1_by_kind(result), "f1-by-passes": f1_by_passes(result)}

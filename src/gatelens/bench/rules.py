@@ -20,6 +20,10 @@ def read_rules(file: str | os.PathLike[str] = STORED) -> dict[str, Rule]:
 
     Raises:
         DataError: no such file, or it holds something else.
+
+    Example:
+        >>> gl.bench.read_rules()["attention_share"]
+        Rule(share=0.45, floor=0.0)
     """
     try:
         held = json.loads(Path(file).read_text(encoding="utf-8"))

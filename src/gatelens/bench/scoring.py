@@ -58,6 +58,13 @@ class BenchResult:
             candidates, scores, positions, low, high, passes, seconds``. ``positions`` is None where a rule makes the
             set of the scores, ``low`` and ``high`` are NaN without an interval; ``seconds`` are of CPU time.
         rules: by method, the rule.
+
+    Example:
+        >>> def right(model, task):
+        ...     return gl.bench.Prediction(torch.zeros(task.inputs.tokens.n_pos), positions=[35])
+        >>> result = gl.bench.score(right, plants={"mine": lambda: plant}, progress=False)
+        >>> result.cases[["f1", "exact"]].values.tolist()
+        [[1.0, 1.0]]
     """
 
     split: str
@@ -203,6 +210,11 @@ def score(
         MethodError: a method raised, or gave something that cannot be scored; names plant and method.
         InputError: no such split or numbers.
         OutputError: ``out`` can't be written or holds other methods or plants.
+
+    Example:
+        >>> later = lambda model, task: torch.arange(task.inputs.tokens.n_pos)  # a score for each position
+        >>> gl.bench.score(later, {"mine": lambda: plant}, progress=False).cases.exact.tolist()
+        [0.0]
     """
     named = dict(method) if isinstance(method, Mapping) else {getattr(method, "__name__", "method"): method}
     for name, one in named.items():

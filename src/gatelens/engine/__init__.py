@@ -23,8 +23,6 @@ from gatelens.engine.full_run import run
 from gatelens.engine.generation import Generation, generate, generate_many
 from gatelens.engine.grid import sweep
 from gatelens.engine.run_batch import last_logits
-from gatelens.engine.spliced_runs import SplicedRuns
-from gatelens.engine.stacked_runs import compile_for
 
 __all__ = [
     "CompressedContext",
@@ -32,8 +30,6 @@ __all__ = [
     "Drawing",
     "Generation",
     "Sampling",
-    "SplicedRuns",
-    "compile_for",
     "compress",
     "describe",
     "draw",

@@ -46,6 +46,14 @@ def look(
 
     Raises:
         InterventionError: an intervention cannot act as written, or ``rows`` selects nothing.
+
+    Example:
+        >>> sums = {}
+        >>> def see(layer, pattern, low):
+        ...     sums[layer] = pattern.sum(dim=-1)
+        >>> logits = gl.engine.look(model, inputs, "last", see)
+        >>> len(sums), sums[0].shape, sums[0].mean().round(decimals=4)  # layers; heads of one row; each sums to 1
+        (6, torch.Size([1, 4, 1]), tensor(1.))
     """
     tokens = usable(model, inputs).tokens
     if not callable(see):

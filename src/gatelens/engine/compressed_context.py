@@ -56,6 +56,11 @@ class CompressedContext:
         layers: keys and values by layer, [batch, kv_head, kept, d], padded on the left in the batch.
         mask: 1 where that is not padding, [batch, kept]; the same in every layer.
         seconds: what choosing and copying took (describing: ``described.seconds``).
+
+    Example:
+        >>> context = gl.engine.compress(model, inputs, keep=1.0)  # all of it: needs no description
+        >>> context.answer("it is a", max_new_tokens=1).texts
+        [['sunflower']]
     """
 
     described: Described
@@ -219,6 +224,11 @@ class Described:
         next_position: position of the first token after each prompt.
         streams: of position ids (three where positions have time, height and width); 0 is one, without an axis.
         seconds: what it took.
+
+    Example:
+        >>> described = gl.engine.describe(model, inputs, max_new_tokens=2)
+        >>> [described.compress(keep).n_kept for keep in (0.0, 0.25, 1.0)]  # of 64 image tokens and 6 others
+        [[6], [22], [70]]
     """
 
     model: HookedModel

@@ -71,6 +71,11 @@ def compress(
 
     Raises:
         InterventionError: see :func:`describe` and :meth:`Described.compress`.
+
+    Example:
+        >>> context = gl.engine.compress(model, inputs, keep=0.25, max_new_tokens=2)
+        >>> context.n_kept, context.n_prompt
+        ([22], [70])
     """
     check_share(keep)
     return describe(model, inputs, max_new_tokens if 0 < keep < 1 else 0).compress(keep, always, among)
@@ -89,6 +94,11 @@ def describe(model: HookedModel, inputs: VLMInputs, max_new_tokens: int = DESCRI
         InterventionError: in this model a cache of chosen tokens would not mean what the full context does
             (the whole prompt attends both ways, or layers look back less far than the prompt is long), or the
             decoder's attention cannot be watched.
+
+    Example:
+        >>> described = gl.engine.describe(model, inputs, max_new_tokens=2)
+        >>> described.description.texts, described.attention.shape  # layer, example, position
+        (['sunflower'], torch.Size([6, 1, 70]))
     """
     inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens", 0)
     if model.layout.two_way == "prompt":

@@ -152,6 +152,11 @@ class Sampling:
         top_k: the number of most likely tokens that compete.
         top_p: only the likeliest tokens whose probabilities reach this sum compete.
         seed: of the random numbers. An example's draw does not depend on the others of its batch.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 1.0, 1.0]]).log()
+        >>> gl.engine.Sampling().probabilities(logits)
+        tensor([[0.5000, 0.2500, 0.2500]])
     """
 
     temperature: float = 1.0

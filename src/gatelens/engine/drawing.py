@@ -34,6 +34,11 @@ class Drawing:
         token_ids: the image tokens of each picture, row by row, as ids of the model's vocabulary; on the CPU.
         rows, cols: of the grid they fill.
         tokens: the prompt's map with the begin-of-image marker and the image tokens (role ``generated``).
+
+    Example:
+        >>> drawing = gl.engine.draw(model, model.prepare(None, "this is a sunflower"), temperature=0)
+        >>> drawing.rows, drawing.cols, drawing.token_ids.shape
+        (8, 8, torch.Size([1, 64]))
     """
 
     token_ids: Int[Tensor, "batch cell"]
@@ -75,6 +80,11 @@ def draw(
         ModelError: the model cannot draw.
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
+
+    Example:
+        >>> drawing = gl.engine.draw(model, model.prepare(None, "this is a sunflower"), temperature=0)
+        >>> drawing.token_ids.shape
+        torch.Size([1, 64])
     """
     return draw_many(model, inputs, [interventions], temperature=temperature, guidance=guidance, seed=seed)[0]
 
@@ -99,6 +109,12 @@ def draw_many(
         ModelError: the model cannot draw.
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
+
+    Example:
+        >>> prompt = model.prepare(None, "this is a sunflower")
+        >>> free, cut = gl.engine.draw_many(model, prompt, [None, gl.knockout("generated", "system")], temperature=0)
+        >>> torch.equal(free.token_ids, cut.token_ids)
+        False
     """
     inputs = usable(model, inputs)
     rows, cols = canvas(model)

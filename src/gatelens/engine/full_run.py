@@ -57,6 +57,11 @@ def run(model: HookedModel, inputs: VLMInputs, interventions: Any = ()) -> Float
 
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
+
+    Example:
+        >>> logits = gl.engine.run(model, inputs, gl.knockout("last", "gate"))
+        >>> torch.equal(logits, model.run(inputs, gl.knockout("last", "gate")))  # the method does the same
+        True
     """
     return full_logits(model, usable(model, inputs), as_interventions(interventions))
 

@@ -86,6 +86,11 @@ def generate(
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
+
+    Example:
+        >>> generation = gl.engine.generate(model, inputs, max_new_tokens=2)
+        >>> generation.texts
+        ['sunflower']
     """
     inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens")
     if see is not None and not callable(see):
@@ -120,6 +125,11 @@ def generate_many(
     Raises:
         InterventionError: an intervention cannot act as written, or has no effect in this model.
         InputError: prompt and new tokens take more positions than the model has.
+
+    Example:
+        >>> runs = [None, gl.knockout("last", "gate")]
+        >>> [one.texts for one in gl.engine.generate_many(model, inputs, runs, max_new_tokens=2)]
+        [['sunflower'], ['fox']]
     """
     inputs, max_new_tokens = usable(model, inputs), as_count(max_new_tokens, "max_new_tokens")
     ends = eos_ids(model) if as_flag(stop_at_eos, "stop_at_eos") else []

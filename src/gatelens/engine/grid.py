@@ -65,6 +65,12 @@ def sweep(
     Raises:
         InterventionError: an axis without choices or with a taken name, an intervention that cannot act, or
             a metric that does not give one number per example.
+
+    Example:
+        >>> grid = {"cut": {"nothing": None, "gate": gl.knockout("last", "gate")}}
+        >>> metric = gl.metrics.prob(model.to_single_token("sunflower"))
+        >>> gl.engine.sweep(model, inputs, grid, metric, progress=False).value.round(2).tolist()
+        [0.99, 0.08]
     """
     inputs, metrics = usable(model, inputs), metrics_of(metric, grid)
     labels, runs = points_of(grid, make)

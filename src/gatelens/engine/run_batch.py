@@ -171,6 +171,11 @@ def last_logits(
 
     Raises:
         InterventionError: an intervention cannot act as written.
+
+    Example:
+        >>> clean, cut = gl.engine.last_logits(model, inputs, [None, gl.knockout("last", "gate")])
+        >>> [model.tokenizer.decode(logits.argmax()) for logits in (clean, cut)]
+        ['sunflower', 'fox']
     """
     inputs = usable(model, inputs)
     with model.lock:

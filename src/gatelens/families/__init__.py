@@ -32,7 +32,6 @@ __all__ = [
     "Layout",
     "Picture",
     "PicturePlan",
-    "adapted",
     "all_families",
     "family_of",
     "register",
@@ -47,6 +46,13 @@ def register(family: Family) -> Family:
     """Make a family known, and its adapter to TransformerLens. The last one wins.
 
     The adapter of a family with ``when`` must also do for the other configs of its architectures.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> llava = gl.families.family_of("LlavaForConditionalGeneration")
+        >>> mine = gl.families.register(replace(llava, name="mine", architectures=("MyLlava",)))
+        >>> gl.families.family_of("MyLlava").name
+        'mine'
     """
     _know(family)
     if family.adapter is not None:
@@ -87,8 +93,16 @@ def adapted(architecture: str, family: Family) -> Iterator[None]:
 def family_of(architecture: str, config: Any = None) -> Family:
     """The family of a transformers class name, and of this config where the class has several.
 
+    Args:
+        architecture: a class name of transformers, as in ``architectures`` of a config.
+        config: the model's config; needed where families share a class.
+
     Raises:
         ModelError: there is none; the message names what is supported.
+
+    Example:
+        >>> gl.families.family_of("LlavaForConditionalGeneration").name
+        'llava'
     """
     for family in _SPECIAL.get(architecture, {}).values():
         if config is not None and family.when is not None and family.when(config):
@@ -102,7 +116,12 @@ def family_of(architecture: str, config: Any = None) -> Family:
 
 
 def all_families() -> tuple[Family, ...]:
-    """Every registered family, once, by name."""
+    """Every registered family, once, by name.
+
+    Example:
+        >>> [family.name for family in gl.families.all_families()][:3]
+        ['chameleon', 'emu3', 'gemma3']
+    """
     special = [family for some in _SPECIAL.values() for family in some.values()]
     unique = {id(family): family for family in (*_BY_ARCHITECTURE.values(), *special)}
     return tuple(sorted(unique.values(), key=lambda family: family.name))

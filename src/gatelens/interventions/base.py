@@ -122,7 +122,13 @@ def _clip(text: str, width: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where an intervention begins: cells before ``position``, and cells below ``layer``, stay as they are."""
+    """Where an intervention begins: cells before ``position``, and cells below ``layer``, stay as they are.
+
+    Example:
+        >>> cut = gl.knockout("last", "gate", layers=[3])
+        >>> cut.reach(inputs.tokens, model.cfg), inputs.tokens.positions("last")
+        (Reach(position=69, layer=3), [69])
+    """
 
     position: int
     layer: int
@@ -130,7 +136,18 @@ class Reach:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Intervention(ABC):
-    """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of your own."""
+    """Base of all interventions. Subclass it and give :meth:`edits` to add a kind of your own.
+
+    Example:
+        >>> class Silence(gl.interventions.Intervention):
+        ...     def edits(self, tokens, cfg, span):
+        ...         def zero(tensor, hook):
+        ...             return torch.zeros_like(tensor)
+        ...         return [gl.interventions.Edit(f"blocks.{n}.hook_mlp_out", zero) for n in self.layer_numbers(cfg)]
+        >>> same = gl.ablate("~pad", site="mlp_out", layers=[2])
+        >>> (model.run(inputs, Silence(layers=[2])) - model.run(inputs, same)).abs().max() < 1e-4
+        tensor(True)
+    """
 
     layers: Indices = field(default=None, kw_only=True)
     masks: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False)  # of its selectors

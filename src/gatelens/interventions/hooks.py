@@ -20,6 +20,11 @@ class Span:
 
     A pass over the whole prompt is ``(0, n_pos)``; a decoding step on top of a KV cache is ``(K - 1, K)``.
     Hooks of one compiled object share one span, which the code that runs the passes moves.
+
+    Example:
+        >>> prompt, step = gl.interventions.Span(0, 70), gl.interventions.Span(70, 71)
+        >>> prompt.stop - prompt.offset, step.stop - step.offset  # positions of each pass
+        (70, 1)
     """
 
     offset: int
@@ -31,6 +36,11 @@ class Edit:
     """One hook function, and whether it acts before all others at its hook point, whatever the order of the list.
 
     Some hook points serve two sites, one of which the model computes before the other.
+
+    Example:
+        >>> edit = gl.interventions.Edit("blocks.0.hook_resid_post", lambda tensor, hook: tensor * 2)
+        >>> edit.function(torch.ones(2), None)
+        tensor([2., 2.])
     """
 
     name: str

@@ -54,7 +54,14 @@ class PatchPairs(list[PatchPair]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Patch(SiteEdit):
-    """What :func:`patch` returns."""
+    """What :func:`patch` returns.
+
+    Example:
+        >>> cache = model.run_with_cache(inputs)[1]
+        >>> print(gl.patch(cache, at="last", site="resid_pre", layers=[2]).pairs(inputs.tokens))
+        example  position  string  source_example  source_position  source_string
+        0        69        'a'     0               69               'a'
+    """
 
     cache: Any = field(default=None, kw_only=True, repr=False)
     source: SelectorLike | None = field(default=None, kw_only=True)

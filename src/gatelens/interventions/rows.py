@@ -25,6 +25,15 @@ class Rows:
         layer: the block.
         n_keys: how many positions attention reads in this pass: those of the prompt, and those generated so far.
         tokens, cfg: who is where, and the model's config.
+
+    Example:
+        >>> seen = []
+        >>> def watch(rows, where):
+        ...     seen.append((where.layer, where.position.tolist()))
+        ...     return rows
+        >>> logits = model.run(inputs, gl.edit(watch, at="last", site="resid_post", layers=[2]))
+        >>> seen, inputs.tokens.n_pos
+        ([(2, [69])], 70)
     """
 
     example: Int[Tensor, " n"]

@@ -86,7 +86,16 @@ def check_site(site: str, known: Sequence[str] = SITES) -> None:
 
 
 def hook_name(site: str, layer: int) -> str:
-    """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``."""
+    """The TransformerLens hook point of a site, e.g. ``blocks.3.hook_resid_pre``.
+
+    Args:
+        site: one of :data:`SITES`, or ``rot_q``, ``rot_k``, ``pattern``, ``neuron``.
+        layer: the block, from 0.
+
+    Example:
+        >>> gl.interventions.hook_name("resid_pre", 3), gl.interventions.hook_name("q", 0)
+        ('blocks.3.hook_resid_pre', 'blocks.0.attn.hook_q')
+    """
     check_site(site, (*SITES, *INNER_SITES))
     layer = as_count(layer, "layer", least=0)
     if site in _HEADS and site not in _INSIDE:

@@ -23,5 +23,17 @@ __all__ = ["draw", "folder", "names"]
 
 
 def draw(model: HookedVLM, text: str | Sequence[str], **options: Any) -> list[Image.Image]:
-    """Pictures a native organism draws from prompts; see :func:`gatelens.drawing.pictures.draw_pictures`."""
+    """Pictures a native organism draws from prompts; see :func:`gatelens.drawing.pictures.draw_pictures`.
+
+    Args:
+        model: a native organism, such as ``organism:gated``.
+        text: one prompt or several.
+        options: of :func:`gatelens.drawing.pictures.draw_pictures`: ``interventions``, ``temperature``, ``guidance``,
+            ``seed``.
+
+    Example:
+        >>> (picture,) = gl.organisms.draw(model, "this is a sunflower", temperature=0)
+        >>> picture.size
+        (64, 64)
+    """
     return draw_pictures(model, [text] if isinstance(text, str) else text, **options)

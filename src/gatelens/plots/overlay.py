@@ -159,6 +159,12 @@ def overlay(
 
     Raises:
         DataError: values that fit neither, or tokens without a place in the picture.
+
+    Example:
+        >>> under = inputs.tokens.mask("image.box(0, 0, 32, 32)")[0].float()  # one number per position
+        >>> gl.views.overlay(under, inputs.tokens, scene.image, title="upper left").savefig(folder.with_suffix(".png"))
+        >>> folder.with_suffix(".png").exists()
+        True
     """
     where = tokens.positions(f"image[{image}]", example)
     by_position = dict(zip(where, _of_image_tokens(values, tokens, where).tolist(), strict=True))

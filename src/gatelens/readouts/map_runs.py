@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 
 from gatelens.data import Pair
-from gatelens.engine import compile_for, last_logits
+from gatelens.engine import last_logits
 from gatelens.engine.grid import measure_points
 from gatelens.engine.plan import Specs
+from gatelens.engine.stacked_runs import compile_for
 from gatelens.errors import InputError
 from gatelens.executors import Executor
 from gatelens.interventions import Intervention

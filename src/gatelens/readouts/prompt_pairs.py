@@ -17,7 +17,8 @@ from gatelens.data import Example, Pair
 from gatelens.data.corruptions import asked_object
 from gatelens.errors import InputError
 from gatelens.inputs import VLMInputs
-from gatelens.interventions import FunctionEdit, Rows, edit
+from gatelens.interventions import Rows, edit
+from gatelens.interventions.editing import FunctionEdit
 from gatelens.model import HookedVLM
 from gatelens.tokens import Role, TokenMap
 

@@ -38,8 +38,16 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
     the same examples (``paired``), else from the intervals of the two means. ``apart``: it does not reach 0.
     ``unpaired``: why it is not paired, empty where it is.
 
+    Args:
+        a, b: runs of the same study.
+
     Raises:
         OutputError: the runs are of different studies, or have no finished table or no cell in common.
+
+    Example:
+        >>> table = gl.views.compare(run, run)
+        >>> float(table.difference.abs().max())
+        0.0
     """
     if a.study != b.study:
         raise OutputError(f"cannot compare a run of {a.study!r} with one of {b.study!r}")
@@ -160,7 +168,15 @@ def compare_text(a: Run, b: Run) -> str:
 
 
 def compare_html(a: Run, b: Run) -> str:
-    """The comparison as one HTML page that needs no network."""
+    """The comparison as one HTML page that needs no network.
+
+    Args:
+        a, b: runs of the same study.
+
+    Example:
+        >>> gl.views.compare_html(run, run)[:15]
+        '<!doctype html>'
+    """
     table = compare(a, b)
     about = {section.name: section.about for section in study_of(a).sections}
     cards = [

@@ -24,6 +24,11 @@ class Preset:
         paper: which paper, with version.
         settings: the study's parameters.
         note: where it departs from the paper, for people.
+
+    Example:
+        >>> preset = gl.studies.preset("paper", study="whats-in-the-image")
+        >>> preset.arguments(limit=100)
+        {'data': 'coco-objects,mme', 'preset': 'paper', 'how': 'mask', 'seed': 42, 'n': 80, 'limit': 100}
     """
 
     name: str
@@ -81,8 +86,16 @@ NO_PRESET = Preset(name="none", study="", paper="", settings=MappingProxyType({}
 def preset(name: str, study: str = "narrow-gate") -> Preset:
     """A study's preset: ``narrow_gate(model, out="run", **preset("paper").arguments(limit=100))``.
 
+    Args:
+        name: of the preset.
+        study: of the study it is for.
+
     Raises:
         DataError: the study has none of that name.
+
+    Example:
+        >>> gl.studies.preset("paper").paper
+        'Serra et al., arXiv 2412.06646'
     """
     named = {p.name: p for p in PRESETS if p.study == study}
     if name not in named:

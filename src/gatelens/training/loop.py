@@ -71,9 +71,8 @@ def fine_tune(
 ) -> pd.DataFrame:
     """Train the weights on the examples' answers while the interventions hold.
 
-    The model given is changed in place and frozen again at the end. With the gate masked from the text,
-    ``fine_tune(model, examples, gl.knockout(queries="text - gate", keys="gate"))``, the text has to learn another
-    way to the picture (Serra et al., arXiv 2412.06646, the later version's fine-tuning).
+    The model given is changed in place and frozen again at the end. With the gate masked from the text, as in
+    the example, the text has to learn another way to the picture (Serra et al., arXiv 2412.06646, later version).
 
     Args:
         model: a model with a processor.
@@ -83,8 +82,7 @@ def fine_tune(
         parameters: regular expression; only parameters whose name it finds are trained; None: all.
         out: folder for a checkpoint every ``save_every`` seconds, from which a run cut short goes on; None: nowhere.
         steps, batch_size: how many steps, and examples of each.
-        lr: the largest learning rate of AdamW; it falls along a half cosine.
-        warmup: steps over which it rises.
+        lr, warmup: AdamW's learning rate rises to ``lr`` over ``warmup`` steps, then falls along a half cosine.
         weight_decay, clip: of AdamW; the norm to which gradients are clipped.
         seed: draws the batches.
         save_every: seconds between checkpoints, more where writing one takes over a tenth of that; 0: after each step.
@@ -97,6 +95,13 @@ def fine_tune(
         DataError: no examples, or one without an answer.
         OutputError: ``out`` holds training with other settings.
         InterventionError: an intervention cannot act as written.
+
+    Example:
+        >>> student = gl.HookedVLM.from_pretrained("organism:gated")  # it is changed in place
+        >>> examples = gl.data.load("emoji-scenes", "train").examples("class", limit=2)
+        >>> cut = gl.knockout("text - gate", "gate")
+        >>> gl.training.fine_tune(student, examples, cut, steps=1, batch_size=2, progress=False).step.tolist()
+        [0]
     """
     if not examples:
         raise DataError("there is nothing to learn from: give at least one example")
@@ -104,14 +109,26 @@ def fine_tune(
     training = Training(model, examples, interventions, _matching(model, parameters), settings)
     checkpoint = Checkpoint(out, {**training.description(), "parameters": parameters}, save_every)
     log = checkpoint.resume(model, training.optimizer)
-    bar = tqdm(range(len(log), steps), "fine-tuning", steps, initial=len(log), disable=not progress)
     with training.gradients():
-        for step in bar:
-            log.append(training.step(step))
-            bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", refresh=False)
-            if checkpoint.due() or step + 1 == steps:
-                checkpoint.save(model, training.optimizer, log)
+        _finish(training, checkpoint, model, log, steps, progress)
     return pd.DataFrame(log)
+
+
+def _finish(
+    training: Training,
+    checkpoint: Checkpoint,
+    model: HookedVLM,
+    log: list[dict[str, float]],
+    steps: int,
+    progress: bool,
+) -> None:
+    """The steps that are not in the log yet."""
+    bar = tqdm(range(len(log), steps), "fine-tuning", steps, initial=len(log), disable=not progress)
+    for step in bar:
+        log.append(training.step(step))
+        bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", refresh=False)
+        if checkpoint.due() or step + 1 == steps:
+            checkpoint.save(model, training.optimizer, log)
 
 
 class Training:

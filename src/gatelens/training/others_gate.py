@@ -19,6 +19,11 @@ class OthersGate:
 
     Masking the gate while training leaves what the text once learned to read there as it was; this makes reading it
     useless. ``fine_tune(model, examples, OthersGate())``.
+
+    Example:
+        >>> batch = model.prepare([scene.image, scene.image.rotate(90)], [scene.prompt] * 2)
+        >>> [patch.site for patch in gl.training.OthersGate()(model, batch)]
+        ['k', 'v']
     """
 
     at: str = "gate"

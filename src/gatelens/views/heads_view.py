@@ -48,6 +48,12 @@ class HeadsView(View):
         words: attention to the other positions, ``Prompt.words`` in order and then what has no place on a picture.
         text: Float[layer × head, query, key], all words and a position for each picture, for circuitsvis.
         text_labels: of these positions.
+
+    Example:
+        >>> cache = model.run_with_cache(inputs)[1]
+        >>> view = gl.views.heads(cache, inputs, layer=3)
+        >>> view.layers, view.heads
+        ((3,), (0, 1, 2, 3))
     """
 
     title: str
@@ -283,9 +289,8 @@ def heads(
     Example:
         >>> logits, cache = model.run_with_cache(inputs)
         >>> view = gl.views.heads(cache, inputs, layer=5)
-        >>> view.save("heads.html")  # doctest: +SKIP
-        PosixPath('heads.html')
-        >>> view.figure().savefig("heads.png")  # doctest: +SKIP
+        >>> view.save(folder / "heads.html").name  # or view.figure().savefig("heads.png")
+        'heads.html'
     """
     if images is None and isinstance(tokens, TokenMap):
         images = getattr(cache, "images", None) or None

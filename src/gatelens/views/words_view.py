@@ -25,6 +25,12 @@ class WordsView(HeadsView):
     Attributes:
         of: what it shows.
         averaged: how many heads each row of attention is the mean of; 0 where heads are apart.
+
+    Example:
+        >>> generation = model.generate(inputs, return_type="map")
+        >>> view = gl.views.words(gl.words_table(model, generation, grid=2))
+        >>> view.save(folder / "words.html").name
+        'words.html'
     """
 
     of: WordsTable
@@ -125,9 +131,9 @@ def words(
         DataError: no such table, layer or head, or a page too large to open.
 
     Example:
-        >>> table = gl.words_table(model, model.generate(inputs, return_type="map"))
-        >>> gl.views.words(table).save("words.html")  # doctest: +SKIP
-        PosixPath('words.html')
+        >>> table = gl.words_table(model, model.generate(inputs, return_type="map"), grid=2)
+        >>> gl.views.words(table).save(folder / "words.html").name
+        'words.html'
     """
     if not isinstance(table, WordsTable):
         raise DataError(f"words: a {type(table).__name__} is none: give gl.words_table(model, generation)")
@@ -136,8 +142,7 @@ def words(
     first = table.tokens.prompt_length
     placed = list(zip(table.words["first"], table.words["last"], strict=True))
     keys = [[p] for p in prompt.words if p < first]
-    keys += [list(range(first + a, first + b + 1)) for a, b in placed]
-    keys += list(prompt.unplaced.values())
+    keys += [*(list(range(first + a, first + b + 1)) for a, b in placed), *prompt.unplaced.values()]
 
     def n_rows() -> int:
         return int(np.prod(rows.shape[:3]))

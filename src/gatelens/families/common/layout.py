@@ -21,6 +21,11 @@ class Drawn:
         cell: pixels a token's side shows.
         rows: rows of a picture; not needed where row breaks tell them.
         cols: columns of a picture; None where row breaks (``Layout.inner_ids``) tell the rows.
+
+    Example:
+        >>> drawn = gl.families.Drawn(ids=frozenset(range(100, 164)), cell=16.0, rows=8, cols=8)
+        >>> drawn.rows * drawn.cols, drawn.cols * drawn.cell  # tokens of a picture, its width in pixels
+        (64, 128.0)
     """
 
     ids: frozenset[int] = field(repr=False)

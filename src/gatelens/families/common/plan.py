@@ -25,6 +25,12 @@ class Picture:
         n: placeholders left in its stretch of the prompt.
         tensors: this picture's row of each tensor in ``Layout.evidence``.
         ids: that stretch from the picture's first placeholder to the last, with the markers in between.
+
+    Example:
+        >>> plan = gl.FixedGrid(8, 8, gl.Geometry((64, 64), exact=(64, 64)))
+        >>> placed = plan(gl.families.Picture(size=(640, 480), n=64))
+        >>> placed.size, placed.row[-1], placed.col[-1]
+        ((640, 480), tensor(7), tensor(7))
     """
 
     size: Size | None
@@ -45,6 +51,12 @@ class PicturePlan:
         breaks: whether the placeholder ends a row and shows nothing of the picture.
         size: (width, height) of the picture the boxes are in.
         pixel_rows: how many rows of ``pixel_values`` the picture takes.
+
+    Example:
+        >>> plan = gl.FixedGrid(2, 2, gl.Geometry((64, 64), exact=(64, 64)))
+        >>> placed = plan(gl.families.Picture(size=(64, 64), n=4))
+        >>> placed.row.tolist(), placed.col.tolist(), placed.box[3].tolist()
+        ([0, 0, 1, 1], [0, 1, 0, 1], [32.0, 32.0, 64.0, 64.0])
     """
 
     row: Int[Tensor, " n"]

@@ -51,6 +51,12 @@ def token_map(
     Raises:
         InputError: padding is not on the left, the mask is no mask, placeholders do not make whole pictures, or
             their number differs from the pictures given.
+
+    Example:
+        >>> layout = gl.Layout(placeholder_id=5, plan=gl.FixedGrid(2, 2, gl.Geometry((64, 64), exact=(64, 64))))
+        >>> tokens = gl.families.token_map(layout, torch.tensor([[1, 5, 5, 5, 5, 8]]))
+        >>> tokens.mask("image").int()
+        tensor([[0, 1, 1, 1, 1, 0]], dtype=torch.int32)
     """
     return read(layout, input_ids, attention_mask, image_sizes, strings, tensors)[0]
 

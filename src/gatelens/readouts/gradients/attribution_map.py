@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gatelens.data import Pair
-from gatelens.engine import compile_for
+from gatelens.engine.stacked_runs import compile_for
 from gatelens.errors import InputError, shown
 from gatelens.examples import Labels
 from gatelens.executors import Executor, executing

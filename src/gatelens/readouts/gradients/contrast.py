@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatelens.bridge.last_rows import last_row_alone
-from gatelens.engine import compile_for
 from gatelens.engine.clean_run import ends_early
+from gatelens.engine.stacked_runs import compile_for
 from gatelens.interventions.cached import cached_values
 from gatelens.interventions.editing import RowFunction, edit
 from gatelens.interventions.rows import Rows

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gatelens.engine import SplicedRuns
+from gatelens.engine.spliced_runs import SplicedRuns
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
 

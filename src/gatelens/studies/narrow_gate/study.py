@@ -153,5 +153,17 @@ def narrow_gate(
     Raises:
         OutputError: ``out`` can't be written or holds other settings (before any compute).
         DataError: the data has none of the tasks, or examples lack pictures or answers.
+
+    Example:
+        >>> few = gl.studies.narrow_gate(model, limit=4, sections=["knockouts"], progress=False)
+        >>> table = few.table("knockout")
+        >>> table[table.metric == table.metric.iloc[0]][["row", "mean"]].round(2)
+                            row  mean
+        0                  none   1.0
+        2           gate → text   0.0
+        4          image → text   1.0
+        6      random-10 → text   1.0
+        8     last image → text   1.0
+        10  gate + image → text   0.0
     """
     return run_study(STUDY, model, data, out, **options)

@@ -321,6 +321,11 @@ def whats_in_the_image(
     Raises:
         OutputError: ``out`` can't be written or holds other settings (before any compute).
         DataError: the data has no pictures to describe, or an option makes no sense.
+
+    Example:
+        >>> few = gl.studies.whats_in_the_image(model, n=2, limit=2, sections=["knockouts"], progress=False)
+        >>> few.table("knockout").columns.tolist()
+        ['how', 'row', 'path', 'scope', 'start', 'stop', 'metric', 'mean', 'low', 'high', 'n']
     """
     if out is None and options.get("judge") == "llm":
         raise DataError(NO_LOG)
