@@ -22,7 +22,7 @@ table = gl.sweep(
     make=lambda layer, head: gl.ablate("last", site="z", layers=[layer], heads=[head], with_="mean"),
 )
 by_head = table.groupby(["layer", "head"]).value.mean().unstack()
-figure, axes = plt.subplots(figsize=(5.5, 3.3), layout="constrained")
+figure, axes = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
 axes.set(xlabel="head", ylabel="layer")
-figure.colorbar(axes.imshow(by_head, cmap="viridis"), label="accuracy")
+figure.colorbar(axes.imshow(by_head, cmap="Oranges_r"), label="accuracy")
 figure
