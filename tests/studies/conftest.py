@@ -38,3 +38,9 @@ def stored_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with zipfile.ZipFile(archive) as held:
             held.extractall(folders[archive.stem])
     return folders
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies write no report: drawing one takes longer than all they measure here."""
+    monkeypatch.setattr("gatelens.studies.runner.write_report", lambda study, run: None)

@@ -144,6 +144,7 @@ def test_a_folder_is_needed(model: HookedVLM) -> None:
         run_study(STUDY, model, TinyData(), None, train_data=TrainingData(), **SMALL)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_stage_goes_on_where_it_was_cut_short(
     model: HookedVLM, finished: gl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_captions_of_two_sets_are_scored_each_with_its_own_references(
     assert one.sort_values(["row", "id"]).score.tolist() == other.sort_values(["row", "id"]).score.tolist()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_preset_and_skip_bad_on_the_command_line(
     tiny_chameleon: Any, papers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

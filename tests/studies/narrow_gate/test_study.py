@@ -109,6 +109,7 @@ def test_attention_equals_the_cached_patterns(finished: Run, tiny_llava: Any) ->
     assert table.share.item() == pytest.approx(np.mean(shares), abs=1e-5)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_resuming_computes_only_the_rest(
     tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Run
 ) -> None:

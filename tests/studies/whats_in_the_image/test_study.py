@@ -72,6 +72,7 @@ def test_pictures_are_kept_by_their_id(finished: Run) -> None:
     assert cells.to_dict() == pytest.approx(means[cells.index].to_dict(), abs=1e-6)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_resuming_computes_only_the_rest(
     tiny_llava: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Run
 ) -> None:
