@@ -23,13 +23,7 @@ from gatelens.tokens import Role
 from section_helpers import setup_of
 from study_helpers import TinyData
 
-SMALLER: dict[str, Any] = {
-    "n": 32,
-    "n_pairs": 16,
-    "n_boot": 200,
-    "progress": False,
-}  # where only the verdict is asked
-SMALL: dict[str, Any] = {"n": 48, "n_pairs": 24, "n_boot": 200, "progress": False}
+SMALL: dict[str, Any] = {"n": 32, "n_pairs": 16, "n_boot": 200, "progress": False}
 EXPECTED = {"gated": "narrow", "open": "distributed", "llava": "distributed"}
 
 
@@ -40,7 +34,7 @@ def gated() -> Any:
 
 @pytest.fixture(scope="module")
 def searches(gated: Any) -> dict[str, GateSearch]:
-    others = {name: find_gate(f"organism:{name}", **SMALLER) for name in EXPECTED if name != "gated"}
+    others = {name: find_gate(f"organism:{name}", **SMALL) for name in EXPECTED if name != "gated"}
     return {"gated": find_gate(gated, **SMALL), **others}
 
 
@@ -135,7 +129,7 @@ def test_random_weights_communicate_nothing(family: str, request: pytest.Fixture
 def test_untrained_organism_communicates_nothing() -> None:
     from gatelens.organisms.build import llava
 
-    found = find_gate(gl.HookedVLM.from_module(*llava(0)), how="zero", **SMALLER)
+    found = find_gate(gl.HookedVLM.from_module(*llava(0)), how="zero", **SMALL)
     assert found.verdict["headline"] == "no communication found", str(found)
 
 
