@@ -147,7 +147,8 @@ def find_gate(model: HookedVLM, task: Task) -> Prediction:
     """The toolkit's search for a gate, :func:`gatelens.studies.find_gate`, asked what the answering position reads.
 
     Its game (:mod:`gatelens.studies.gate_finder.carriers`) with all candidates pinned to one of two pictures. Nothing
-    carries where the right name's probability hardly depends on whose picture it is.
+    carries where the right name's probability hardly depends on whose picture it is. Where it does and no position is
+    found, any number of them may carry.
     """
     n, n_pos = len(task.labels), task.inputs.tokens.n_pos
     pairs = torch.stack([torch.arange(n), task.partners], 1)
@@ -163,7 +164,8 @@ def find_gate(model: HookedVLM, task: Task) -> Prediction:
     right, other = (probability[rows, task.labels].mean() for rows in (torch.arange(n), task.partners))
     if float(right) - max(float(other), 1 / len(task.answers)) < LEAST_WORTH:
         return Prediction(scores, [], (0, 0))
-    return Prediction(scores, [task.candidates[p] for p in found.chosen], (found.low, found.high))
+    size = (found.low, found.high) if found.chosen else (1, len(task.candidates))
+    return Prediction(scores, [task.candidates[p] for p in found.chosen], size)
 
 
 def _other_partners(task: Task) -> Tensor:

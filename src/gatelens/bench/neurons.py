@@ -73,10 +73,10 @@ def write_steps(mlp: Any, steps: Steps, seen: Float[Tensor, "picture place d_mod
 
 
 @torch.no_grad()
-def write_product(mlp: Any, product: Product) -> None:
-    """Write it into the first two neurons. Positions without the sources get nothing."""
+def write_product(mlp: Any, product: Product, start: int = 0) -> None:
+    """Write it into two neurons from ``start`` on. Positions without the sources get nothing."""
     first, second = product.factors
-    for neuron, side in enumerate((1, -1)):
+    for neuron, side in enumerate((1, -1), start=start):
         _clear(mlp, neuron)
         mlp.gate_proj.weight[neuron, first] = side
         mlp.up_proj.weight[neuron, second] = side

@@ -26,7 +26,7 @@ from gatelens.bench.declared import MARKER, Asked, Declared, Slot
 from gatelens.bench.neurons import write_product, write_steps
 from gatelens.bench.pictures import GRID, PATCH, PatchPictures
 from gatelens.bench.shells import ENDS, Shell, shell
-from gatelens.bench.wiring import erased_by, products_of, routes_of, steps_of
+from gatelens.bench.wiring import Wiring, erased_by, wiring_of
 from gatelens.model import HookedVLM
 from gatelens.plain_runs import PlainRuns, tensors
 
@@ -116,13 +116,15 @@ def _plain(made: Shell, data: PatchPictures) -> PlainRuns:
     return PlainRuns(made.hf, made.processor, [e.image for e in examples], [e.prompt for e in examples])
 
 
-def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
+def make(declared: Declared, name: str, seed: int, n: int, wiring: Wiring | None = None) -> Plant:
     """Make a declared plant; what it does is not measured yet (:func:`gatelens.bench.checks.measure`).
 
     Args:
         seed: of weights and pictures.
         n: pictures of a question.
+        wiring: what is written into the decoder; None is what the declared kind has.
     """
+    wiring = wiring or wiring_of(declared)
     generator = torch.Generator().manual_seed(seed)
     made = shell(declared.family)
     kinds = declared.slots
@@ -143,14 +145,12 @@ def make(declared: Declared, name: str, seed: int, n: int) -> Plant:
     if declared.kind == "random":
         random_decoder(made, generator)
     else:
-        write_decoder(
-            made, routes_of(declared), words, {mark: kind for kind, mark in mark_of.items()}, generator
-        )
+        write_decoder(made, wiring.routes, words, {mark: kind for kind, mark in mark_of.items()}, generator)
         for asked, one, prompt in zip(declared.questions, data, prompts, strict=True):
-            _fit(made, declared, asked, replace(one, n=N_FIT, seed=seed + 1000), prompt)
+            _fit(made, wiring, declared, asked, replace(one, n=N_FIT, seed=seed + 1000), prompt)
         rotate(made, generator)
     questions = (
-        _truth(declared, asked, one, prompt)
+        _truth(wiring, declared, asked, one, prompt)
         for asked, one, prompt in zip(declared.questions, data, prompts, strict=True)
     )
     return Plant(name, declared, tuple(questions), made)
@@ -190,7 +190,9 @@ class _Prompt:
         return f"image.box({x + 1},{y + 1},{x + PATCH - 1},{y + PATCH - 1})"
 
 
-def _fit(made: Shell, declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt) -> None:
+def _fit(
+    made: Shell, wiring: Wiring, declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt
+) -> None:
     """Fit, layer by layer, what depends on the size of the stream; then the head."""
     decoder, examples = made.decoder, data.examples()
     runs = _plain(made, data)
@@ -199,11 +201,11 @@ def _fit(made: Shell, declared: Declared, asked: Asked, data: PatchPictures, pro
     def seen(norm: Any, kinds: frozenset[str]) -> torch.Tensor:
         return runs.seen(norm, sorted(p for kind in kinds for p in places.get(kind, ())))
 
-    for route in filter(erased_by, routes_of(declared)):
+    for route in filter(erased_by, wiring.routes):
         _fit_erased(made, route, seen(decoder.layers[route.layer].input_layernorm, route.readers))
-    for product in products_of(declared):
-        write_product(decoder.layers[product.layer].mlp, product)
-    for steps in steps_of(declared):
+    for number, product in enumerate(wiring.products):
+        write_product(decoder.layers[product.layer].mlp, product, 2 * number)
+    for steps in wiring.steps:
         layer = decoder.layers[steps.layer]
         write_steps(layer.mlp, steps, seen(layer.post_attention_layernorm, steps.at))
     final = seen(decoder.norm, frozenset({asked.last}))[:, 0]
@@ -219,7 +221,9 @@ def _fit_erased(made: Shell, route: Route, seen: torch.Tensor) -> None:
     scale_route(made, route, KIND_SIZE / float(seen[..., kinds].sum(-1).mean()))
 
 
-def _truth(declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt) -> Question:
+def _truth(
+    wiring: Wiring, declared: Declared, asked: Asked, data: PatchPictures, prompt: _Prompt
+) -> Question:
     """The absolute positions of what was declared."""
     groups, decoys = prompt.by_kind(asked.carriers), prompt.by_kind(declared.decoys)
     carriers = tuple(sorted(p for places in groups.values() for p in places))
@@ -231,7 +235,7 @@ def _truth(declared: Declared, asked: Asked, data: PatchPictures, prompt: _Promp
         decoys["other question"] = prompt.positions(others)
     layers = {
         kind: route.layer
-        for route in routes_of(declared)
+        for route in wiring.routes
         for kind in route.keys & groups.keys()
         if asked.last in route.readers
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,8 +31,27 @@ _SOURCE = frozenset({"source"})
 _HOLDS = 1.0  # what a gate that saturates writes for what it holds
 
 
-def routes_of(declared: Declared) -> list[Route]:
-    """The heads that are written."""
+@dataclass(frozen=True)
+class Wiring:
+    """What is written into a decoder: heads, and neurons that saturate or multiply."""
+
+    routes: Sequence[Route]
+    steps: Sequence[Steps] = ()
+    products: Sequence[Product] = ()
+
+
+def wiring_of(declared: Declared) -> Wiring:
+    """What is written for a declared plant."""
+    return Wiring(_routes(declared), _steps(declared), _products(declared))
+
+
+def erased_by(route: Route) -> bool:
+    """Whether a head takes away from the stream what it reads there."""
+    return route.readers == route.keys
+
+
+def _routes(declared: Declared) -> list[Route]:
+    """The heads."""
     routes = list(_gathering(declared))
     for asked in declared.questions:
         routes += _reading(declared, asked, routes)
@@ -49,12 +69,7 @@ def routes_of(declared: Declared) -> list[Route]:
     return routes
 
 
-def erased_by(route: Route) -> bool:
-    """Whether a head takes away from the stream what it reads there."""
-    return route.readers == route.keys
-
-
-def steps_of(declared: Declared) -> list[Steps]:
+def _steps(declared: Declared) -> list[Steps]:
     """The neurons that saturate, by layer."""
     last = frozenset({"last a"})
     if declared.kind == "saturated":
@@ -71,7 +86,7 @@ def steps_of(declared: Declared) -> list[Steps]:
     return []
 
 
-def products_of(declared: Declared) -> list[Product]:
+def _products(declared: Declared) -> list[Product]:
     """The neurons that multiply."""
     if declared.kind != "xor":
         return []

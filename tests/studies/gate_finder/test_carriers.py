@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatelens.studies.gate_finder.carriers import LEAST, ask, find_carriers
+from gatelens.studies.gate_finder.carriers import LEAST, PART, ask, carried, find_carriers
 
 EXAMPLES = 40
 
@@ -63,7 +63,7 @@ def test_an_or_an_and_and_majorities(k: int, players: list[int], alone: int, las
 
 
 def test_shares_over_orders_add_up_to_the_whole() -> None:
-    """The walk from nobody to everybody is divided among the players, in each pair."""
+    """The walk from the empty set to all players is divided among the players, in each pair."""
     weights = torch.tensor([0.5, 0.0, 1.5, 0.2])
     game = Made(lambda sets: (sets.float() @ weights) ** 2)
     asked = ask(game, EXAMPLES, 4, range(4), 2, seed=0)
@@ -105,3 +105,23 @@ def test_players_that_are_hard_to_tell_widen_the_interval() -> None:
     game = Made(lambda sets: (sets.float() * (weights + noise)).sum(-1), torch.zeros(EXAMPLES))
     one = find_carriers((game, game), EXAMPLES, 8)
     assert one.low < one.high and one.low <= len(one.chosen) <= one.high
+
+
+def test_many_small_parts_beside_a_large_one_are_found() -> None:
+    """Each is less than counts beside the strongest, and together they are half of the whole."""
+    weights = torch.tensor([1.0, *[0.05] * 20, 0.0, 0.0, 0.0])
+    game = Made(lambda sets: (sets.float() * weights).sum(-1))
+    one = find_carriers((game, game), EXAMPLES, len(weights))
+    assert one.chosen == tuple(range(21)) and one.low <= 21 <= one.high
+    assert one.high < len(weights)  # players that add nothing are excluded
+
+
+def test_players_too_hard_to_tell_are_not_said_to_be_few() -> None:
+    """Each is worth more or less by example, so that hardly one is sure; what they carry together is plain."""
+    weights = torch.zeros(EXAMPLES, 12)
+    weights[:, :8] = 0.125 + 0.7 * torch.randn(EXAMPLES, 8, generator=torch.Generator().manual_seed(3))
+    weights[:, 0] += 1 - weights.sum(1)  # the whole is 1 in every example
+    game = Made(lambda sets: (sets.float() * weights).sum(-1), torch.zeros(EXAMPLES))
+    one = find_carriers((game, game), EXAMPLES, 12)
+    (share,) = carried(game, EXAMPLES, 12, [one.chosen])
+    assert share >= PART and one.low < 4 and one.low <= 8 <= one.high

@@ -3,20 +3,21 @@
 A game says what a set of players is worth, in each of several pairs of examples: here players are positions of a
 prompt, and a set is worth the log-odds of the answer against the other picture's when only the set keeps its own
 activations and all others have the other picture's. Each player has three measures, as shares of the
-difference between no players and all:
+difference between the empty set and all players:
 
-- *alone*: what it adds to no players. Players that can replace each other are seen here;
+- *alone*: what it adds to the empty set. Players that can replace each other are seen here;
 - *last*: what it adds to all others. Players that only work together are seen here;
 - *shared*: what it adds on average over random orders of the players, its Shapley value (Castro et al. 2009, by
   permutations; each is also gone through backwards). Players of which some are enough are seen here.
 
-All are asked first, and those that seem to add anything again, in new pairs and orders.
+All are asked first, and those that seem to add anything again, in new pairs and orders. Those that are sure to add
+enough are then kept and taken together: where they carry too little, others are too weak or too hard to tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ LEAST, LEAST_BESIDE = (
     0.02,
     0.08,
 )  # what a player must add to carry: of the whole, and of what the strongest adds
+PART = 0.9  # of the whole: what a set carries that is enough
 SCREEN = 2  # random orders, each second one the one before it backwards
 CONFIRM, MOST_ORDERS = 96, 16  # sets on the orders of those that are asked again; orders at most
 
@@ -94,11 +96,40 @@ class Carriers:
 
 
 def find_carriers(games: tuple[Game, Game], n_examples: int, n_players: int, seed: int = 0) -> Carriers:
-    """Ask all players in a first game, and those that seem to carry in a second one: the same with other partners."""
+    """Ask all players in a first game, and those that seem to carry in a second one: the same with other partners.
+
+    Where the players that are sure to add enough carry less than :data:`PART` of the whole together, the limit of what
+    counts is lowered, to half of what each of the others adds if all add alike. If the players that are sure to add so
+    much carry too little as well, the strongest others follow until the set carries enough. The interval is then of
+    all players that cannot be excluded.
+    """
     first = ask(games[0], n_examples, n_players, range(n_players), SCREEN, seed)
     players = likely(first)
     again = ask(games[1], n_examples, n_players, players, n_orders(players), seed + 1) if players else None
-    return judge(first, players, again)
+    found = judge(first, players, again)
+    whole = first.whole.double()
+    if float(whole.mean()) <= SURE * float(whole.std()) / n_examples**0.5:
+        return found
+    (share,) = carried(games[1], n_examples, n_players, [found.chosen])
+    if share >= PART:
+        return found
+    found = judge(first, players, again, (1 - share) / max(1, n_players - len(found.chosen)) / 2)
+    others = sorted(set(range(n_players)) - set(found.chosen), key=lambda p: -found.share[:, p].mean())
+    sets = [(*found.chosen, *others[:size]) for size in range(len(others) + 1)]
+    shares = carried(games[1], n_examples, n_players, sets)
+    enough = next((one for one, share in zip(sets, shares, strict=True) if share >= PART), sets[-1])
+    return replace(found, chosen=tuple(sorted(enough)), high=max(found.high, len(enough)))
+
+
+def carried(game: Game, n_pairs: int, n_players: int, sets: Sequence[Sequence[int]]) -> list[float]:
+    """The share of the whole that each set carries: mean of what is there with it kept, and lost with it taken."""
+    masks = torch.zeros(len(sets) + 1, 1, n_players, dtype=torch.bool)
+    for row, one in enumerate(sets, start=1):
+        masks[row, 0, list(one)] = True
+    masks = masks.expand(-1, n_pairs, -1)
+    kept, taken = (values.double().mean(-1) for values in (game.keep(masks), game.take(masks)))
+    shares = (kept[1:] - kept[0] + taken[0] - taken[1:]) / 2 / (taken[0] - kept[0])
+    return [float(share) for share in shares]
 
 
 def ask(game: Game, n_pairs: int, n_players: int, players: Sequence[int], orders: int, seed: int) -> Asked:
@@ -109,7 +140,7 @@ def ask(game: Game, n_pairs: int, n_players: int, players: Sequence[int], orders
         seed: draws the orders.
     """
     generator, n = torch.Generator().manual_seed(seed), len(players)
-    nobody = torch.zeros(1, n_pairs, n_players, dtype=torch.bool)
+    empty = torch.zeros(1, n_pairs, n_players, dtype=torch.bool)
     single = torch.eye(n_players, dtype=torch.bool)[list(players), None].expand(-1, n_pairs, -1)
     walks, ranks = [], list[Int[Tensor, "pair some"]]()
     for number in range(orders):
@@ -118,7 +149,7 @@ def ask(game: Game, n_pairs: int, n_players: int, players: Sequence[int], orders
         walk = (torch.rand(n_pairs, n_players, generator=generator) < 0.5).expand(n + 1, -1, -1).clone()
         walk[:, :, list(players)] = torch.stack([new < size for size in range(n + 1)])
         walks.append(walk)
-    kept, taken = game.keep(torch.cat([nobody, single, *walks])), game.take(torch.cat([nobody, single]))
+    kept, taken = game.keep(torch.cat([empty, single, *walks])), game.take(torch.cat([empty, single]))
     walked = kept[1 + n :].unflatten(0, (orders, n + 1)).diff(dim=1)  # order, step, pair
     shared = [step.gather(0, rank.T) for step, rank in zip(walked, ranks, strict=True)]
     alone, last = kept[1 : 1 + n] - kept[0], taken[0] - taken[1:]
@@ -136,8 +167,17 @@ def n_orders(players: Sequence[int]) -> int:
     return 2 * max(2, min(MOST_ORDERS, CONFIRM // (len(players) + 1)) // 2)
 
 
-def judge(first: Asked, players: Sequence[int], again: Asked | None) -> Carriers:
-    """Which players carry, of those that were asked once and ``players`` that were asked again."""
+def judge(
+    first: Asked, players: Sequence[int] = (), again: Asked | None = None, least: float | None = None
+) -> Carriers:
+    """Which players carry.
+
+    Args:
+        first: all players, asked once.
+        players, again: those that were asked again.
+        least: what a player must add; None is :data:`LEAST`, and of what the strongest adds :data:`LEAST_BESIDE`.
+            Where it is given, the interval is of all players that may add so much, whether they seem to or not.
+    """
     asked = first
     if again is not None:
         added, new = first.added.clone(), again.orders / (first.orders + again.orders)
@@ -146,10 +186,11 @@ def judge(first: Asked, players: Sequence[int], again: Asked | None) -> Carriers
         asked = Asked(added, (first.whole + again.whole) / 2, first.orders + again.orders)
     share, error = _shares(asked)
     sure, seems = share > SURE * error, share > SEEMS * error
-    least = np.maximum(LEAST, LEAST_BESIDE * share.max(1, keepdims=True))
-    chosen = tuple(np.flatnonzero((sure & (share >= least)).any(0)).tolist())
-    low = int((sure & (share - SEEMS * error >= least)).any(0).sum())
-    high = int((seems & (share + SEEMS * error >= least)).any(0).sum())
+    limit = np.maximum(LEAST, LEAST_BESIDE * share.max(1, keepdims=True)) if least is None else least
+    seems |= least is not None
+    chosen = tuple(np.flatnonzero((sure & (share >= limit)).any(0)).tolist())
+    low = int((sure & (share - SEEMS * error >= limit)).any(0).sum())
+    high = int((seems & (share + SEEMS * error >= limit)).any(0).sum())
     return Carriers(share, error, chosen, min(low, len(chosen)), max(high, len(chosen)))
 
 

@@ -23,7 +23,6 @@ from gatelens.studies.options import How
 from gatelens.studies.section import Batch, Tables
 
 CACHE = 1 << 27  # numbers of a cache held at once
-PART = 0.9  # of what the picture is worth: a set that takes this much carries it
 LEAST_LOG_PROB = -1e4
 
 
@@ -54,27 +53,6 @@ class PlacedPrompts(Prompts):
     tokens: tuple[int, ...]  # first tokens of the class names
     labels: tuple[int, ...]  # the right one of each example, as a number into ``tokens``
 
-    def answers(
-        self,
-        model: HookedVLM,
-        prompts: LocatedPrompts,
-        sets: Sequence[Iterable[int]],
-        how: How,
-        spare: Iterable[int] = (),
-    ) -> pd.DataFrame:
-        """When each set is cut: ``set, example, right, log_prob``, and the log-probability of each class by number."""
-        runs = [knockouts(prompts, self.places, one, how, spare) for one in sets]
-        tokens, labels = torch.tensor(self.tokens), torch.tensor(self.labels)
-        tables = []
-        for number, logits in enumerate(last_logits(model, prompts.inputs, runs)):
-            values = logits.float().cpu()
-            classes = values.log_softmax(-1)[:, tokens].double().clamp_min(LEAST_LOG_PROB)
-            table = pd.DataFrame(classes.numpy(), columns=[str(c) for c in range(len(tokens))])
-            right = (values.argmax(-1) == tokens[labels]).double().numpy()
-            log_prob = classes.gather(1, labels[:, None])[:, 0].numpy()
-            tables.append(table.assign(set=number, example=self.numbers, right=right, log_prob=log_prob))
-        return pd.concat(tables, ignore_index=True)
-
 
 @dataclass(frozen=True)
 class CutAnswers(PlacedPrompts):
@@ -85,9 +63,19 @@ class CutAnswers(PlacedPrompts):
     spare: tuple[int, ...] = ()
 
     def measure(self, model: HookedVLM) -> Tables:
-        """``answers``: see :meth:`PlacedPrompts.answers`."""
+        """``answers``: ``set, example, right, log_prob``, and the log-probability of each class by number."""
         prompts = locate(model, self.examples, self.places)
-        return {"answers": self.answers(model, prompts, self.sets, self.how, self.spare)}
+        runs = [knockouts(prompts, self.places, one, self.how, self.spare) for one in self.sets]
+        tokens, labels = torch.tensor(self.tokens), torch.tensor(self.labels)
+        tables = []
+        for number, logits in enumerate(last_logits(model, prompts.inputs, runs)):
+            values = logits.float().cpu()
+            classes = values.log_softmax(-1)[:, tokens].double().clamp_min(LEAST_LOG_PROB)
+            table = pd.DataFrame(classes.numpy(), columns=[str(c) for c in range(len(tokens))])
+            right = (values.argmax(-1) == tokens[labels]).double().numpy()
+            log_prob = classes.gather(1, labels[:, None])[:, 0].numpy()
+            tables.append(table.assign(set=number, example=self.numbers, right=right, log_prob=log_prob))
+        return {"answers": pd.concat(tables, ignore_index=True)}
 
 
 def knockouts(

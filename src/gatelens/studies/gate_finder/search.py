@@ -7,7 +7,7 @@ carry; and the chosen set layer by layer. :func:`gatelens.studies.find_gate` say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from gatelens.plots.card import Card
 from gatelens.runs import Run
 from gatelens.studies.gate_finder import measurements, spliced
 from gatelens.studies.gate_finder.cards import search_cards
-from gatelens.studies.gate_finder.carriers import SCREEN, n_orders
-from gatelens.studies.gate_finder.measurements import CACHE, PART, PlacedPrompts
+from gatelens.studies.gate_finder.carriers import PART, SCREEN, n_orders
+from gatelens.studies.gate_finder.measurements import CACHE, PlacedPrompts
 from gatelens.studies.gate_finder.result import BY_EXAMPLE, SearchResult
 from gatelens.studies.gate_finder.sets import SearchState
 from gatelens.studies.gate_finder.verdict import gate_verdict
@@ -96,9 +96,10 @@ def first_look(state: SearchState) -> Iterator[Batch]:
         yield measurements.AttentionReceived(f"attention-{i:02d}", **_placed(state, numbers))
     steps = np.linspace(0, setup.n_layers - 1, min(setup.n_layers, OVERLAP_LAYERS))
     layers = sorted({round(x) for x in steps})
+    placed = [PlacedPrompts(f"{i:02d}", **_placed(state, numbers)) for i, numbers in _parts(state)]
     group = max(1, CACHE // (len(state.examples) * n_places * int(setup.model.cfg.d_model)))
     for _, _, some in consecutive(layers, group):
-        yield measurements.ClassOverlap(f"overlap-{some[0]:03d}", _placed_parts(state), tuple(some), state.k)
+        yield measurements.ClassOverlap(f"overlap-{some[0]:03d}", placed, tuple(some), state.k)
 
 
 def single_places(state: SearchState) -> Iterator[Batch]:
@@ -127,7 +128,18 @@ def growing_sets(state: SearchState) -> Iterator[Batch]:
 def chosen_set(state: SearchState) -> Iterator[Batch]:
     """The chosen set patched in all layers together and in each, and what passes around it when it alone reads on."""
     layers = [None, *range(state.setup.n_layers)]
-    yield from _patched(state, "layers", [state.chosen] * len(layers), layers)
+    few = [n for n in range(len(state.examples)) if n in state.partners][: state.options.n_pairs]
+    for i, numbers in _parts(state):
+        held = _paired(state, [number for number in numbers if number in few])
+        if held["numbers"]:
+            del held["source_labels"]
+            yield measurements.PatchedAnswers(
+                f"layers-patched-{i:02d}",
+                **held,
+                sets=[state.chosen] * len(layers),
+                layers=layers,
+                units=len(layers),
+            )
     others = [p for p in state.layout.picture if p not in state.chosen]
     how = state.hows[0]
     yield from _cut(state, f"around-{how}", how, [others], spare=tuple(state.chosen))
@@ -151,10 +163,6 @@ def _placed(state: SearchState, numbers: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _placed_parts(state: SearchState, half: int | None = None) -> list[PlacedPrompts]:
-    return [PlacedPrompts(f"{i:02d}", **_placed(state, numbers)) for i, numbers in _parts(state, half)]
-
-
 def _cut(
     state: SearchState,
     step: str,
@@ -169,20 +177,6 @@ def _cut(
         yield measurements.CutAnswers(
             f"{step}-{i:02d}", **held, how=how, sets=sets, spare=spare, units=len(sets)
         )
-
-
-def _patched(
-    state: SearchState, step: str, sets: Sequence[Sequence[int]], layers: Iterable[int | None] = ()
-) -> Iterator[Batch]:
-    """Sets of places patched, in the first pairs of examples."""
-    few = [n for n in range(len(state.examples)) if n in state.partners][: state.options.n_pairs]
-    for i, numbers in _parts(state):
-        held = _paired(state, [number for number in numbers if number in few])
-        if held["numbers"]:
-            del held["source_labels"]
-            yield measurements.PatchedAnswers(
-                f"{step}-patched-{i:02d}", **held, sets=sets, layers=tuple(layers), units=len(sets)
-            )
 
 
 def _asked(

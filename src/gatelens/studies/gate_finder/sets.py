@@ -18,8 +18,7 @@ from gatelens.measures.concentration import (
     smallest_carrying,
 )
 from gatelens.measures.stats import CHANGE
-from gatelens.studies.gate_finder.carriers import Carriers, judge
-from gatelens.studies.gate_finder.measurements import PART
+from gatelens.studies.gate_finder.carriers import PART, Carriers, judge
 from gatelens.studies.gate_finder.result import LOST, TAKEN
 from gatelens.studies.gate_finder.spliced import asked_of
 from gatelens.studies.gate_finder.state import MATTERS, PlacesState
@@ -35,7 +34,7 @@ class SearchState(PlacesState):
     @cached_property
     def second_look(self) -> Carriers | None:
         """What single places add; None where none were asked."""
-        return judge(asked_of(self.measured.table("added", "again-")), [], None) if self.singles else None
+        return judge(asked_of(self.measured.table("added", "again-"))) if self.singles else None
 
     def together(self) -> dict[str, list[int]]:
         """Of several chosen places those that can replace others, and those that need others."""
