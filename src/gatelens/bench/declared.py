@@ -46,7 +46,6 @@ PLAIN = ("gate", "redundant", "bits", "votes", "attributes", "open", "blind", "r
 HARD = ("eoi", "hops", "saturated", "lookup", "xor", "layered", "backup", "joint")
 KINDS = (*PLAIN, *HARD)
 """Kinds of plants: first the plain ones, then the hard ones."""
-NO_CARRIERS = ("blind", "random")
 _SIZES = {"gate": (1, 1), "redundant": (2, 8), "bits": (2, 4), "votes": (5, 8), "attributes": (1, 2)}
 # of the hard kinds: what the class is, and by kind of position how many there are at least and at most
 _HARD: dict[str, tuple[tuple[str, ...], dict[str, tuple[int, int]]]] = {

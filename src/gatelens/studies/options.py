@@ -140,7 +140,11 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
 
 
 def kinds_of_knockout(how: str, first: How = "zero") -> tuple[How, ...]:
-    """``"both"`` as two kinds, the paper's ``first``; the first decides a verdict."""
+    """``"both"`` as two kinds, the paper's ``first`` before the other.
+
+    A study's verdict starts from the first, which does not always decide: in the narrow-gate study patching does where
+    both cuts do damage, and in the gate finder sets of positions do, with another picture's activations.
+    """
     second: How = "mask" if first == "zero" else "zero"
     return (first, second) if how == "both" else ("zero",) if how == "zero" else ("mask",)
 

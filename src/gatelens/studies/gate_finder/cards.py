@@ -12,13 +12,12 @@ from gatelens.plots.card import Block, Card, Chart, Table
 from gatelens.plots.numbers import percent, percent_cell
 from gatelens.plots.opening import BarTable, Diagram, Opening, Path, Planted
 from gatelens.studies.gate_finder.figures import gate_figure, gate_layers
-from gatelens.studies.gate_finder.result import SearchResult
+from gatelens.studies.gate_finder.result import LOST, SearchResult
 from gatelens.studies.gate_finder.tables import GATE_MARK, heading
 from gatelens.studies.gate_finder.verdict import DISTRIBUTED, INCONCLUSIVE, NARROW, named
 
 SHOWN, SHOWN_BARS = 12, 6  # positions in the table, and on the first screen
 NAME = "finder"  # of the section
-LOST = "accuracy lost"
 WORDS = {
     "candidates": (
         "Every position at which the model’s input differs between pictures, and every one between these and the last "

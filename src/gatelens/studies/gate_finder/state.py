@@ -20,8 +20,6 @@ from gatelens.studies.section import Absent, Measured, Setup
 
 FEWEST = 20  # examples
 MATTERS = 0.02  # of the whole effect: what a place must be worth to carry anything
-STRONGEST = 6  # places of which all sets are tried
-FINE_SIZES = 128  # sets up to this size are all measured, larger ones in steps of a quarter
 COLUMNS = ["place", "measure", "mean", "low", "high", "n", "layer"]
 
 
@@ -48,7 +46,7 @@ class PlacesState:
     """The places of one search as far as they are measured.
 
     Attributes:
-        hows: kinds of knockout; the first decides.
+        hows: kinds of knockout; the first says what the picture is worth.
         examples: all have the same prompt.
         tokens: first tokens of the class names, each once; ``chance`` is to guess the right one.
         labels: the right one of each example, as a number into ``tokens``.
@@ -193,7 +191,7 @@ class PlacesState:
     @cached_property
     def first_look(self) -> Carriers:
         """What blocks and words add."""
-        return judge(asked_of(self.measured.table("added", "blocks-")), [], None)
+        return judge(asked_of(self.measured.table("added", "blocks-")))
 
     @cached_property
     def block_table(self) -> pd.DataFrame:
