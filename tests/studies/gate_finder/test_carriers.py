@@ -125,3 +125,12 @@ def test_players_too_hard_to_tell_are_not_said_to_be_few() -> None:
     one = find_carriers((game, game), EXAMPLES, 12)
     (share,) = carried(game, EXAMPLES, 12, [one.chosen])
     assert share >= PART and one.low < 4 and one.low <= 8 <= one.high
+
+
+def test_a_player_that_moves_the_answer_both_ways_is_not_excluded() -> None:
+    """It adds nothing on average, as a switch does that says how strongly another player counts."""
+    sign = torch.ones(EXAMPLES).double()
+    sign[::2] = -1
+    game = Made(lambda sets: sets[..., 0].double() * (1 + 0.5 * sign * sets[..., 3]), torch.zeros(EXAMPLES))
+    one = find_carriers((game, game), EXAMPLES, 6)
+    assert one.chosen == (0,) and (one.low, one.high) == (1, 2)

@@ -34,6 +34,7 @@ LEAST, LEAST_BESIDE = (
     0.02,
     0.08,
 )  # what a player must add to carry: of the whole, and of what the strongest adds
+BOTH_WAYS = 0.25  # of the whole: what a player moves in single pairs that may carry, whatever its mean
 PART = 0.9  # of the whole: what a set carries that is enough
 SCREEN = 2  # random orders, each second one the one before it backwards
 CONFIRM, MOST_ORDERS = 96, 16  # sets on the orders of those that are asked again; orders at most
@@ -65,7 +66,8 @@ class Carriers:
     Attributes:
         share: by question and player, of the whole, mean over examples; ``error`` is its standard error.
         chosen: the players that carry.
-        low, high: an interval of their number.
+        low, high: an interval of their number. Players that move the answer both ways, and so add nothing on average,
+            are not chosen and may carry.
     """
 
     share: Float[np.ndarray, "3 player"]
@@ -188,13 +190,20 @@ def judge(
     sure, seems = share > SURE * error, share > SEEMS * error
     limit = np.maximum(LEAST, LEAST_BESIDE * share.max(1, keepdims=True)) if least is None else least
     seems |= least is not None
+    moves = asked.added[:2].double().square().mean(-1).sqrt().numpy() / _whole(asked)
     chosen = tuple(np.flatnonzero((sure & (share >= limit)).any(0)).tolist())
     low = int((sure & (share - SEEMS * error >= limit)).any(0).sum())
-    high = int((seems & (share + SEEMS * error >= limit)).any(0).sum())
+    may = (seems & (share + SEEMS * error >= limit)).any(0) | (moves >= BOTH_WAYS).any(0)
+    high = int(may.sum())
     return Carriers(share, error, chosen, min(low, len(chosen)), max(high, len(chosen)))
 
 
 def _shares(asked: Asked) -> tuple[Float[np.ndarray, "3 player"], Float[np.ndarray, "3 player"]]:
     """Mean over examples as a share of the whole, and its standard error."""
-    added, whole = asked.added.double().numpy(), max(float(asked.whole.double().mean()), 1e-9)
+    added, whole = asked.added.double().numpy(), _whole(asked)
     return added.mean(-1) / whole, added.std(-1, ddof=1) / added.shape[-1] ** 0.5 / whole + 1e-12
+
+
+def _whole(asked: Asked) -> float:
+    """What all players add together, mean over examples; never 0, as it is divided by."""
+    return max(float(asked.whole.double().mean()), 1e-9)
