@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import gatelens as gl
 from gatelens.data import Example
-from gatelens.errors import GatelensError, OutputError
+from gatelens.errors import GatelensError, InputError, OutputError
 from gatelens.examples import Labels
 from study_helpers import TinyData, picture
 
@@ -67,6 +68,52 @@ def test_random_selectors_draw_by_the_number_of_the_example(tiny: Any, examples:
     metric = gl.metrics.logit(own)
     tables = [gl.sweep(tiny, examples, grid, metric, False, batch_size=size) for size in (1, 3)]
     torch.testing.assert_close(*(torch.tensor(t.value.tolist()) for t in tables), atol=1e-4, rtol=1e-4)
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_refused(tiny: Any, examples: list[Example]) -> None:
+    for metric in (gl.metrics.prob(lambda e: "zebra"), gl.metrics.logit_diff(own, lambda e: "zebra")):
+        with pytest.raises(InputError, match="does not know the word 'zebra'"):
+            gl.sweep(tiny, examples, {}, metric, progress=False)
+    labels = Labels(tiny)
+    # a prompt may end in such a word
+    assert labels.first_token("<image>this is a zebra", "dog") == tiny.to_single_token("dog")
+    with pytest.raises(InputError, match="does not know the word 'gnu'"):
+        labels.first_token("<image>this is a zebra", "gnu")
+
+
+def test_over_data_no_number_depends_on_the_batches(tiny: Any, examples: list[Example]) -> None:
+    metric, same = gl.metrics.prob(own), [examples[0], examples[2]]  # of one length
+    mean = {"layer": [gl.ablate("last", "z", layers=[1], with_="mean")]}
+    for size in (None, 1):
+        with pytest.raises(InputError, match=r"mean over the batch.*reference=.*batch_size=2"):
+            gl.sweep(tiny, same, mean, metric, False, batch_size=size)
+    together = gl.sweep(tiny, same, mean, metric, False, batch_size=2).value
+    inputs = tiny.prepare([e.image for e in same], [e.prompt for e in same])
+    cache = tiny.run_with_cache(inputs)[1]
+    mean = {"layer": [gl.ablate("last", "z", layers=[1], with_="mean", reference=cache)]}
+    for size in (None, 1):
+        assert gl.sweep(tiny, same, mean, metric, False, batch_size=size).value.tolist() == pytest.approx(
+            together.tolist(), abs=1e-5
+        )
+
+
+def test_over_data_pixel_masks_are_those_of_the_examples(tiny: Any, examples: list[Example]) -> None:
+    mask = np.zeros((2, *examples[0].image.size[::-1]), dtype=bool)  # type: ignore[union-attr]
+    mask[0, :4], mask[1, -4:] = True, True
+    named = zip(examples[::2], mask, strict=True)
+    masked = [replace(e, meta={"masks": {e.label: of_one}}) for e, of_one in named]
+    cut = gl.knockout("text", "image.mask(object)")
+    values = gl.sweep(tiny, masked, {"cut": [cut]}, gl.metrics.prob(own), False).value
+    for example, of_one, value in zip(masked, mask, values, strict=True):
+        inputs = tiny.prepare(example.image, example.prompt)
+        alone = tiny.run(inputs, gl.knockout("text", "image.mask(m)", masks={"m": of_one}))
+        token = tiny.to_single_token(own(example))
+        assert value == pytest.approx(float(alone[0, -1].softmax(-1)[token]), abs=1e-5)
+    with pytest.raises(InputError, match=r"over data, image.mask\(name\) is the examples' own mask"):
+        given = gl.knockout("text", "image.mask(m)", masks={"m": mask[0]})
+        gl.sweep(tiny, masked, {"cut": [given]}, gl.metrics.prob(own), False)
+    with pytest.raises(GatelensError, match=r"no pixel mask named 'object' \(it has: none\)"):
+        gl.sweep(tiny, examples, {"cut": [cut]}, gl.metrics.prob(own), False)
 
 
 def test_a_data_set_gives_its_examples(tiny: Any) -> None:

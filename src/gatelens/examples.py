@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from gatelens.data import Dataset, Example
+from gatelens.data.corruptions import asked_object
 from gatelens.errors import DataError, InputError
 from gatelens.inputs import VLMInputs
 from gatelens.model import HookedVLM
@@ -40,13 +42,22 @@ def prepare(model: HookedVLM, examples: Sequence[Example], start: int = 0) -> VL
 def prepare_numbered(model: HookedVLM, examples: Sequence[Example], numbers: Sequence[int]) -> VLMInputs:
     """Inputs of a batch whose examples have these numbers, by which random selectors draw.
 
-    All examples of a batch have a picture, or none has.
+    ``image.mask(name)`` selects by the examples' own masks. All examples of a batch have a picture, or none has.
     """
     images = [e.image for e in examples]
     text = [e.prompt for e in examples]
     inputs = model.prepare(images=None if images[0] is None else images, text=text)
-    tokens = dataclasses.replace(inputs.tokens, example_ids=tuple(numbers))
+    tokens = dataclasses.replace(
+        inputs.tokens, example_ids=tuple(numbers), pixel_masks=tuple(partial(masks_of, e) for e in examples)
+    )
     return dataclasses.replace(inputs, tokens=tokens)
+
+
+def masks_of(example: Example) -> dict[str, Any]:
+    """The pixel masks of an example by name; ``object`` is what its prompt is about."""
+    masks: dict[str, Any] = example.masks
+    asked = asked_object(example)
+    return masks if asked is None else {**masks, "object": masks[asked]}
 
 
 def auto_batch_size(model: HookedVLM, example: Example) -> int:
@@ -106,22 +117,32 @@ class Labels:
         """Token id.
 
         Raises:
-            InputError: the label adds no token to the prompt.
+            InputError: the tokenizer does not know the label, or it adds no token to the prompt.
         """
         stem = prompt.rsplit("<image>", 1)[-1].strip(" ") or "is"
         key = (stem, label)
         if key not in self._known:
-            before = self._ids(stem)
-            special = getattr(self._tokenizer, "added_tokens_decoder", {})
-            gap = "" if stem[-1].isspace() or (before and before[-1] in special) else " "
-            after = self._ids(stem + gap + label)
-            same = 0
-            while same < min(len(before), len(after)) and before[same] == after[same]:
-                same += 1
-            if same == len(after):
-                raise InputError(f"label {label!r} adds no token after {stem!r}; choose another label")
-            self._known[key] = int(after[same])
+            self._known[key] = self._first_token(stem, label)
         return self._known[key]
+
+    def _first_token(self, stem: str, label: str) -> int:
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        before = self._ids(stem)
+        # the token of unknown words is special too, but stands for a word
+        special = set(getattr(self._tokenizer, "added_tokens_decoder", {})) - {unknown}
+        gap = "" if stem[-1].isspace() or (before and before[-1] in special) else " "
+        after = self._ids(stem + gap + label)
+        same = 0
+        while same < min(len(before), len(after)) and before[same] == after[same]:
+            same += 1
+        if unknown is not None and after and after[min(same, len(after) - 1)] == unknown:
+            raise InputError(
+                f"this tokenizer does not know the word {label!r} (it reads {self._tokenizer.unk_token}), so its "
+                "logit cannot be measured; choose a word that it knows"
+            )
+        if same == len(after):
+            raise InputError(f"label {label!r} adds no token after {stem!r}; choose another label")
+        return int(after[same])
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -31,6 +31,7 @@ from gatelens.examples import Labels, auto_batch_size, of_one_length, prepare_nu
 from gatelens.executors import Executor, executing
 from gatelens.identity import content_fingerprint, model_settings
 from gatelens.inputs import VLMInputs
+from gatelens.interventions.compile import as_interventions
 from gatelens.model import HookedVLM
 from gatelens.units import Done, Unit, measured, numbered, opened
 
@@ -55,7 +56,9 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
 
-    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed.
+    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed. Over data they do
+    not depend on the batches: a mean over the batch, as of ``gl.ablate(with_="mean")`` without ``reference=``, is
+    refused, and ``image.mask(name)`` is each example's own mask, ``object`` that of what its prompt asks about.
 
     Args:
         inputs: a prepared batch, a list of examples, or a data set (or its name or folder, as of ``gl.data.load``).
@@ -80,6 +83,7 @@ def sweep(
         number), and last ``value`` or the metrics' names. An empty grid is the one clean run.
 
     Raises:
+        InputError: a word that the tokenizer does not know; over data, a mean over the batch or ``masks=``.
         InterventionError: a grid, ``make`` or metric that cannot be read, an intervention that cannot act.
         DataError: no such data or task, or two examples of one id.
         OutputError: ``out`` can't be written or holds a sweep with other settings.
@@ -173,6 +177,29 @@ def of_examples(
     }
 
 
+def _check_each_by_itself(runs: Sequence[Specs], n_examples: int, one_batch: bool) -> None:
+    """Refuse what would give an example another number in another batch, or the mask of another picture.
+
+    Args:
+        one_batch: the user has chosen a batch size that holds all examples.
+
+    Raises:
+        InputError: it names the intervention and what to give.
+    """
+    for one in as_interventions(list(runs)):
+        if one.reads_others and not one_batch:
+            raise InputError(
+                f"{one!r}: over data, a mean over the batch depends on which examples share it: give reference= the "
+                f"cache of the prompts to average (model.run_with_cache), or one batch of all, batch_size={n_examples} "
+                "for prompts of one length"
+            )
+        if one.masks is not None and n_examples > 1:
+            raise InputError(
+                f"{one!r}: over data, image.mask(name) is the examples' own mask of that name (example.masks; 'object' "
+                "is what the prompt asks about): leave masks= out, or put the masks in the examples' meta"
+            )
+
+
 @dataclass(frozen=True)
 class _Runs:
     """What is run on every batch."""
@@ -223,7 +250,10 @@ class _Work:
     ) -> _Work:
         metrics = metrics_of(metric, grid)
         labels, runs = points_of(grid, make)
+        chosen = size
         size, parts = batches_of(model, examples, size)
+        one_batch = len(parts) == 1 and chosen is not None
+        _check_each_by_itself(runs, len(examples), one_batch)
         return cls(model, examples, tuple(grid), labels, runs, metrics, size, parts)
 
     def done(self, out: str | os.PathLike[str] | None, progress: bool, executor: Executor) -> pd.DataFrame:

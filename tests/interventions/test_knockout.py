@@ -226,9 +226,9 @@ def test_repr_reads_like_the_call() -> None:
 def test_pixel_masks_are_given_with_the_selectors_that_name_them(tiny: Any, batch: Any) -> None:
     pixels = torch.zeros(16, 16, dtype=torch.bool)
     pixels[:4, 4:12] = True
-    image = batch.tokens.mask("image.mask(dog)", masks={"dog": pixels})
+    masks = {"dog": [pixels] * 3}
+    image = batch.tokens.mask("image.mask(dog)", masks=masks)
     assert int(image.sum()) == 3 * 2
-    masks = {"dog": pixels}
     given = [
         gi.knockout("text", "image.mask(dog)", masks=masks),
         gi.ablate("image.mask(dog)", masks=masks, layers=[0]),

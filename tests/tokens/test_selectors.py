@@ -366,6 +366,30 @@ def test_pixel_mask_against_every_pixel(pixels: list[list[bool]]) -> None:
     )
 
 
+def test_several_pictures_have_a_pixel_mask_each() -> None:
+    t = make_map([[X, X, X]] * 2)
+    left, right = np.zeros((2, 10, 30), dtype=bool)
+    left[:, :10], right[:, 20:] = True, True
+    assert t.mask("image.mask(dog)", masks={"dog": [left, right]}).nonzero().tolist() == [[0, 0], [1, 2]]
+    with pytest.raises(SelectorError, match=r"one array for 2 examples: give a list of 2.*\[mask\] \* 2"):
+        t.mask("image.mask(dog)", masks={"dog": left})
+    assert int(t.select([0, 0]).mask("image.mask(dog)", masks={"dog": left}).sum()) == 2  # one prompt twice
+
+
+def test_prompts_that_are_examples_know_their_masks() -> None:
+    t = make_map([[X, X, X]] * 2)
+    left, right = np.zeros((2, 10, 30), dtype=bool)
+    left[:, :10], right[:, 20:] = True, True
+    t = dataclasses.replace(t, pixel_masks=(lambda: {"dog": left, "cat": left}, lambda: {"dog": right}))
+    assert t.mask("image.mask(dog)").nonzero().tolist() == [[0, 0], [1, 2]]
+    assert t.select([1]).mask("image.mask(dog)").nonzero().tolist() == [[0, 2]]
+    assert t.mask("image.mask(dog)", masks={"dog": [right, left]}).nonzero().tolist() == [[0, 2], [1, 0]]
+    with pytest.raises(
+        SelectorError, match=r"example 1 of the batch has no pixel mask named 'cat' \(it has: dog\)"
+    ):
+        t.mask("image.mask(cat)")
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

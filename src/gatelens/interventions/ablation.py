@@ -48,6 +48,11 @@ class Ablate(SiteEdit):
     direction: Direction | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True, repr=False)
 
+    @property
+    def reads_others(self) -> bool:
+        """A mean over the batch does."""
+        return _is_mean(self.with_) and self.reference is None
+
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         check_same_model(self.reference, cfg, self, "compute the mean yourself and give it as with_=")
         return super().edits(tokens, cfg, span)
@@ -74,7 +79,7 @@ class Ablate(SiteEdit):
 
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:
         reach = super().reach(tokens, cfg)
-        if reach is None or not _is_mean(self.with_) or self.reference is not None:
+        if reach is None or not self.reads_others:
             return reach
         return Reach(0, reach.layer)  # the mean is taken over positions of this run
 
@@ -148,9 +153,9 @@ def ablate(
     activation over all (example, position) pairs that ``over`` selects among the prompt positions of the
     whole batch, each pair counting once. It is taken in this run, after the edits of earlier layers and
     of interventions earlier in the list; while decoding, the mean of the prompt pass is kept. With
-    ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts.
-
-    ``with_="projection"`` removes the component along ``direction`` u: ``x − (x·u)u/|u|²`` (of each head).
+    ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts;
+    :func:`gatelens.sweep` asks for it over data. ``with_="projection"`` removes the component along ``direction``
+    u: ``x − (x·u)u/|u|²`` (of each head).
 
     At ``site="pattern"`` rows of attention are replaced, unaffected by knockouts: ``"zero"`` (the row reads nothing),
     ``"uniform"`` (the same weight for every key it can read) or ``"random"`` (drawn evenly from all weights that sum to

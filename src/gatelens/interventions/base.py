@@ -169,6 +169,11 @@ class Intervention(ABC):
         """
         return None
 
+    @property
+    def reads_others(self) -> bool:
+        """Whether what it writes into an example depends on the other examples of the batch."""
+        return False
+
     def layer_numbers(self, cfg: Any) -> tuple[int, ...]:
         """The blocks it acts in. Raises InterventionError for one the model lacks."""
         return resolve_indices(self.layers, config_number(cfg, "n_layers"), "layers", self)

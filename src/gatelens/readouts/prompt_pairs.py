@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatelens.data import Example, Pair
-from gatelens.data.corruptions import asked_object
 from gatelens.errors import InputError
+from gatelens.examples import masks_of as masks_of_example
 from gatelens.inputs import VLMInputs
 from gatelens.interventions import Rows, edit
 from gatelens.interventions.editing import FunctionEdit
@@ -99,10 +99,7 @@ def noise(multiple: float, seeds: Sequence[int]) -> FunctionEdit:
 
 def masks_of(pair: Pair) -> dict[str, Any]:
     """Masks of the clean picture by name; ``object`` is what the example is about, ``changed`` where the two differ."""
-    masks: dict[str, Any] = pair.clean.masks
-    asked = asked_object(pair.clean)
-    if asked is not None:
-        masks["object"] = masks[asked]
+    masks = masks_of_example(pair.clean)
     here, there = pair.clean.image, pair.corrupt.image
     if here is not None and there is not None and here.size == there.size:
         a, b = (np.asarray(picture.convert("RGB")) for picture in (here, there))

@@ -40,6 +40,8 @@ class PromptPositions(Protocol):
     @property
     def example_ids(self) -> tuple[int, ...]: ...
     @property
+    def pixel_masks(self) -> tuple[Callable[[], Masks], ...]: ...
+    @property
     def strings(self) -> tuple[tuple[str, ...], ...]: ...
     @property
     def batch_size(self) -> int: ...
@@ -140,32 +142,49 @@ class Image:
             high = t.box[..., 3].clamp(max=y1) - t.box[..., 1].clamp(min=y0)
             out = out & (wide > _EPS) & (high > _EPS)  # nan (no grid place) compares False
         if self.named is not None:
-            out = out & _under_mask(t, out, _bound(self.named, masks), self.named)
+            out = out & _under_mask(t, out, _of_examples(self.named, masks, t), self.named)
         return out
 
 
-def _bound(name: str, masks: Masks) -> Any:
+def _of_examples(name: str, masks: Masks, t: PromptPositions) -> Sequence[Any]:
+    """The pixel mask of each prompt: those given, else those of the examples that the prompts are."""
     if not isinstance(masks, Mapping):
         raise SelectorError(f"masks is a {type(masks).__name__}: give a dict, {{'{name}': mask}}")
-    if name not in masks:
+    if name in masks:
+        return _of_prompts(name, masks[name], t)
+    if not t.pixel_masks:
         given = ", ".join(sorted(map(str, masks))) or "none"
         raise SelectorError(
-            f"no pixel mask named '{name}' (given: {given}): give the mask that "
-            f"tokens.mask(selector, masks={{'{name}': array}}) returns"
+            f"no pixel mask named '{name}' (given: {given}): pass masks={{'{name}': array}} to what takes the selector"
         )
-    return masks[name]
+    own = [of_example() for of_example in t.pixel_masks]
+    for number, named in enumerate(own):
+        if name not in named:
+            there = ", ".join(sorted(named)) or "none"
+            raise SelectorError(
+                f"example {number} of the batch has no pixel mask named '{name}' (it has: {there}): put the mask in "
+                f"its meta, {{'masks': {{'{name}': array}}}}, or leave the example out"
+            )
+    return [named[name] for named in own]
 
 
-def _under_mask(t: PromptPositions, candidates: Tensor, mask: Any, name: str) -> Tensor:
-    """Candidate image tokens whose box holds at least one True pixel of ``mask``.
-
-    ``mask``: one [height, width] array for every example, or a list of them, one per example.
-    """
-    per_example = list(mask) if isinstance(mask, (list, tuple)) else [mask] * t.batch_size
-    if len(per_example) != t.batch_size:
+def _of_prompts(name: str, mask: Any, t: PromptPositions) -> Sequence[Any]:
+    """One array, or a list of one for each prompt. Prompts of one example share its picture."""
+    several = isinstance(mask, (list, tuple))
+    if several and len(mask) != t.batch_size:
         raise SelectorError(
-            f"mask '{name}' has {len(per_example)} arrays for {t.batch_size} examples: give one each"
+            f"mask '{name}' has {len(mask)} arrays for {t.batch_size} examples: give one each"
         )
+    if not several and len(set(t.example_ids)) > 1:
+        raise SelectorError(
+            f"mask '{name}' is one array for {t.batch_size} examples: give a list of {t.batch_size}, one for the "
+            f"picture of each (where all show one picture, [mask] * {t.batch_size})"
+        )
+    return mask if several else [mask] * t.batch_size
+
+
+def _under_mask(t: PromptPositions, candidates: Tensor, per_example: Sequence[Any], name: str) -> Tensor:
+    """Candidate image tokens whose box holds at least one True pixel of the example's mask, [height, width]."""
     out = torch.zeros_like(candidates)
     for b, pixels in enumerate(per_example):
         array = np.asarray(pixels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -43,7 +43,8 @@ class TokenMap:
     ``example_ids`` number the examples for ``random_image``: they stay with an example in a sub-batch,
     so that its draw does not depend on which batch it is in. ``tile`` numbers the pieces of a picture
     that is cut up (0: the whole, 1..: pieces). ``two_way``: positions of one number attend to each other in
-    both directions, -1 only backwards.
+    both directions, -1 only backwards. ``pixel_masks``: where the prompts are examples of data, a function for each
+    that gives its pixel masks by name.
 
     Example:
         >>> inputs.tokens
@@ -63,6 +64,7 @@ class TokenMap:
     example_ids: tuple[int, ...] = ()
     tile: Int[Tensor, "batch pos"] = None  # type: ignore[assignment]  # filled in below
     two_way: Int[Tensor, "batch pos"] = None  # type: ignore[assignment]
+    pixel_masks: tuple[Callable[[], Mapping[str, Any]], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.example_ids:
@@ -95,7 +97,8 @@ class TokenMap:
 
         ``selector``: text of the selector language, a Selection, a boolean [batch, pos] mask (taken as it
         is), or absolute positions meant for every example (padding left out; negative from the prompt's end).
-        ``masks``: pixel masks of the original picture by name, for ``image.mask(name)``.
+        ``masks``: for ``image.mask(name)``, pixel masks of the original picture by name: an array [height, width],
+        or for several prompts a list of one each. Where the prompts are examples of data, theirs are known.
         Raises SelectorError when it cannot be read or names what the prompt does not have.
         """
         if isinstance(selector, str):
@@ -164,6 +167,7 @@ class TokenMap:
             image_sizes=tuple(self.image_sizes[r] for r in rows),
             strings=tuple(self.strings[r] for r in rows),
             example_ids=tuple(self.example_ids[r] for r in rows),
+            pixel_masks=tuple(self.pixel_masks[r] for r in rows if self.pixel_masks),
         )
 
     def first(self, n_pos: int) -> TokenMap:
