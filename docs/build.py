@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
-from _site import api, links, llms  # noqa: E402
+from _site import api, downloads, links, llms  # noqa: E402
 
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -97,6 +97,7 @@ def build(out: Path, work: Path, run: bool = True) -> int:
     if status:
         return status
     llms.write(out)
+    downloads.complete_all(out, DOCS / "papers")
     broken = links.broken(out)
     for line in broken:
         print(line, file=sys.stderr)

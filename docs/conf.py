@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from _site import pictures  # noqa: E402
+from _site import docstrings, pictures  # noqa: E402
 
 import gatelens  # noqa: E402
 
@@ -113,19 +112,6 @@ sphinx_gallery_conf = {
 }
 
 
-def one_name_each(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """``:ivar a, b: text`` as one entry for each name; Sphinx takes all but the last for a type."""
-    split: list[str] = []
-    while lines:
-        entry = [lines.pop(0)]
-        found = re.match(r":(ivar|param) ((?:\w+, )+\w+): ?(.*)$", entry[0])
-        while found and lines and (not lines[0] or lines[0].startswith(" ")):
-            entry.append(lines.pop(0))
-        for each in found[2].split(", ") if found else ():
-            split += [f":{found[1]} {each}: {found[3]}", *entry[1:]]
-        split += [] if found else entry
-    lines[:] = split
-
-
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", one_name_each, priority=900)
+    docstrings.without_types()
+    app.connect("autodoc-process-docstring", docstrings.one_name_each, priority=900)

@@ -2,21 +2,21 @@
 Hide only the object
 ====================
 
-A selector from a mask of pixels: first the tokens that show the object are cut, then all other
-image tokens. If the answer is read at the object, only the first cut changes it.
+A selector from masks of pixels: first the tokens that show the object are cut, then all other image
+tokens. In a sweep over data `image.mask(object)` is each example's own mask, from `example.masks`; for one
+prompt give it yourself: `gl.knockout("text", "image.mask(m)", masks={"m": array})`.
 """
-
-import pandas as pd
 
 import gatelens as gl
 
 model = gl.HookedVLM.from_pretrained("organism:open")
-scene = gl.data.load("emoji-scenes").examples("class", limit=1)[0]
-inputs = model.prepare(scene.image, scene.prompt)
+scenes = gl.data.load("emoji-scenes").examples("class", limit=24)
 
 # %%
-written = {"nothing": model.generate(inputs, max_new_tokens=2)}
-for keys in (f"image.mask({scene.label})", f"image - image.mask({scene.label})"):
-    cut = gl.knockout("text - gate", keys, masks=scene.masks)
-    written[keys] = model.generate(inputs, cut, max_new_tokens=2)
-pd.DataFrame(written.items(), columns=["cut", "answer"])
+cuts = {
+    "nothing": [],
+    "object": gl.knockout("text - gate", "image.mask(object)"),
+    "all but the object": gl.knockout("text - gate", "image - image.mask(object)"),
+}
+table = gl.sweep(model, scenes, {"cut": cuts}, {"accuracy": gl.metrics.answer()})
+gl.measures.summary(table, ["cut"], "accuracy")

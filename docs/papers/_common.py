@@ -26,7 +26,7 @@ def options(doc: str, model: str, n: int, data: str = "emoji-scenes") -> argpars
     parser.add_argument("--out", type=Path, default=Path("papers"), help="folder for the figure")
     parser.add_argument("--device", help="cuda, mps, cpu")
     parser.add_argument("--dtype", help="bfloat16, float16, float32")
-    args = parser.parse_args()
+    args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has the defaults
     args.load = {"device": args.device, "dtype": args.dtype}
     return args
 

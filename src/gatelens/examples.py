@@ -107,10 +107,13 @@ class Labels:
 
     After a word there is one; none after a line break or a special token, with which a user's turn may end
     (``[/INST]``, ``<|im_start|>assistant`` and a line break).
+
+    Args:
+        any_word: a word that the tokenizer does not know is its token of unknown words, and no error.
     """
 
-    def __init__(self, model: HookedVLM) -> None:
-        self._tokenizer = model.tokenizer
+    def __init__(self, model: HookedVLM, any_word: bool = False) -> None:
+        self._tokenizer, self._any_word = model.tokenizer, any_word
         self._known: dict[tuple[str, str], int] = {}
 
     def first_token(self, prompt: str, label: str) -> int:
@@ -136,6 +139,8 @@ class Labels:
         while same < min(len(before), len(after)) and before[same] == after[same]:
             same += 1
         if unknown is not None and after and after[min(same, len(after) - 1)] == unknown:
+            if self._any_word:
+                return int(unknown)
             raise InputError(
                 f"this tokenizer does not know the word {label!r} (it reads {self._tokenizer.unk_token}), so its "
                 "logit cannot be measured; choose a word that it knows"

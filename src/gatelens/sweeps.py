@@ -56,9 +56,8 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point of a grid of interventions, computing once what they have in common.
 
-    The numbers are those of plain runs (to rounding); :func:`gatelens.explain` says what is computed. Over data they do
-    not depend on the batches: a mean over the batch, as of ``gl.ablate(with_="mean")`` without ``reference=``, is
-    refused, and ``image.mask(name)`` is each example's own mask, ``object`` that of what its prompt asks about.
+    The numbers are those of plain runs (to rounding) in any batches; :func:`gatelens.explain` says what is computed. So
+    over data a mean of the batch is refused, and ``image.mask(name)`` is the example's own (``object``: what is asked).
 
     Args:
         inputs: a prepared batch, a list of examples, or a data set (or its name or folder, as of ``gl.data.load``).
@@ -70,8 +69,7 @@ def sweep(
             (``gl.metrics.of_texts``, ``gl.metrics.answer``); or of activations (``gl.metrics.of_cache``). Over data,
             tokens of ``gl.metrics`` may be functions of the example: ``gl.metrics.logit(lambda e: e.label)``.
         progress: show a progress bar.
-        make: makes the intervention of a point from its choices, then any values: a function whose arguments are the
-            axes. Words and numbers label themselves.
+        make: makes the intervention of a point: a function of the axes, whose choices are then any values.
         task, limit, seed: of a data set: as in its ``examples``; a task of None is ``class``, or the only one it has.
         batch_size: over data: how many examples of one length are a batch at most; None bounds memory.
         out: a folder that keeps finished batches, and the result as ``sweep.parquet``. The same call resumes there,
@@ -83,10 +81,9 @@ def sweep(
         number), and last ``value`` or the metrics' names. An empty grid is the one clean run.
 
     Raises:
-        InputError: a word that the tokenizer does not know; over data, a mean over the batch or ``masks=``.
+        InputError: a word unknown to the tokenizer; over data, a mean over the batch or ``masks=``.
         InterventionError: a grid, ``make`` or metric that cannot be read, an intervention that cannot act.
-        DataError: no such data or task, or two examples of one id.
-        OutputError: ``out`` can't be written or holds a sweep with other settings.
+        DataError, OutputError: no such data, or two examples of one id; ``out`` holds something else.
         WorkerError: batches that failed on workers again and again; the others are kept.
 
     Example:

@@ -243,3 +243,15 @@ def test_data_without_masks_or_of_many_sizes() -> None:
         gl.pairs([small, wide], "mean")
     with pytest.raises(DataError, match="gave no pair that differs in swap"):
         gl.pairs([small], "swap")
+
+
+def test_pairs_of_some_answers() -> None:
+    found = scene_pairs("class", n=30)
+    target = found[3].target
+    some = found.sel(target=target)
+    assert [pair.target for pair in some] == [target] * sum(pair.target == target for pair in found)
+    assert [pair.base for pair in some.sel(base=found[3].base)] == [found[3].base] * len(
+        some.sel(base=found[3].base)
+    )
+    with pytest.raises(DataError, match=r"none of 30 pairs has target='gnu' and base=None.*make more, n="):
+        found.sel(target="gnu")

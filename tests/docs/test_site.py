@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +22,7 @@ pytest.importorskip("sphinx_gallery")
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from _site import api, links  # noqa: E402
+from _site import api, docstrings, downloads, links  # noqa: E402
 
 import gatelens  # noqa: E402
 
@@ -74,6 +77,39 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_shapes_are_shown_as_written(site: Path) -> None:
     page = re.sub(r"<.*?>", "", (site / "api" / "metrics.html").read_text(encoding="utf-8"))
     assert "batch pos d_vocab" in page.replace("&#39;", "'")
+
+
+def test_what_comes_before_a_colon_is_no_type() -> None:
+    read = {}
+    for room in api.ROOMS:
+        for entry in api.entries(room):
+            read[entry.name] = docstrings.as_read(entry.doc, "function")
+            for name in api.own_members(entry.value) if isinstance(entry.value, type) else ():
+                member = getattr(entry.value, name)
+                what = "property" if isinstance(member, property) else "method"
+                read[f"{entry.name}.{name}"] = docstrings.as_read(inspect.getdoc(member) or "", what)
+    assert not [name for name, lines in read.items() if any(re.match(":(r?type|vartype)", x) for x in lines)]
+    assert any(line.startswith(":returns: One row per point and example") for line in read["gatelens.sweep"])
+    assert any(line.startswith(r":param with\_:") for line in read["gatelens.ablate"])
+
+
+def test_downloads_of_papers_need_no_file_beside_them(site: Path) -> None:
+    papers = ROOT / "docs" / "papers"
+    names = {script.stem for script in papers.glob("[!_]*.py")}
+    zips = {file.stem: file for file in (site / "_downloads").rglob("*.zip") if file.stem in names}
+    assert set(zips) == names
+    for name, file in zips.items():
+        with zipfile.ZipFile(file) as packed:
+            script, notebook = (packed.read(f"{name}{suffix}").decode() for suffix in (".py", ".ipynb"))
+        cells = [
+            "".join(cell["source"]) for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"
+        ]
+        for code in (script, "\n".join(cells)):
+            assert "_common" not in code and "def save(" in code
+            compile(code, name, "exec")
+    alone = [f for f in (site / "_downloads").rglob("*") if f.suffix in (".py", ".ipynb") and f.stem in names]
+    assert len(alone) == 2 * len(names) and not any("_common" in file.read_text() for file in alone)
+    assert downloads.complete("import gatelens as gl\n", papers) == "import gatelens as gl\n"
 
 
 class _Prompts(HTMLParser):

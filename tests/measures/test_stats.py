@@ -210,6 +210,12 @@ def test_summary_takes_the_columns_of_a_sweep() -> None:
         summary(table.drop(columns="example"), by=["cut"])
 
 
+def test_summary_without_groups_is_one_row_and_a_word_is_one_column() -> None:
+    table = pd.DataFrame({"row": ["a", "a", "b", "b"], "id": [0, 1, 0, 2], "score": [1.0, 0.0, 1.0, 1.0]})
+    assert summary(table, []).drop(columns=["low", "high"]).to_numpy().tolist() == [[2 / 3, 3]]  # over units
+    pd.testing.assert_frame_equal(summary(table, "row"), summary(table, ["row"]))
+
+
 def test_summary_of_several_measures_leaves_out_what_does_not_apply() -> None:
     table = pd.DataFrame(
         {

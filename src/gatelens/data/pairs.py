@@ -104,6 +104,21 @@ class Pairs(Sequence[Pair]):
         notes = [pair.note for pair in self._pairs if pair.note]
         return [f"{notes.count(note)} of {len(self)} pairs: {note}" for note in dict.fromkeys(notes)]
 
+    def sel(self, target: str | None = None, base: str | None = None) -> Pairs:
+        """The pairs with this answer for the clean picture, and this one for the corrupt picture; None is any.
+
+        Raises:
+            DataError: there are none.
+        """
+        kept = [p for p in self._pairs if target in (None, p.target) and base in (None, p.base)]
+        if not kept:
+            answers = ", ".join(sorted({f"{p.target} → {p.base}" for p in self._pairs})[:6])
+            raise DataError(
+                f"none of {len(self)} pairs has target={shown(target)} and base={shown(base)}: there are {answers} …; "
+                "make more, n="
+            )
+        return Pairs(kept, self.name)
+
     def without(self, *numbers: int) -> Pairs:
         """All but the pairs with these numbers."""
         return Pairs([pair for i, pair in enumerate(self._pairs) if i not in numbers], self.name)

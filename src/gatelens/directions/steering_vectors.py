@@ -100,9 +100,9 @@ def direction(
     Args:
         data: a data set, its name or folder, a list of examples; ``gl.pairs`` (clean is positive, corrupt negative);
             a ``gl.ActivationStore``, read without running the model; None where the next two are lists of examples.
+            Pairs of many classes average unrelated differences: ``pairs.sel(target="fox")``.
         at: selector of the positions; of several in an example the mean is its activation.
-        positive, negative: which examples: a label, a predicate on examples, or a list of them;
-            ``negative=None`` is all that are not positive.
+        positive, negative: a label, a predicate on examples, or a list; ``negative=None`` is all not positive.
         site, layers: see :mod:`gatelens.interventions.sites`; None is all layers.
         method: ``"mean"``: difference of means (Marks and Tegmark, arXiv 2310.06824). ``"probe"``: the normal of a
             logistic regression. ``"pca"``: the first principal component of the differences of pairs in order, about
@@ -114,7 +114,8 @@ def direction(
         InterventionError: an unknown site, layer or method, or ``at`` selects nothing.
 
     Example:
-        >>> vector = gl.direction(model, pairs, at="gate", layers=[1])
+        >>> scenes = gl.data.load("emoji-scenes", split="train").examples("class", limit=40)
+        >>> vector = gl.direction(model, scenes, positive="fox", negative="pig", at="gate", layers=[1])
         >>> vector.vectors[1].shape
         torch.Size([128])
     """
@@ -135,9 +136,8 @@ def direction(
         plus, minus = (activations_at(model, side, [at], site, chosen, batch_size)[0] for side in sides)
     vectors = {layer: _direction(plus[layer], minus[layer], method) for layer in chosen}
     if not any(bool(v.any()) for v in vectors.values()):
-        raise DataError(
-            f"at={shown(at)}, {site} is the same in positive and negative examples; take a later layer or position"
-        )
+        same = f"at={shown(at)}, {site} is the same in positive and negative examples"
+        raise DataError(f"{same}; take a later layer or position")
     source = f"{method} of {len(sides[0])} {words[0]} − {len(sides[1])} {words[1]}, {model_name(model)}"
     return SteeringVector(vectors, at, site, source)
 

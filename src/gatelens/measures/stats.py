@@ -58,8 +58,8 @@ def mean_interval(
 
     Args:
         values: one per example.
-        bounds: the minimum and maximum of an example's score, whether or not any does: :data:`SHARE`, :data:`CHANGE`
-            for differences; None where there are none, or values are measured and not scored.
+        bounds: the minimum and maximum of an example's score, whether or not any does: (0, 1) for shares, (−1, 1) for
+            differences of two shares; None where there are none, or values are measured and not scored.
         n_boot, seed: of the intervals that are drawn.
         level: 0.95 means a 95 % interval.
 
@@ -200,7 +200,7 @@ def independent_difference(
 
 def summary(
     table: pd.DataFrame,
-    by: Sequence[str],
+    by: str | Sequence[str],
     values: str | Mapping[str, str] = "score",
     unit: str | Sequence[str] | None = "id",
     *,
@@ -218,13 +218,13 @@ def summary(
 
     Args:
         table: one row per unit, or several.
-        by: columns that name a group; columns that are constant in a group may be named here to be kept.
+        by: columns that name a group, none for one mean of all; columns constant in a group may be named to be kept.
         values: the column of numbers; or the name of each measure with its column, for a row per group and measure. Of
             a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a
             table without ``id`` it is ``example``, as of a sweep.
-        bounds: the minimum and maximum of a value (:func:`mean_interval`), of all measures or by its name in
-            ``values``; a measure that is not named has none.
+        bounds: the minimum and maximum of a value (:func:`mean_interval`), None for logits or nats; of all measures or
+            by its name in ``values``, where a measure that is not named has none.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
         missing: what NaN means: an error, or a unit that is left out; a group without any unit left has no row.
         names: columns of the mean and the ends of its interval.
@@ -243,10 +243,11 @@ def summary(
     """
     values, unit = _of_a_sweep(table, "score", values, "value"), _of_a_sweep(table, "id", unit, "example")
     measures = {"": values} if isinstance(values, str) else dict(values)
+    by = [by] if isinstance(by, str) else list(by)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
     _check_has(table, [*by, *keys, *measures.values()], "summary")
     rows: list[tuple[Any, ...]] = []
-    for group, part in table.groupby(list(by), sort=False, dropna=False):
+    for group, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         for name, column in measures.items():
             numbers = _per_unit(part, column, keys, skip=missing == "skip")
             if not len(numbers):

@@ -33,6 +33,7 @@ from gatelens.plots.style import NotebookFigure, Palette, styled, wrapped
 MOST_TICKS = 32
 CELL = 0.5  # inches of a cell with a number; a word needs more
 WIDEST, HIGHEST = 13.0, 9.0
+EDGE = 0.0417  # inches around a figure, where constrained layout begins
 PANEL = 2.5  # inches of a picture; less where a row of them would be too wide
 IN_A_ROW = 9  # pictures
 PANEL_OF_WORDS, WORDS_IN_A_ROW = 3.3, 4  # a word stands in every token
@@ -144,10 +145,16 @@ def value_figure(
         if panels and panels.texts and not panels.worded:
             title = f"{title} (tokens are too small for their words)".strip()
         heading = wrapped(title, across) if title else ""
-        down = sum(height for _, height in sizes) + 0.22 * (heading.count("\n") + 1 if heading else 0)
+        gap = 0.1 if heading and (panels or bars) else 0.0
+        down = sum(height for _, height in sizes) + 0.22 * (heading.count("\n") + 1 if heading else 0) + gap
         figure = NotebookFigure(figsize=(across, down), layout="constrained")
         if heading:
-            figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
+            figure.set_layout_engine(
+                "constrained", rect=(0, 0, 1, 1 - gap / down)
+            )  # titles of panels stand apart
+            figure.suptitle(
+                heading, x=EDGE / across, ha="left", fontsize=10.5, fontweight="bold", color=p.ink
+            )
         scale = _Scale(_all_values(panels, grid), signed, p)
         ratios = [high for _, high in sizes]
         stripes = list(figure.subfigures(len(sizes), 1, squeeze=False, height_ratios=ratios)[:, 0])
@@ -176,7 +183,8 @@ def scaled_grids(
         above = 0.22 * (heading.count("\n") + 1 if heading else 0)
         figure = NotebookFigure(figsize=(wide * across, high * down + above), layout="constrained")
         if heading:
-            figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
+            title_at = EDGE / (wide * across)
+            figure.suptitle(heading, x=title_at, ha="left", fontsize=10.5, fontweight="bold", color=p.ink)
         places = figure.subfigures(down, across, squeeze=False).flat
         for place, one in zip(places, grids, strict=False):
             values = np.asarray(one.limits or one.grid.values, dtype=float).ravel()

@@ -35,6 +35,10 @@ COORDINATES = ("part", "kind", "layer", "head", "neuron", "position")
 class Attribution(LabelledTensor):
     """Float[row, part]: what each part adds to the target's logit, or logit difference, at each row (a position).
 
+    Columns of ``.table``: the row's ``example``, ``at``, ``at_token``; ``part``, ``kind``, ``layer``, ``head`` or
+    ``neuron``; by position also ``position``, its ``role`` and place; ``value``. ``show()`` draws the mean of several
+    rows; by position it draws one prompt: ``parts.sel(example=0).show()``.
+
     Attributes:
         total: Float[row], the sum of all parts.
         logit_difference: Float[row], the model's own value; the logit where the target is one token.

@@ -67,7 +67,7 @@ class PlacesState:
         reason = why_not(self.examples)
         if reason is not None:
             raise Absent(f"data {setup.data.name!r} {reason}")
-        known, names = Labels(setup.model), [labels_of(e)[0] for e in self.examples]
+        known, names = Labels(setup.model, any_word=True), [labels_of(e)[0] for e in self.examples]
         ids = [known.first_token(e.prompt, label) for e, label in zip(self.examples, names, strict=True)]
         self.tokens = tuple(sorted(set(ids)))
         if len(self.tokens) < 2:

@@ -85,7 +85,7 @@ def measure(model: HookedVLM, batch: Answers) -> Tables:
                 places.append((key, {"how": how, "row": row.name, "repeat": repeat}))
     inputs = prepare(model, batch.examples, batch.start)
     outcomes = table.outcomes(model, inputs, batch.task, list(runs.values()), batch.max_new_tokens)
-    said, labels = dict(zip(runs, outcomes, strict=True)), Labels(model)
+    said, labels = dict(zip(runs, outcomes, strict=True)), Labels(model, any_word=True)
     answers = []
     for key, place in places:
         scored = table.evaluate(model, batch.examples, batch.task, said[key], labels, batch.classes)

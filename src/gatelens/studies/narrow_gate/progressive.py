@@ -149,7 +149,7 @@ def measure(model: HookedVLM, batch: Curve) -> Tables:
         for how in batch.hows
         for p in batch.points
     }
-    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model)
+    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model, any_word=True)
     outcomes = rows.outcomes(model, inputs, batch.task, list(asked.values()), batch.max_new_tokens)
     scored = {
         key: rows.evaluate(model, batch.examples, batch.task, outcome, labels, ())

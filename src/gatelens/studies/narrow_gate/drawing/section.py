@@ -172,7 +172,7 @@ def draw_row(model: HookedVLM, batch: Draw) -> pd.DataFrame:
     specs, seed = edit or CUTS.get(row, []), batch.seed * 1000 + batch.start
     (drawn,) = draw_many(model, inputs, [specs], temperature=TEMPERATURE, guidance=GUIDANCE, seed=seed)
     pictures = decoder(model)(drawn.token_ids)
-    labels = Labels(model)
+    labels = Labels(model, any_word=True)
     table = reading.read_back(model, pictures, batch.classes, labels, batch.size)
     table.insert(0, "row", row)
     table.insert(0, "prompt", [c.form for c in cases])

@@ -149,7 +149,7 @@ def batches(setup: Setup, measured: Measured) -> list[Batch]:
 def measure(model: HookedVLM, batch: Patch) -> Tables:
     """``pairs``: see :func:`patch_layers`, with the ``attribute`` in which they differ."""
     sites = (SITE, INPUT) if batch.attribute == CLASS else (SITE,)
-    table = patch_layers(model, batch.pairs, batch.start, Labels(model), batch.every, sites)
+    table = patch_layers(model, batch.pairs, batch.start, Labels(model, any_word=True), batch.every, sites)
     return {"pairs": table.assign(attribute=batch.attribute)}
 
 

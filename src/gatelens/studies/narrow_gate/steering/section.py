@@ -222,8 +222,8 @@ def unconcerned(
 def measure(model: HookedVLM, batch: Fit | Steer) -> Tables:
     """``directions`` of the fit, else ``pictures``, ``captions`` or ``questions``."""
     if isinstance(batch, Fit):
-        layers = layers_visited(int(model.cfg.n_layers), batch.every)
-        return {"directions": fit(model, batch.pairs, batch.split, layers, batch.size, Labels(model))}
+        layers, labels = layers_visited(int(model.cfg.n_layers), batch.every), Labels(model, any_word=True)
+        return {"directions": fit(model, batch.pairs, batch.split, layers, batch.size, labels)}
     steered = {"pictures": steer_pictures, "captions": steer_captions, "questions": steer_questions}
     return {batch.kind: steered[batch.kind](model, batch)}
 
@@ -231,7 +231,7 @@ def measure(model: HookedVLM, batch: Fit | Steer) -> Tables:
 def steer_pictures(model: HookedVLM, batch: Steer) -> pd.DataFrame:
     """``direction, repeat, dose, right`` (unsteered), and :func:`.directions.answers`."""
     ways, runs = batch.pushes.runs([MEANS, RANDOM, OTHER, REFERENCE], batch.pairs)
-    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model)
+    inputs, labels = prepare(model, batch.examples, batch.start), Labels(model, any_word=True)
     judged = [answers(batch.items, logits, labels) for logits in last_logits(model, inputs, runs)]
     tables = []
     for (kind, repeat, dose), one in zip(ways, judged, strict=True):
