@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -223,3 +225,19 @@ def test_a_data_set_by_its_task(tiny_llava: Any, tmp_path: Path) -> None:
     )
     assert sorted(store.index.example) == ["vqa-0", "vqa-1", "vqa-2"]
     assert pd.isna(store.index.label).all() and store.dtype == torch.float16
+
+
+def test_pixel_masks_are_those_of_the_examples(tiny_llava: Any, tmp_path: Path) -> None:
+    mask = np.zeros((2, *examples(1)[0].image.size[::-1]), dtype=bool)  # type: ignore[union-attr]
+    mask[0, :4], mask[1, -4:] = True, True
+    masked = [
+        replace(e, meta={"masks": {e.label: one}}) for e, one in zip(examples(3)[::2], mask, strict=True)
+    ]
+    store = gl.collect(
+        tiny_llava, masked, out=tmp_path / "s", at="image.mask(object)", layers=[1], progress=False
+    )
+    for example, one in zip(masked, mask, strict=True):
+        tokens = tiny_llava.prepare(example.image, example.prompt).tokens
+        expected = tokens.mask("image.mask(m)", masks={"m": one})[0].nonzero().flatten()
+        here = store.index[store.index.example == example.id]
+        assert here.position.tolist() == expected.tolist()

@@ -215,6 +215,18 @@ def test_hooks_of_other_inputs_are_refused(tiny: Any, batch: Any, one_image: Any
         tiny.run_with_hooks(one_image, fwd_hooks=pairs)
 
 
+def test_without_an_end_marker_the_error_says_what_the_gate_is(tiny: Any, one_image: Any) -> None:
+    said = "this model has no end-of-image token: 'gate' is the first position after the picture"
+    for cut in (gi.knockout("text", "eoi"), gi.ablate("eoi", "resid_pre", layers=[0])):
+        if one_image.tokens.mask("eoi").any():
+            tiny.run(one_image, cut)
+        else:
+            with pytest.raises(InterventionError, match=said):
+                tiny.run(one_image, cut)
+    with pytest.raises(InterventionError, match=r"selects no position in any example$"):
+        tiny.run(one_image, gi.knockout("text", "row_break"))
+
+
 def test_repr_reads_like_the_call() -> None:
     assert repr(gi.knockout("text", "eoi", range(4, 8))) == (
         "knockout(queries='text', keys='eoi', how='mask', layers=range(4, 8))"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -116,3 +117,21 @@ def test_classes_may_be_words() -> None:
         linear_probe(x, [*words[:-1], "fox"])
     with pytest.raises(DataError, match="60 points but labels"):
         linear_probe(x, words[:-1])
+
+
+def test_points_to_test_on_are_given_as_tensors_or_arrays() -> None:
+    x, new = (
+        torch.randn(90, 4, generator=seeded(22)).double(),
+        torch.randn(50, 4, generator=seeded(23)).double(),
+    )
+    y, truth = x[:, :3].argmax(-1), new[:, :3].argmax(-1)
+    got = linear_probe(x, y, ridge=0.3, test=(new, truth))
+    assert torch.equal(got.correct, predict_by_hand(x, y, new, 0.3) == truth)
+    assert got.majority == int(truth.bincount().max()) / 50
+    arrays = linear_probe(x.numpy(), y.numpy(), ridge=0.3, test=(new.numpy(), truth.numpy()))
+    assert torch.equal(arrays.correct, got.correct)
+    assert torch.equal(linear_probe(x.numpy(), np.array(list("abc"))[y]).correct, linear_probe(x, y).correct)
+    never_seen = linear_probe(x, y, test=(new, ["fox"] * 50))
+    assert never_seen.accuracy == 0
+    with pytest.raises(DataError, match="4 features, and test points of 3"):
+        linear_probe(x, y, test=(new[:, :3], truth))

@@ -199,17 +199,25 @@ X = torch.zeros(2, 7)
         (lambda s: s.decode(X), "7 features"),
         (lambda s: s.splice("image"), "nothing would change"),
         (lambda s: s.splice("image", ablate=[99]), "99 is not a feature"),
+        (lambda s: s.splice("image", ablate=3.5), "ablate=3.5: give the number of a feature"),
+        (lambda s: s.splice("image", ablate="3"), "ablate='3': give the number of a feature"),
+        (lambda s: s.splice("image", steer=3), "steer=3: give a dict"),
         (lambda s: s.splice("image", steer={1: float("inf")}), "not finite"),
         (lambda s: s.splice("image", ablate=[1], steer={1: 2}), "in ablate and in steer"),
         (lambda s: s.splice("image", "resid_past", ablate=[1]), "resid_past"),
         (lambda s: made("standard", hook_name="").splice("image", ablate=[1]), "give site= and layers="),
     ],
-    ids=range(23),
+    ids=range(26),
 )
 def test_what_cannot_be_read_or_spliced_is_one_line(call: Any, words: str) -> None:
     with pytest.raises(GatelensError) as error:
         call(made("standard"))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_feature_needs_no_list() -> None:
+    sae = made("standard")
+    assert sae.splice("image", ablate=3).off == sae.splice("image", ablate=[3, 3]).off == (3,)
 
 
 def sparse_coder(folder: Path, **config: Any) -> dict[str, torch.Tensor]:

@@ -75,21 +75,21 @@ def collect(
     Args:
         data: a list of examples, or a data set (an object, or a name or folder as ``gl.data.load`` takes it).
         out: the folder. Other settings there are refused.
-        sites: see :mod:`gatelens.interventions.sites`; also ``"neuron"``. At sites with heads a row is
-            [n_heads, d_head].
+        sites: of :mod:`gatelens.interventions.sites`, or ``"neuron"``; with heads a row is [n_heads, d_head].
         layers: which blocks; None is all.
-        at: selector of the positions, each of which is a row.
+        at: selector of the positions, each of which is a row; ``image.mask(name)`` reads the example's own mask.
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, of what is kept.
-        task, limit, seed, batch_size: as :func:`gatelens.sweep` takes them.
+        task, limit, seed: which examples of a data set, as :func:`gatelens.sweep` takes them.
+        batch_size: how many examples of one length are a batch at most; None bounds memory.
         shard_rows: about how many rows a shard has; it ends with a batch.
-        workers, ray: how many processes, or actors on the Ray cluster with this address, whose nodes share the folder.
+        workers: how many processes collect.
+        ray: the address of a Ray cluster whose nodes share the folder; ``workers`` is then how many actors.
 
     Raises:
         DataError: no such data or task, or two examples of one id.
-        InterventionError: an unknown site or layer; ``at`` selects nothing in an example; an activation that ``dtype``
-            cannot hold.
-        OutputError: the folder can't be written, is full, or holds something else, other settings or a damaged shard;
-            or it is not shared with a node.
+        InterventionError: an unknown site or layer; ``at`` selects nothing in an example; ``dtype`` is too small.
+        OutputError: the folder can't be written, is full, or holds something else, other settings or a damaged shard,
+            or is not shared with a node.
         WorkerError: shards that failed on workers again and again; the others are kept.
 
     Example:

@@ -83,10 +83,17 @@ def select(tokens: TokenMap, selector: SelectorLike, owner: object) -> Bool[Tens
     return mask & (tokens.roles.cpu() != Role.PAD)
 
 
-def check_selected(mask: Bool[Tensor, "batch pos"], word: str, selector: SelectorLike, owner: object) -> None:
+def check_selected(
+    tokens: TokenMap, mask: Bool[Tensor, "batch pos"], word: str, selector: SelectorLike, owner: object
+) -> None:
     """Raise :class:`InterventionError` where a selector selects nothing; ``word`` is its argument's name."""
-    if not mask.any():
-        raise InterventionError(f"{owner!r}: {word}={selector!r} selects no position in any example")
+    if mask.any():
+        return
+    message = f"{owner!r}: {word}={selector!r} selects no position in any example"
+    has = set(tokens.roles.unique().tolist())
+    if str(selector).strip() == "eoi" and Role.IMAGE in has and Role.EOI not in has:
+        message += "; this model has no end-of-image token: 'gate' is the first position after the picture"
+    raise InterventionError(message)
 
 
 def prompt_only(tokens: TokenMap, mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

@@ -23,7 +23,7 @@ class Drop(Knockout):
 
     def selected(self, tokens: TokenMap) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         dropped = select(tokens, self.keys, self)
-        check_selected(dropped, "at", self.keys, self)
+        check_selected(tokens, dropped, "at", self.keys, self)
         return (tokens.roles.cpu() != Role.PAD) & ~dropped, dropped
 
 

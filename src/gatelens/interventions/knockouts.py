@@ -51,8 +51,8 @@ class Knockout(Intervention):
     def selected(self, tokens: TokenMap) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """The queries and the keys."""
         queries, keys = select(tokens, self.queries, self), select(tokens, self.keys, self)
-        check_selected(queries, "queries", self.queries, self)
-        check_selected(keys, "keys", self.keys, self)
+        check_selected(tokens, queries, "queries", self.queries, self)
+        check_selected(tokens, keys, "keys", self.keys, self)
         return queries, keys
 
     def reach(self, tokens: TokenMap, cfg: Any) -> Reach | None:

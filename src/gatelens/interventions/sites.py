@@ -190,7 +190,7 @@ class SiteEdit(Intervention):
 
     def edits(self, tokens: TokenMap, cfg: Any, span: Span) -> list[Edit]:
         mask = self.places(tokens)
-        check_selected(mask, "at", self.at, self)
+        check_selected(tokens, mask, "at", self.at, self)
         layers = self.layer_numbers(cfg)
         heads: tuple[int, ...] | None = None
         if self.heads is not None:

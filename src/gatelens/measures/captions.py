@@ -67,10 +67,10 @@ def cider_d(
     corpus: Sequence[Sequence[str]] | None = None,
     words: Callable[[str], Sequence[str]] = caption_words,
 ) -> Float[np.ndarray, " example"]:
-    """CIDEr-D of each candidate against its references (×10; the corpus score is the mean).
+    """CIDEr-D of each candidate against its references (×10; the corpus score is the mean); one pair alone scores 0.
 
-    ``idf(g) = log N − log max(1, df(g))`` over ``corpus`` (default ``references``): 0, as is every score, with one
-    picture. The length penalty is ``exp(−Δ²/2σ²)``.
+    N-grams are weighted by how few pictures have them, ``idf(g) = log N − log max(1, df(g))`` over ``corpus`` (default
+    ``references``), which is 0 with one picture. The length penalty is ``exp(−Δ²/2σ²)``.
 
     Args:
         candidates: captions to be scored.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from gatelens.errors import DataError
 from gatelens.measures.neighbours import check_one_each, check_points
 from gatelens.measures.stats import wilson_interval
 
+Points: TypeAlias = Float[Tensor, "point feature"] | Float[np.ndarray, "point feature"]
+TestPoints: TypeAlias = Float[Tensor, "test feature"] | Float[np.ndarray, "test feature"]
+
 # of one fit at a time: both what BLAS may use and what a warning does are the process's, not a thread's
 _FITTING = threading.Lock()
 
@@ -33,9 +37,9 @@ class Probe:
     """What :func:`linear_probe` gives.
 
     Attributes:
-        accuracy: share of the points that are classified correctly, each by a fit that did not see it.
+        accuracy: share of the points that are classified correctly, each by a fit to other points.
         interval: of the accuracy, low and high (95 % as it stands).
-        correct: whether each point is.
+        correct: whether each point is, or each of ``test``.
         majority: share of the commonest class: what a guess of it would score.
 
     Example:
@@ -52,7 +56,7 @@ class Probe:
 
 
 def linear_probe(
-    x: Float[Tensor, "point feature"],
+    x: Points,
     labels: Int[Tensor, " point"] | Sequence[Any],
     folds: int = 5,
     ridge: float = 1e-2,
@@ -60,8 +64,10 @@ def linear_probe(
     level: float = 0.95,
     tolerance: float = 1e-9,
     max_iter: int = 1000,
+    *,
+    test: tuple[TestPoints, Int[Tensor, " test"] | Sequence[Any]] | None = None,
 ) -> Probe:
-    """Accuracy of a logistic regression on points it was not fitted on, by stratified cross-validation.
+    """Accuracy of a logistic regression on points it was not fitted on: ``test``, or by stratified cross-validation.
 
     Fitted is scikit-learn's ``make_pipeline(StandardScaler(), LogisticRegression(C))`` in float64, with C such that
     the mean cross-entropy of the softmax over classes + ``ridge/2 · |weight|²`` is least; the bias is free. Folds
@@ -69,46 +75,46 @@ def linear_probe(
     training points. The interval is Wilson's (1927) for a proportion, which takes the points as independent.
 
     Args:
-        x: the activations.
+        x: the activations, a tensor or an array.
         labels: the class of each point, as numbers or words.
-        folds: of the cross-validation.
+        folds: of the cross-validation; unused with ``test``.
         ridge: the penalty on squared weights, per point.
         seed: draws the folds.
         level: 0.95 means a 95 % interval.
         tolerance, max_iter: the solver stops at a gradient below ``tolerance``, and fails after ``max_iter`` steps.
+        test: other points with their labels. The probe is then fitted to all of ``x``, and scored on these.
 
     Raises:
         DataError: fewer than two folds or classes, a class with fewer points than folds, a ridge that is not
-            positive, rows not finite, no convergence.
+            positive, rows not finite, test points of another width, no convergence.
 
     Example:
         >>> x = torch.cat([torch.linspace(-2, -1, 20), torch.linspace(1, 2, 20)])[:, None]
         >>> probe = gl.measures.linear_probe(x, (x[:, 0] > 0).long())
         >>> probe.accuracy, probe.majority
         (1.0, 0.5)
+        >>> gl.measures.linear_probe(x, ["cat"] * 20 + ["dog"] * 20, test=(x[:5] + 0.1, ["cat"] * 5)).accuracy
+        1.0
     """
-    check_points(x, "linear_probe")
-    names, numbered = _numbered(x, labels)
-    classes, count = _check_labels(x, names, numbered, folds)
-    if not ridge > 0:
-        raise DataError(
-            f"linear_probe: ridge={ridge} must be positive, else separable classes have no solution"
-        )
-    n = len(x)
+    points, given = _labelled(x, labels)
+    classes = _check_labels(given, folds if test is None else None)
+    _check_ridge(ridge)
+    number = {label: i for i, label in enumerate(classes)}
+    target = np.array([number[label] for label in given])
+    held, truth = (points, given) if test is None else _labelled(*test)
+    if held.shape[1] != points.shape[1]:
+        raise DataError(f"linear_probe: {points.shape[1]} features, and test points of {held.shape[1]}")
+    n_fitted = len(points) - (len(points) / folds if test is None else 0)
     # scikit-learn gives two classes one weight vector, the difference of the softmax's two: its square is twice theirs
-    strength = (2 if len(classes) == 2 else 1) / (ridge * (n - n / folds))
+    strength = (2 if len(classes) == 2 else 1) / (ridge * n_fitted)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=tolerance, max_iter=max_iter))
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    points, target = x.detach().cpu().double().numpy(), numbered.numpy()
     with _fitting("linear_probe", max_iter):
-        predicted = cross_val_predict(model, points, target, cv=split)
-    correct = predicted == target
-    return Probe(
-        accuracy=float(np.mean(correct)),
-        interval=wilson_interval(int(correct.sum()), n, level),
-        correct=torch.from_numpy(correct),
-        majority=int(count.max()) / n,
-    )
+        if test is None:
+            split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+            predicted = cross_val_predict(model, points, target, cv=split)
+        else:
+            predicted = model.fit(points, target).predict(held)
+    return _scored(predicted == np.array([number.get(label, -1) for label in truth]), truth, level)
 
 
 def probe_normal(
@@ -139,6 +145,16 @@ def probe_normal(
     return normal / normal.norm()
 
 
+def _scored(correct: Bool[np.ndarray, " point"], labels: Sequence[Any], level: float) -> Probe:
+    n = len(correct)
+    return Probe(
+        accuracy=float(np.mean(correct)),
+        interval=wilson_interval(int(correct.sum()), n, level),
+        correct=torch.from_numpy(correct),
+        majority=max(Counter(labels).values()) / n,
+    )
+
+
 @contextmanager
 def _fitting(who: str, max_iter: int) -> Iterator[None]:
     """While a solver runs: BLAS has one thread, and no convergence is an error.
@@ -156,29 +172,35 @@ def _fitting(who: str, max_iter: int) -> Iterator[None]:
             ) from None
 
 
-def _numbered(x: Float[Tensor, "point feature"], labels: Any) -> tuple[list[Any], Int[Tensor, " point"]]:
-    """The classes in order, and the number of each point's."""
+def _labelled(x: Points, labels: Any) -> tuple[Float[np.ndarray, "point feature"], list[Any]]:
+    """Points and labels that can be fitted, one label per point."""
+    points = torch.as_tensor(x)
+    check_points(points, "linear_probe")
     if hasattr(labels, "shape"):
-        check_one_each(x, labels, "linear_probe")
+        check_one_each(points, labels, "linear_probe")
     given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-    if len(given) != len(x):
-        raise DataError(f"linear_probe: {len(x)} points but labels of {len(given)}; give one per point")
-    known = sorted(set(given), key=lambda label: (str(type(label)), label))
-    number = {label: i for i, label in enumerate(known)}
-    return known, torch.tensor([number[label] for label in given], dtype=torch.long)
+    if len(given) != len(points):
+        raise DataError(f"linear_probe: {len(points)} points but labels of {len(given)}; give one per point")
+    return points.detach().cpu().double().numpy(), given
 
 
-def _check_labels(
-    x: Float[Tensor, "point feature"], names: Sequence[Any], labels: Int[Tensor, " point"], folds: int
-) -> tuple[Int[Tensor, " class"], Int[Tensor, " class"]]:
-    """The classes and how many points each has."""
-    check_one_each(x, labels, "linear_probe")
-    if folds < 2:
+def _check_ridge(ridge: float) -> None:
+    if not ridge > 0:
+        raise DataError(
+            f"linear_probe: ridge={ridge} must be positive, else separable classes have no solution"
+        )
+
+
+def _check_labels(labels: Sequence[Any], folds: int | None) -> list[Any]:
+    """The classes, in order."""
+    if folds is not None and folds < 2:
         raise DataError(f"linear_probe: folds={folds} leaves nothing to test on; give at least 2")
-    classes, count = labels.unique(return_counts=True)
-    if len(classes) < 2:
+    count = Counter(labels)
+    if len(count) < 2:
         raise DataError("linear_probe: all points have one label; a probe needs at least two classes")
-    if int(count.min()) < folds:
-        rarest = f"class {names[int(count.argmin())]} has {int(count.min())} points"
-        raise DataError(f"linear_probe: {rarest} for {folds} folds; drop it or take fewer folds")
-    return classes, count
+    rarest = min(count, key=lambda label: count[label])
+    if folds is not None and count[rarest] < folds:
+        raise DataError(
+            f"linear_probe: class {rarest} has {count[rarest]} points for {folds} folds; drop it or take fewer folds"
+        )
+    return sorted(count, key=lambda label: (str(type(label)), label))

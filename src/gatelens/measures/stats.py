@@ -58,8 +58,9 @@ def mean_interval(
 
     Args:
         values: one per example.
-        bounds: the minimum and maximum of an example's score, whether or not any does: (0, 1) for shares, (−1, 1) for
-            differences of two shares; None where there are none, or values are measured and not scored.
+        bounds: the lowest and highest score an example could get, also if none here gets it: (0, 1) for shares,
+            (−1, 1) for differences of two shares. None where there are none, and for what is measured and not scored:
+            probabilities, log-probabilities, attention.
         n_boot, seed: of the intervals that are drawn.
         level: 0.95 means a 95 % interval.
 
@@ -223,8 +224,8 @@ def summary(
             a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a
             table without ``id`` it is ``example``, as of a sweep.
-        bounds: the minimum and maximum of a value (:func:`mean_interval`), None for logits or nats; of all measures or
-            by its name in ``values``, where a measure that is not named has none.
+        bounds: the minimum and maximum of a value (:func:`mean_interval`), None for probabilities, logits or nats; of
+            all measures or by its name in ``values``, where a measure that is not named has none.
         n_boot, seed: of the intervals; all groups are drawn with the same seed.
         missing: what NaN means: an error, or a unit that is left out; a group without any unit left has no row.
         names: columns of the mean and the ends of its interval.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,7 +178,7 @@ class SAE:
         site: str | None = None,
         layers: Layers = None,
         *,
-        ablate: Sequence[int] = (),
+        ablate: Sequence[int] | int = (),
         steer: Mapping[int, float] | None = None,
         keep_error: bool = True,
         masks: Mapping[str, Any] | None = None,
@@ -190,7 +190,7 @@ class SAE:
         Args:
             at: selector of the positions.
             site, layers: where; None is where it was trained.
-            ablate: features that are set to 0.
+            ablate: features that are set to 0, one or several.
             steer: by feature, what is added to its activation, which may end below 0.
             keep_error: add what the autoencoder does not reconstruct, so that only changed features make a
                 difference; False leaves its reconstruction alone.
@@ -207,9 +207,12 @@ class SAE:
         site = site if site is not None else self.place[0]  # type: ignore[index]
         check_site(site, _SPLICED)
         number = layers if layers is not None else self.place[1]  # type: ignore[index]
-        off = tuple(self._feature(one, "ablate") for one in ablate)
+        off = self._features(ablate, "ablate")
+        by_feature = {} if steer is None else steer
+        if not isinstance(by_feature, Mapping):
+            raise InterventionError(f"steer={shown(steer)}: give a dict, {{feature: what is added to it}}")
         added = {
-            self._feature(one, "steer"): as_number(by, f"steer[{one}]") for one, by in (steer or {}).items()
+            self._feature(one, "steer"): as_number(by, f"steer[{one}]") for one, by in by_feature.items()
         }
         both = sorted(set(off) & set(added))
         if both:
@@ -242,8 +245,7 @@ class SAE:
             InterventionError: no such feature.
             InputError: the store has nothing at that place, or no such rows.
         """
-        numbers = [which] if whole_number(which) is not None else list(which)  # type: ignore[arg-type]
-        chosen = [self._feature(one, "which") for one in dict.fromkeys(numbers)]
+        chosen = self._features(which, "which")
         site, layer = self.place or (None, None)
         device, point = self.weights["W_enc"].device, store.point(site, layer)
 
@@ -251,6 +253,13 @@ class SAE:
             return self.encode(x.to(device)).cpu()
 
         return top_patches(encode, store, point, chosen, data, top, where, progress)
+
+    def _features(self, which: Any, word: str) -> tuple[int, ...]:
+        """The features that one number or several name, each once."""
+        several = [which] if whole_number(which) is not None else which
+        if isinstance(several, str) or not isinstance(several, Iterable):
+            raise InterventionError(f"{word}={shown(which)}: give the number of a feature, or a list of them")
+        return tuple(dict.fromkeys(self._feature(one, word) for one in several))
 
     def _feature(self, number: Any, word: str) -> int:
         found = whole_number(number)
