@@ -48,6 +48,10 @@ def stage(folder: Path) -> None:
         ROOT / "tutorials", folder / "tutorials", ignore=shutil.ignore_patterns("*.py", "__pycache__")
     )
     shutil.copy(ROOT / "CHANGELOG.md", folder / "changelog.md")
+    (folder / "organisms").mkdir()
+    for card in (ROOT / "src/gatelens/organisms/weights").glob("*/README.md"):
+        text = card.read_text(encoding="utf-8").split("---\n", 2)[2]  # without the hub's front matter
+        (folder / "organisms" / f"{card.parent.name}.md").write_text(text, encoding="utf-8")
     for page in folder.rglob("*.md"):
         page.write_text(on_site(page.read_text(encoding="utf-8")), encoding="utf-8")
     api.write(folder / "api")

@@ -4,6 +4,9 @@ A feature of a sparse autoencoder
 
 A small top-k autoencoder is trained on stored activations of image tokens, and its strongest features are shown over
 the pictures. A few lines of PyTorch stand in for real training; ``gl.SAE.load`` reads SAELens folders.
+
+The text of this model reads much of the picture in layer 0. To move the answer, change features before that, at
+``blocks.0.hook_resid_pre``: the page on sparse autoencoders trains some there and compares with a control.
 """
 
 import tempfile

@@ -37,6 +37,7 @@ WIDEST = (
     "gallery/index",
     "genindex",
     "api/readouts",
+    "organisms/open",
 )
 
 
