@@ -12,8 +12,17 @@ import gatelens as gl
 
 model = gl.HookedVLM.from_pretrained("organism:gated")
 here, there = gl.data.load("emoji-scenes").examples("class", limit=2)
-short = model.prepare(here.image, "<image>this is a")
-long = model.prepare(there.image, "<image>what color is the shape behind the fox? answer:")
+texts = ["<image>this is a", "<image>what color is the shape behind the fox? answer:"]
+short = model.prepare(here.image, texts[0])
+long = model.prepare(there.image, texts[1])
+
+# %%
+# One batch may hold both: shorter prompts are padded on the left, and logits equal those of single runs
+# to rounding.
+both = model.run(model.prepare([here.image, there.image], texts))
+for logits, alone in zip(both, (short, long), strict=True):
+    difference = (logits[-1] - model.run(alone)[0, -1]).abs().max()
+    print(f"{alone.tokens.n_pos} tokens: logits differ by {difference:.1e}")
 
 # %%
 _, cache = model.run_with_cache(long)

@@ -3,7 +3,8 @@ Between two models
 ==================
 
 Activations of one model are patched into another of the same shape, for the same pictures. For a
-fine-tuned model and its base, this shows where the two differ.
+fine-tuned model and its base, this shows where the two differ. Scores of two models on the same examples are
+compared in :doc:`Save, draw and report results </results>`.
 """
 
 import gatelens as gl

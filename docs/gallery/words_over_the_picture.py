@@ -1,9 +1,10 @@
 """
-Written words over the picture
-==============================
+What each written word looked at
+================================
 
-Where each written word looked, and what hiding blocks of the picture does to its probability. Hover
-over a word of the description.
+The attention of each written word over the picture, and what hiding blocks of the picture does to its
+probability. Hover over a word of the description. What the image tokens themselves say is in
+:doc:`lens_on_image_tokens`.
 """
 
 import gatelens as gl

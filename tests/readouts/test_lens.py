@@ -74,6 +74,16 @@ def test_logits_are_made_a_few_rows_at_a_time(tiny: Any, batch: Any, monkeypatch
     )  # the forward pass itself makes one row of logits a prompt
 
 
+def test_a_single_panel_says_layer_and_token(tiny_llava: Any, picture: Any) -> None:
+    lens = gl.logit_lens(tiny_llava, tiny_llava.prepare(picture, "<image> is"), "image", layers=[1, 2], top=1)
+    figure = lens.sel(layer=1).show()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[:2] == ["picture", "layer 1: likeliest token"]
+    assert "log-probability (nats)" in [axes.get_ylabel() for axes in figure.axes]
+    assert figure._suptitle.get_text() == "most likely next token"  # type: ignore[attr-defined]
+    assert "layer 2" in [axes.get_title(loc="left") for axes in lens.show().axes]
+
+
 def test_translators_act_before_the_norm(tiny: Any, batch: Any) -> None:  # noqa: F811
     plain = gl.logit_lens(tiny, batch, at="last", layers=[1, 2], top=3)
     torch.manual_seed(0)

@@ -242,7 +242,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not at the last": (
         {"senders": "heads@image", "metric": gl.metrics.logit(3)},
-        "reads the logits of the last position, which sender 'L0H0@image' does not have",
+        "sender 'L0H0@image' must include the position the metric reads.*: write 'L0H0@last'",
     ),
     "no selector": ({"senders": "L0H1@nowhere"}, "nowhere"),
     "no such positions": ({"senders": "L0H1@boi"}, "selects no position"),

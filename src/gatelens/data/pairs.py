@@ -20,7 +20,8 @@ class Pair:
     """Two examples with one prompt.
 
     Attributes:
-        clean, corrupt: the examples.
+        clean: the example whose answer is ``target``.
+        corrupt: the example with the same prompt and another answer, or with noise on the same picture.
         differ: what differs between their pictures, in words.
         target: what is right for the clean picture, a word (its first token is what is measured).
         base: what is right for the corrupt one; None where it is unknown.

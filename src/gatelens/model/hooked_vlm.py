@@ -341,7 +341,10 @@ class HookedVLM(HookedBridge):
     # --- runs
 
     def run(self, inputs: Any, interventions: Any = ()) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits under interventions; see :mod:`gatelens.engine`."""
+        """Logits under interventions; see :mod:`gatelens.engine`.
+
+        Chameleon's logits of image tokens are overwritten with the dtype's lowest number (−3.4e38 in float32).
+        """
         return engine.run(self, self.batch(inputs), interventions)
 
     def generate(
@@ -368,8 +371,7 @@ class HookedVLM(HookedBridge):
             num_beams: 1; beams are refused, as an intervention holds in each of them and not over them.
 
         Returns:
-            A list of texts, one text when prepared from one string; with ``return_type="ids"`` or ``"map"`` the
-            whole Generation.
+            A list of texts, or one text for one string; the Generation with ``return_type="ids"`` or ``"map"``.
         """
         if return_type not in ("str", "ids", "map"):
             raise InputError(f"return_type '{return_type}': write 'str', 'ids' or 'map'")

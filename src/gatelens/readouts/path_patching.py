@@ -86,6 +86,10 @@ def path_patch(
 ) -> PathEffects:
     """What each sender changes through the receivers alone.
 
+    A path through two receivers in a row is not counted, and effects through single receivers need not add up to the
+    effect through all. The total effect of a sender in the same units is ``patched`` less ``clean`` in the table of
+    :func:`gatelens.patch_map` with ``direction="noising"``.
+
     Args:
         pairs: (clean, corrupt), two prepared batches with equally many prompts; or pairs of :func:`gatelens.pairs`.
         senders: ``heads`` or ``mlps``, all before the last receiver, each by itself; a name or a list of them, each by
@@ -101,7 +105,9 @@ def path_patch(
         progress: show a progress bar.
 
     Raises:
-        InputError: a name that cannot be read, a sender after every receiver or at other positions, no metric.
+        InputError: a name that cannot be read, a sender after every receiver, or no metric; a receiver at none of a
+            sender's positions. With ``receivers="logits"`` senders must include the position the metric reads
+            (``@last``): heads between are frozen, so image tokens have no direct path to it.
         InterventionError: prompts whose positions do not pair, or a metric that gives no number per example.
 
     Example:
@@ -245,8 +251,9 @@ class Paths:
         reads_last = receiver.site == "logits" and getattr(self.metric, "last_only", False)
         if reads_last and not bool(at[:, -1].any()):
             raise InputError(
-                f"the metric reads the logits of the last position, which sender {senders[0].name!r} does not have: "
-                "heads between them are frozen, so nothing reaches it; take '@last', or name heads that receive"
+                f"receivers='logits': sender {senders[0].name!r} must include the position the metric reads, the last; "
+                "heads between are frozen, so other positions have no direct path to it: write "
+                f"'{senders[0].name.partition('@')[0]}@last', or name heads that receive"
             )
         return at
 

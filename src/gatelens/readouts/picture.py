@@ -101,13 +101,12 @@ def draw(
         wanted = next((name for name in kinds if not str(name).startswith("top ")), kinds[0])
         table = table[table["target"] == wanted]
         axes = {name: labels for name, labels in axes.items() if "target" not in labels}
+        of_layers = " of each layer" if table["layer"].nunique() > 1 else ""
         if str(wanted).startswith("top "):
-            heading = (
-                "most likely next token of each layer" if wanted == "top 0" else f"{wanted} of each layer"
-            )
+            heading = f"{'most likely next token' if wanted == 'top 0' else wanted}{of_layers}"
         else:
             table = table.drop(columns="word")
-            heading = f"'{wanted}' as next token, by layer"
+            heading = f"'{wanted}' as next token{', by layer' if of_layers else ''}"
         others = f" (1 of {len(kinds)} targets; sel(target=...) chooses)" if len(kinds) > 1 else ""
         title = title or heading + others
     return _cells(table, axes, prompts, title, style)
@@ -238,7 +237,7 @@ def _over_positions(
     some = np.unique(np.linspace(0, len(values) - 1, min(MOST_PANELS, len(values))).round().astype(int))
     if len(some) < len(values):
         style = {**style, "title": f"{style['title']} ({len(some)} of {len(values)} {other}s)".strip()}
-    titles = {f"{other} {values.index[i]}" if others else str(style["unit"]): i for i in some}
+    titles = {f"{other} {values.index[i]}" if others else _panel_title(table, style["unit"]): i for i in some}
     texts = None if words is None else {name: words.iloc[i] for name, i in titles.items()}
     panels, left = prompts.panels(example, {name: values.iloc[i] for name, i in titles.items()}, texts)
     rest = values[left]
@@ -249,6 +248,14 @@ def _over_positions(
         columns = prompts.words(example, left)
         grid = Grid(rest.to_numpy(dtype=float), rows, columns, other.strip("_"), "position", text)
     return value_figure(panels=panels, grid=grid, **style)
+
+
+def _panel_title(table: pd.DataFrame, unit: str) -> str:
+    """Of a single panel: what a lens reads in which layer (the scale says what a colour is); else what a value is."""
+    if not {"target", "rank", "layer"} <= set(table):
+        return unit
+    target, layer = table["target"].iloc[0], table["layer"].iloc[0]
+    return f"layer {layer}: {'likeliest token' if target == 'top 0' else target}"
 
 
 def _one_example(table: pd.DataFrame) -> int:
