@@ -21,7 +21,7 @@ view
 
 # %%
 # How many image tokens say the class (its rank is 0) in each layer, on the object and elsewhere:
-# in this model, none on the object does.
+# in this picture, none on the object does.
 mask = inputs.tokens.mask("image.mask(object)", masks={"object": scene.masks[scene.label]})
 said = lens.sel(kind="target").table
 said["place"] = ["on the object" if mask[0, at] else "elsewhere" for at in said["position"]]
