@@ -15,6 +15,7 @@ import gatelens as gl
 from gatelens.data import Example
 from gatelens.errors import GatelensError, InputError, OutputError
 from gatelens.examples import Labels
+from gatelens.identity import content_fingerprint
 from study_helpers import TinyData, picture
 
 GRID = {"layer": range(3), "at": ["gate", "image"]}
@@ -70,8 +71,24 @@ def test_random_selectors_draw_by_the_number_of_the_example(tiny: Any, examples:
     torch.testing.assert_close(*(torch.tensor(t.value.tolist()) for t in tables), atol=1e-4, rtol=1e-4)
 
 
+def test_a_word_is_its_token_for_every_example(tiny: Any, examples: list[Example]) -> None:
+    dog = tiny.to_single_token("dog")
+    for word, number in (
+        (gl.metrics.prob("dog"), gl.metrics.prob(dog)),
+        (gl.metrics.logit_diff(own, "dog"), gl.metrics.logit_diff(own, lambda e: dog)),
+    ):
+        pd.testing.assert_frame_equal(
+            *(gl.sweep(tiny, examples, {}, metric, progress=False) for metric in (word, number))
+        )
+    assert content_fingerprint(gl.metrics.prob("dog")) != content_fingerprint(gl.metrics.prob("cat"))
+
+
 def test_a_word_that_the_tokenizer_does_not_know_is_refused(tiny: Any, examples: list[Example]) -> None:
-    for metric in (gl.metrics.prob(lambda e: "zebra"), gl.metrics.logit_diff(own, lambda e: "zebra")):
+    for metric in (
+        gl.metrics.prob("zebra"),
+        gl.metrics.prob(lambda e: "zebra"),
+        gl.metrics.logit_diff(own, lambda e: "zebra"),
+    ):
         with pytest.raises(InputError, match="does not know the word 'zebra'"):
             gl.sweep(tiny, examples, {}, metric, progress=False)
     labels = Labels(tiny)

@@ -48,6 +48,7 @@ ORDER = [
     "two_models",
     "transformer_lens_tools",
     "head_ablation",
+    "heads_alone",
     "steering_by_contrast",
     "probe_from_a_store",
     "sae_feature",

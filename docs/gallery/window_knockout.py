@@ -4,7 +4,7 @@ A window of layers, cut in a batch
 
 Text no longer reads the image in three layers in a row; the window slides over all layers. All
 windows run in one pass over each prompt, beside the run with nothing cut. Intervals are 95 %, over
-examples.
+examples. To cut only the row that writes the answer, write ``queries="last"``.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,8 @@ figure, axes = plt.subplots(figsize=(5.5, 3.3), layout="constrained")
 axes.errorbar(
     cut["layers cut"], cut["mean"], [cut["mean"] - cut.low, cut.high - cut["mean"]], marker="o", capsize=3
 )
-axes.axhline(uncut["mean"], color="gray", linestyle="--", label="nothing cut")
+axes.axhline(uncut["mean"], color="gray", linestyle="--", label="nothing cut, with its interval")
+axes.axhspan(uncut.low, uncut.high, color="gray", alpha=0.15, linewidth=0)
 axes.set(xlabel="layers cut", ylabel="accuracy", ylim=(0, 1.05))
 axes.legend(loc="lower right")
 figure

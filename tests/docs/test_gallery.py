@@ -29,6 +29,7 @@ EXPECTED = {
     "patching_map": "gl.patch_map",
     "attribution_with_check": "gl.attribution_map",
     "path_patching": "gl.path_patch",
+    "heads_alone": "gl.ablate",
     "head_ablation": "gl.ablate",
     "steering_by_contrast": "gl.direction",
     "probe_from_a_store": "gl.collect",

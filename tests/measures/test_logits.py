@@ -73,6 +73,7 @@ def test_bfloat16_logits_are_widened_first() -> None:
         (lambda: metrics.prob(4)(LOGITS), ["[4]", "vocabulary of 4"]),
         (lambda: metrics.prob(-1)(LOGITS), ["[-1]"]),
         (lambda: metrics.prob(1.5), ["1.5", "token id"]),
+        (lambda: metrics.prob("cat")(LOGITS), ["data set", "'cat'", "to_single_token"]),
         (lambda: metrics.prob(1)(LOGITS[0]), ["(2, 4)"]),
     ],
 )

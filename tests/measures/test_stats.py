@@ -238,8 +238,10 @@ def test_summary_of_several_measures_leaves_out_what_does_not_apply() -> None:
     assert got.columns.tolist() == ["layer", "what", "m", "l", "h", "n"]
     with pytest.raises(DataError, match="NaN"):
         summary(table, ["layer"], measures)
-    with pytest.raises(DataError, match="'score' is missing"):
-        summary(table, ["layer"])
+    with pytest.raises(
+        DataError, match=r"'score' is missing.*; give values='flipped', or a dict for several"
+    ):
+        summary(table[["id", "layer", "base", "flipped"]].assign(flipped=1.0), ["layer"])
     with pytest.raises(DataError, match="not finite"):
         summary(table.assign(base=np.inf), ["layer"], "base")
     assert summary(table[:0], ["layer"], "base").columns.tolist() == ["layer", "mean", "low", "high", "n"]

@@ -108,7 +108,9 @@ def test_parts_and_lenses_are_drawn(tiny: Any, one_image: Any, batch: Any) -> No
     over = gl.attribute(tiny, one_image, (30, 33), by="position").sel(layer=1, head=2).show()
     assert "attention, by source" in [axes.get_title(loc="left") for axes in over.axes]
     mean = gl.attribute(tiny, batch, (30, 33), by="head").show()
-    assert "mean of 3 positions" in mean._suptitle.get_text()
+    assert "mean of 3 examples" in mean._suptitle.get_text()
+    rows = gl.attribute(tiny, one_image, (30, 33), by="head", at="all")
+    assert f"mean of {len(rows.total)} positions" in rows.show()._suptitle.get_text()
     with pytest.raises(DataError, match=r"a picture is of one prompt, and here are 3: sel\(example=0\)"):
         gl.attribute(tiny, batch, (30, 33), by="position").show()
     top = gl.logit_lens(tiny, one_image, at="all")

@@ -18,7 +18,8 @@ gl.ablate("text", with_="projection", direction=direction)
 gl.edit(lambda rows, where: rows * where.position[:, None], at="image", site="rot_k")
 gl.drop("image - random_image:4", layer=2)
 gl.metrics.prob(3)
-gl.metrics.prob("dog")  # type: ignore[arg-type]
+gl.metrics.prob("dog")
+gl.metrics.prob(0.5)  # type: ignore[arg-type]
 
 gl.knockout(5, "image")  # type: ignore[arg-type]
 gl.knockout("text", object())  # type: ignore[arg-type]

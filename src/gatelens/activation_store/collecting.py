@@ -75,7 +75,7 @@ def collect(
     Args:
         data: a list of examples, or a data set (an object, or a name or folder as ``gl.data.load`` takes it).
         out: the folder. Other settings there are refused.
-        sites: of :mod:`gatelens.interventions.sites`, or ``"neuron"``; with heads a row is [n_heads, d_head].
+        sites: of :data:`gatelens.interventions.SITES`, or ``"neuron"``; with heads a row is [n_heads, d_head].
         layers: which blocks; None is all.
         at: selector of the positions, each of which is a row; ``image.mask(name)`` reads the example's own mask.
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, of what is kept.

@@ -149,13 +149,10 @@ def ablate(
 ) -> Ablate:
     """Replace the activations at ``at``.
 
-    ``with_="mean"`` is one vector per layer (one per head at ``q k v z``): the unweighted mean of this site's
-    activation over all (example, position) pairs that ``over`` selects among the prompt positions of the
-    whole batch, each pair counting once. It is taken in this run, after the edits of earlier layers and
-    of interventions earlier in the list; while decoding, the mean of the prompt pass is kept. With
-    ``reference`` it is taken from that cache instead, ``over`` being read in the cache's own prompts;
-    :func:`gatelens.sweep` asks for it over data. ``with_="projection"`` removes the component along ``direction``
-    u: ``x − (x·u)u/|u|²`` (of each head).
+    ``with_="mean"`` is one vector per layer (one per head at ``q k v z``): the unweighted mean of the activation over
+    all (example, position) pairs that ``over`` selects among the prompt positions of the batch. It is taken in this
+    run, after edits of earlier layers and of earlier interventions; while decoding, that of the prompt pass is kept.
+    A sweep over data needs ``reference``. ``"projection"`` removes the component along ``direction``, of each head.
 
     At ``site="pattern"`` rows of attention are replaced, unaffected by knockouts: ``"zero"`` (the row reads nothing),
     ``"uniform"`` (the same weight for every key it can read) or ``"random"`` (drawn evenly from all weights that sum to
@@ -163,11 +160,14 @@ def ablate(
 
     Args:
         at: selector of the positions to overwrite; at ``pattern`` of the rows (queries).
-        site, layers: see :mod:`gatelens.interventions.sites`; None is all blocks, or those of a dict of directions.
+        site: one of :data:`gatelens.interventions.SITES`, or ``pattern``.
+        layers: block numbers; None is all blocks, or those of a dict of directions.
         with_: one of the words above, ``"zero"``, or a tensor: ``[d_model]`` or ``[batch, d_model]``; at ``q k v
             z`` ``[d_head]``, ``[n_heads, d_head]`` or ``[batch, n_heads, d_head]``.
-        heads, seed: at sites with heads, only those; the seed is for ``"random"``.
-        over, reference: for ``"mean"``: selector of what is averaged, None is ``at``; the cache it is taken from.
+        heads: only these heads of each layer, at sites with heads; for others in each layer give one ``ablate`` each.
+        over: for ``"mean"``: selector of the positions that are averaged (of ``reference``); None is ``at``.
+        reference: for ``"mean"``: the cache of other prompts that is averaged; None is this run.
+        seed: for ``"random"``: what the pattern is drawn by.
         direction: for ``"projection"``: as in :func:`gatelens.steer`, of any length but 0.
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.
 

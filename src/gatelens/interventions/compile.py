@@ -82,7 +82,9 @@ def hooks(specs: Any, tokens: TokenMap, cfg: Any = None) -> list[HookPair]:
     They act as in ``model.run``; the ``.hooks()`` of each, put in one list, may not.
 
     Args:
-        specs, tokens, cfg: see :func:`compile_hooks`.
+        specs: an intervention, a list of them (nested lists are flattened), or None.
+        tokens: the roles of the prompts, ``inputs.tokens``.
+        cfg: the config of the model, ``model.cfg``: it says how many layers and heads there are.
 
     Raises:
         InterventionError: an intervention selects nothing or cannot act as written.

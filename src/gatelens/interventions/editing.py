@@ -75,7 +75,7 @@ def edit(
     Args:
         function: ``(rows, where)`` to rows. It must not depend on earlier calls.
         at: selector of the positions; at ``pattern`` of the rows (queries).
-        site: see :mod:`gatelens.interventions.sites`.
+        site: one of :data:`gatelens.interventions.SITES`, or ``rot_q``, ``rot_k``, ``pattern``, ``neuron``.
         layers: which blocks; None is all of them.
         heads: at sites with heads: only those, of all that the function returns.
         masks: pixel masks by the names that the selectors use in ``image.mask(name)``, as ``tokens.mask`` takes them.

@@ -182,8 +182,8 @@ def patch(
             batch) or of as many as the batch (row by row). It needs the site's hook points in its
             ``names_filter``. Or rows of a store: ``store.prompts(model, "e3")``.
         at: selector of the positions to overwrite.
-        site: see :mod:`gatelens.interventions.sites`; at ``pattern`` rows of attention are patched (queries), between
-            prompts of one length.
+        site: one of :data:`gatelens.interventions.SITES`, ``pattern`` or ``neuron``; at ``pattern`` rows of attention
+            are patched (queries), between prompts of one length.
         layers: which blocks; None is all of them.
         heads: at ``q``, ``z``, ``pattern`` (query heads), ``k``, ``v`` (key-value heads), ``neuron`` (hidden units):
             only those.

@@ -15,7 +15,8 @@ site            hook point of block l     what it is
 ``z``           ``attn.hook_z``           [batch, pos, head, d_head], each head's weighted values
 ==============  ========================  ==============================================================
 
-Inside attention there are three more, for :func:`gatelens.edit` and some forms of :func:`gatelens.ablate`:
+:func:`gatelens.patch`, ``steer``, ``ablate`` and ``edit`` all take these. There are four more inside attention and
+MLP, for :func:`gatelens.edit`, and ``pattern`` and ``neuron`` for some of the others:
 
 ===============  ========================  ==============================================================
 ``rot_q rot_k``  ``attn.hook_rot_q`` …     queries and keys as they are multiplied, after norms and rotation
@@ -62,7 +63,9 @@ Site: TypeAlias = Literal[
 """The type of ``site=``: one of :data:`SITES`. An activation is [batch, pos, d_model], or as the table says."""
 EditSite: TypeAlias = Site | Literal["rot_q", "rot_k", "pattern", "neuron"]
 SITES: tuple[str, ...] = get_args(Site)
-"""The sites that every edit of activations takes as ``site=``; the table above says what each is."""
+"""The sites that ``patch``, ``steer``, ``ablate`` and ``edit`` all take as ``site=``: those of the first table above.
+
+Those of the second table (``rot_q``, ``rot_k``, ``pattern``, ``neuron``) are for some of these verbs only."""
 INNER_SITES = ("rot_q", "rot_k", "pattern", "neuron")
 _INSIDE = {"attn_in": "attn.hook_in", "mlp_in": "mlp.hook_in", "neuron": "mlp.hook_post"}
 # the edited (example, position) pairs of a pass, and what was added to each

@@ -47,7 +47,7 @@ def steer(
         direction: ``[d_model]``, ``[batch, d_model]``, or one of these for each layer in a dict; at ``q k v
             z`` ``[d_head]`` or ``[n_heads, d_head]`` (with the batch in front, if one per example).
         at: selector of the positions.
-        site: see :mod:`gatelens.interventions.sites`.
+        site: one of :data:`gatelens.interventions.SITES`.
         layers: which blocks; None is all of them, or the keys of a dict of directions.
         scale: factor; with ``normalize`` it is the length of what is added, in units of the activation.
         normalize: divide the direction by its Euclidean norm (over the last dimension) first.

@@ -4,8 +4,9 @@ Each function makes a metric: a function of logits ``Float[batch, pos, d_vocab]`
 reads one position, by default the last (−1, as batches are padded on the left). Probabilities and log-probabilities
 (natural logarithm, nats) are computed in float32 or wider.
 
-Where :func:`gatelens.sweep` takes examples, a token may be a function of the example that gives a word (its first token
-after the prompt is meant) or a token id, as in ``logit_diff(lambda e: e.label, lambda e: e.meta["other"])``.
+Where :func:`gatelens.sweep` takes examples, a token may also be a word, of which the first token after the prompt is
+meant, or a function of the example that gives a word or an id: ``prob("circle")``, ``prob(lambda e: e.answers[0])`` for
+questions, ``logit_diff(lambda e: e.label, lambda e: e.meta["other"])``.
 
 >>> right, wrong = model.to_single_token("sunflower"), model.to_single_token("crown")
 >>> metric = gl.metrics.logit_diff(right, wrong)
@@ -28,8 +29,8 @@ from gatelens.measures.run_metrics import answer, of_cache, of_texts
 Metric: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, " batch"]]
 """Any function from logits, Float[batch, pos, d_vocab], to one number per example, Float[batch]."""
 OfExample: TypeAlias = Callable[[Any], str | int]
-TokenIds: TypeAlias = int | Sequence[int] | Int[Tensor, " batch"] | OfExample
-"""Tokens of a metric: one id for all examples, or one each; over data also a function of the example."""
+TokenIds: TypeAlias = int | str | Sequence[int] | Int[Tensor, " batch"] | OfExample
+"""Tokens of a metric: one id for all examples, or one each; over data also a word or a function of the example."""
 _Row: TypeAlias = Float[Tensor, "batch d_vocab"]
 _Ids: TypeAlias = Int[Tensor, " one_or_batch"]
 
@@ -43,7 +44,7 @@ def logit(target: TokenIds, pos: int = -1) -> Metric:
     """The logit of ``target``, one token for all examples or one each.
 
     Args:
-        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        target: a token id, or one for each example, Int[batch]; over data also a word or a function of the example.
         pos: the position that is read.
 
     Example:
@@ -58,7 +59,8 @@ def logit_diff(target: TokenIds, base: TokenIds, pos: int = -1) -> Metric:
     """Logit of ``target`` minus logit of ``base``; each one token for all examples or one each.
 
     Args:
-        target, base: a token id each, or one for each example, Int[batch]; over data also functions of the example.
+        target, base: a token id each, or one for each example, Int[batch]; over data also a word or a function of the
+            example.
         pos: the position that is read.
 
     Example:
@@ -77,7 +79,7 @@ def log_prob(target: TokenIds, pos: int = -1) -> Metric:
     """Log-probability of ``target`` in nats, at most 0.
 
     Args:
-        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        target: a token id, or one for each example, Int[batch]; over data also a word or a function of the example.
         pos: the position that is read.
 
     Example:
@@ -92,7 +94,7 @@ def prob(target: TokenIds, pos: int = -1) -> Metric:
     """Probability of ``target``, 0 to 1.
 
     Args:
-        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        target: a token id, or one for each example, Int[batch]; over data also a word or a function of the example.
         pos: the position that is read.
 
     Example:
@@ -107,7 +109,7 @@ def rank(target: TokenIds, pos: int = -1) -> Metric:
     """How many tokens have a higher logit than ``target``: 0 is the top.
 
     Args:
-        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        target: a token id, or one for each example, Int[batch]; over data also a word or a function of the example.
         pos: the position that is read.
 
     Example:
@@ -122,7 +124,7 @@ def top1(target: TokenIds, pos: int = -1) -> Metric:
     """1 where ``target`` is the most likely token, else 0 (a tie counts as 1); its mean is the accuracy.
 
     Args:
-        target: a token id, or one for each example, Int[batch]; over data also a function of the example.
+        target: a token id, or one for each example, Int[batch]; over data also a word or a function of the example.
         pos: the position that is read.
 
     Example:
@@ -211,10 +213,13 @@ def _of_tokens(
 ) -> Metric:
     """The metric that reads the logits of one position at some tokens.
 
-    Where a token is a function of the example, the metric has ``bind(examples, token_id)``, which gives the metric of
-    these examples; ``token_id(example, word)`` is the first token of a word after the example's prompt.
+    Where a token is a word or a function of the example, the metric has ``bind(examples, token_id)``, which gives the
+    metric of these examples; ``token_id(example, word)`` is the first token of a word after the example's prompt.
     """
-    given = {word: value if callable(value) else _ids(value, word) for word, value in tokens.items()}
+    given: dict[str, Any] = {}
+    for word, value in tokens.items():
+        of_example = _always(value) if isinstance(value, str) else value
+        given[word] = of_example if callable(of_example) else _ids(value, word)
     if not any(callable(value) for value in given.values()):
         return _metric(name, pos, lambda row: read(row, *given.values()))
 
@@ -226,13 +231,19 @@ def _of_tokens(
         return _of_tokens(name, pos, read, **ids)
 
     def unbound(_: Any) -> Any:
+        words = [value for value in tokens.values() if isinstance(value, str)]
+        or_id = f", or a token id for {words[0]!r:.60}, as of model.to_single_token" if words else ""
         raise GatelensError(
-            f"{name} asks each example for its tokens: give gl.sweep a data set or a list of examples"
+            f"{name} asks each example for its tokens: give gl.sweep a data set or a list of examples{or_id}"
         )
 
     unbound.__name__ = name
     unbound.bind, unbound.last_only = bind, pos == -1  # type: ignore[attr-defined]
     return unbound
+
+
+def _always(word: str) -> OfExample:
+    return lambda example: word
 
 
 def _named_ids(
@@ -287,8 +298,7 @@ def _ids(value: TokenIds, word: str) -> Int[Tensor, " one_or_batch"]:
         or not len(ids.view(-1))
     ):
         given = " ".join(f"{value!r:.60}".split())
-        word_for = ", e.g. model.to_single_token('cat')" if isinstance(value, str) else ""
-        raise GatelensError(f"{word}={given}: give a token id{word_for}, or one id for each example")
+        raise GatelensError(f"{word}={given}: give a token id, or one id for each example")
     return ids.reshape(-1).long()
 
 

@@ -220,8 +220,8 @@ def summary(
     Args:
         table: one row per unit, or several.
         by: columns that name a group, none for one mean of all; columns constant in a group may be named to be kept.
-        values: the column of numbers; or the name of each measure with its column, for a row per group and measure. Of
-            a table without ``score`` it is ``value``, as :func:`gatelens.sweep` names it.
+        values: the column of numbers; without ``score`` in the table it is ``value``, as of a sweep. Or several as
+            name and column, ``{"accuracy": "right", "surprise": "nats"}``, for a row per group and measure.
         unit: column(s) that name what is drawn again (an example, a picture, a pair); None when every row is one. Of a
             table without ``id`` it is ``example``, as of a sweep.
         bounds: the minimum and maximum of a value (:func:`mean_interval`), None for probabilities, logits or nats; of
@@ -246,7 +246,7 @@ def summary(
     measures = {"": values} if isinstance(values, str) else dict(values)
     by = [by] if isinstance(by, str) else list(by)
     keys = [unit] if isinstance(unit, str) else list(unit or ())
-    _check_has(table, [*by, *keys, *measures.values()], "summary")
+    _check_summary(table, [*by, *keys], [*measures.values()])
     rows: list[tuple[Any, ...]] = []
     for group, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         for name, column in measures.items():
@@ -342,10 +342,18 @@ def _of_a_sweep(table: pd.DataFrame, default: str, given: Any, instead: str) -> 
     return instead if given == default and default not in table and instead in table else given
 
 
-def _check_has(table: pd.DataFrame, columns: Sequence[str], who: str) -> None:
+def _check_summary(table: pd.DataFrame, groups: Sequence[str], values: Sequence[str]) -> None:
+    _check_has(table, groups, "summary")
+    numeric = [name for name in table.select_dtypes("number") if name not in groups]
+    write = f"; give values={numeric[-1]!r}, or a dict for several" if numeric else ""
+    _check_has(table, values, "summary", write)
+
+
+def _check_has(table: pd.DataFrame, columns: Sequence[str], who: str, write: str = "") -> None:
     lacking = [name for name in columns if name not in table.columns]
     if lacking:
-        raise DataError(f"{who}: column {lacking[0]!r} is missing; the table has {', '.join(table.columns)}")
+        there = ", ".join(map(str, table.columns))
+        raise DataError(f"{who}: column {lacking[0]!r} is missing; the table has {there}{write}")
 
 
 def _check_level(level: float, who: str) -> None:

@@ -145,7 +145,7 @@ def value_figure(
         if panels and panels.texts and not panels.worded:
             title = f"{title} (tokens are too small for their words)".strip()
         heading = wrapped(title, across) if title else ""
-        gap = 0.1 if heading and (panels or bars) else 0.0
+        gap = 0.2 if heading and (panels or bars) else 0.0
         down = sum(height for _, height in sizes) + 0.22 * (heading.count("\n") + 1 if heading else 0) + gap
         figure = NotebookFigure(figsize=(across, down), layout="constrained")
         if heading:
@@ -289,7 +289,8 @@ def _upper(
     p: Palette,
 ) -> None:
     rows, columns, inches = (1, 0, 0.0) if panels is None else _layout(panels)
-    ratios = [1.0] * columns + ([1.3] if bars else [])
+    apart = [0.12] if panels and bars else []  # keeps the label of the scale off the names of the bars
+    ratios = [1.0] * columns + apart + ([1.3] if bars else [])
     places = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
     if panels is not None:
         n = 1 + len(panels.panels)

@@ -35,9 +35,23 @@ COORDINATES = ("part", "kind", "layer", "head", "neuron", "position")
 class Attribution(LabelledTensor):
     """Float[row, part]: what each part adds to the target's logit, or logit difference, at each row (a position).
 
-    Columns of ``.table``: the row's ``example``, ``at``, ``at_token``; ``part``, ``kind``, ``layer``, ``head`` or
-    ``neuron``; by position also ``position``, its ``role`` and place; ``value``. ``show()`` draws the mean of several
-    rows; by position it draws one prompt: ``parts.sel(example=0).show()``.
+    ``show()`` draws the mean of several rows; by position it draws one prompt: ``parts.sel(example=0).show()``.
+
+    Columns of ``.table``, one row per row and part:
+
+    =========================  ========================================================================================
+    column                     what it is
+    =========================  ========================================================================================
+    ``example, at, at_token``  the row: its prompt, position and token
+    ``part``                   the name, such as ``L5 mlp``, ``L1H0``, or ``L1H0 from 66`` (what it reads at 66)
+    ``kind``                   ``embedding``, ``attention``, ``mlp``, ``layer``, ``head``, ``neuron``; ``source``, what
+                               a head reads at one position; ``bias``; ``features``, those added between layers
+    ``layer, head, neuron``    numbers, ``<NA>`` where the part has none
+    ``position``               by position: the source position, of kind ``source`` only
+    ``role, row, col, …``      by position: role and place of the source position; NaN for every other kind (embedding,
+                               MLPs, biases). Left out where prompts in a batch have them at different positions
+    ``value``                  what the part adds
+    =========================  ========================================================================================
 
     Attributes:
         total: Float[row], the sum of all parts.

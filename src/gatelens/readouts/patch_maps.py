@@ -81,18 +81,18 @@ def patch_map(
             ``kl``, ``similarity`` to the clean run; one of ``gl.metrics``; a function of logits or ``(logits, pair)``.
         over: the axes, of ``layer``, ``pos``, ``role``, ``head``, ``neuron``, ``site``, ``source_layer``. Without an
             axis they are patched together: all ``layers``, all positions of ``at``, all ``heads``.
-        site: see :mod:`gatelens.interventions.sites`; with an axis ``site`` several. None is ``resid_pre``; ``z`` with
-            an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
+        site: one of :data:`gatelens.interventions.SITES`; with an axis ``site`` several. None is ``resid_pre``;
+            ``z`` with an axis of heads; resid_pre, attn_out and mlp_out with one of sites.
         direction: ``denoising`` patches the clean run's activations into the corrupt run, ``noising`` the reverse.
         at: positions of the patched prompt, None is all; a dict of selectors names the groups of an axis ``role``.
             ``image.mask(object)`` is the pair's object, ``image.mask(changed)`` where its pictures differ.
-        layers, heads, neurons: which; None is all. Of neurons also ranges, a cell each (None: 32 of them).
+        layers, heads, neurons: which; None is all. Of neurons also ranges, a cell each; there None is 32 ranges.
         window: how many of ``layers`` a cell patches, from its own on.
-        source_layer, source: the layer, the model that activations come from; None is the one that is patched.
+        source_layer, source: the layer and the model that activations come from; None is where they are patched.
         out, progress, workers, ray: as in :func:`gatelens.sweep`; the folder gets the map as ``patch_map.parquet``.
 
     Raises:
-        InputError, OutputError: see :mod:`gatelens.readouts.patch_maps`; ``out`` holds a map with other settings.
+        InputError, OutputError: an argument that does not fit; ``out`` holds a map with other settings.
 
     Example:
         >>> gl.patch_map(model, pairs, over=("layer", "role"), layers=[0, 2], progress=False)

@@ -123,7 +123,8 @@ def _attribution(
 ) -> Figure:
     rows = table[["example", "at"]].drop_duplicates()
     title = title or f"{style['unit']} {signed(table['value'].sum() / len(rows))}, the sum of these parts"
-    title += f" (mean of {len(rows)} positions)" if len(rows) > 1 else ""
+    several = "positions" if rows["example"].duplicated().any() else "examples"
+    title += f" (mean of {len(rows)} {several})" if len(rows) > 1 else ""
     table = table.assign(value=table["value"] / len(rows))
     style = {**style, "signed": True, "title": title}
     if "neuron" in table and (table["kind"] == "neuron").any():

@@ -1,23 +1,14 @@
 """``gl.circuit``: a small set of nodes or edges that carries a share of a metric, found by exact runs.
 
-m(C) is the metric of the clean prompt with all that is outside the circuit C patched from the corrupt run: a dropped
-node (a head, an attention block, an MLP) writes what it writes there; of a dropped edge, the receiver reads what the
-sender writes there (Conmy et al. 2023, arXiv 2304.14997). M is all parts, ∅ none; m is the mean over pairs.
+:func:`circuit` says what faithfulness and completeness are.
 
-- faithfulness(C) = (m(C) − m(∅)) / (m(M) − m(∅)): 1 is what the model does (Hanna et al. 2024, arXiv 2403.17806;
-  Mueller et al. 2025, arXiv 2504.13151).
-- completeness(C) = 1 − faithfulness(M ∖ C): what is lost when the circuit alone is corrupt (the criterion of Wang et
-  al. 2022, arXiv 2211.00593, for the whole circuit). Low where parts outside stand in for it.
-
-What is found: parts are ordered by the size of their score, largest first. Prefixes of 0, 1, 2, 5, 10, … parts are run;
+The search: parts are ordered by the size of their score, largest first. Prefixes of 0, 1, 2, 5, 10, … parts are run;
 below the first that reaches the share, a bisection finds a prefix that reaches it while the one with a part fewer does
 not. Of that prefix parts are taken out, lowest score first, as long as the rest reaches the share, until none can go.
 So the circuit reaches the share, and without any one of its parts it does not (column ``without``).
 
-Not promised: that no smaller circuit reaches the share, as another order may lead to one; that no shorter prefix does,
-as faithfulness may rise and fall between the sizes that were run; that faithfulness is at most 1. Where parts stand in
-for each other, only as many stay as the share needs. What belongs to no part is always clean: in circuits of nodes the
-embedding, and what no cell of the maps patches.
+No shorter prefix is promised either, as faithfulness may rise and fall between the sizes that were run. Where parts
+stand in for each other, only as many stay as the share needs, and completeness is low.
 """
 
 from __future__ import annotations
@@ -69,12 +60,16 @@ def circuit(
 ) -> Circuit:
     """A small circuit: the nodes or edges that carry a share of a metric while all others are as in the corrupt run.
 
-    Exact runs decide; for what faithfulness is, what is found and what is not guaranteed, see
-    :mod:`gatelens.readouts.circuits.circuit`.
+    m(C) is the metric of the clean prompt, a mean over pairs, where everything outside the circuit C writes what it
+    writes in the corrupt run (Conmy et al., arXiv 2304.14997). M is all parts, ∅ none. Faithfulness is
+    (m(C) − m(∅)) / (m(M) − m(∅)): 1 is what the whole model does, 0 what the corrupt run does (Hanna et al., arXiv
+    2403.17806). Completeness is 1 − faithfulness of M without C (after Wang et al., arXiv 2211.00593).
+
+    Exact runs add parts by size of score until ``share`` is reached, then take out what is not needed. Not guaranteed:
+    that no smaller circuit reaches it, or a faithfulness of at most 1. The embedding is clean in circuits of nodes.
 
     Args:
-        pairs: as in :func:`gatelens.patch_map`; both prompts of a pair have the same positions.
-        metric, chat: as there.
+        pairs, metric, chat: as in :func:`gatelens.patch_map`; both prompts of a pair have the same positions.
         scores: ``eap-ig`` or ``eap`` for edges, from the embedding, heads and MLPs to queries, keys, values, MLPs and
             logits; ``atp``, ``atp*`` or ``ig`` for heads and MLPs; or an edge map, or one or several maps of ``z``,
             ``attn_out``, ``mlp_out`` (exact ones too), whose cells are the nodes.

@@ -95,7 +95,11 @@ class Circuit(LabelledTensor):
 
     @property
     def faithfulness(self) -> float:
-        """(m(C) − m(∅)) / (m(M) − m(∅)); see :mod:`gatelens.readouts.circuits.circuit`."""
+        """(m(C) − m(∅)) / (m(M) − m(∅)): the share of the metric that the circuit alone recovers.
+
+        m is the mean over pairs of the metric of the clean prompt; outside the circuit C, of nothing (∅) or of all
+        parts (M), everything is as in the corrupt run. Its interval is in ``curves``. See :func:`gatelens.circuit`.
+        """
         return self._of_circuit("faithfulness")
 
     @property
@@ -108,7 +112,11 @@ class Circuit(LabelledTensor):
         return float(self.curves["mean"][row].iloc[0])
 
     def show(self, title: str = "", image: int = 0, dark: bool = False) -> Figure:
-        """The circuit as a graph, layer by layer from the embedding up to the logits; widths are sizes of scores."""
+        """The circuit as a graph, layer by layer from the embedding up to the logits.
+
+        The thicker a frame (of a node) or an arrow, the larger the size of its score. Frames of heads and attention
+        are blue, of MLPs green, of the embedding and logits grey.
+        """
         return circuit_graph(self.table, self.kind, title or self._heading(), group=self.group, dark=dark)
 
     def show_curves(self, title: str = "", dark: bool = False) -> Figure:

@@ -59,20 +59,20 @@ def heads_table(
 ) -> HeadsTable:
     """A row for every head of the decoder, each column a mean over examples with a 95 % interval (``_low, _high``).
 
-    :class:`HeadsTable` says what the columns are.
-
     Args:
         data: a data set, its name or folder, a list of examples, or pairs.
-        parts: which; None is all that the data allow (``localisation`` needs masks) except ``regression``. An example
-            costs ``knockout`` a run for each head, ``regression`` one for each subset, the others a run or two. What
-            runs share before ``ablate_at`` is computed once: the picture's positions at ``"gate | text"``.
-        n, task, seed: how many examples of a data set, which and by what they are drawn.
+        parts: groups of columns (:class:`HeadsTable`); None is all that the data allow except ``regression``. An
+            example costs ``knockout`` a run per head, ``regression`` one per subset, the others a run or two.
+        n, task, seed: how many examples of a data set, of which task; what they (and the subsets) are drawn by.
         queries: the rows whose attention is looked at.
-        ablate_at, ablate_with: where ``z`` is replaced; by ``zero``, or its ``mean`` over all these positions.
-        subsets, fraction: of the regression: how many (None: 4 × heads, 64 at least); share left out in each.
-        ridge: the penalty of the regression; 0 is least squares.
-        ov_of, top: the positions whose values are written, and how many tokens to give of each head.
-        out, workers, ray: as in :func:`gatelens.sweep`; the folder gets the table as ``heads_table.parquet``.
+        ablate_at: of ``knockout`` and ``regression``: the positions where a head's output ``z`` is replaced.
+        ablate_with: by what: ``zero``, or the ``mean`` of ``z`` over these positions of all examples.
+        subsets: of the regression: how many subsets of heads; None is 4 × heads, 64 at least.
+        fraction: of the regression: the share of heads left out in each.
+        ridge: of the regression: its penalty; 0 is least squares.
+        ov_of: of ``vocabulary``: the positions whose mean value goes through the OV circuit.
+        top: of ``vocabulary``: how many tokens of each head.
+        out, progress, workers, ray: as in :func:`gatelens.sweep`; the folder gets ``heads_table.parquet``.
 
     Raises:
         GatelensError: an unknown part, no examples, no masks, or another invalid argument.
