@@ -49,19 +49,11 @@ for example in tqdm(data.examples("vqa", limit=args.n) + data.examples("caption"
         scores.append(table.assign(task=example.task, layer=layer))
 
 spread, scores = pd.DataFrame(spread), pd.concat(scores)
-print(
-    spread.groupby(["tokens", "layer"]).value.mean().unstack().round(2).to_string(),
-    "\nentropy leaving each layer",
-)
+entropies = spread.groupby(["tokens", "layer"]).value.mean().unstack()
+print(entropies.round(2).to_string(), "\nentropy leaving each layer")
 means = scores.groupby(["task", "image tokens", "layer"]).value.mean().unstack()
 print(means.round(2).to_string(), "\nshare of the words kept, image tokens held or removed from a layer on")
 save(curves(scores, "image tokens", "words kept", columns="task", xlabel="from layer"), args)
-save(
-    curves(spread, "tokens", "matrix entropy (share of its maximum)", xlabel="leaving layer"),
-    args,
-    "_entropy",
-)
+save(curves(spread, "tokens", "entropy (share of its maximum)", xlabel="leaving layer"), args, "_entropy")
 said = [f"{share:.0%} of {task} with them {how}" for (task, how), share in means.mean(axis=1).items()]
-print(
-    "Reading: where image tokens are no longer processed, these words are kept:", ", ".join(said), end=".\n"
-)
+print("Reading: where image tokens are no longer processed, words kept:", ", ".join(said), end=".\n")
