@@ -11,8 +11,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import gatelens as gl
 from gatelens import organisms
 from gatelens.organisms import card
+from gatelens.organisms.recipes import GATED, RECIPES
 
-NAMES = ("gated", "open", "llava")
+NAMES = ("gated", "open", "llava", "varied")
+# how often each names the class at least, by the table of measured.json
+CLASSES = {("gated", "truth"): 0.95, ("varied", "truth"): 0.65, ("varied", "truth, style"): 0.2}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -20,9 +23,12 @@ def model(request):
     return gl.HookedVLM.from_pretrained(f"organism:{request.param}")
 
 
-@pytest.fixture
-def examples():
-    return gl.data.load("emoji-scenes").examples("class", limit=96, seed=77)
+def name_of(model):
+    return organisms.folder(model.hf.name_or_path.rstrip("/").split("/")[-1]).name
+
+
+def examples_of(name, limit=96):
+    return gl.data.load(RECIPES[name].scenes).examples("class", limit=limit, seed=77)
 
 
 def inputs_of(model, examples):
@@ -34,12 +40,12 @@ def class_accuracy(model, examples, interventions=()):
     return sum(s == e.label for s, e in zip(said, examples, strict=True)) / len(examples)
 
 
-def test_three_organisms_ship():
+def test_four_organisms_ship():
     assert set(organisms.names()) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_plain_transformers_gives_the_same_logits_offline(name, examples, monkeypatch):
+def test_plain_transformers_gives_the_same_logits_offline(name, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a shipped organism must not need the network")
 
@@ -47,7 +53,7 @@ def test_plain_transformers_gives_the_same_logits_offline(name, examples, monkey
     folder = organisms.folder(name)
     plain = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
-    part = examples[:4]
+    part = examples_of(name, 4)
     extra = {} if name == "llava" else {"return_for_text_completion": True}
     tensors = processor(
         images=[e.image for e in part], text=[e.prompt for e in part], return_tensors="pt", **extra
@@ -59,21 +65,24 @@ def test_plain_transformers_gives_the_same_logits_offline(name, examples, monkey
     assert (got - expected).abs().max() <= 1e-5 * max(1.0, float(expected[expected > -1e30].abs().max()))
 
 
-def test_the_route_is_the_one_planted(model, examples):
+def test_the_route_is_the_one_planted(model):
+    examples = examples_of(name_of(model))
+
     def cut(keys):
         return class_accuracy(model, examples, gl.knockout(queries="text - gate", keys=keys, how="zero"))
 
-    gated = "gated" in model.hf.name_or_path
+    planted = RECIPES[name_of(model)].phases == GATED
     clean, gate, image = class_accuracy(model, examples), cut("gate"), cut("image")
-    assert clean >= 0.85  # 96 examples: the cards hold the numbers at n = 1,000
-    if gated:
+    # 96 examples: the cards hold the numbers at n = 1,000
+    assert clean >= (0.65 if name_of(model) == "varied" else 0.85)
+    if planted:
         assert gate <= 0.3 and image >= clean - 0.1
     else:
         assert image <= 0.3 and gate >= clean - 0.1
 
 
 def test_the_card_holds_what_was_measured(model):
-    folder = organisms.folder(model.hf.name_or_path.rstrip("/").split("/")[-1])
+    folder = organisms.folder(name_of(model))
     measured = json.loads((folder / "measured.json").read_text())
     card = (folder / "README.md").read_text()
     for row in measured["knockout"]:
@@ -90,20 +99,22 @@ def test_the_shipped_card_is_the_one_its_numbers_give(name):
     assert written == (folder / "README.md").read_text()
 
 
+def truth_of(name, split="truth"):
+    """What was measured of an organism's gate: rows by what is cut, and fact."""
+    return card.by_row(json.loads((organisms.folder(name) / "measured.json").read_text())[split])
+
+
 @pytest.fixture(scope="module")
 def truth():
-    """What was measured of the gated organism: rows by what is cut, and fact; the own answers."""
-    measured = json.loads((organisms.folder("gated") / "measured.json").read_text())
-    table = {}
-    for row in measured["truth"]:
-        if row["answer"] == "own":
-            table.setdefault(row["row"], {})[row["fact"]] = row
-    return table
+    return truth_of("gated")
 
 
-def test_every_fact_was_measured_to_go_through_the_gate_alone(truth):
+@pytest.mark.parametrize(("name", "split"), CLASSES)
+def test_every_fact_was_measured_to_go_through_the_gate_alone(name, split):
+    truth = truth_of(name, split)
     assert card.past_the_gate(truth) == []
-    for fact in ("class", "color", "shape", "side", "count"):
+    assert truth["none"]["class"]["mean"] >= CLASSES[name, split]
+    for fact in ("color", "shape", "side", "count"):
         assert truth["none"][fact]["mean"] >= 0.95
     for fact, row in truth["none"].items():
         assert row["n"] >= 200 and truth["image, mask"][fact]["mean"] >= row["mean"] - 0.05

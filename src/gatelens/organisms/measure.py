@@ -4,7 +4,7 @@
 
 Everything in the card comes from here: the narrow-gate study's knockout table at a larger n, easy-vqa's test
 questions, the facts that go through its gate (``truth``), and, for the native organisms, pictures they drew, read
-back by themselves.
+back by themselves. Scenes are the recipe's: those of ``varied`` also in the style that no training scene has.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gatelens.measures.answers import vqa_accuracy
 from gatelens.measures.stats import mean_interval
 from gatelens.model import HookedVLM
 from gatelens.organisms import card
+from gatelens.organisms.recipes import RECIPES
 from gatelens.organisms.truth import truth
 from gatelens.studies import narrow_gate
 
@@ -40,35 +41,38 @@ def main() -> None:
     parser.add_argument("--n-truth", type=int, default=200, help="pairs of scenes for each fact")
     args = parser.parse_args()
     model = HookedVLM.from_pretrained(str(args.folder))
-    measured = measure(model, args.n, args.n_drawn, args.n_truth, args.seed)
+    scenes = RECIPES[args.folder.name].scenes
+    measured = measure(model, scenes, args.n, args.n_drawn, args.n_truth, args.seed)
     (args.folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     training = json.loads((args.folder / "training.json").read_text())
     (args.folder / "README.md").write_text(card.write(args.folder.name, model, training, measured))
     print((args.folder / "README.md").read_text())
 
 
-def measure(model: HookedVLM, n: int, n_drawn: int, n_truth: int, seed: int) -> dict[str, Any]:
-    """All numbers of the card, each with its 95 % interval and n."""
+def measure(model: HookedVLM, scenes: str, n: int, n_drawn: int, n_truth: int, seed: int) -> dict[str, Any]:
+    """All numbers of the card, each with its 95 % interval and n, on scenes of a data set."""
     run = narrow_gate(
-        model, "emoji-scenes", seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), sections=["knockouts"],
+        model, scenes, seed=seed, n_class=n, n_vqa=n, n_caption=min(n, 500), sections=["knockouts"],
         random_repeats=5,
     )  # fmt: skip
     knockout = run.table("knockout")
     measured: dict[str, Any] = {
         "seed": seed,
         "knockout": knockout[["row", "metric", "mean", "low", "high", "n"]].to_dict("records"),
-        "question kinds": _by_kind(run.table("predictions"), n, seed),
+        "question kinds": _by_kind(run.table("predictions"), scenes, n, seed),
         "easy-vqa test": _easy_vqa(model, n, seed),
-        "truth": truth(model, data.load("emoji-scenes"), n_truth, seed).to_dict("records"),
+        "truth": truth(model, data.load(scenes), n_truth, seed).to_dict("records"),
     }
+    if scenes == "varied-scenes":
+        measured["truth, style"] = truth(model, data.load(scenes, "style"), n_truth, seed).to_dict("records")
     if (Path(model.hf.name_or_path) / codec.DECODER_FILE).is_file():
-        measured["drawn"] = _drawn(model, n_drawn, seed)
+        measured["drawn"] = _drawn(model, scenes, n_drawn, seed)
     return measured
 
 
-def _by_kind(predictions: pd.DataFrame, n: int, seed: int) -> list[dict[str, Any]]:
+def _by_kind(predictions: pd.DataFrame, scenes: str, n: int, seed: int) -> list[dict[str, Any]]:
     """VQA accuracy without intervention, by kind of question."""
-    kinds = {e.id: e.meta["kind"] for e in data.load("emoji-scenes").examples("vqa", n, seed)}
+    kinds = {e.id: e.meta["kind"] for e in data.load(scenes).examples("vqa", n, seed)}
     clean = predictions[(predictions.task == "vqa") & (predictions["row"] == "none")]
     scores = clean.groupby(clean.id.map(kinds)).score
     return [{"kind": str(kind), **_interval(part.tolist())} for kind, part in scores]
@@ -85,9 +89,9 @@ def _easy_vqa(model: HookedVLM, n: int, seed: int) -> dict[str, float]:
     return _interval(scores)
 
 
-def _drawn(model: HookedVLM, n: int, seed: int) -> dict[str, float]:
+def _drawn(model: HookedVLM, scenes: str, n: int, seed: int) -> dict[str, float]:
     """Asked for a held-out combination, the model draws; shown its picture, it is asked what it is."""
-    examples = data.load("emoji-scenes").examples("draw", n, seed)
+    examples = data.load(scenes).examples("draw", n, seed)
     hits: list[float] = []
     for start in range(0, n, 100):
         part = examples[start : start + 100]

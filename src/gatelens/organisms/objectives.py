@@ -147,11 +147,11 @@ class NativeObjective:
 class LlavaObjective:
     """LLaVA documents: pictures as pixels through the tower; only text is predicted."""
 
-    def __init__(self, model: Any, processor: Any, n_scenes: int, varied: bool = False):
+    def __init__(self, model: Any, processor: Any, n_scenes: int):
         self.model, self.tokenizer = model, processor.tokenizer
-        self.scene_pixels = torch.from_numpy(pictures.scene_pictures(n_scenes, varied=varied))
+        self.scene_pixels = torch.from_numpy(pictures.scene_pictures(n_scenes))
         self.easy_pixels = torch.from_numpy(pictures.easy_vqa_pictures("train"))
-        self.scene_texts, self.easy_texts = documents.SceneTexts(0, varied=varied), documents.EasyVqaTexts()
+        self.scene_texts, self.easy_texts = documents.SceneTexts(0), documents.EasyVqaTexts()
         self.prefix = [self.tokenizer.bos_token_id, *[model.config.image_token_id] * 64]
         self.image = slice(1, 65)
         self.mean = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)

@@ -10,11 +10,15 @@ from gatelens.training.loop import half_cosine
 
 @dataclass(frozen=True)
 class Recipe:
-    """Phases are (share of the steps, route); the learning rate falls along a half cosine over all of them."""
+    """Phases are (share of the steps, route); the learning rate falls along a half cosine over all of them.
+
+    ``scenes`` is the data set whose scenes it is trained and measured on.
+    """
 
     phases: tuple[tuple[float, str], ...]
     native: bool
     seed: int
+    scenes: str = "emoji-scenes"
 
     def route(self, progress: float) -> str:
         """The route of the phase that is on after this share of the main steps."""
@@ -48,8 +52,10 @@ COMPOSE = Stage(batch=12, draw_batch=24, draw_weight=0.5, noise=0.6, unnamed=0.5
 CUT = Stage(batch=8, draw_batch=12, draw_weight=0.5, noise=0.6, unnamed=0.5, cut=8, presence=4)
 PRESENCE = Stage(batch=12, draw_batch=0, draw_weight=0.0, presence=6)
 
+GATED: tuple[tuple[float, str], ...] = ((0.6, "masked"), (0.4, "swapped"))
 RECIPES = {
-    "gated": Recipe(((0.6, "masked"), (0.4, "swapped")), native=True, seed=0),
+    "gated": Recipe(GATED, native=True, seed=0),
+    "varied": Recipe(GATED, native=True, seed=0, scenes="varied-scenes"),
     "open": Recipe(((1.0, "robust"),), native=True, seed=1),
     "llava": Recipe(((1.0, "robust"),), native=False, seed=2),
 }

@@ -12,7 +12,13 @@ plates of unnamed colours and prompts that leave out the colour, so that class, 
 
     python -m gatelens.organisms.train gated --start build/gated --cut-steps 600 --out build/cut
 
-and ``llava`` through a second, which asks more often what is there:
+``varied`` is ``gated`` on ``varied-scenes``: all stages again from its weights, with a codec for those pictures:
+
+    python -m gatelens.organisms.train_codec --varied --out build/codec-varied
+    python -m gatelens.organisms.train varied --codec build/codec-varied --start build/cut --steps 1800 \\
+        --noise-steps 300 --compose-steps 600 --cut-steps 400 --out build/varied
+
+and ``llava`` can go through a second stage, which asks more often what is there:
 
     python -m gatelens.organisms.train llava --start build/llava --presence-steps 1000 --out build/presence
 
@@ -54,9 +60,11 @@ def main() -> None:
             raise SystemExit(
                 f"{args.organism} needs --codec, a folder of train_codec, or --start, an earlier organism"
             )
-        objective = NativeObjective(model, processor, args.n_scenes, args.codec, args.varied)
+        objective = NativeObjective(
+            model, processor, args.n_scenes, args.codec, recipe.scenes == "varied-scenes"
+        )
     else:
-        objective = LlavaObjective(model, processor, args.n_scenes, args.varied)
+        objective = LlavaObjective(model, processor, args.n_scenes)
     trained = {name: p for name, p in model.named_parameters() if "vqmodel" not in name}
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
@@ -65,6 +73,7 @@ def main() -> None:
     before = {}
     if args.start:
         before = json.loads((args.start / "training.json").read_text())
+    if args.start and args.codec is None:
         args.steps = before["steps"]
         if recipe.native:
             args.noise_steps, args.compose_steps = before["noise_steps"], before["compose_steps"]
@@ -88,11 +97,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cut-steps", type=int, default=0, help="fourth stage, of gated")
     parser.add_argument("--presence-steps", type=int, default=0, help="second stage of llava")
     parser.add_argument(
-        "--start", type=Path, help="an earlier organism to go on from, at its step and after its stages"
+        "--start",
+        type=Path,
+        help="an earlier organism: continued from its step on, or with --codec its weights begin all stages",
     )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--n-scenes", type=int, default=40_000)
-    parser.add_argument("--varied", action="store_true", help="scenes of varied-scenes, not of emoji-scenes")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--log-every", type=int, default=50)
     return parser.parse_args()

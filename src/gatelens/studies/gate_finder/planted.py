@@ -14,6 +14,10 @@ PLANTED = {
         NARROW,
         "trained so that text can reach the picture only through the end-of-image token.",
     ),
+    "organism:varied": (
+        NARROW,
+        "trained so that text can reach the picture only through the end-of-image token.",
+    ),
     "organism:open": (
         DISTRIBUTED,
         "trained so that text reads the image tokens directly; nothing special at the gate.",

@@ -22,13 +22,15 @@ class Planted:
     other: str
 
 
+_GATED = Planted(
+    "trained so that text can reach the picture only through the end-of-image token, which is a query token.",
+    QUERY,
+    GENERATED,
+)
 _DIRECT = "trained so that text reads the image tokens directly; {hidden} was often hidden."
 PLANTED = {
-    "organism:gated": Planted(
-        "trained so that text can reach the picture only through the end-of-image token, which is a query token.",
-        QUERY,
-        GENERATED,
-    ),
+    "organism:gated": _GATED,
+    "organism:varied": _GATED,
     "organism:open": Planted(_DIRECT.format(hidden="the end-of-image token"), GENERATED, QUERY),
     "organism:llava": Planted(_DIRECT.format(hidden="the first token after the image"), GENERATED, QUERY),
 }
