@@ -26,7 +26,8 @@ def options(doc: str, model: str, n: int, data: str = "emoji-scenes") -> argpars
     parser.add_argument("--out", type=Path, default=Path("papers"), help="folder for the figure")
     parser.add_argument("--device", help="cuda, mps, cpu")
     parser.add_argument("--dtype", help="bfloat16, float16, float32")
-    args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has the defaults
+    in_notebook = Path(sys.argv[0]).stem.endswith("kernel_launcher")  # its arguments are Jupyter's
+    args = parser.parse_args([] if in_notebook else None)
     args.load = {"device": args.device, "dtype": args.dtype}
     return args
 

@@ -22,7 +22,7 @@ def organism_names() -> list[str]:
 
     Example:
         >>> gl.organisms.names()
-        ['gated', 'llava', 'open']
+        ['gated', 'llava', 'open', 'varied']
     """
     return sorted(config.parent.name for config in _WEIGHTS.glob("*/config.json"))
 

@@ -173,7 +173,7 @@ def test_an_answer_that_became_shorter_is_looked_at_where_it_ends(explorer: Expl
     told = explorer.run(state(look_at=400))
     assert [one["word"] for one in told["written"]] == ["cactus", "</s>"]
     assert told["attention"]["position"] == told["written"][-1]["row"] == 70
-    assert told["attention"]["note"].startswith("position 400 is not there")
+    assert told["attention"]["note"].startswith("position 400 does not exist")
     assert explorer.run(state(look_at=70))["attention"]["note"] == ""
 
 

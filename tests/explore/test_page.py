@@ -311,7 +311,7 @@ def test_the_answer_says_where_it_looked(page: Any, explorer: Explorer) -> None:
         assert page.inner_text("#map-note").endswith(f"mean of its heads: {percent(seen[row])}.")
         assert page.locator("#tokens [aria-pressed='true']").count() == (number == 0)
     page.evaluate("location.hash += '&look_at=400'")
-    page.wait_for_selector("#look-note:has-text('position 400 is not there')")
+    page.wait_for_selector("#look-note:has-text('position 400 does not exist')")
 
 
 def test_cells_with_nothing_to_cut_cannot_be_switched_on(page: Any) -> None:

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_named(family: Any) -> None:
         model.inputs(**tensors | {"pixel_values": tensors["pixel_values"][:-1]})
     between = model.layout.boi_ids | model.layout.eoi_ids | {model.tokenizer.convert_tokens_to_ids("and")}
     touching = torch.tensor([[i for i in tensors["input_ids"][0].tolist() if i not in between]])
-    with pytest.raises(InputError, match=r"2 picture\(s\) stand in 1 place"):
+    with pytest.raises(InputError, match=r"2 picture\(s\) are in 1 place"):
         model.inputs(**tensors | {"input_ids": touching})
     with pytest.raises(InputError, match="video is not supported"):
         model.inputs(**tensors, pixel_values_videos=tensors["pixel_values"])

@@ -4,7 +4,7 @@ Their folders are in ``weights/``, each with its card. The recipes, readable top
 ``train`` (with ``recipes`` and ``objectives``), ``measure`` and ``truth``; ``draw`` lets a native organism draw.
 
 >>> gl.organisms.names()
-['gated', 'llava', 'open']
+['gated', 'llava', 'open', 'varied']
 """
 
 from __future__ import annotations
