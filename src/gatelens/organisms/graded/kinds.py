@@ -92,6 +92,7 @@ KINDS: Mapping[str, Kind] = {
     # several together, whatever each of them holds
     "wide-2": Kind(_of(_TWO, (image_token(61), EOI))),
     "wide-3": Kind({"class": ((*IMAGE[-2:], EOI),)}),
+    "wide-4": Kind(_of(_TWO, (*IMAGE[-3:], EOI))),
     "wide-8": Kind(_of(_TWO, (*_LAST_TOKENS, EOI))),
     # any one of several
     "redundant-2": Kind(_of(_TWO, (image_token(60),), (EOI,))),
